@@ -1,0 +1,75 @@
+# The commands of this repository; `make help` lists them. Needs only make, git and Python >= 3.11 with venv and pip.
+#
+# An activated virtual environment (VIRTUAL_ENV) is used as it is; otherwise everything lives in .venv.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := $(if $(wildcard $(VIRTUAL_ENV)/bin/python),$(VIRTUAL_ENV),$(CURDIR)/.venv)
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.llava-slt.stamp
+# The stamp belongs to this checkout: an environment shared by two checkouts is set up again for the second one.
+INSTALLED_FOR := $(shell cat "$(STAMP)" 2>/dev/null)
+ifneq ($(INSTALLED_FOR),$(CURDIR))
+FORCE_SETUP := force
+endif
+
+# torch is named in the same command: left to a dependency's range, pip may take another build of it.
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+
+SOURCES := shards pipeline launch tests benchmarks
+# Two ranks share few cores in the tests, so one thread each; benchmarks and the demo choose their own.
+TEST_ENV := DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+
+# A test that hangs shows every thread's stack after five minutes instead of nothing until CI's own limit.
+PYTEST := $(BIN)/python -m pytest -o faulthandler_timeout=300
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-ablations test test-fast test-gpu check format reference bench clean force
+
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## Create the environment and install everything, once
+
+$(STAMP): pyproject.toml constraints.txt $(FORCE_SETUP)
+	@test -x "$(BIN)/python" || $(PYTHON) -m venv "$(VENV)"
+	@"$(BIN)/python" -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"Python >= 3.11 is needed, this is %s: make PYTHON=python3.11 (after rm -r .venv)" % sys.version.split()[0])'
+	@echo "installing into $(VENV) (about two minutes the first time)"
+	@"$(BIN)/python" -m pip install --disable-pip-version-check --quiet -c constraints.txt torch==$(TORCH) -e '.[dev]'
+	@echo "$(CURDIR)" > "$@"
+
+demo: setup ## Generate a sign corpus, run the three stages on 2 CPU processes, evaluate, translate (ARGS=...)
+	$(BIN)/slt demo $(ARGS)
+
+demo-ablations: setup ## The demo with one stage left out at a time: what each is worth in BLEU (ARGS=...)
+	$(BIN)/slt demo-ablations $(ARGS)
+
+test: setup check ## Style, types and the whole test suite (ARGS="-k name" narrows it)
+	$(TEST_ENV) $(PYTEST) --durations=10 $(ARGS)
+
+test-fast: setup ## Unit tests only
+	$(TEST_ENV) $(PYTEST) tests/unit $(ARGS)
+
+test-gpu: setup ## Tests that need a CUDA device
+	HF_HUB_OFFLINE=1 $(PYTEST) -m gpu $(ARGS)
+
+check: setup ## ruff, ruff format, mypy
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy shards pipeline launch
+
+format: setup ## Apply ruff's fixes and formatting
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+reference: setup ## Write docs/recipe-reference.md from the recipe's types
+	$(BIN)/python -m tests.unit.test_recipe_reference
+
+bench: setup ## Every benchmark this machine can run, quickly (one alone: python benchmarks/NAME.py)
+	@for file in $$(grep -l -e --quick benchmarks/*.py); do echo "== $$file"; $(BIN)/python "$$file" --quick || exit 1; done
+
+clean: ## Remove caches and build outputs; environments and runs stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find $(SOURCES) ds_configs -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,53 @@
+"""Backends turn a `LaunchPlan` into one command and do nothing else; `launch/supervise.py` runs it.
+
+Adding one: a module with ``command(plan) -> Command`` and a line in `BACKENDS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, cast
+
+from launch.plan import LaunchPlan
+from pipeline.config.names import nearest
+from pipeline.errors import RecipeError
+
+BACKENDS = {
+    "local": "launch.backends.local",
+    "deepspeed": "launch.backends.deepspeed",
+}
+"""Name -> module."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One process to start on this machine; it starts the ranks."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str] = field(default_factory=dict)
+    """Set on top of the current environment."""
+    files: dict[Path, str] = field(default_factory=dict)
+    """Written before the start."""
+    remote: tuple[str, ...] | None = None
+    """Reaches the ranks that are not on this machine: runs the shell command put in place of ``{command}`` on all
+    their hosts. None when every rank is local."""
+
+
+class Backend(Protocol):
+    """What a backend module offers."""
+
+    def command(self, plan: LaunchPlan) -> Command:
+        """The command for a plan. Raises RecipeError when this backend cannot express it."""
+        ...
+
+
+def get_backend(name: str) -> Backend:
+    """The backend of that name; the module is imported only now."""
+    if name not in BACKENDS:
+        raise RecipeError(f"--backend {name} is unknown{nearest(name, BACKENDS)} (known: {', '.join(BACKENDS)})")
+    return cast(Backend, importlib.import_module(BACKENDS[name]))
+
+
+__all__ = ["BACKENDS", "Backend", "Command", "get_backend"]

@@ -1,0 +1,139 @@
+"""`slt launch plan|run`: what would run, and running it. Starts in well under a second; never imports torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import shlex
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from launch.backends import Command, get_backend
+from launch.options import LaunchOptions, build_plan, with_options
+from launch.plan import LaunchPlan
+from launch.supervise import Outcome, Patience, supervise
+from pipeline.config.cli import run_app
+from pipeline.config.resolve import ResolvedRecipe
+from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
+
+app = typer.Typer(no_args_is_help=True, help="Start a run on this machine or on many.")
+log = logging.getLogger(__name__)
+
+_MEANING = {
+    EXIT_OK: "finished",
+    EXIT_BUG: "failed: a bug or an unexpected error, see the traceback above",
+    2: "failed: the recipe or an option",
+    3: "failed: a host or the launcher",
+    4: "failed: the data",
+    5: "stopped: training diverged",
+    EXIT_PREEMPTED: "stopped and saved; start the same command again to resume",
+    EXIT_INTERRUPTED: "interrupted",
+}
+
+
+@app.command(name="plan", epilog="Example: slt launch plan demo_connector --num-procs 2")
+@with_options(LaunchOptions)
+def plan_command(
+    options: LaunchOptions, as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False
+) -> None:
+    """Print the exact command, its environment and the rank table; start nothing."""
+    plan, resolved = build_plan(options, os.environ)
+    command = _command(options, plan)
+    if as_json:
+        sys.stdout.write(json.dumps(_as_dict(plan, resolved, command), indent=2) + "\n")
+        return
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    train = resolved.recipe.train
+    console.print(f"# {resolved.recipe.name}: stage {resolved.recipe.stage}, run_dir {plan.run_dir}")
+    console.print(
+        f"# global_batch {train.global_batch} = micro_batch {train.micro_batch} x {plan.world_size} ranks"
+        f" x {resolved.accumulation_steps} accumulation_steps"
+    )
+    for path, text in command.files.items():
+        console.print(f"# writes {path}:")
+        console.print("\n".join(f"#   {line}" for line in text.splitlines()))
+    for key, value in sorted(command.env.items()):
+        console.print(f"export {key}={shlex.quote(value)}")
+    console.print(shlex.join(command.argv))
+    table = Table("rank", "host", "node_rank", "local_rank", "device", "master")
+    for rank in plan.ranks:
+        fields = (rank.rank, rank.host, rank.node_rank, rank.local_rank, rank.device, "{}:{}".format(*rank.master))
+        table.add_row(*map(str, fields))
+    console.print(table)
+
+
+@app.command(name="run", epilog="Example: slt launch run demo_connector --num-procs 2 --set train.steps=20")
+@with_options(LaunchOptions)
+def run_command(
+    options: LaunchOptions,
+    grace_seconds: Annotated[float, typer.Option(min=0, help="Time for ranks to save after a signal.")] = 300.0,
+) -> None:
+    """Check the recipe for this many ranks, start them, and return the worst rank's exit code."""
+    plan, resolved = build_plan(options, os.environ)
+    command = _command(options, plan)
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    hosts = ", ".join(f"{host.name} x {host.slots}" for host in plan.hosts)
+    console.print(f"{resolved.recipe.name}: {plan.world_size} ranks on {hosts}, log {plan.run_dir}/logs/launch.log")
+    ranks = (plan.launch_id, plan.world_size)
+    outcome = supervise(command, plan.run_dir, ranks, Patience(grace_seconds=grace_seconds))
+    for line in report(outcome, plan):
+        console.print(line)
+    raise typer.Exit(outcome.code)
+
+
+def report(outcome: Outcome, plan: LaunchPlan) -> list[str]:
+    """The end of a launch in a few lines: the verdict, then every rank that did not end well, equal errors once."""
+    meaning = _MEANING.get(outcome.code) or f"killed by signal {outcome.code - 128}"
+    lines = [f"launch {meaning} (exit code {outcome.code})"]
+    if outcome.code in (EXIT_OK, EXIT_PREEMPTED):
+        return lines
+    seen: dict[tuple[int, str], list[int]] = {}
+    for rank in plan.ranks:
+        code = outcome.rank_codes.get(rank.rank)
+        if code is None:
+            seen.setdefault((-1, "no report; it was killed or never started"), []).append(rank.rank)
+        elif code != EXIT_OK:
+            error = outcome.errors.get(rank.rank, "").strip()
+            # an unexpected error carries its traceback, which was printed already; its last line names it
+            error = error.splitlines()[-1] if code == EXIT_BUG and error else error
+            seen.setdefault((code, error), []).append(rank.rank)
+    for (code, error), ranks in seen.items():
+        hosts = ", ".join(dict.fromkeys(plan.ranks[rank].host for rank in ranks))
+        ended = f"exit code {code}" if code >= 0 else ""
+        lines.append(f"  rank {','.join(map(str, ranks))} on {hosts}: {': '.join(p for p in (ended, error) if p)}")
+    return lines
+
+
+def _command(options: LaunchOptions, plan: LaunchPlan) -> Command:
+    return get_backend(options.backend or ("deepspeed" if options.hostfile else "local")).command(plan)
+
+
+def _as_dict(plan: LaunchPlan, resolved: ResolvedRecipe, command: Command) -> dict[str, object]:
+    return {
+        "recipe": resolved.recipe.name,
+        "stage": resolved.recipe.stage,
+        "run_dir": str(plan.run_dir),
+        "world_size": plan.world_size,
+        "accumulation_steps": resolved.accumulation_steps,
+        "argv": list(command.argv),
+        "env": command.env,
+        "files": {str(path): text for path, text in command.files.items()},
+        "ranks": [dataclasses.asdict(rank) for rank in plan.ranks],
+    }
+
+
+def main() -> NoReturn:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    run_app(app)
+
+
+if __name__ == "__main__":
+    main()
+
+__all__ = ["app", "main", "report"]

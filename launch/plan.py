@@ -1,0 +1,82 @@
+"""Which rank runs where: pure functions of hosts and ports. No ssh, no torch, no environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launch.hostfile import Host
+
+LAUNCH_ID = "SLT_LAUNCH_ID"
+"""Environment variable that marks every process of one launch, on every host; how its ranks are found again."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankPlan:
+    """One process of the run."""
+
+    rank: int
+    local_rank: int
+    node_rank: int
+    host: str
+    device: int
+    """Device number on its host (ignored by CPU ranks)."""
+    world_size: int
+    master: tuple[str, int]
+    """Address and port where the ranks meet."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPlan:
+    """All a backend needs to form its command."""
+
+    script: Path
+    """What each rank runs."""
+    arguments: tuple[str, ...]
+    """Arguments of the script: the recipe and its ``--set`` overrides."""
+    run_dir: Path
+    hosts: tuple[Host, ...]
+    ranks: tuple[RankPlan, ...]
+    launch_id: str
+    env: dict[str, str] = field(default_factory=dict)
+    """Variables every rank gets on every host."""
+    hostfile: Path | None = None
+    ssh_port: int | None = None
+    visible_devices: bool = False
+    """Whether the devices come from CUDA_VISIBLE_DEVICES and are not simply the first ones."""
+
+    @property
+    def world_size(self) -> int:
+        return len(self.ranks)
+
+    @property
+    def master_port(self) -> int:
+        return self.ranks[0].master[1]
+
+    @property
+    def master_addr(self) -> str:
+        return self.ranks[0].master[0]
+
+
+def plan_ranks(hosts: tuple[Host, ...], master_addr: str, master_port: int) -> tuple[RankPlan, ...]:
+    """One entry per rank, in the order of the hosts.
+
+    As in DeepSpeed's launcher, local_rank = rank modulo the host's slots. Where hosts differ in slots, that is another
+    order than counting up from 0 on each host.
+    """
+    world_size = sum(host.slots for host in hosts)
+    places = [(node, host) for node, host in enumerate(hosts) for _ in host.devices]
+    plans = []
+    for rank, (node, host) in enumerate(places):
+        local = rank % host.slots
+        meet = (master_addr, master_port)
+        plans.append(RankPlan(rank, local, node, host.name, host.devices[local], world_size, meet))
+    return tuple(plans)
+
+
+def threads_per_rank(cores: int, ranks_on_host: int) -> int:
+    """OMP_NUM_THREADS such that the ranks of a host share its cores without oversubscription."""
+    return max(1, cores // max(1, ranks_on_host))
+
+
+__all__ = ["LAUNCH_ID", "LaunchPlan", "RankPlan", "plan_ranks", "threads_per_rank"]

@@ -1,0 +1,5 @@
+"""``python -m pipeline`` is `slt`."""
+
+from pipeline.cli import main
+
+main()

@@ -1,0 +1,138 @@
+"""The `slt` command: verbs import what they need when they run, so `slt --help` starts at once."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launch.cli import app as launch_app
+from pipeline.config.cli import app as recipe_app
+from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED
+from pipeline.evaluate.cli import register as register_evaluate
+from shards.cli import app as shards_app
+
+app = typer.Typer(
+    help="Distributed pretraining for sign language translation with large language models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+ckpt_app = typer.Typer(help="List, inspect and convert checkpoints.", no_args_is_help=True)
+app.add_typer(shards_app, name="shards")
+app.add_typer(recipe_app, name="recipe")
+app.add_typer(launch_app, name="launch")
+app.add_typer(ckpt_app, name="ckpt")
+register_evaluate(app)
+
+
+@app.command(epilog="Example: slt train launch/recipes/demo_contrastive.yaml --set train.steps=20")
+def train(
+    recipe: Annotated[Path, typer.Argument(help="recipe YAML")],
+    sets: Annotated[list[str], typer.Option("--set", help="override a field: train.steps=100")] = [],  # noqa: B006
+) -> None:
+    """Run one rank of a stage in this process (`slt launch run` starts all of them)."""
+    from pipeline.engine.run import main as run
+
+    raise typer.Exit(run(str(recipe), sets))
+
+
+@app.command(epilog="Example: slt export runs/demo/connector --out runs/demo/connector/export")
+def export(
+    source: Annotated[Path, typer.Argument(help="run folder or checkpoint folder")],
+    out: Annotated[Path | None, typer.Option(help="folder to write; default RUN/export")] = None,
+    which: Annotated[str, typer.Option(help="best or latest checkpoint of a run folder")] = "best",
+    verify: Annotated[bool, typer.Option(help="compare with the live model's stored outputs")] = True,
+    max_shard_gib: Annotated[float, typer.Option(help="largest safetensors file, GiB")] = 4.0,
+) -> None:
+    """Export a checkpoint to a Hugging Face folder and prove that it equals the live model."""
+    from pipeline.export.hf import export as run
+
+    target = out or source / "export"
+    differences = run(source, target, which, verify, int(max_shard_gib * 1024**3))
+    for name, value in differences.items():
+        typer.echo(f"{name}: largest difference to the live model {value:.3g}")
+    typer.echo(str(target))
+
+
+@ckpt_app.command("list", epilog="Example: slt ckpt list runs/demo/connector")
+def ckpt_list(run_dir: Annotated[Path, typer.Argument(help="run folder")]) -> None:
+    """Complete checkpoints of a run."""
+    from pipeline.engine.checkpoint import list_checkpoints
+
+    for checkpoint in list_checkpoints(run_dir):
+        size = sum(part["size"] for part in checkpoint.manifest["parts"].values())
+        typer.echo(f"{checkpoint.path}  step {checkpoint.step}  {checkpoint.world_size} ranks  {size / 1e6:.1f} MB")
+
+
+@ckpt_app.command("inspect", epilog="Example: slt ckpt inspect runs/demo/connector/checkpoints/step-000100")
+def ckpt_inspect(path: Annotated[Path, typer.Argument(help="checkpoint folder")]) -> None:
+    """Verify every part of a checkpoint and print its manifest and state as JSON."""
+    import json
+
+    from pipeline.engine.checkpoint import open_checkpoint, verify
+    from pipeline.errors import CheckpointError
+
+    checkpoint = open_checkpoint(path)
+    problems = verify(checkpoint)
+    typer.echo(json.dumps({"manifest": checkpoint.manifest, "state": checkpoint.state().to_dict()}, indent=1))
+    if problems:
+        raise CheckpointError(f"{path} is damaged:\n  " + "\n  ".join(problems))
+
+
+@ckpt_app.command("reshard", epilog="Example: slt ckpt reshard runs/demo/connector/checkpoints/step-000100")
+def ckpt_reshard(path: Annotated[Path, typer.Argument(help="checkpoint folder")]) -> None:
+    """Convert a checkpoint for another world size ahead of time (a resuming run does it by itself)."""
+    from pipeline.engine.checkpoint import open_checkpoint
+    from pipeline.engine.reshard import to_universal
+
+    typer.echo(str(to_universal(open_checkpoint(path))))
+
+
+@app.command(epilog="Example: slt demo --out runs/demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for data, runs and report")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="seed of data and training")] = 0,
+    num_procs: Annotated[int, typer.Option(help="training processes")] = 2,
+    size: Annotated[
+        str, typer.Option(help="`full`, or `smoke` for a minute-long check without a score floor")
+    ] = "full",
+) -> None:
+    """All three stages on a synthetic sign corpus, from nothing to translated videos, on this machine."""
+    from pipeline.demo.run import run_demo
+
+    raise typer.Exit(run_demo(out, seed=seed, num_procs=num_procs, size=size))
+
+
+@app.command("demo-ablations", epilog="Example: slt demo-ablations --out runs/ablations --seeds 3")
+def demo_ablations(
+    out: Annotated[Path, typer.Option(help="folder for data, runs and table")] = Path("runs/ablations"),
+    seeds: Annotated[int, typer.Option(help="seeds per variant")] = 3,
+    num_procs: Annotated[int, typer.Option(help="training processes")] = 2,
+) -> None:
+    """What each stage is worth: the demo without stage 1, without stage 2, with frame tokens, several seeds each."""
+    from pipeline.demo.ablations import run_ablations
+
+    raise typer.Exit(run_ablations(out, seeds=seeds, num_procs=num_procs))
+
+
+def main() -> None:
+    """Entry point: user errors are one paragraph and an exit code, never a traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        code = getattr(error, "exit_code", EXIT_BUG)
+        if code == EXIT_BUG:
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

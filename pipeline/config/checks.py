@@ -1,0 +1,242 @@
+"""Rules between settings. Each rule reads a whole `Recipe` and yields the problems it finds; nothing is raised here.
+
+A rule names the settings it read, so that its verdict is dropped when one of them is wrong itself, and so that the
+message can name the line the user wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from pipeline.config.schema import Recipe, SourceConfig
+from pipeline.config.source import Problem
+
+VIDEO_PLACEHOLDER = "{video}"
+
+_NEEDED_PARTS = {
+    "continued_pretraining": ("llm",),
+    "contrastive": ("visual", "text_encoder"),
+    "connector": ("llm", "visual"),
+}
+# What each stage never reads; writing it in a recipe of that stage is most likely a mistake.
+_UNREAD = {
+    "continued_pretraining": (
+        "contrastive", "connector", "model.visual", "model.text_encoder", "model.connector",
+        "data.max_frames", "data.frame_stride", "data.image_pixels",
+    ),
+    "contrastive": ("continued_pretraining", "connector", "model.llm", "model.connector", "data.block_tokens"),
+    "connector": ("contrastive", "model.text_encoder", "data.block_tokens"),
+}  # fmt: skip
+
+
+def cross_field_problems(recipe: Recipe) -> list[Problem]:
+    """Every conflict between settings of a recipe whose single values are valid."""
+    return [problem for rule in RULES for problem in rule(recipe)]
+
+
+def notes(recipe: Recipe, origins: Mapping[str, str]) -> Iterator[str]:
+    """What is allowed but probably not meant: settings this stage does not read, a run that ends in its warm-up."""
+    steps, warmup = recipe.train.steps, recipe.train.optimizer.warmup_steps
+    if steps is not None and warmup > steps:
+        yield f"train.optimizer.warmup_steps={warmup} is longer than the run (train.steps={steps})"
+    for name in _UNREAD[recipe.stage]:
+        origin = origins.get(name) or next((o for key, o in origins.items() if key.startswith(f"{name}.")), "")
+        if origin:
+            yield f"{name} ({origin}) is not read by the {recipe.stage} stage"
+
+
+def _length(recipe: Recipe) -> Iterator[Problem]:
+    train, fields = recipe.train, ("train.steps", "train.epochs")
+    if train.steps is not None and train.epochs is not None:
+        text = f"train.steps={train.steps} and train.epochs={train.epochs} are both given; set one of them to null"
+        yield Problem(text, fields)
+    elif train.steps is None and train.epochs is None:
+        yield Problem("the length of the run is missing: give train.steps or train.epochs", fields)
+
+
+def _parts(recipe: Recipe) -> Iterator[Problem]:
+    for part in _NEEDED_PARTS[recipe.stage]:
+        if getattr(recipe.model, part) is None:
+            yield Problem(f"stage {recipe.stage} needs model.{part}", (f"model.{part}", "stage"))
+
+
+def _one_of_path_and_tiny(recipe: Recipe) -> Iterator[Problem]:
+    llm, visual = recipe.model.llm, recipe.model.visual
+    backbone = visual.backbone if visual is not None else None
+    pairs: list[tuple[str, str, object, str, object]] = []
+    if llm is not None:
+        pairs.append(("model.llm", "path", llm.path, "tiny", llm.tiny))
+    if backbone is not None:
+        pairs.append(("model.visual.backbone", "path", backbone.path, "tiny", backbone.tiny))
+    if visual is not None:
+        pairs.append(("model.visual", "path", visual.path, "backbone", backbone))
+    for section, first, first_value, second, second_value in pairs:
+        fields = (f"{section}.{first}", f"{section}.{second}")
+        if first_value is not None and second_value is not None:
+            text = f"{section} takes exactly one of {first} and {second}, got both; set one of them to null"
+            yield Problem(text, fields)
+        elif first_value is None and second_value is None:
+            yield Problem(f"{section} needs exactly one of {first} and {second}, got neither", fields)
+    if llm is not None and llm.tiny is not None and llm.tokenizer is None:
+        text = "model.llm.tokenizer is missing: random (tiny) weights come without a tokenizer"
+        yield Problem(text, ("model.llm.tokenizer", "model.llm.tiny"))
+
+
+def _heads(recipe: Recipe) -> Iterator[Problem]:
+    checks: list[tuple[str, int, str, int]] = []
+    llm, visual = recipe.model.llm, recipe.model.visual
+    if llm is not None and llm.tiny is not None:
+        checks.append(("model.llm.tiny.width", llm.tiny.width, "model.llm.tiny.heads", llm.tiny.heads))
+        if llm.tiny.width % llm.tiny.heads == 0 and llm.tiny.width // llm.tiny.heads % 2:
+            size = llm.tiny.width // llm.tiny.heads
+            text = f"model.llm.tiny: width / heads = {size} must be even, rotary positions turn pairs of dimensions"
+            yield Problem(text, ("model.llm.tiny.heads", "model.llm.tiny.width"))
+    if visual is not None and visual.path is None:
+        word, sentence = visual.word.heads, visual.sentence.heads
+        checks.append(("model.visual.width", visual.width, "model.visual.word.heads", word))
+        checks.append(("model.visual.width", visual.width, "model.visual.sentence.heads", sentence))
+        if visual.backbone is not None and visual.backbone.tiny is not None:
+            tiny = visual.backbone.tiny
+            prefix = "model.visual.backbone.tiny"
+            checks.append((f"{prefix}.width", tiny.width, f"{prefix}.heads", tiny.heads))
+    for width_name, width, heads_name, heads in checks:
+        if width % heads:
+            text = f"{heads_name}={heads} does not divide {width_name}={width}"
+            yield Problem(text, (heads_name, width_name))
+
+
+def _images(recipe: Recipe) -> Iterator[Problem]:
+    visual = recipe.model.visual
+    if visual is None or visual.path is not None or recipe.stage == "continued_pretraining":
+        return
+    if visual.backbone is not None and visual.backbone.tiny is not None:
+        patch, pixels = visual.backbone.tiny.patch_pixels, recipe.data.image_pixels
+        if pixels % patch:
+            text = f"data.image_pixels={pixels} is not a multiple of model.visual.backbone.tiny.patch_pixels={patch}"
+            yield Problem(text, ("data.image_pixels", "model.visual.backbone.tiny.patch_pixels"))
+    if recipe.data.max_frames > visual.max_frames:
+        frames, positions = recipe.data.max_frames, visual.max_frames
+        text = f"data.max_frames={frames} is more than the positions of model.visual.max_frames={positions}"
+        yield Problem(text, ("data.max_frames", "model.visual.max_frames"))
+
+
+def _batch(recipe: Recipe) -> Iterator[Problem]:
+    train = recipe.train
+    if not train.world_sizes:
+        yield Problem("train.world_sizes is empty; list at least one world size", ("train.world_sizes",))
+    if len(set(train.world_sizes)) != len(train.world_sizes):
+        yield Problem(f"train.world_sizes={train.world_sizes} names a world size twice", ("train.world_sizes",))
+    for world_size in train.world_sizes:
+        problem = batch_problem(recipe, world_size)
+        if problem:
+            yield Problem(problem, ("train.global_batch", "train.micro_batch", "train.world_sizes"))
+    if recipe.stage == "contrastive" and train.global_batch < 2:
+        text = "train.global_batch=1 leaves a contrastive loss without negatives; use 2 or more"
+        yield Problem(text, ("train.global_batch", "stage"))
+
+
+def batch_problem(recipe: Recipe, world_size: int) -> str:
+    """Why the global batch cannot be split exactly over ``world_size`` ranks; empty when it can."""
+    global_batch, micro_batch = recipe.train.global_batch, recipe.train.micro_batch
+    if world_size < 1:
+        return f"a world size must be at least 1, got {world_size}"
+    per_pass = micro_batch * world_size
+    if global_batch % per_pass == 0:
+        return ""
+    below, above = global_batch // per_pass * per_pass, (global_batch // per_pass + 1) * per_pass
+    near = f"{below} or {above}" if below else f"{above}"
+    return (
+        f"train.global_batch={global_batch} is not a multiple of train.micro_batch={micro_batch} x {world_size} ranks"
+        f" = {per_pass}; {near} would be"
+    )
+
+
+def _data(recipe: Recipe) -> Iterator[Problem]:
+    data, stage = recipe.data, recipe.stage
+    if data.unique_texts and stage != "contrastive":
+        text = f"data.unique_texts belongs to the contrastive stage, not to {stage}"
+        yield Problem(text, ("data.unique_texts", "stage"))
+    if data.frame_budget is not None:
+        fields = ("data.frame_budget", "stage")
+        if stage == "contrastive":
+            text = "data.frame_budget cannot be used by the contrastive stage: in-batch negatives need a fixed batch"
+            yield Problem(f"{text}; set it to null", fields)
+        elif stage == "continued_pretraining":
+            yield Problem("data.frame_budget has no meaning for text; set it to null", fields)
+        elif data.frame_budget < data.max_frames:
+            text = f"data.frame_budget={data.frame_budget} cannot hold one clip of data.max_frames={data.max_frames}"
+            yield Problem(text, ("data.frame_budget", "data.max_frames"))
+    tiny = recipe.model.llm.tiny if recipe.model.llm is not None else None
+    if stage == "continued_pretraining" and tiny is not None and data.block_tokens > tiny.max_positions:
+        text = f"data.block_tokens={data.block_tokens} exceeds model.llm.tiny.max_positions={tiny.max_positions}"
+        yield Problem(text, ("data.block_tokens", "model.llm.tiny.max_positions"))
+    if recipe.train.eval_every_steps and not data.eval:
+        text = f"train.eval_every_steps={recipe.train.eval_every_steps} but data.eval is empty; add a source or set 0"
+        yield Problem(text, ("train.eval_every_steps", "data.eval"))
+    yield from _repeated_sources(data.train, "data.train", "raise its weight instead")
+    yield from _repeated_sources(data.eval, "data.eval", "keep one")
+
+
+def _repeated_sources(sources: Iterable[SourceConfig], name: str, fix: str) -> Iterator[Problem]:
+    seen: dict[tuple[str, str, str | None], int] = {}
+    for number, source in enumerate(sources):
+        identity = (source.shards, source.split, source.corpus)
+        if identity in seen:
+            text = f"{name}.{number} is the same source as {name}.{seen[identity]} ({source.shards}); {fix}"
+            yield Problem(text, (f"{name}.{number}",))
+        seen.setdefault(identity, number)
+
+
+def _precision(recipe: Recipe) -> Iterator[Problem]:
+    attention, precision = recipe.model.attention, recipe.train.precision
+    if precision == "fp32" and attention in ("fa2", "fa3", "fa4"):
+        text = f"model.attention={attention} computes in 16 bits only, but train.precision=fp32; use sdpa or bf16"
+        yield Problem(text, ("model.attention", "train.precision"))
+    for position, beta in enumerate(recipe.train.optimizer.betas):
+        if not 0 <= beta < 1:
+            text = f"train.optimizer.betas.{position}={beta} must be at least 0 and below 1"
+            yield Problem(text, ("train.optimizer.betas",))
+
+
+def _texts(recipe: Recipe) -> Iterator[Problem]:
+    prompt = recipe.connector.prompt
+    if prompt.count(VIDEO_PLACEHOLDER) != 1:
+        text = f"connector.prompt must contain {VIDEO_PLACEHOLDER} exactly once, got {prompt!r}"
+        yield Problem(text, ("connector.prompt",))
+    encoder = recipe.model.text_encoder
+    if encoder is not None and encoder.kind == "llm" and encoder.pooling == "cls":
+        text = (
+            "model.text_encoder.pooling=cls is the first token, which has seen no text in a causal LM; use last or mean"
+        )
+        yield Problem(text, ("model.text_encoder.pooling", "model.text_encoder.kind"))
+
+
+def _paths(recipe: Recipe) -> Iterator[Problem]:
+    """Paths mean the same on every host: no variables, no home folders."""
+    model = recipe.model
+    paths: list[tuple[str, str | None]] = [("run_dir", recipe.run_dir), ("deepspeed.base", recipe.deepspeed.base)]
+    for name, sources in (("train", recipe.data.train), ("eval", recipe.data.eval)):
+        paths += [(f"data.{name}.{number}.shards", source.shards) for number, source in enumerate(sources)]
+    if model.llm is not None:
+        paths += [("model.llm.path", model.llm.path), ("model.llm.tokenizer", model.llm.tokenizer)]
+    if model.visual is not None:
+        paths.append(("model.visual.path", model.visual.path))
+        if model.visual.backbone is not None:
+            paths.append(("model.visual.backbone.path", model.visual.backbone.path))
+    if model.text_encoder is not None:
+        paths.append(("model.text_encoder.path", model.text_encoder.path))
+    for name, path in paths:
+        if path is None:
+            continue
+        if not path.strip():
+            yield Problem(f"{name} is empty", (name,))
+        elif "$" in path or path.startswith("~"):
+            text = f"{name}={path!r}: recipes do not expand variables or ~; write the path or pass --set {name}=..."
+            yield Problem(text, (name,))
+
+
+RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
+    _length, _parts, _one_of_path_and_tiny, _heads, _images, _batch, _data, _precision, _texts, _paths,
+)  # fmt: skip
+
+__all__ = ["RULES", "batch_problem", "cross_field_problems", "notes"]

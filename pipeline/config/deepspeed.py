@@ -1,0 +1,306 @@
+"""The DeepSpeed configuration of a run: a base from ds_configs/ completed by the recipe, with nothing left to chance.
+
+DeepSpeed 0.19.8 takes an unfilled "auto" for a default or for off, and ignores a misspelt top-level key, both without
+a word. Therefore every key is checked against the lists below (a test compares them with the installed DeepSpeed),
+keys the recipe owns cannot be set elsewhere, and no "auto" is left when the configuration reaches DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.names import nearest
+from pipeline.config.schema import Recipe
+from pipeline.config.source import Problem
+from pipeline.errors import RecipeError
+
+DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
+
+ACCEPTED = frozenset({
+    "activation_checkpointing", "aio", "checkpoint", "comms_logger", "communication_data_type", "compile", "data_types",
+    "disable_allgather", "disable_python_gc", "dump_state", "flops_profiler", "gradient_predivide_factor", "log_level",
+    "memory_breakdown", "prescale_gradients", "steps_per_print", "timers", "wall_clock_breakdown", "zero_optimization",
+})  # fmt: skip
+"""Top-level keys a base or an override may set."""
+
+OWNED = {
+    "train_batch_size": "train.global_batch",
+    "train_micro_batch_size_per_gpu": "train.micro_batch",
+    "gradient_accumulation_steps": "train.global_batch and train.micro_batch",
+    "gradient_clipping": "train.optimizer.clip_norm",
+    "optimizer": "train.optimizer",
+    "scheduler": "train.optimizer.schedule",
+    "bf16": "train.precision",
+    "fp16": "train.precision",
+    "torch_autocast": "train.precision",
+    "tensorboard": "train.tensorboard",
+    "wandb": "train.wandb_project",
+}
+"""Top-level keys the recipe decides, and the setting that does."""
+
+REFUSED = {
+    "zero_allow_untested_optimizer": "the pipeline sets it: the optimizer is torch.optim.AdamW",
+    "zero_force_ds_cpu_optimizer": "the pipeline sets it: the optimizer is torch.optim.AdamW",
+    "gradient_allreduce_op": "the loss is normalised for gradients averaged over ranks",
+    "managed_gradient_accumulation": "accumulation is the trainer's",
+    "dataloader_drop_last": "shards are read by the project's own loader",
+    "seq_parallel_communication_data_type": "sequence parallelism is not part of this trainer",
+    "tensor_parallel": "tensor parallelism is not part of this trainer",
+    "expert_parallel": "expert parallelism is not part of this trainer",
+    "use_data_before_expert_parallelism": "expert parallelism is not part of this trainer",
+    "pipeline": "pipeline parallelism is not part of this trainer",
+    "hybrid_engine": "generation runs on the exported model",
+    "weight_quantization": "it belongs to inference",
+    "vocabulary_size": "it belongs to the autotuner",
+    "autotuning": "batch sizes are recipe values",
+    "data_efficiency": "the order of samples is computed from the shard index",
+    "datastates_ckpt": "checkpoints are written by pipeline/engine/checkpoint.py",
+    "csv_monitor": "metrics are written to <run_dir>/metrics.jsonl",
+    "comet": "metrics are written to <run_dir>/metrics.jsonl",
+    "bfloat16": 'it is an old name of "bf16", which train.precision decides',
+    **dict.fromkeys(
+        ("amp", "compression_training", "curriculum_learning", "eigenvalue", "elasticity", "graph_harvesting", "nebula",
+         "progressive_layer_drop", "quantize_training", "sparse_attention", "sparse_gradients"),
+        "DeepSpeed has removed it",
+    ),
+}  # fmt: skip
+"""Top-level keys DeepSpeed knows but a run of this project must not set, and why."""
+
+BF16_KEYS = frozenset({
+    "enabled", "immediate_grad_update", "check_grad_overflow", "bf16_master_weights_and_grads", "bf16_optimizer_states",
+})  # fmt: skip
+
+ZERO_KEYS = frozenset({
+    "allgather_bucket_size", "allgather_partitions", "compute_grad_norm", "contiguous_gradients",
+    "enable_sanity_checks", "ignore_unused_parameters", "leaf_module", "load_from_fp32_weights",
+    "log_trace_cache_warnings", "memory_efficient_linear", "offload_optimizer", "offload_param", "overlap_comm",
+    "override_module_apply",
+    "parameter_alignment", "pipeline_loading_checkpoint", "reduce_bucket_size", "reduce_scatter",
+    "round_robin_gradients", "stage", "stage3_allgather_sequential", "stage3_gather_16bit_weights_on_model_save",
+    "stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_model_persistence_threshold",
+    "stage3_module_granularity_threshold", "stage3_param_persistence_threshold", "stage3_prefetch_bucket_size",
+    "stage3_use_all_reduce_for_fetch_params", "sub_group_size", "use_multi_rank_bucket_allreduce",
+    "zero_hpz_partition_size", "zero_quantized_gradients", "zero_quantized_nontrainable_weights",
+    "zero_quantized_weights",
+})  # fmt: skip
+"""Keys of zero_optimization a base or an override may set."""
+
+ZERO_REFUSED = {
+    "cpu_offload": "deprecated; write offload_optimizer",
+    "cpu_offload_param": "deprecated; write offload_param",
+    "cpu_offload_use_pin_memory": "deprecated; write pin_memory inside offload_param and offload_optimizer",
+    "elastic_checkpoint": "deprecated; checkpoints are resharded with `slt ckpt reshard`",
+    "legacy_stage1": "deprecated",
+    "stage3_gather_fp16_weights_on_model_save": "deprecated; write stage3_gather_16bit_weights_on_model_save",
+    "save_muon_momentum_buffer_in_memory": "the optimizer is torch.optim.AdamW",
+    "zenflow": "it needs DeepSpeed's own optimizer, and runs use torch.optim.AdamW",
+}
+
+OFFLOAD_PARAM_KEYS = frozenset({"device", "nvme_path", "buffer_count", "buffer_size", "max_in_cpu", "pin_memory"})
+OFFLOAD_OPTIMIZER_KEYS = frozenset({
+    "device", "nvme_path", "buffer_count", "pin_memory", "pipeline_read", "pipeline_write", "fast_init", "ratio",
+    "super_offload", "cpuadam_cores_perc",
+})  # fmt: skip
+
+_NEVER_PRINT_STEPS = 1_000_000_000  # the trainer logs; DeepSpeed's own line every 10 steps would only repeat it
+_WIDTH_WITHOUT_TINY = 4096  # hidden size of 7-8B causal LMs; bucket sizes change speed and memory, never results
+
+
+def ds_config(recipe: Recipe, world_size: int, accumulation_steps: int) -> dict[str, Any]:
+    """The complete DeepSpeed configuration, ready for `deepspeed.initialize(config=...)`.
+
+    Raises:
+        RecipeError: the base or the overrides hold an unknown or owned key, or an "auto" no rule fills.
+    """
+    config, problems = _assemble(recipe, world_size, accumulation_steps)
+    if problems:
+        raise RecipeError("the DeepSpeed configuration cannot be used\n" + "\n".join(f"  {p.text}" for p in problems))
+    return config
+
+
+def deepspeed_problems(recipe: Recipe) -> list[Problem]:
+    """Everything wrong with the base and the overrides; does not depend on the world size."""
+    return _assemble(recipe, 1, 1)[1]
+
+
+def owned_values(recipe: Recipe, world_size: int, accumulation_steps: int) -> dict[str, Any]:
+    """The keys the recipe decides, except `bf16`, whose sub-keys a base may tune."""
+    return {
+        "train_batch_size": recipe.train.micro_batch * accumulation_steps * world_size,
+        "train_micro_batch_size_per_gpu": recipe.train.micro_batch,
+        "gradient_accumulation_steps": accumulation_steps,
+        "gradient_clipping": recipe.train.optimizer.clip_norm,
+        "zero_allow_untested_optimizer": True,
+    }
+
+
+def _assemble(recipe: Recipe, world_size: int, accumulation_steps: int) -> tuple[dict[str, Any], list[Problem]]:
+    try:
+        base, path = _read_base(recipe.deepspeed.base)
+    except RecipeError as error:
+        return {}, [Problem(str(error), ("deepspeed.base",))]
+    overrides = json.loads(json.dumps(recipe.deepspeed.overrides))
+    problems = [*_key_problems(base, str(path), "deepspeed.base")]
+    problems += _key_problems(overrides, "deepspeed.overrides", "deepspeed.overrides")
+    config = _deep_merge(base, overrides)
+    zero = config.get("zero_optimization")
+    if isinstance(zero, dict):
+        problems += _zero_problems(zero, str(path))
+    else:
+        problems.append(Problem(f"{path}: zero_optimization must be a section with a stage", ("deepspeed.base",)))
+    bf16 = config.pop("bf16", {})
+    for key in OWNED:
+        config.pop(key, None)
+    config.update(owned_values(recipe, world_size, accumulation_steps))
+    config["bf16"] = {**(bf16 if isinstance(bf16, dict) else {}), "enabled": recipe.train.precision == "bf16"}
+    config.setdefault("steps_per_print", _NEVER_PRINT_STEPS)
+    config.setdefault("wall_clock_breakdown", False)
+    if _offloads(zero, "offload_optimizer"):
+        # without this DeepSpeed refuses a client optimizer beside ZeRO-Offload
+        config["zero_force_ds_cpu_optimizer"] = False
+    filled, left = _fill_auto(config, "", _bucket_sizes(recipe))
+    problems += [
+        Problem(f'{name} is "auto" in {path} but no rule fills it; write a value', ("deepspeed.base",)) for name in left
+    ]
+    return filled, problems
+
+
+def _read_base(name: str) -> tuple[dict[str, Any], Path]:
+    """A base by name (``zero3``) or by path (``my/zero3.json``)."""
+    path = Path(name) if name.endswith(".json") else DS_CONFIGS / f"{name}.json"
+    known = sorted(file.stem for file in DS_CONFIGS.glob("*.json"))
+    if not path.is_file():
+        hint = nearest(name, known) if not name.endswith(".json") else ""
+        raise RecipeError(
+            f"deepspeed.base={name!r} names no file{hint} (known: {', '.join(known)}, or a path to .json)"
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
+    except ValueError as error:
+        raise RecipeError(f"{path} is not a usable JSON file: {error}") from error
+    if not isinstance(config, dict):
+        raise RecipeError(f"{path} must hold one JSON object")
+    return config, path
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
+    return result
+
+
+def _key_problems(config: Mapping[str, Any], label: str, field: str) -> list[Problem]:
+    problems = []
+    for key, value in config.items():
+        fields = (f"{field}.{key}" if field.endswith("overrides") else field,)
+        if key in ACCEPTED or (key in OWNED and value == "auto"):
+            continue
+        if key == "bf16" and isinstance(value, dict):
+            problems += [Problem(text, fields) for text in _bf16_problems(value, label)]
+        elif key in OWNED:
+            problems.append(Problem(f"{label}: {key} is decided by the recipe; set {OWNED[key]} instead", fields))
+        elif key in REFUSED:
+            problems.append(Problem(f"{label}: {key} cannot be set: {REFUSED[key]}", fields))
+        else:
+            hint = nearest(key, [*ACCEPTED, *OWNED])
+            problems.append(Problem(f"{label}: {key} is not a DeepSpeed key{hint}", fields))
+    return problems
+
+
+def _bf16_problems(section: Mapping[str, Any], label: str) -> list[str]:
+    found = []
+    if section.get("enabled", "auto") != "auto":
+        found.append(f"{label}: bf16.enabled is decided by the recipe; set train.precision instead")
+    for key in section:
+        if key not in BF16_KEYS:
+            found.append(f"{label}: bf16.{key} is not a DeepSpeed key{nearest(key, BF16_KEYS)}")
+    return found
+
+
+def _zero_problems(zero: Mapping[str, Any], label: str) -> list[Problem]:
+    texts = []
+    for key in zero:
+        if key in ZERO_REFUSED:
+            texts.append(f"zero_optimization.{key} cannot be set: {ZERO_REFUSED[key]}")
+        elif key not in ZERO_KEYS:
+            texts.append(f"zero_optimization.{key} is not a DeepSpeed key{nearest(key, ZERO_KEYS)}")
+    stage = zero.get("stage")
+    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
+        texts.append(f"zero_optimization.stage must be 0, 1, 2 or 3, got {stage!r}")
+    for name, keys in (("offload_param", OFFLOAD_PARAM_KEYS), ("offload_optimizer", OFFLOAD_OPTIMIZER_KEYS)):
+        texts += _offload_problems(zero, name, keys)
+    return [Problem(f"{label}: {text}", ("deepspeed.base", "deepspeed.overrides")) for text in texts]
+
+
+def _offload_problems(zero: Mapping[str, Any], name: str, keys: frozenset[str]) -> list[str]:
+    section, stage = zero.get(name), zero.get("stage")
+    if section is None:
+        return []
+    where = f"zero_optimization.{name}"
+    if not isinstance(section, dict):
+        return [f"{where} must be a section with a device, got {section!r}"]
+    texts = [f"{where}.{key} is not a DeepSpeed key{nearest(key, keys)}" for key in section if key not in keys]
+    device = section.get("device", "none")
+    if device not in ("none", "cpu", "nvme"):
+        texts.append(f"{where}.device must be none, cpu or nvme, got {device!r}")
+    if device == "nvme" and not section.get("nvme_path"):
+        texts.append(f"{where}.nvme_path is missing; device nvme needs a folder on that disk")
+    if section.get("super_offload"):
+        texts.append(f"{where}.super_offload needs DeepSpeed's own optimizer, and runs use torch.optim.AdamW")
+    if device != "none" and name == "offload_param" and stage != 3:
+        texts.append(f"{where} works with stage 3 only, got stage {stage}")
+    if device != "none" and name == "offload_optimizer" and stage == 0:
+        texts.append(f"{where} needs a ZeRO stage of 1 or more, got stage 0")
+    return texts
+
+
+def _offloads(zero: object, name: str) -> bool:
+    section = zero.get(name) if isinstance(zero, dict) else None
+    return isinstance(section, dict) and section.get("device", "none") != "none"
+
+
+def _bucket_sizes(recipe: Recipe) -> dict[str, int]:
+    """Sizes for "auto" in zero_optimization, by the rule of transformers/integrations/deepspeed.py."""
+    visual, llm = recipe.model.visual, recipe.model.llm
+    widths = [llm.tiny.width] if llm is not None and llm.tiny is not None else []
+    if visual is not None and visual.backbone is not None and visual.backbone.tiny is not None:
+        widths += [visual.backbone.tiny.width, visual.width]
+    width = recipe.deepspeed.bucket_width or max(widths, default=_WIDTH_WITHOUT_TINY)
+    return {
+        "zero_optimization.reduce_bucket_size": width * width,
+        "zero_optimization.stage3_prefetch_bucket_size": width * width * 9 // 10,
+        "zero_optimization.stage3_param_persistence_threshold": 10 * width,
+    }
+
+
+def _fill_auto(node: Any, path: str, values: Mapping[str, int]) -> tuple[Any, list[str]]:
+    """Replace each "auto" a rule knows; also return the paths of those nobody fills."""
+    left: list[str] = []
+    if isinstance(node, dict):
+        result = {}
+        for key, value in node.items():
+            result[key], missing = _fill_auto(value, f"{path}.{key}" if path else key, values)
+            left += missing
+        return result, left
+    if isinstance(node, list):
+        pairs = [_fill_auto(value, f"{path}.{number}", values) for number, value in enumerate(node)]
+        return [value for value, _ in pairs], [name for _, missing in pairs for name in missing]
+    if node == "auto":
+        return (values[path], []) if path in values else (node, [path])
+    return node, left
+
+
+def _deep_merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _deep_merge(merged[key], value) if both else value
+    return merged
+
+
+__all__ = ["ACCEPTED", "DS_CONFIGS", "OWNED", "REFUSED", "ZERO_KEYS", "deepspeed_problems", "ds_config", "owned_values"]

@@ -1,0 +1,197 @@
+"""A recipe for one world size, fully explicit: exact batch arithmetic, DeepSpeed configuration, versions, commit.
+
+`ResolvedRecipe.to_yaml` writes an ordinary recipe plus a ``resolved`` block; reading it back gives the same object,
+and running it at the same world size uses the recorded DeepSpeed configuration as it stands.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.config.checks import batch_problem
+from pipeline.config.deepspeed import ds_config, owned_values
+from pipeline.config.load import PROJECT_ROOT, RESOLVED_BLOCK, load
+from pipeline.config.schema import Recipe
+from pipeline.config.source import dump_yaml, read_document
+from pipeline.errors import RecipeError
+
+log = logging.getLogger(__name__)
+
+RESOLVED_RECIPE, RESOLVED_DS_CONFIG = "recipe.resolved.yaml", "ds_config.resolved.json"
+
+_PACKAGES = (
+    "llava-slt", "torch", "deepspeed", "transformers", "accelerate", "tokenizers", "safetensors", "peft", "webdataset",
+    "av", "pyarrow", "numpy", "pydantic",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedRecipe:
+    """Everything that decides a run, and what it ran with."""
+
+    recipe: Recipe
+    world_size: int
+    accumulation_steps: int
+    """Micro-batches per rank and optimizer step: global_batch / (micro_batch x world_size), always exact."""
+    ds_config: dict[str, Any]
+    """Passed to DeepSpeed as it is; holds no "auto"."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Package -> version, or ``not installed``."""
+    git_commit: str = "unknown"
+    """Commit of the project's checkout, with ``-dirty`` when tracked files differ; ``unknown`` outside a checkout."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe's settings at the top, the rest under ``resolved``."""
+        block = {
+            "world_size": self.world_size,
+            "accumulation_steps": self.accumulation_steps,
+            "git_commit": self.git_commit,
+            "versions": self.versions,
+            "ds_config": self.ds_config,
+        }
+        return {**self.recipe.model_dump(mode="json"), RESOLVED_BLOCK: block}
+
+    def to_yaml(self) -> str:
+        return dump_yaml(self.to_dict())
+
+    @classmethod
+    def from_yaml(cls, text: str, label: str = "resolved recipe") -> ResolvedRecipe:
+        """The inverse of `to_yaml`. Raises RecipeError when the text is not a complete resolved recipe."""
+        document = read_document(Path(label), text)
+        block = document.data.pop(RESOLVED_BLOCK, None)
+        keys = ("world_size", "accumulation_steps", "ds_config", "versions", "git_commit")
+        if document.problems:
+            first = document.problems[0]
+            raise RecipeError(f"{first.where or label}: {first.text}")
+        if not isinstance(block, dict) or not all(key in block for key in keys):
+            raise RecipeError(
+                f"{label} is not a resolved recipe: its `{RESOLVED_BLOCK}` block needs {', '.join(keys)};"
+                " a run writes one to <run_dir>/recipe.resolved.yaml"
+            )
+        try:
+            recipe = Recipe.model_validate_json(json.dumps(document.data), strict=True)
+        except ValidationError as error:
+            raise RecipeError(f"{label} does not fit this version of the recipe: {error}") from error
+        return cls(recipe=recipe, **{key: block[key] for key in keys})
+
+
+def accumulation_steps(recipe: Recipe, world_size: int) -> int:
+    """Micro-batches per rank and optimizer step. Raises RecipeError unless the global batch divides exactly."""
+    problem = batch_problem(recipe, world_size)
+    if problem:
+        raise RecipeError(problem)
+    return recipe.train.global_batch // (recipe.train.micro_batch * world_size)
+
+
+def resolve(recipe: Recipe, world_size: int) -> ResolvedRecipe:
+    """Make a recipe explicit for ``world_size`` ranks. Needs no GPU, no network and no torch.
+
+    Raises:
+        RecipeError: the batch does not divide, or the DeepSpeed configuration cannot be used.
+    """
+    steps = accumulation_steps(recipe, world_size)
+    return ResolvedRecipe(
+        recipe=recipe,
+        world_size=world_size,
+        accumulation_steps=steps,
+        ds_config=ds_config(recipe, world_size, steps),
+        versions=installed_versions(),
+        git_commit=project_commit(),
+    )
+
+
+def resolve_file(path: str | Path, world_size: int, sets: Sequence[str] = ()) -> ResolvedRecipe:
+    """Load and resolve a file; a resolved recipe at its own world size keeps its recorded DeepSpeed configuration.
+
+    Raises:
+        RecipeError: as `load_recipe` and `resolve`, or when a resolved recipe contradicts its own record.
+    """
+    loaded = load(path, sets)
+    resolved = resolve(loaded.recipe, world_size)
+    record = loaded.recorded
+    if record is None or sets or record.get("world_size") != world_size:
+        return resolved
+    recorded = record.get("ds_config")
+    if not isinstance(recorded, dict):
+        raise RecipeError(f"{path}: the {RESOLVED_BLOCK} block has no ds_config; use the recipe it was made from")
+    for key, value in owned_values(resolved.recipe, world_size, resolved.accumulation_steps).items():
+        if recorded.get(key) != value:
+            raise RecipeError(
+                f"{path}: {RESOLVED_BLOCK}.ds_config.{key} is {recorded.get(key)!r} but its settings give {value!r};"
+                " a resolved recipe is not meant to be edited, change the original or use --set"
+            )
+    if recorded != resolved.ds_config:
+        log.warning("%s: using its recorded DeepSpeed configuration, which differs from today's base", path)
+    return replace(resolved, ds_config=recorded)
+
+
+def write_resolved(resolved: ResolvedRecipe, run_dir: str | Path) -> tuple[Path, Path]:
+    """Write ``recipe.resolved.yaml`` and ``ds_config.resolved.json`` into the run folder; each whole or absent."""
+    folder = Path(run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe_path, config_path = folder / RESOLVED_RECIPE, folder / RESOLVED_DS_CONFIG
+    write_atomic(recipe_path, resolved.to_yaml())
+    write_atomic(config_path, json.dumps(resolved.ds_config, indent=2, sort_keys=True) + "\n")
+    return recipe_path, config_path
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file so that readers see the old or the new content (temporary file, fsync, rename)."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes files private, but other users read run folders
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that decide results, without importing them."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def project_commit(root: Path = PROJECT_ROOT) -> str:
+    """Commit of the checkout this code runs from, ``-dirty`` appended when tracked files were changed."""
+    if not (root / ".git").exists():  # installed as a package: an outer repository would be somebody else's
+        return "unknown"
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        dirty = _git(root, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError) as error:
+        log.debug("no commit recorded: %s", error)
+        return "unknown"
+    return f"{commit}-dirty" if dirty else commit
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20, stdin=subprocess.DEVNULL)
+    return done.stdout.strip()
+
+
+__all__ = [
+    "RESOLVED_DS_CONFIG", "RESOLVED_RECIPE", "ResolvedRecipe", "accumulation_steps", "installed_versions",
+    "project_commit", "resolve", "resolve_file", "write_atomic", "write_resolved",
+]  # fmt: skip

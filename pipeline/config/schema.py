@@ -1,0 +1,270 @@
+"""The recipe: frozen pydantic models, a docstring under every field, checks beside them. No torch here.
+
+Every component receives its own section, never the whole recipe. Numbers the paper (arXiv 2412.16524) does not
+publish are recipe values; where a default comes from is said beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+StageName = Literal["continued_pretraining", "contrastive", "connector"]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, unknown keys and non-finite numbers refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+
+class TinyLlm(Section):
+    """Sizes of a randomly initialised Llama-type causal LM, for demos and tests."""
+
+    width: int = Field(default=128, gt=0)
+    layers: int = Field(default=4, gt=0)
+    heads: int = Field(default=4, gt=0)
+    feed_forward: int = Field(default=384, gt=0)
+    max_positions: int = Field(default=1024, gt=0)
+
+
+class LlmConfig(Section):
+    """The causal language model: a folder or hub id, or `tiny` sizes for random weights. Exactly one."""
+
+    path: str | None = None
+    """Hugging Face folder or hub id."""
+    tiny: TinyLlm | None = None
+    tokenizer: str | None = None
+    """Tokenizer folder or hub id; defaults to `path`, required with `tiny`."""
+    trust_remote_code: bool = False
+
+
+class TinyVit(Section):
+    """Sizes of a randomly initialised ViT frame backbone, for demos and tests."""
+
+    width: int = Field(default=96, gt=0)
+    layers: int = Field(default=2, gt=0)
+    heads: int = Field(default=3, gt=0)
+    feed_forward: int = Field(default=192, gt=0)
+    patch_pixels: int = Field(default=16, gt=0)
+
+
+class BackboneConfig(Section):
+    """Frame level: any Hugging Face vision model by `path`, or `tiny` sizes. Exactly one."""
+
+    path: str | None = None
+    tiny: TinyVit | None = None
+    train: Literal["frozen", "lora", "full"] = "full"
+    """Which backbone weights the contrastive stage changes."""
+    lora_rank: int = Field(default=8, gt=0)
+    lora_alpha: float = Field(default=16.0, gt=0)
+    pool: Literal["cls", "mean", "cls_mean"] = "cls"
+    """How patch tokens become one frame token; `cls_mean` concatenates both."""
+    frames_per_pass: int = Field(default=0, ge=0)
+    """Frames per backbone forward (bounds memory); 0 = all at once."""
+
+
+class WordLevelConfig(Section):
+    """Word level: windowed attention inside short spans, then strided merging T -> ceil(T / stride)."""
+
+    layers: int = Field(default=2, gt=0)
+    window_frames: int = Field(default=8, gt=0)
+    """Attention span at frame rate; neighbouring layers shift it by half."""
+    stride: int = Field(default=4, gt=0)
+    """Frames merged into one word token (GFSLT reduces T to about T/4)."""
+    heads: int = Field(default=4, gt=0)
+
+
+class SentenceLevelConfig(Section):
+    """Sentence level: global attention over word tokens and attention pooling."""
+
+    layers: int = Field(default=1, gt=0)
+    heads: int = Field(default=4, gt=0)
+
+
+class VisualConfig(Section):
+    """The hierarchical visual encoder: an exported folder (`path`) or a new one from the parts below."""
+
+    path: str | None = None
+    """Folder exported by the contrastive stage; the remaining fields then come from it."""
+    backbone: BackboneConfig | None = None
+    width: int = Field(default=128, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    max_frames: int = Field(default=512, gt=0)
+    """Longest clip in frames (positions)."""
+    centre_clips: bool = True
+    """Subtract each clip's mean frame feature: what signer, clothes and background add to all of its frames."""
+    word: WordLevelConfig = WordLevelConfig()
+    sentence: SentenceLevelConfig = SentenceLevelConfig()
+
+
+class TextEncoderConfig(Section):
+    """The large pretrained text encoder the video is aligned with; always frozen, its outputs are cached."""
+
+    kind: Literal["hf", "llm"] = "hf"
+    """`hf`: any Hugging Face encoder. `llm`: the stage-1 causal LM's own hidden states and token embeddings."""
+    path: str
+    pooling: Literal["mean", "cls", "last"] = "mean"
+    prefix: str = ""
+    """Put before every text (multilingual-e5 wants `query: `)."""
+    max_tokens: int = Field(default=128, gt=0)
+    token_features: Literal["hidden", "embeddings"] = "hidden"
+    """What the token-level objective sees: contextual states, or the input embeddings the LLM will read later."""
+
+
+class ConnectorConfig(Section):
+    """The 2-layer GELU MLP from word tokens to the LLM width."""
+
+    hidden: int = Field(default=256, gt=0)
+    tokens: Literal["word", "frame"] = "word"
+    """Which level of the visual encoder the LLM reads; `frame` exists for the ablation."""
+
+
+class ModelConfig(Section):
+    llm: LlmConfig | None = None
+    visual: VisualConfig | None = None
+    text_encoder: TextEncoderConfig | None = None
+    connector: ConnectorConfig = ConnectorConfig()
+    attention: Literal["auto", "fa4", "fa3", "fa2", "torch_varlen", "sdpa"] = "auto"
+    """Attention implementation for packed sequences; forced and missing is an error, `auto` is logged."""
+    gradient_checkpointing: bool = False
+
+
+class SourceConfig(Section):
+    """One shard set (or a part of it) and how often an epoch shows it."""
+
+    shards: str
+    """Folder with manifest.json and index.parquet."""
+    split: str = "train"
+    corpus: str | None = None
+    """Only samples of this corpus; default all."""
+    weight: float = Field(default=1.0, gt=0)
+    """Passes over this source per epoch; 2.0 shows every sample twice, 0.5 a seeded half."""
+
+
+class DataConfig(Section):
+    train: list[SourceConfig] = Field(min_length=1)
+    eval: list[SourceConfig] = []
+    block_tokens: int = Field(default=1024, gt=1)
+    """Length of one packed sequence (continued_pretraining)."""
+    max_frames: int = Field(default=256, gt=0)
+    """Longer clips are subsampled evenly to this many frames."""
+    frame_stride: int = Field(default=1, gt=0)
+    """Keep every n-th stored frame."""
+    image_pixels: int = Field(default=64, gt=0)
+    """Side of the square image the backbone sees; stored frames are resized (short side) and centre-cropped."""
+    frame_budget: int | None = Field(default=None, gt=0)
+    """Group clips of similar length so that frames per item stay below this; None = one clip per item."""
+    length_window: int = Field(default=0, ge=0)
+    """Sort by length inside windows of this many items (0 = off); order stays a pure function of the seed."""
+    unique_texts: bool = False
+    """No text occurs twice in a global batch (contrastive)."""
+    workers: int = Field(default=1, ge=0)
+    """Loader processes per rank."""
+    max_bad_samples: int = Field(default=100, ge=0)
+    """Damaged samples replaced and counted before the run stops."""
+
+
+class OptimizerConfig(Section):
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0)
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """`wsd`: warm-up, stable, then linear decay over the last `decay_fraction`."""
+    warmup_steps: int = Field(default=0, ge=0)
+    final_lr_fraction: float = Field(default=0.1, ge=0, le=1)
+    decay_fraction: float = Field(default=0.2, gt=0, le=1)
+    clip_norm: float = Field(default=1.0, gt=0)
+
+
+class CheckpointConfig(Section):
+    every_steps: int = Field(default=0, ge=0)
+    """0 = only at the end."""
+    every_minutes: float = Field(default=0.0, ge=0)
+    keep: int = Field(default=2, gt=0)
+    """Newest complete checkpoints kept (the best one is kept besides)."""
+    resume: Literal["if_present", "require", "never"] = "if_present"
+
+
+class TrainConfig(Section):
+    steps: int | None = Field(default=None, gt=0)
+    """Optimizer steps; give this or `epochs`."""
+    epochs: float | None = Field(default=None, gt=0)
+    global_batch: int = Field(gt=0)
+    """Items per optimizer step over all ranks: packs, clips or clip groups."""
+    micro_batch: int = Field(gt=0)
+    """Items per forward per rank."""
+    world_sizes: list[int] = [1]
+    """World sizes this recipe is meant for; each must divide the batch exactly."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    optimizer: OptimizerConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log_every_steps: int = Field(default=10, gt=0)
+    eval_every_steps: int = Field(default=0, ge=0)
+    """0 = only before and after training."""
+    eval_batches: int = Field(default=0, ge=0)
+    """Held-out global batches per evaluation; 0 = all."""
+    max_skipped_steps: int = Field(default=10, ge=0)
+    """Consecutive steps with non-finite gradients before the run stops as diverged."""
+    wandb_project: str | None = None
+    tensorboard: bool = True
+    peak_tflops: float | None = Field(default=None, gt=0)
+    """Dense peak of one device in the training precision; gives MFU. Known NVIDIA devices fill it themselves."""
+
+
+class ContinuedPretrainingConfig(Section):
+    loss_chunk_tokens: int = Field(default=1024, gt=0)
+    """Positions whose logits exist at once."""
+
+
+class ContrastiveConfig(Section):
+    objective: Literal["sentence", "token", "both"] = "both"
+    embed: int = Field(default=128, gt=0)
+    """Width E of the shared space."""
+    token_weight: float = Field(default=1.0, gt=0)
+    """Weight of the token-level objective (CiCo-style) beside the sentence-level one in `both`."""
+    initial_temperature: float = Field(default=0.07, gt=0)
+    """CLIP, arXiv 2103.00020."""
+    max_logit_scale: float = Field(default=100.0, gt=1)
+    """The learned 1/temperature is clamped to this (CLIP)."""
+    row_chunk: int = Field(default=0, ge=0)
+    """Rows of the similarity matrix computed at once; 0 = all."""
+
+
+class ConnectorStageConfig(Section):
+    prompt: str = "{video}"
+    """Text around the word tokens; must contain `{video}` once."""
+    max_new_tokens: int = Field(default=64, gt=0)
+    num_beams: int = Field(default=1, gt=0)
+    score_protocol: str = "default"
+    """Scoring protocol of the dev BLEU (see pipeline/evaluate/protocols)."""
+    eval_samples: int = Field(default=0, ge=0)
+    """Held-out samples translated per evaluation during training; 0 = all."""
+
+
+class DeepSpeedConfig(Section):
+    base: str = "zero3"
+    """Name in ds_configs/ or a path to a JSON file."""
+    overrides: dict[str, object] = {}
+    """Merged into the base; known DeepSpeed keys only."""
+    bucket_width: int | None = Field(default=None, gt=0)
+    """Model width that ZeRO bucket sizes written as "auto" follow; None = the widest `tiny` part, else 4096."""
+
+
+class Recipe(Section):
+    """One stage of training, fully described."""
+
+    name: str
+    stage: StageName
+    seed: int = 0
+    run_dir: str
+    """Where the run writes; relative paths start at the working directory."""
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    continued_pretraining: ContinuedPretrainingConfig = ContinuedPretrainingConfig()
+    contrastive: ContrastiveConfig = ContrastiveConfig()
+    connector: ConnectorStageConfig = ConnectorStageConfig()

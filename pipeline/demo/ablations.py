@@ -1,0 +1,147 @@
+"""What each stage is worth: the demo with one thing taken away, each variant with several seeds.
+
+Variants share every stage they have in common with the full pipeline, so only what differs is trained again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.resolve import installed_versions, project_commit
+from pipeline.demo.data import DemoData, prepare
+from pipeline.demo.run import evaluate_split, run_stages
+from pipeline.demo.settings import FULL
+from pipeline.demo.stages import run_stage
+from pipeline.errors import EXIT_OK
+
+logger = logging.getLogger(__name__)
+
+# One step at a learning rate of (almost) nothing: the exported part is the random initialisation.
+_UNTRAINED = [
+    "train.steps=1", "train.optimizer.warmup_steps=0", "train.optimizer.lr=1.0e-30", "train.optimizer.weight_decay=0",
+    "train.eval_every_steps=0", "train.checkpoint.every_steps=0",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Where one seed's runs live and what they read."""
+
+    out: Path
+    data: DemoData
+    seed: int
+    num_procs: int
+
+    def stage(self, variant: str, stage: str, sets: list[str]) -> Path:
+        """Run a stage of a variant; returns its export."""
+        run_dir = self.out / variant / stage
+        if not (run_dir / "export" / "provenance.json").is_file():
+            run_stage(stage, run_dir, self.num_procs, [*sets, f"seed={self.seed}"])
+        return run_dir / "export"
+
+    def text(self, shards: Path) -> list[str]:
+        return [
+            f"data.train=[{{shards: {shards}}}]", f"data.eval=[{{shards: {self.data.text}, split: dev}}]",
+            f"model.llm.tokenizer={self.data.tokenizer}",
+        ]  # fmt: skip
+
+    def video(self, **paths: Path) -> list[str]:
+        source = self.data.video
+        fixed = [f"data.train=[{{shards: {source}}}]", f"data.eval=[{{shards: {source}, split: dev}}]"]
+        return fixed + [f"model.{part}.path={path}" for part, path in paths.items()]
+
+    def full(self, stage: str) -> Path:
+        return self.out / stage / "export"
+
+
+def full(trial: Trial) -> Path:
+    """All three stages."""
+    run_stages(trial.out, trial.data, FULL, trial.seed, trial.num_procs)
+    return trial.full("connector")
+
+
+def without_stage_1(trial: Trial) -> Path:
+    """The LLM keeps its random weights; everything after it is trained as usual."""
+    name = "without_stage_1"
+    llm = trial.stage(name, "continued_pretraining", [*trial.text(trial.data.text), *_UNTRAINED])
+    encoder = trial.stage(name, "contrastive", trial.video(text_encoder=llm))
+    return trial.stage(name, "connector", trial.video(llm=llm, visual=encoder))
+
+
+def without_sign_pairs(trial: Trial) -> Path:
+    """Stage 1 sees plain sentences only, never words in sign order: language without the sign domain."""
+    name = "without_sign_pairs"
+    llm = trial.stage(name, "continued_pretraining", trial.text(trial.data.text_plain))
+    encoder = trial.stage(name, "contrastive", trial.video(text_encoder=llm))
+    return trial.stage(name, "connector", trial.video(llm=llm, visual=encoder))
+
+
+def without_stage_2(trial: Trial) -> Path:
+    """The visual encoder keeps its random weights (it is frozen in stage 3, as in the paper)."""
+    name, llm = "without_stage_2", trial.full("continued_pretraining")
+    encoder = trial.stage(name, "contrastive", [*trial.video(text_encoder=llm), *_UNTRAINED])
+    return trial.stage(name, "connector", trial.video(llm=llm, visual=encoder))
+
+
+def frame_tokens(trial: Trial) -> Path:
+    """The LLM reads frame-level tokens of the same encoder instead of word-level ones."""
+    paths = {"llm": trial.full("continued_pretraining"), "visual": trial.full("contrastive")}
+    return trial.stage("frame_tokens", "connector", [*trial.video(**paths), "model.connector.tokens=frame"])
+
+
+VARIANTS: dict[str, Callable[[Trial], Path]] = {
+    variant.__name__: variant for variant in (full, without_stage_1, without_sign_pairs, without_stage_2, frame_tokens)
+}
+
+
+def run_ablations(out: Path, seeds: int, num_procs: int) -> int:
+    """Run every variant with seeds 0..seeds-1, write ``ablations.json`` after each, print the table."""
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
+    for seed in range(seeds):
+        folder = out / f"seed-{seed}"
+        trial = Trial(folder, prepare(folder, FULL, seed, num_procs), seed, num_procs)
+        for name, variant in VARIANTS.items():
+            export_dir = variant(trial)
+            scores = {
+                split: evaluate_split(export_dir, trial.data, split, folder / "evaluation" / name / split)
+                for split in ("test", "test_signer")
+            }
+            rows[name].append({"seed": seed, **scores})
+            _write(out / "ablations.json", rows)
+    print_table(rows)
+    return EXIT_OK
+
+
+def _write(path: Path, rows: dict[str, list[dict[str, Any]]]) -> None:
+    content = {
+        "variants": rows,
+        "descriptions": {name: (variant.__doc__ or "").strip() for name, variant in VARIANTS.items()},
+        "size": dataclasses.asdict(FULL),
+        "versions": installed_versions(),
+        "commit": project_commit(),
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def print_table(rows: dict[str, list[dict[str, Any]]]) -> None:
+    """Mean and spread over seeds, BLEU-4 on both held-out splits."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Ablations on the synthetic corpus: BLEU-4, mean (min to max) over seeds")
+    for column in ("variant", "seeds", "unseen sentences", "unseen signer too"):
+        table.add_column(column)
+    for name, results in rows.items():
+        cells = []
+        for split in ("test", "test_signer"):
+            values = [float(row[split]["bleu4"]) for row in results]
+            cells.append(f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})" if values else "")
+        table.add_row(name, str(len(results)), *cells)
+    Console().print(table)

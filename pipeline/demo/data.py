@@ -1,0 +1,59 @@
+"""The demo's data: a generated sign corpus, a tokenizer, and both packed into shards."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.demo.settings import PAIR_TEMPLATE, PLAIN_TEMPLATE, VOCABULARY, DemoSize
+from pipeline.demo.tokenizer import train_tokenizer
+from shards.build import BuildOptions, build
+from shards.corpora.synthetic import Synthetic, SyntheticOptions, generate
+from shards.corpora.text import Text
+from shards.video import VideoOptions
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class DemoData:
+    """Folders the stages read."""
+
+    video: Path
+    text: Path
+    text_plain: Path
+    """Text without sign-order pairs (ablation)."""
+    tokenizer: Path
+
+
+def prepare(out: Path, size: DemoSize, seed: int, workers: int) -> DemoData:
+    """Generate, tokenise and pack; every step is skipped when its result is already there."""
+    corpus = out / "corpus"
+    options = SyntheticOptions(
+        seed=seed, train=size.train, dev=size.dev, test=size.test, test_signer=size.test_signer,
+        text_train=size.text_train, text_dev=size.text_dev,
+    )  # fmt: skip
+    generate(corpus, options, workers)
+    tokenizer = train_tokenizer(_texts(corpus / "text" / "train.jsonl"), out / "tokenizer", VOCABULARY)
+    shards = out / "shards"
+    data = DemoData(shards / "video", shards / "text", shards / "text_plain", tokenizer)
+    video = BuildOptions(video=VideoOptions(short_side=options.size, fps=options.fps))
+    build(Synthetic(corpus), data.video, video, workers)
+    text = BuildOptions(tokenizer=str(tokenizer))
+    paths = {split: str(corpus / "text" / f"{split}.jsonl") for split in ("train", "dev")}
+    # One sign covers one to three word tokens of the visual encoder; stage 1 sees words repeated like that.
+    pairs = Text(
+        paths=paths, templates=[PLAIN_TEMPLATE, PAIR_TEMPLATE], gloss="gloss", lowercase_gloss=True, repeat_max=3,
+        language="en",
+    )  # fmt: skip
+    build(pairs, data.text, text, workers)
+    build(Text(paths=paths, templates=[PLAIN_TEMPLATE], language="en"), data.text_plain, text, workers)
+    return data
+
+
+def _texts(path: Path) -> list[str]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    pairs = [PAIR_TEMPLATE.format(gloss=row["gloss"].lower(), text=row["text"]) for row in rows]
+    return [row["text"] for row in rows] + pairs

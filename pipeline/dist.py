@@ -1,0 +1,197 @@
+"""Who this process is and how it talks to the others. With ``pipeline/engine`` the only place that touches
+``torch.distributed``, DeepSpeed's communication or ``os.environ``; everything else takes rank and world size as ints.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as torch_dist
+
+from pipeline.errors import ClusterError
+
+logger = logging.getLogger(__name__)
+
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process's place in the job."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def ranks_from_environment() -> Ranks:
+    """Read the launcher's variables; without any of them this is a job of one process.
+
+    Raises:
+        ClusterError: some but not all of RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT are set.
+    """
+    present = [name for name in _RANK_VARIABLES if name in os.environ]
+    if not present:
+        return Ranks(0, 0, 1)
+    missing = [name for name in _RANK_VARIABLES if name not in os.environ]
+    if missing:
+        raise ClusterError(
+            f"the environment sets {', '.join(present)} but not {', '.join(missing)}; "
+            "a rank needs all five. Start it with `slt launch run`, `deepspeed` or `torchrun`."
+        )
+    return Ranks(int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]))
+
+
+def device_for(ranks: Ranks) -> torch.device:
+    """The accelerator of this local rank, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", ranks.local_rank)
+    return torch.device("cpu")
+
+
+def init(timeout_minutes: float = 30.0) -> Ranks:
+    """Join the job's process group (NCCL on CUDA, gloo elsewhere) through DeepSpeed; safe to call again.
+
+    A job of one process without launcher variables gets a private rendezvous, so that ``slt train`` works alone.
+    """
+    ranks = ranks_from_environment()
+    cuda = torch.cuda.is_available()
+    if not cuda:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    import deepspeed.ops
+
+    if not cuda:
+        # DeepSpeed would JIT-compile its shared-memory all-reduce (a minute of g++), which training never calls and
+        # which hangs for ever on a stale build lock.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if torch_dist.is_initialized():
+        return Ranks(torch_dist.get_rank(), ranks.local_rank, torch_dist.get_world_size())
+    if "RANK" not in os.environ:
+        _single_process_environment()
+    if cuda:
+        torch.cuda.set_device(ranks.local_rank)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if cuda else "gloo",
+        timeout=datetime.timedelta(minutes=timeout_minutes),
+        verbose=False,
+    )
+    return ranks
+
+
+def _single_process_environment() -> None:
+    """The five variables for a world of one on a free port; DeepSpeed would otherwise look for MPI."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
+def shutdown() -> None:
+    """Leave the process group, if this process is in one."""
+    if torch_dist.is_initialized():
+        torch_dist.destroy_process_group()
+
+
+def world_size() -> int:
+    return torch_dist.get_world_size() if torch_dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return torch_dist.get_rank() if torch_dist.is_initialized() else 0
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def barrier() -> None:
+    """All ranks must call."""
+    if world_size() > 1:
+        torch_dist.barrier()
+
+
+def all_reduce_sum(value: torch.Tensor) -> torch.Tensor:
+    """Sum over ranks, in place and returned. All ranks must call with equal shapes."""
+    if world_size() > 1:
+        torch_dist.all_reduce(value, op=torch_dist.ReduceOp.SUM)
+    return value
+
+
+def all_reduce_max(value: torch.Tensor) -> torch.Tensor:
+    """Maximum over ranks, in place and returned. All ranks must call with equal shapes."""
+    if world_size() > 1:
+        torch_dist.all_reduce(value, op=torch_dist.ReduceOp.MAX)
+    return value
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """True on every rank if it is True on one. All ranks must call."""
+    return bool(all_reduce_max(torch.tensor([int(flag)], device=device)).item())
+
+
+def broadcast_object(value: Any, source: int = 0) -> Any:
+    """Rank ``source``'s object on every rank. All ranks must call; only for our own small objects (it pickles)."""
+    if world_size() == 1:
+        return value
+    holder = [value]
+    torch_dist.broadcast_object_list(holder, src=source)
+    return holder[0]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's object, in rank order, on every rank. All ranks must call; for small objects (it pickles)."""
+    if world_size() == 1:
+        return [value]
+    holder: list[Any] = [None] * world_size()
+    torch_dist.all_gather_object(holder, value)
+    return holder
+
+
+class _GatherWithGrad(torch.autograd.Function):
+    """All-gather along dim 0 whose backward sums every rank's gradient of this rank's part."""
+
+    @staticmethod
+    def forward(ctx: Any, local: torch.Tensor) -> torch.Tensor:
+        ctx.rows = local.shape[0]
+        local = local.contiguous()
+        parts = [torch.empty_like(local) for _ in range(world_size())]
+        torch_dist.all_gather(parts, local)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        # gloo has no reduce_scatter for every dtype; an all-reduce of the same bytes is exact on both backends
+        grad = grads[0].contiguous().clone()
+        torch_dist.all_reduce(grad, op=torch_dist.ReduceOp.SUM)
+        return grad[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+
+
+def gather_with_grad(local: torch.Tensor) -> torch.Tensor:
+    """[B, ...] of every rank -> [R*B, ...] with exact gradients. All ranks must call with equal shapes."""
+    return local if world_size() == 1 else _GatherWithGrad.apply(local)
+
+
+def gather_rows(local: torch.Tensor) -> torch.Tensor:
+    """[B, ...] of every rank -> [R*B, ...] without gradient. All ranks must call with equal shapes."""
+    if world_size() == 1:
+        return local
+    parts = [torch.empty_like(local) for _ in range(world_size())]
+    torch_dist.all_gather(parts, local.contiguous())
+    return torch.cat(parts)
+
+
+def gather(local: torch.Tensor) -> torch.Tensor:
+    """`gather_with_grad` for tensors that want a gradient, `gather_rows` for ids and masks."""
+    return gather_with_grad(local) if local.requires_grad else gather_rows(local)

@@ -1,0 +1,75 @@
+"""One optimizer step over the micro-batches of a rank, in the two ways a stage can ask for.
+
+`summed`: the loss is a sum over tokens, so micro-batches are independent. `cached`: the loss couples all samples
+of the global batch (negatives), so features are computed first without graphs, the loss gives their gradients, and
+a second forward turns these into weight gradients (GradCache, arXiv 2101.06983). The result does not depend on how
+the global batch is cut into ranks and micro-batches.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from pipeline.engine.setup import TrainEngine
+from pipeline.stages.base import LossParts, MicroBatch, Normaliser, Stage
+
+
+def accumulate(
+    engine: TrainEngine, stage: Stage, batches: list[MicroBatch], normaliser: Normaliser
+) -> dict[str, torch.Tensor]:
+    """Forward, backward and step all micro-batches; returns the stage's local sums (detached scalars)."""
+    if stage.accumulation == "cached":
+        parts = _single(engine, stage, batches) if len(batches) == 1 else _cached(engine, stage, batches)
+        return parts.sums
+    sums: dict[str, torch.Tensor] = {}
+    for batch in batches:
+        parts = stage.loss(engine.forward, batch, normaliser)
+        engine.backward(parts.loss)
+        engine.step()
+        for name, value in parts.sums.items():
+            sums[name] = sums[name] + value if name in sums else value
+    return sums
+
+
+def _single(engine: TrainEngine, stage: Stage, batches: list[MicroBatch]) -> LossParts:
+    """One micro-batch needs no cache: the graph of the only forward is still there."""
+    parts = stage.contrast([stage.features(engine.forward, batches[0])], batches)
+    engine.backward(parts.loss)
+    engine.step()
+    return parts
+
+
+def _cached(engine: TrainEngine, stage: Stage, batches: list[MicroBatch]) -> LossParts:
+    states, leaves = [], []
+    for batch in batches:
+        states.append(_random_state())
+        with torch.no_grad():
+            features = stage.features(engine.forward, batch)
+        leaves.append({n: v.detach().requires_grad_(v.is_floating_point()) for n, v in features.items()})
+    parts = stage.contrast(leaves, batches)
+    wanted = [(at, name) for at, part in enumerate(leaves) for name, value in part.items() if value.requires_grad]
+    grads = torch.autograd.grad(parts.loss, [leaves[at][name] for at, name in wanted], allow_unused=True)
+    gradient = {key: grad for key, grad in zip(wanted, grads, strict=True) if grad is not None}
+    for at, batch in enumerate(batches):
+        _restore_random_state(states[at])  # dropout of the replay must equal the first pass
+        features = stage.features(engine.forward, batch)
+        surrogate = torch.zeros((), device=stage.device)
+        for name, value in features.items():
+            if (at, name) in gradient:
+                surrogate = surrogate + (value.float() * gradient[at, name].float()).sum()
+            elif value.requires_grad:
+                # every rank must reach every parameter in every micro-batch, else ZeRO's reductions differ
+                surrogate = surrogate + value.float().sum() * 0.0
+        engine.backward(surrogate)
+        engine.step()
+    return parts
+
+
+def _random_state() -> tuple[torch.Tensor, torch.Tensor | None]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+
+def _restore_random_state(state: tuple[torch.Tensor, torch.Tensor | None]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1])

@@ -1,0 +1,41 @@
+"""Resume at another world size: ZeRO shards -> DeepSpeed's universal checkpoint (arXiv 2406.18820)."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from pipeline.engine.checkpoint import TAG, Checkpoint, universal_tag, write_durably
+from pipeline.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+
+def to_universal(checkpoint: Checkpoint, workers: int = 1) -> Path:
+    """Convert once (later calls reuse the result); returns the folder to load from.
+
+    Runs in a process of its own, because the converter parses arguments and forks. Only one rank may call.
+
+    Raises:
+        CheckpointError: the converter failed; its last lines are in the message.
+    """
+    folder = checkpoint.path.parent / f".universal-{checkpoint.path.name}"
+    if (folder / "COMPLETE").is_file():
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    command = [
+        sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal",
+        "--input_folder", str(checkpoint.path / TAG), "--output_folder", str(folder / universal_tag(checkpoint)),
+        "--num_extract_workers", str(workers), "--num_merge_workers", str(workers),
+    ]  # fmt: skip
+    logger.info("converting %s for another world size", checkpoint.path)
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        tail = "\n  ".join((result.stdout + result.stderr).strip().splitlines()[-8:])
+        raise CheckpointError(f"converting {checkpoint.path} to another world size failed:\n  {tail}")
+    write_durably(folder / "COMPLETE", "")
+    return folder

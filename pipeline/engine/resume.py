@@ -1,0 +1,60 @@
+"""Which checkpoint a starting run continues, and whether it is the same experiment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.resolve import ResolvedRecipe
+from pipeline.engine.checkpoint import Checkpoint, checkpoint_folder, latest_checkpoint
+from pipeline.errors import CheckpointError
+
+# Fields that may differ between the run that saved and the run that resumes: they change neither the samples of a
+# global batch nor the numbers computed from them (micro_batch and ZeRO stage: up to rounding). Where the shards lie
+# may change too; that they hold the same samples is the plan's fingerprint's business.
+FREE_FIELDS = (
+    "name", "run_dir", "deepspeed", "data.train", "data.eval", "data.workers", "data.max_bad_samples",
+    "model.attention", "model.gradient_checkpointing", "train.micro_batch", "train.world_sizes", "train.checkpoint",
+    "train.log_every_steps", "train.eval_every_steps", "train.eval_batches", "train.max_skipped_steps",
+    "train.wandb_project", "train.tensorboard", "train.peak_tflops",
+)  # fmt: skip
+
+
+def find_resume(run_dir: Path, resolved: ResolvedRecipe) -> Checkpoint | None:
+    """The checkpoint to continue from by the recipe's `resume` rule, or None to start from step 0.
+
+    Raises:
+        CheckpointError: `require` and there is none; `never` and there is one; or it belongs to another experiment.
+    """
+    rule = resolved.recipe.train.checkpoint.resume
+    found = latest_checkpoint(run_dir)
+    if found is None:
+        if rule == "require":
+            raise CheckpointError(
+                f"train.checkpoint.resume is `require` but {checkpoint_folder(run_dir)} holds no complete checkpoint; "
+                "check run_dir, or use `if_present`"
+            )
+        return None
+    if rule == "never":
+        raise CheckpointError(
+            f"train.checkpoint.resume is `never` but {found.path} exists; choose another run_dir or remove it"
+        )
+    changes = differences(found.resolved().recipe.model_dump(), resolved.recipe.model_dump())
+    if changes:
+        raise CheckpointError(
+            f"{found.path} belongs to another experiment; these fields differ:\n  " + "\n  ".join(changes)
+            + "\n  fix: restore them, or choose another run_dir for a new run"
+        )  # fmt: skip
+    return found
+
+
+def differences(saved: Any, now: Any, path: str = "") -> list[str]:
+    """Fields that differ and may not, as ``path: saved -> now``."""
+    if path in FREE_FIELDS or saved == now:
+        return []
+    if isinstance(saved, dict) and isinstance(now, dict):
+        found = []
+        for key in sorted(saved.keys() | now.keys()):
+            found += differences(saved.get(key), now.get(key), f"{path}.{key}".lstrip("."))
+        return found
+    return [f"{path}: {saved!r} -> {now!r}"]

@@ -1,0 +1,92 @@
+"""What one rank does from start to exit code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+import warnings
+from pathlib import Path
+
+from pipeline import dist
+from pipeline.config.load import load_recipe
+from pipeline.config.resolve import resolve_file, write_resolved
+from pipeline.engine.trainer import Trainer
+from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
+from pipeline.stages.registry import STAGES
+
+logger = logging.getLogger(__name__)
+
+
+def setup_logging(ranks: dist.Ranks, run_dir: Path) -> None:
+    """Rank 0 speaks on stderr; every rank keeps its own file in run_dir/logs."""
+    folder = run_dir / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    form = logging.Formatter(f"%(asctime)s rank={ranks.rank} %(levelname)s %(name)s: %(message)s", "%H:%M:%S")
+    stream = logging.StreamHandler(sys.stderr)
+    stream.setLevel(logging.INFO if ranks.is_main else logging.ERROR)
+    file = logging.FileHandler(folder / f"rank-{ranks.rank}.log", encoding="utf-8")
+    for handler in (stream, file):
+        handler.setFormatter(form)
+    logging.basicConfig(level=logging.INFO, handlers=[stream, file], force=True)
+    # DeepSpeed calls torch.distributed functions by their old names, several times per step
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    for noisy in ("DeepSpeed", "deepspeed", "transformers", "torch", "filelock", "PIL", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def train(recipe_path: str, sets: list[str]) -> int:
+    """Load, resolve and train; returns the exit code. Ends the process group's work on every path."""
+    ranks = dist.init()
+    resolved = resolve_file(recipe_path, ranks.world_size, sets)
+    recipe = resolved.recipe
+    run_dir = Path(recipe.run_dir)
+    setup_logging(ranks, run_dir)
+    if ranks.is_main:
+        write_resolved(resolved, run_dir)
+    stage = STAGES[recipe.stage](recipe, ranks.rank, ranks.world_size, dist.device_for(ranks))
+    trainer = Trainer(resolved, stage, ranks)
+    trainer.prepare()
+    state = trainer.fit()
+    if ranks.is_main:
+        logger.info("%s: %d steps, %s tokens", recipe.name, state.step, f"{state.tokens_seen:,}")
+    dist.barrier()
+    return EXIT_PREEMPTED if trainer.preempted else EXIT_OK
+
+
+def main(recipe_path: str, sets: list[str]) -> int:
+    """`train` with every failure turned into an exit code, one paragraph for users, and a note for the supervisor."""
+    code, message = EXIT_BUG, ""
+    try:
+        code = train(recipe_path, sets)
+    except KeyboardInterrupt:
+        code, message = EXIT_INTERRUPTED, "interrupted"
+    except Exception as error:
+        code, message = getattr(error, "exit_code", EXIT_BUG), str(error)
+        if code == EXIT_BUG:
+            message = traceback.format_exc()
+        sys.stderr.write(f"error (rank {dist.ranks_from_environment().rank}): {message}\n")
+    _leave_exit_note(recipe_path, sets, code, message)
+    if code not in (EXIT_OK, EXIT_PREEMPTED):
+        # other ranks may sit in a collective; a polite shutdown would wait for them
+        sys.stderr.flush()
+        os._exit(code)
+    dist.shutdown()
+    return code
+
+
+def _leave_exit_note(recipe_path: str, sets: list[str], code: int, message: str) -> None:
+    """run_dir/logs/exit-rank-N.json: DeepSpeed's launcher turns every failure into 1, the supervisor reads these."""
+    try:
+        run_dir = Path(load_recipe(recipe_path, sets).run_dir)
+    except Exception as error:
+        logger.debug("no run_dir to leave an exit note in: %s", error)
+        return
+    rank = dist.ranks_from_environment().rank
+    folder = run_dir / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"exit-rank-{rank}.json").write_text(
+        json.dumps({"rank": rank, "code": code, "error": message}), encoding="utf-8"
+    )

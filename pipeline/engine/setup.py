@@ -1,0 +1,141 @@
+"""From a resolved recipe and a stage to a running DeepSpeed engine, checked against the recipe."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.config.resolve import ResolvedRecipe
+from pipeline.config.schema import OptimizerConfig
+from pipeline.engine.schedule import learning_rate
+from pipeline.errors import RecipeError
+from pipeline.stages.base import Stage, apply_freeze_plan
+
+logger = logging.getLogger(__name__)
+
+
+class TrainEngine:
+    """A DeepSpeed engine with the learning-rate rule of the recipe; the only object that steps weights."""
+
+    def __init__(self, engine: Any, config: OptimizerConfig, total_steps: int, keep_alive: object) -> None:
+        self.engine = engine
+        self.config = config
+        self.total_steps = total_steps
+        # transformers looks the live ZeRO-3 configuration up through a weak reference
+        self._keep_alive = keep_alive
+
+    @property
+    def module(self) -> nn.Module:
+        return self.engine.module
+
+    @property
+    def forward(self) -> Callable[..., Any]:
+        """Calls the model with DeepSpeed's hooks."""
+        return self.engine
+
+    def set_learning_rate(self, step: int) -> float:
+        """Set every group's rate for optimizer step ``step``; returns it."""
+        rate = learning_rate(self.config, step, self.total_steps)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Accumulate gradients of a loss that is already normalised over the whole global batch."""
+        self.engine.backward(loss, scale_wrt_gas=False)
+
+    def step(self) -> None:
+        """Call after every micro-batch; DeepSpeed updates weights on the last one only."""
+        self.engine.step()
+
+    @property
+    def skipped_steps(self) -> int:
+        return int(self.engine.skipped_steps)
+
+    def grad_norm(self) -> float:
+        """Global gradient norm of the last step before clipping. All ranks must call."""
+        norm = self.engine.get_global_grad_norm()
+        return float(norm) if norm is not None else float("nan")
+
+    def destroy(self) -> None:
+        self.engine.destroy()
+
+
+@contextlib.contextmanager
+def quiet_deepspeed() -> Iterator[None]:
+    """DeepSpeed prints its whole configuration at INFO; we log what matters ourselves."""
+    loggers = [logging.getLogger(name) for name in ("DeepSpeed", "deepspeed")]
+    levels = [entry.level for entry in loggers]
+    for entry in loggers:
+        entry.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for entry, level in zip(loggers, levels, strict=True):
+            entry.setLevel(level)
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters; biases, norms and scales (fewer than two dimensions) are not decayed."""
+
+    def dimensions(parameter: nn.Parameter) -> int:
+        return len(getattr(parameter, "ds_shape", parameter.shape))
+
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if dimensions(p) >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if dimensions(p) < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def start_engine(stage: Stage, resolved: ResolvedRecipe, total_steps: int) -> TrainEngine:
+    """Build the model (partitioned from the start under ZeRO-3), freeze, and initialise DeepSpeed.
+
+    Raises:
+        RecipeError: the engine's batch sizes, precision, ZeRO stage or clipping differ from the recipe's.
+    """
+    import deepspeed
+    from transformers.integrations import HfDeepSpeedConfig
+
+    config = resolved.ds_config
+    zero_stage = int(config["zero_optimization"]["stage"])
+    keep_alive = HfDeepSpeedConfig(config) if zero_stage == 3 else None
+    module = stage.build()
+    trainable = apply_freeze_plan(module, stage.freeze_plan())
+    total = sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
+    training = sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters() if p.requires_grad)
+    logger.info(
+        "training %s of %s parameters in %d tensors: %s",
+        f"{training:,}", f"{total:,}", len(trainable), ", ".join(sorted({n.split(".")[0] for n in trainable})),
+    )  # fmt: skip
+    optimizer_config = resolved.recipe.train.optimizer
+    optimizer = torch.optim.AdamW(
+        parameter_groups(module, optimizer_config.weight_decay),
+        lr=optimizer_config.lr, betas=optimizer_config.betas, eps=optimizer_config.eps,
+    )  # fmt: skip
+    with quiet_deepspeed():
+        engine, _, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+    check_engine(engine, resolved)
+    return TrainEngine(engine, optimizer_config, total_steps, keep_alive)
+
+
+def check_engine(engine: Any, resolved: ResolvedRecipe) -> None:
+    """Compare what DeepSpeed will do with what the recipe says."""
+    train = resolved.recipe.train
+    pairs = {
+        "train.global_batch": (train.global_batch, engine.train_batch_size()),
+        "train.micro_batch": (train.micro_batch, engine.train_micro_batch_size_per_gpu()),
+        "accumulation_steps": (resolved.accumulation_steps, engine.gradient_accumulation_steps()),
+        "train.precision bf16": (train.precision == "bf16", engine.bfloat16_enabled()),
+        "zero stage": (int(resolved.ds_config["zero_optimization"]["stage"]), engine.zero_optimization_stage()),
+        "train.optimizer.clip_norm": (train.optimizer.clip_norm, engine.gradient_clipping()),
+    }
+    wrong = [f"{name}: recipe {ours}, engine {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
+    if wrong:
+        raise RecipeError("DeepSpeed did not take the recipe's values:\n  " + "\n  ".join(wrong))

@@ -1,0 +1,250 @@
+"""The training loop: no stage names, no file formats, one screen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from pathlib import Path
+
+import torch
+
+from pipeline import dist
+from pipeline.config.resolve import ResolvedRecipe
+from pipeline.engine import checkpoint as checkpoints
+from pipeline.engine.accumulate import accumulate
+from pipeline.engine.metrics import MetricWriter, describe, peak_tflops
+from pipeline.engine.progress import Progress
+from pipeline.engine.reshard import to_universal
+from pipeline.engine.resume import find_resume
+from pipeline.engine.setup import TrainEngine, start_engine
+from pipeline.engine.signals import StopFlag
+from pipeline.engine.state import TrainState, seed_everything
+from pipeline.errors import DivergedError, RecipeError
+from pipeline.stages.base import Normaliser, Stage, move_all
+from shards.errors import DataError
+from shards.loader import LoaderOptions, StepBatch, StepLoader
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Runs one stage on this rank. All ranks construct and run it alike."""
+
+    def __init__(self, resolved: ResolvedRecipe, stage: Stage, ranks: dist.Ranks) -> None:
+        self.resolved, self.recipe, self.stage, self.ranks = resolved, resolved.recipe, stage, ranks
+        self.run_dir = Path(self.recipe.run_dir)
+        self.device = stage.device
+        self.state = TrainState()
+        self.preempted = False
+
+    # -- preparation ---------------------------------------------------------------------------------------------
+    def prepare(self) -> None:
+        """Plan, model, engine, resume: everything before the first step."""
+        train = self.recipe.train
+        seed_everything(self.recipe.seed, self.ranks.rank)
+        resume = find_resume(self.run_dir, self.resolved)
+        universal = self._universal(resume)
+        stage = self.stage
+        stage.zero_stage = int(self.resolved.ds_config["zero_optimization"]["stage"])
+        self.plan = stage.plan(self.recipe.data.train, train=True)
+        self.total_steps = self._total_steps()
+        self.engine: TrainEngine = start_engine(stage, self.resolved, self.total_steps)
+        stage.attach(self.engine.module)
+        eval_plans = [stage.plan([source], train=False) for source in self.recipe.data.eval]
+        for plan in (self.plan, *eval_plans):
+            stage.check_data(plan)
+        stage.prepare([self.plan, *eval_plans])
+        # every process draws differently from here on, but equally in every run of this recipe
+        seed_everything(self.recipe.seed + 1, self.ranks.rank)
+        if resume is not None:
+            self.state = checkpoints.load(self.engine, resume, universal)
+            logger.info("resumed %s at step %d", resume.path, self.state.step)
+        self.loader = self._loader()
+        self.metrics = MetricWriter(self.run_dir, train, self.recipe.name, self.state.step, self.ranks.is_main)
+        name = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
+        self.peak = peak_tflops(train, name)
+        self.frozen_hash = self.hash_frozen()
+
+    def _universal(self, resume: checkpoints.Checkpoint | None) -> Path | None:
+        """The checkpoint converted for this world size, when it was saved at another one."""
+        if resume is None or resume.world_size == self.ranks.world_size:
+            return None
+        folder = to_universal(resume) if self.ranks.is_main else None
+        dist.barrier()
+        self.resolved.ds_config["checkpoint"] = {"load_universal": True}
+        return Path(dist.broadcast_object(str(folder)))
+
+    def _total_steps(self) -> int:
+        train = self.recipe.train
+        if train.steps is not None:
+            return train.steps
+        assert train.epochs is not None  # checked when the recipe was loaded
+        steps = int(len(self.plan.epoch(0)) * train.epochs) // train.global_batch
+        if steps == 0:
+            raise RecipeError(
+                f"train.epochs={train.epochs} of {len(self.plan.epoch(0))} items is less than one global batch of "
+                f"{train.global_batch}; lower train.global_batch or raise train.epochs"
+            )
+        return steps
+
+    def _loader(self) -> StepLoader:
+        train, data = self.recipe.train, self.recipe.data
+        options = LoaderOptions(
+            rank=self.ranks.rank, world_size=self.ranks.world_size, global_batch=train.global_batch,
+            micro_batch=train.micro_batch, workers=data.workers, max_bad_samples=data.max_bad_samples,
+        )  # fmt: skip
+        loader = StepLoader(self.plan, self.stage.fetch(), self.stage.collate(), options)
+        if self.state.step:
+            loader.load_state_dict(self.state.data)
+        return loader
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+    def fit(self) -> TrainState:
+        """Train to the last step, or until asked to stop (then `preempted` is true and a checkpoint is saved)."""
+        state, train = self.state, self.recipe.train
+        with StopFlag() as stop, Progress(self.recipe.name, self.total_steps, state.step, self.ranks) as progress:
+            self.last_save = time.monotonic()
+            self._start_interval()
+            if state.step == 0:
+                self._evaluate()
+            batches = iter(self.loader)
+            while state.step < self.total_steps:
+                step_batch = next(batches)
+                normaliser, must_stop, save_due = self._agree(step_batch, stop.requested)
+                self._step(step_batch, normaliser)
+                state.step += 1
+                state.data = self.loader.state_dict()
+                state.tokens_seen += normaliser.valid_tokens
+                state.samples_seen += self.samples_in_step
+                last = state.step == self.total_steps
+                if state.step % train.log_every_steps == 0 or last or must_stop:
+                    progress.update(state.step, self._log())
+                evaluated = (train.eval_every_steps and state.step % train.eval_every_steps == 0) or last
+                improved = self._evaluate() if evaluated and not must_stop else False
+                every = train.checkpoint.every_steps
+                if save_due or last or must_stop or improved or (every and state.step % every == 0):
+                    self._save(improved)
+                if must_stop and not last:
+                    self.preempted = True
+                    break
+        self.check_frozen()
+        self.metrics.close()
+        return state
+
+    def _agree(self, batch: StepBatch, stop_requested: bool) -> tuple[Normaliser, bool, bool]:
+        """The one all-reduce of a step: global token count, stop and save wishes, bad samples."""
+        train = self.recipe.train
+        minutes = train.checkpoint.every_minutes
+        due = self.ranks.is_main and minutes > 0 and time.monotonic() - self.last_save > minutes * 60
+        valid = sum(int(micro["valid_tokens"]) for micro in batch.micro_batches)
+        samples = sum(int(micro["samples"]) for micro in batch.micro_batches)
+        counts = torch.tensor([valid, samples, stop_requested, due, len(batch.skipped)], dtype=torch.int64)
+        counts = dist.all_reduce_sum(counts.to(self.device))
+        valid, self.samples_in_step, stop, save, bad = (int(value) for value in counts.tolist())
+        self.state.bad_samples += bad
+        if self.state.bad_samples > self.recipe.data.max_bad_samples:
+            raise DataError(
+                f"{self.state.bad_samples} damaged samples, more than data.max_bad_samples="
+                f"{self.recipe.data.max_bad_samples}",
+                where=self.recipe.name,
+                fix="run `slt shards lint` on the shard sets; the log names every damaged sample",
+            )
+        self.wait_seconds += batch.wait_seconds
+        return Normaliser(valid, self.ranks.world_size, self.resolved.accumulation_steps), stop > 0, save > 0
+
+    def _step(self, batch: StepBatch, normaliser: Normaliser) -> None:
+        self.rate = self.engine.set_learning_rate(self.state.step)
+        micro_batches = move_all(batch.micro_batches, self.device)
+        skipped = self.engine.skipped_steps
+        sums = accumulate(self.engine, self.stage, micro_batches, normaliser)
+        for name, value in sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.double()
+        self.flops += self.stage.flops_per_step(micro_batches)
+        self.interval_steps += 1
+        self.interval_tokens += normaliser.valid_tokens
+        self.interval_samples += self.samples_in_step
+        self._watch(self.engine.skipped_steps > skipped)
+
+    def _watch(self, was_skipped: bool) -> None:
+        """Count steps DeepSpeed did not apply; stop before a diverged run burns its budget."""
+        self.state.skipped_steps = self.state.skipped_steps + 1 if was_skipped else 0
+        if self.state.skipped_steps > self.recipe.train.max_skipped_steps:
+            raise DivergedError(
+                f"{self.recipe.name}: gradients were not finite in {self.state.skipped_steps} consecutive steps up to "
+                f"step {self.state.step + 1}; lower train.optimizer.lr, lengthen warmup_steps, or check the data"
+            )
+
+    # -- reporting and saving ------------------------------------------------------------------------------------
+    def _start_interval(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self.flops, self.interval_tokens, self.interval_samples, self.wait_seconds = 0.0, 0, 0, 0.0
+        self.interval_steps = 0
+        self.interval_start = time.monotonic()
+
+    def _log(self) -> dict[str, float]:
+        """Reduce the interval's sums over ranks, write one row, start the next interval. All ranks must call."""
+        names = sorted(self.sums)
+        values = torch.stack([self.sums[name].double().reshape(()) for name in names])
+        totals = dict(zip(names, dist.all_reduce_sum(values).tolist(), strict=True))
+        seconds = time.monotonic() - self.interval_start
+        row = {f"train/{name}": value for name, value in self.stage.reduce(totals).items()}
+        row |= {
+            "train/lr": self.rate,
+            "train/grad_norm": self.engine.grad_norm(),
+            "train/epoch": self.state.data["epoch"],
+            "data/wait_seconds": self.wait_seconds,
+            "data/bad_samples": self.state.bad_samples,
+            "perf/seconds_per_step": seconds / self.interval_steps,
+            "perf/tokens_per_second": self.interval_tokens / seconds,
+            "perf/samples_per_second": self.interval_samples / seconds,
+        }
+        if self.peak is not None and self.flops:
+            row["perf/mfu"] = self.flops / seconds / (self.peak * 1e12)
+        self.metrics.write(self.state.step, row)
+        self._start_interval()
+        return row
+
+    def _evaluate(self) -> bool:
+        """Held-out metrics; True when they are the best so far. All ranks must call."""
+        module = self.engine.module
+        module.eval()
+        metrics = self.stage.evaluate(self.engine.forward, module)
+        module.train()
+        if metrics:
+            self.metrics.write(self.state.step, metrics)
+            if self.ranks.is_main:
+                logger.info("step %d  %s", self.state.step, describe(metrics))
+        if self.stage.best_metric is None or self.stage.best_metric[0] not in metrics:
+            return False
+        name, direction = self.stage.best_metric
+        value, best = metrics[name], self.state.best.get("value")
+        improved = best is None or (value < best if direction == "min" else value > best)
+        if improved:
+            self.state.best = {"metric": name, "value": value, "step": self.state.step}
+        return improved and self.state.step > 0
+
+    def _save(self, improved: bool) -> None:
+        path = checkpoints.save(self.engine, self.stage, self.run_dir, self.resolved, self.state)
+        if improved:
+            checkpoints.mark_best(self.run_dir, path)
+        checkpoints.prune(self.run_dir, self.recipe.train.checkpoint.keep)
+        self.last_save = time.monotonic()
+
+    # -- frozen parts --------------------------------------------------------------------------------------------
+    def hash_frozen(self) -> str:
+        """sha256 over this rank's bytes of every frozen parameter, combined over ranks."""
+        digest = hashlib.sha256()
+        for name, parameter in self.engine.module.named_parameters():
+            if not parameter.requires_grad:
+                local = getattr(parameter, "ds_tensor", parameter)
+                digest.update(name.encode() + local.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return hashlib.sha256(json.dumps(dist.gather_objects(digest.hexdigest())).encode()).hexdigest()
+
+    def check_frozen(self) -> None:
+        """Our own invariant: what the freeze plan froze has not moved by a bit."""
+        now = self.hash_frozen()
+        assert now == self.frozen_hash, "a frozen parameter changed during training"
+        if self.ranks.is_main:
+            logger.info("frozen parameters unchanged (sha256 %s)", now[:16])

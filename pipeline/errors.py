@@ -1,0 +1,44 @@
+"""User-facing errors and the exit code each one ends the process with.
+
+0 ok, 1 our bug, 2 user error, 3 cluster, 4 data, 5 diverged, 75 preempted and saved, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from shards.errors import DataError
+
+EXIT_OK, EXIT_BUG, EXIT_USER, EXIT_CLUSTER, EXIT_DATA, EXIT_DIVERGED = 0, 1, 2, 3, 4, 5
+EXIT_PREEMPTED, EXIT_INTERRUPTED = 75, 130
+
+
+class SltError(Exception):
+    """Base of the errors a user can cause or fix; shown as one paragraph, without a traceback."""
+
+    exit_code = EXIT_BUG
+
+
+class RecipeError(SltError):
+    """A recipe or option that cannot be run; lists every problem found."""
+
+    exit_code = EXIT_USER
+
+
+class CheckpointError(SltError):
+    """A checkpoint or export that is missing, incomplete, damaged or from another experiment."""
+
+    exit_code = EXIT_USER
+
+
+class ClusterError(SltError):
+    """A host, rank or launcher that failed; names the host."""
+
+    exit_code = EXIT_CLUSTER
+
+
+class DivergedError(SltError):
+    """Training produced non-finite numbers for too long."""
+
+    exit_code = EXIT_DIVERGED
+
+
+__all__ = ["CheckpointError", "ClusterError", "DataError", "DivergedError", "RecipeError", "SltError"]

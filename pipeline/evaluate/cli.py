@@ -1,0 +1,146 @@
+"""`slt evaluate` and `slt translate`. Heavy imports happen inside the verbs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.evaluate.metrics import Scores
+    from pipeline.evaluate.run import EvalRanks
+
+_SETS_HELP = (
+    "num_beams=4, max_new_tokens=64, length_penalty=1.0, device=auto|cpu|cuda:N, precision=auto|fp32|bf16{more}; repeat"
+)
+_Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add both verbs to the `slt` application."""
+    app.command(
+        epilog="Example: slt evaluate runs/phoenix/export --shards data/phoenix --split test --protocol phoenix14t"
+    )(evaluate)
+    app.command(epilog="Example: slt translate video.mp4 --model runs/demo/connector/export")(translate)
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="folder written by `slt export` for a connector run")],
+    shards: Annotated[list[Path], typer.Option("--shards", help="video shard set; repeat for several")],
+    split: Annotated[str, typer.Option(help="split to translate")] = "test",
+    protocol: Annotated[
+        str, typer.Option(help="how BLEU and ROUGE are computed: phoenix14t, csl_daily, ...")
+    ] = "default",
+    out: Annotated[Path | None, typer.Option(help="folder to write; default MODEL/evaluation/SPLIT")] = None,
+    sets: Annotated[
+        list[str],
+        typer.Option("--set", help=_SETS_HELP.format(more=", corpus=NAME, micro_batch=8, max_samples=0, workers=0")),
+    ] = [],  # noqa: B006
+    as_json: _Json = False,
+) -> None:
+    """Translate a split with an exported model and score it. Started by a launcher, ranks share the samples."""
+    from pipeline.evaluate.options import parse_sets
+    from pipeline.evaluate.run import EvaluateOptions, evaluate_export
+
+    generation, rest = parse_sets(sets, EvaluateOptions, reserved=("split", "protocol", "generation"))
+    ranks, default_device = _join()
+    if rest.get("device", "auto") == "auto":
+        rest["device"] = default_device
+    options = EvaluateOptions(split=split, protocol=protocol, generation=generation, **rest)
+    target = out or model / "evaluation" / split
+    with _Progress("translating", quiet=as_json or ranks.rank != 0) as on_progress:
+        scores = evaluate_export(model, shards, target, options, ranks, on_progress)
+    if scores is not None and as_json:
+        typer.echo(json.dumps(scores.to_dict(), ensure_ascii=False, indent=1))
+    elif scores is not None:
+        _show(scores, target)
+
+
+def translate(
+    videos: Annotated[list[Path], typer.Argument(help="video files")],
+    model: Annotated[Path, typer.Option("--model", help="folder written by `slt export` for a connector run")],
+    prompt: Annotated[str | None, typer.Option(help="another prompt template, with {video} once")] = None,
+    between: Annotated[str | None, typer.Option(help="translate only this part, in seconds: 12.5-20")] = None,
+    sets: Annotated[list[str], typer.Option("--set", help=_SETS_HELP.format(more=""))] = [],  # noqa: B006
+    as_json: _Json = False,
+) -> None:
+    """Translate video files with an exported model; one line of text per file."""
+    from pipeline.dist import Ranks, device_for
+    from pipeline.evaluate.options import PlaceOptions, parse_between, parse_sets
+    from pipeline.serve.translate import Translator
+    from shards.schema import VideoFile
+
+    generation, rest = parse_sets(sets, PlaceOptions)
+    start, end = parse_between(between)
+    place = PlaceOptions(**rest)
+    device = str(device_for(Ranks(0, 0, 1))) if place.device == "auto" else place.device
+    translator = Translator.from_export(model, device, place.precision)
+    if prompt is not None:
+        translator = translator.with_prompt(prompt)
+    for path in videos:
+        (result,) = translator.translate([VideoFile(path, start, end)], generation)
+        if as_json:
+            typer.echo(json.dumps(result.to_dict(), ensure_ascii=False))
+        else:
+            typer.echo(result.text if len(videos) == 1 else f"{path}\t{result.text}")
+
+
+def _join() -> tuple[EvalRanks, str]:
+    """This process's share and device: alone, or as a rank when a launcher started several."""
+    from pipeline import dist
+    from pipeline.evaluate.run import EvalRanks
+
+    ranks = dist.ranks_from_environment()
+    if ranks.world_size == 1:
+        return EvalRanks(), str(dist.device_for(ranks))
+    ranks = dist.init()
+    return EvalRanks(ranks.rank, ranks.world_size, dist.barrier), str(dist.device_for(ranks))
+
+
+class _Progress:
+    """A bar on a terminal, a line every tenth of the work elsewhere."""
+
+    def __init__(self, title: str, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self.title, self.quiet, self.console = title, quiet, Console(stderr=True)
+        self.bar = None if quiet or not sys.stderr.isatty() else Progress(console=self.console)
+        self.task, self.shown = None if self.bar is None else self.bar.add_task(title), 0
+
+    def __enter__(self) -> Callable[[int, int], None] | None:
+        if self.bar is not None:
+            self.bar.start()
+        return None if self.quiet else self.update
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def update(self, done: int, total: int) -> None:
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, completed=done, total=total)
+        elif 10 * done // total > self.shown:
+            self.shown = 10 * done // total
+            self.console.print(f"{self.title}: {done} of {total} samples", highlight=False)
+
+
+def _show(scores: Scores, target: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{scores.samples} samples, protocol {scores.protocol}")
+    names = ("bleu1", "bleu2", "bleu3", "bleu4", "chrf", "rouge_l", "rouge_l_mscoco")
+    for name in names:
+        table.add_column(name, justify="right")
+    table.add_row(*(f"{getattr(scores, name):.2f}" for name in names))
+    console = Console()
+    console.print(table)
+    for metric, signature in scores.signatures.items():
+        console.print(f"{metric}: {signature}", highlight=False, soft_wrap=True)
+    console.print(f"brevity penalty {scores.brevity_penalty:.3f}; files in {target}", highlight=False, soft_wrap=True)

@@ -1,0 +1,48 @@
+"""Clips of a plan as model inputs: what every stage and evaluation with video reads. Runs in loader processes.
+
+Legend: N packed frames, T frames, H W C image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.models.processing import LlavaSltProcessor
+from shards.reader import Reader
+
+
+@dataclass(frozen=True, slots=True)
+class FetchFrames:
+    """Decoded frames of a clip and its index row; runs in loader processes."""
+
+    max_frames: int
+    frame_stride: int
+    image_pixels: int
+
+    def __call__(self, reader: Reader, item: np.ndarray) -> list[tuple[np.ndarray, Any]]:
+        samples = [int(sample) for sample in item["sample"]]
+        return [
+            (reader.frames(sample, self.max_frames, self.frame_stride, self.image_pixels), reader.plan.row(sample))
+            for sample in samples
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class CollatePrompts:
+    """Clips -> packed frames and left padded prompts, with the index rows; runs in loader processes."""
+
+    processor: LlavaSltProcessor
+
+    def __call__(self, items: list[list[tuple[np.ndarray, Any]]]) -> dict[str, Any]:
+        clips = [clip for item in items for clip in item]
+        lengths = [len(frames_THWC) for frames_THWC, _ in clips]
+        return {
+            "frames_NHWC": torch.from_numpy(np.concatenate([frames_THWC for frames_THWC, _ in clips])),
+            "frame_lengths_B": torch.tensor(lengths),
+            "rows": [row for _, row in clips],
+            **self.processor(lengths),
+        }

@@ -1,0 +1,122 @@
+"""Translation of batches with a LlavaSlt model: beam search or greedy, the same number of model calls on every rank.
+
+Legend: B samples, L prompt positions, N packed frames.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from pipeline.errors import RecipeError
+from pipeline.evaluate.report import Prediction
+from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
+from pipeline.models.processing import LlavaSltProcessor
+
+_INPUTS = {
+    "input_ids": "input_ids",
+    "attention_mask": "attention_mask",
+    "frames": "frames_NHWC",
+    "frame_lengths": "frame_lengths_B",
+}
+"""Argument of `generate` -> key of the batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationOptions:
+    """How texts are searched for. Nothing is taken from the LLM's own generation config."""
+
+    num_beams: int = 1
+    """1 is greedy; published SLT systems use 4 to 8."""
+    max_new_tokens: int = 64
+    length_penalty: float = 1.0
+    """Beam scores are divided by length to this power; above 1 favours longer texts."""
+    synced: bool = False
+    """All ranks generate together until the last one is done: needed when weights are partitioned (ZeRO-3)."""
+
+    def __post_init__(self) -> None:
+        if self.num_beams < 1 or self.max_new_tokens < 1:
+            raise RecipeError(
+                f"generation: num_beams {self.num_beams} and max_new_tokens {self.max_new_tokens} must be at least 1."
+            )
+
+    def to_dict(self) -> dict[str, object]:
+        return dataclasses.asdict(self)
+
+    def config(self, eos_id: int, pad_id: int) -> GenerationConfig:
+        """The complete configuration: pretrained chat models bring sampling and repetition penalties of their own,
+        which would change scores silently, so every one of these is set."""
+        beams: dict[str, Any] = {"length_penalty": self.length_penalty} if self.num_beams > 1 else {}
+        return GenerationConfig(
+            num_beams=self.num_beams,
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            eos_token_id=eos_id,
+            pad_token_id=pad_id,
+            use_cache=True,
+            **beams,
+        )
+
+
+@torch.no_grad()
+def translate_batch(
+    model: LlavaSltForConditionalGeneration,
+    processor: LlavaSltProcessor,
+    batch: dict[str, Any],
+    options: GenerationOptions,
+) -> list[str]:
+    """Texts of one batch, in its order.
+
+    Args:
+        model: in eval mode, on the device to use.
+        processor: the one that made the batch.
+        batch: left padded ``input_ids`` and ``attention_mask`` [B, L], ``frames_NHWC`` uint8, ``frame_lengths_B``.
+        options: search options.
+    """
+    inputs = {name: batch[key].to(model.device, non_blocking=True) for name, key in _INPUTS.items()}
+    new_ids_BL = model.generate(
+        **inputs,
+        generation_config=options.config(processor.eos_id, processor.pad_id),
+        synced_gpus=options.synced,
+    )
+    return processor.decode(new_ids_BL)
+
+
+def translate(
+    model: LlavaSltForConditionalGeneration,
+    processor: LlavaSltProcessor,
+    batches: Iterable[tuple[dict[str, Any], Sequence[int]]],
+    options: GenerationOptions,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[Prediction]:
+    """Translate this rank's batches.
+
+    Args:
+        model: put into eval mode while this runs.
+        processor: the one that made the batches.
+        batches: pairs of a batch and the samples it stands for, as `shards.loader.EvalLoader.padded` gives them.
+            A batch that stands for no sample only keeps ranks in step and leaves no prediction. Besides the inputs of
+            `translate_batch` a batch holds ``rows``, the index rows of its samples.
+        options: search options.
+        on_batch: called after each batch with the number of samples done.
+    """
+    predictions: list[Prediction] = []
+    was_training = model.training
+    model.eval()
+    try:
+        for batch, samples in batches:
+            texts = translate_batch(model, processor, batch, options)
+            for row, text in list(zip(batch["rows"], texts, strict=True))[: len(samples)]:
+                predictions.append(Prediction(row.corpus, row.sample_id, row.split, row.signer, row.text, text))
+            if on_batch is not None:
+                on_batch(len(samples))
+    finally:
+        model.train(was_training)
+    return predictions

@@ -1,0 +1,87 @@
+"""Command-line settings (``--set name=value``) -> option dataclasses, every problem in one message."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import RecipeError
+from pipeline.evaluate.generate import GenerationOptions
+from pipeline.evaluate.load import PRECISIONS, Precision
+
+_READ: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str, "str | None": str}
+_CALLERS_BUSINESS = ("synced",)
+"""Follows from how the model is held, not from what the user wants."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceOptions:
+    """Where a model runs."""
+
+    device: str = "auto"
+    precision: Precision = "auto"
+
+
+def parse_sets(
+    sets: Iterable[str], options: type, reserved: Sequence[str] = ()
+) -> tuple[GenerationOptions, dict[str, Any]]:
+    """Read ``name=value`` settings of `GenerationOptions` and of another option dataclass.
+
+    Args:
+        sets: as given on the command line; of equal names the last one counts.
+        options: the other dataclass.
+        reserved: its fields that come from elsewhere.
+
+    Returns:
+        The generation options (4 beams unless set: what published systems use) and the fields given for ``options``.
+
+    Raises:
+        RecipeError: unknown names (with the nearest known one) and values that cannot be read, all at once.
+    """
+    generation = {f.name: str(f.type) for f in dataclasses.fields(GenerationOptions) if f.name not in _CALLERS_BUSINESS}
+    others = {f.name: str(f.type) for f in dataclasses.fields(options) if f.name not in reserved}
+    known = generation | others
+    values: dict[str, Any] = {"num_beams": 4}
+    problems = []
+    for entry in sets:
+        name, equals, text = entry.partition("=")
+        if not equals or name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean `{near[0]}`?" if near else f" Known: {', '.join(known)}"
+            problems.append(f"--set {entry}: `{name}` is not a setting{hint}" if equals else f"--set {entry}: no `=`")
+            continue
+        try:
+            values[name] = _precision(text) if name == "precision" else _READ[known[name]](text)
+        except ValueError as error:
+            problems.append(f"--set {entry}: {error}")
+    if problems:
+        raise RecipeError("\n".join(problems))
+    given = {name: value for name, value in values.items() if name in others}
+    return GenerationOptions(**{name: value for name, value in values.items() if name in generation}), given
+
+
+def parse_between(text: str | None) -> tuple[float | None, float | None]:
+    """``"12.5-20"`` -> (12.5, 20.0); either side may be empty; None = the whole video.
+
+    Raises:
+        RecipeError: not two increasing numbers of seconds.
+    """
+    if text is None:
+        return None, None
+    first, _, second = text.partition("-")
+    try:
+        start, end = (float(part) if part.strip() else None for part in (first, second))
+    except ValueError:
+        start, end = 1.0, 0.0
+    if "-" not in text or (start is not None and end is not None and start >= end):
+        raise RecipeError(f"--between {text}: give increasing seconds such as 12.5-20, 12.5- or -20.")
+    return start, end
+
+
+def _precision(text: str) -> str:
+    if text not in PRECISIONS:
+        raise ValueError(f"unknown precision, not one of {', '.join(PRECISIONS)}")
+    return text

@@ -1,0 +1,61 @@
+"""Model card and provenance of an export: seeds, versions, recipe, commit and measured metrics travel with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pipeline.config.resolve import ResolvedRecipe
+from pipeline.engine.checkpoint import Checkpoint
+from pipeline.engine.metrics import read_metrics
+
+_WHAT = {
+    "continued_pretraining": "A causal language model adapted to the sign domain by continued pretraining.",
+    "contrastive": "A hierarchical visual encoder (frames, word tokens, sentence) aligned with a text encoder.",
+    "connector": "A sign language translation model: visual encoder, connector and language model.",
+}
+_LOAD = {
+    "continued_pretraining": "from transformers import AutoModelForCausalLM\n"
+    "model = AutoModelForCausalLM.from_pretrained(FOLDER)",
+    "contrastive": "from pipeline.models.visual import HierarchicalVisualEncoder\n"
+    "encoder = HierarchicalVisualEncoder.from_pretrained(FOLDER)",
+    "connector": "from pipeline.models.llava_slt import LlavaSltForConditionalGeneration\n"
+    "model = LlavaSltForConditionalGeneration.from_pretrained(FOLDER)\n# or: slt translate video.mp4 --model FOLDER",
+}
+
+
+def run_metrics(source: Path, checkpoint: Checkpoint) -> dict[str, float]:
+    """Held-out metrics the run logged at or before the exported step, the last value of each."""
+    run_dir = source if (source / "metrics.jsonl").is_file() else checkpoint.path.parent.parent
+    if not (run_dir / "metrics.jsonl").is_file():
+        return {}
+    rows = [row for row in read_metrics(run_dir) if row["step"] <= checkpoint.step]
+    return {name: value for row in rows for name, value in row.items() if name.startswith("eval/")}
+
+
+def write_card(
+    folder: Path, checkpoint: Checkpoint, resolved: ResolvedRecipe, source: Path, differences: dict[str, float]
+) -> None:
+    """README.md, recipe.resolved.yaml and provenance.json into ``folder``."""
+    stage = resolved.recipe.stage
+    metrics = run_metrics(source, checkpoint)
+    provenance = {
+        "stage": stage, "step": checkpoint.step, "seed": resolved.recipe.seed, "world_size": checkpoint.world_size,
+        "git_commit": resolved.git_commit, "versions": resolved.versions, "metrics": metrics,
+        "data_fingerprint": checkpoint.state().data["fingerprint"], "verified_against_live_model": differences,
+    }  # fmt: skip
+    (folder / "provenance.json").write_text(json.dumps(provenance, indent=1), encoding="utf-8")
+    (folder / "recipe.resolved.yaml").write_text(resolved.to_yaml(), encoding="utf-8")
+    rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in sorted(metrics.items())) or "| none logged | |"
+    checked = ", ".join(f"{name} within {value:.2g}" for name, value in differences.items()) or "not checked"
+    tag = "text-generation" if stage == "continued_pretraining" else "video-text-to-text"
+    (folder / "README.md").write_text(
+        f"---\nlibrary_name: transformers\npipeline_tag: {tag}\ntags: [sign-language-translation, llava-slt]\n---\n\n"
+        f"# {resolved.recipe.name}\n\n{_WHAT[stage]} Trained with llava-slt after arXiv:2412.16524.\n\n"
+        f"```python\n{_LOAD[stage]}\n```\n\n"
+        f"## Held-out metrics at step {checkpoint.step}\n\n| metric | value |\n| --- | --- |\n{rows}\n\n"
+        f"## Provenance\n\nCommit `{resolved.git_commit}`, seed {resolved.recipe.seed}, {checkpoint.world_size} "
+        "ranks. Recipe: `recipe.resolved.yaml`; versions and data fingerprint: `provenance.json`.\n"
+        f"Compared with the live model at export: {checked}.\n",
+        encoding="utf-8",
+    )

@@ -1,0 +1,75 @@
+"""The two towers of the contrastive stage: hierarchical visual encoder and projection heads over cached text features.
+
+The text encoder itself is frozen and its outputs are cached, so only its projection heads live here.
+Shape suffixes: B samples, N packed frames, S word tokens, L text tokens, D width, E embedding.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from pipeline.config.schema import ContrastiveConfig
+from pipeline.models.visual import HierarchicalVisualEncoder
+
+
+class ContrastiveModel(nn.Module):
+    """Video and text into one space, at sentence and at word level.
+
+    Args:
+        visual: the encoder to align.
+        text_width: width D of the cached text features.
+        config: width E of the space and the initial temperature.
+    """
+
+    sentence_mean: torch.Tensor
+    sentence_scale: torch.Tensor
+    tokens_mean: torch.Tensor
+    tokens_scale: torch.Tensor
+
+    def __init__(self, visual: HierarchicalVisualEncoder, text_width: int, config: ContrastiveConfig) -> None:
+        super().__init__()
+        width = visual.config.width
+        self.visual = visual
+        self.sentence_head = nn.Linear(width, config.embed, bias=False)
+        self.word_head = nn.Linear(width, config.embed, bias=False)
+        self.text_sentence_head = nn.Linear(text_width, config.embed, bias=False)
+        self.text_token_head = nn.Linear(text_width, config.embed, bias=False)
+        # Set once from the cached features (`set_text_statistics`) and saved with the weights.
+        self.register_buffer("sentence_mean", torch.zeros(text_width))
+        self.register_buffer("sentence_scale", torch.ones(1))
+        self.register_buffer("tokens_mean", torch.zeros(text_width))
+        self.register_buffer("tokens_scale", torch.ones(1))
+        # 1-d, because ZeRO partitions parameters and a 0-d one cannot be
+        self.log_scale = nn.Parameter(torch.tensor([math.log(1 / config.initial_temperature)]))
+        self.log_token_scale = nn.Parameter(torch.tensor([math.log(1 / config.initial_temperature)]))
+        for head in (self.sentence_head, self.word_head, self.text_sentence_head, self.text_token_head):
+            nn.init.normal_(head.weight, std=head.in_features**-0.5)
+
+    def set_text_statistics(self, statistics: dict[str, torch.Tensor]) -> None:
+        """Centre and scale text features by `TextFeatureCache.statistics`."""
+        for name, value in statistics.items():
+            getattr(self, name).copy_(value)
+
+    def forward(
+        self,
+        frames_NHWC: torch.Tensor,
+        frame_lengths_B: torch.Tensor,
+        text_BD: torch.Tensor,
+        text_tokens_BLD: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """Unnormalised embeddings of both sides, the masks of the word tokens and the two log-scales (each [1])."""
+        visual = self.visual(frames_NHWC, frame_lengths_B)
+        dtype = self.text_sentence_head.weight.dtype
+        return {
+            "video_BE": self.sentence_head(visual.sentence_BD),
+            "words_BSE": self.word_head(visual.words_BSD),
+            "words_mask_BS": visual.words_mask_BS,
+            "text_BE": self.text_sentence_head(((text_BD - self.sentence_mean) * self.sentence_scale).to(dtype)),
+            "tokens_BLE": self.text_token_head(((text_tokens_BLD - self.tokens_mean) * self.tokens_scale).to(dtype)),
+            # multiplied by one so that the values survive ZeRO-3's re-partitioning after the forward
+            "log_scale": self.log_scale * 1.0,
+            "log_token_scale": self.log_token_scale * 1.0,
+        }

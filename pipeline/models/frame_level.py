@@ -1,0 +1,134 @@
+"""Frame level of the visual encoder: any Hugging Face vision backbone, one vector per frame.
+
+Legend: N packed frames, P tokens of a frame (prefix tokens, then patches), D width of the backbone.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+from pipeline.errors import RecipeError
+
+POOLS = ("cls", "mean", "cls_mean")
+
+
+def normalise(frames_NHWC: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """uint8 frames -> normalised [N, 3, H, W] in ``dtype``; the arithmetic is float32 whatever ``dtype`` is.
+
+    The constants are Python numbers rather than buffers: a cast of the model to bfloat16 must not round them.
+    """
+    pixels = frames_NHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    for channel, (centre, spread) in enumerate(zip(mean, std, strict=True)):
+        pixels[:, channel].mul_(1.0 / (255.0 * spread)).sub_(centre / spread)
+    return pixels.to(dtype)
+
+
+def vision_config(path: str) -> PreTrainedConfig:
+    """Config of the vision tower in a folder; of a dual encoder (CLIP, SigLIP) the vision half."""
+    config = AutoConfig.from_pretrained(path)
+    half = getattr(config, "vision_config", None)
+    config = config if half is None else half
+    if type(config) not in MODEL_MAPPING:
+        raise RecipeError(
+            f"model.visual.backbone.path: {path!r} holds a {config.model_type!r} model, which AutoModel cannot build"
+            " as a vision tower. Use a vision encoder such as DINOv2, SigLIP or ViT."
+        )
+    return config
+
+
+def backbone_options(config: PreTrainedConfig) -> dict[str, Any]:
+    """Constructor arguments that leave out pooling heads, whose weights would never get a gradient."""
+    kind: Any = MODEL_MAPPING[type(config)]
+    return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}
+
+
+def new_backbone(config: PreTrainedConfig) -> PreTrainedModel:
+    """A backbone with random weights (also under ZeRO-3)."""
+    return AutoModel.from_config(config, **backbone_options(config))
+
+
+def feature_width(config: PreTrainedConfig) -> int:
+    """Channels of the last hidden state. Raises RecipeError when the config does not say."""
+    for name in ("hidden_size", "hidden_dim"):
+        if isinstance(width := getattr(config, name, None), int):
+            return width
+    if sizes := getattr(config, "hidden_sizes", None):
+        return int(sizes[-1])
+    raise RecipeError(
+        f"model.visual.backbone: the config of {config.model_type!r} has no hidden_size, hidden_dim or hidden_sizes;"
+        " use a backbone whose config states its feature width."
+    )
+
+
+def pooled_width(config: PreTrainedConfig, pool: str) -> int:
+    """Channels of one pooled frame."""
+    return feature_width(config) * (2 if pool == "cls_mean" else 1)
+
+
+class FrameBackbone(nn.Module):
+    """Runs the backbone over packed frames and pools each frame to one vector [N, D or 2D].
+
+    Gradients are built only when a backbone weight wants one, and a backbone without any runs in eval mode.
+    """
+
+    def __init__(self, model: PreTrainedModel, pool: str, image_pixels: int, frames_per_pass: int) -> None:
+        super().__init__()
+        self.model = model
+        self.pool, self.image_pixels, self.frames_per_pass = pool, image_pixels, frames_per_pass
+        config = model.config
+        patch = getattr(config, "patch_size", None)
+        self.patch: int | None = patch if isinstance(patch, int) else (patch[0] if patch else None)
+        if self.patch and image_pixels % self.patch:
+            raise RecipeError(
+                f"data.image_pixels: {image_pixels} is not a multiple of the backbone's patch size {self.patch};"
+                f" use {max(1, round(image_pixels / self.patch)) * self.patch}."
+            )
+        takes = inspect.signature(type(model).forward).parameters
+        other_size = getattr(config, "image_size", image_pixels) not in (image_pixels, [image_pixels] * 2)
+        self.options = {"interpolate_pos_encoding": True} if other_size and "interpolate_pos_encoding" in takes else {}
+
+    def train(self, mode: bool = True) -> FrameBackbone:
+        super().train(mode and self.trains)
+        return self
+
+    @property
+    def trains(self) -> bool:
+        """Whether any backbone weight (LoRA included) wants a gradient."""
+        return any(parameter.requires_grad for parameter in self.model.parameters())
+
+    def forward(self, pixels_NCHW: Tensor) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains):
+            passes = pixels_NCHW.split(self.frames_per_pass) if self.frames_per_pass else (pixels_NCHW,)
+            return torch.cat([self._pool(self.model(part, **self.options).last_hidden_state) for part in passes])
+
+    def _pool(self, tokens: Tensor) -> Tensor:
+        if tokens.dim() == 4:  # convolutional backbones: [N, D, height, width]
+            prefix, patches = 0, tokens.flatten(2).transpose(1, 2)
+        else:
+            grid = (self.image_pixels // self.patch) ** 2 if self.patch else tokens.shape[1]
+            prefix, patches = tokens.shape[1] - grid, tokens
+        if self.pool == "mean":
+            return patches[:, max(prefix, 0) :].mean(1)
+        if prefix < 1:
+            raise RecipeError(
+                f"model.visual.backbone.pool: {self.pool!r} needs a class token and"
+                f" {self.model.config.model_type!r} has none; use pool: mean."
+            )
+        if self.pool == "cls":
+            return tokens[:, 0]
+        return torch.cat((tokens[:, 0], patches[:, prefix:].mean(1)), dim=-1)
+
+
+def add_lora(model: PreTrainedModel, rank: int, alpha: float) -> None:
+    """Puts LoRA adapters (arXiv 2106.09685) on every linear layer of the backbone, in place, and freezes the rest."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", bias="none")  # type: ignore[arg-type]
+    inject_adapter_in_model(config, model)

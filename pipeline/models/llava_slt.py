@@ -1,0 +1,252 @@
+"""LLaVA-SLT: hierarchical visual encoder -> connector -> causal LM (arXiv 2412.16524), as one Hugging Face model.
+
+Legend: B samples, L text positions (prompt, video placeholders, answer), N packed frames, T frames, S word tokens,
+M packed visual tokens, D visual width, E LLM embedding width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from pipeline.errors import DataError
+from pipeline.losses import token_cross_entropy
+from pipeline.models.connector import Connector, ConnectorLinear
+from pipeline.models.language import decoder, output_head
+from pipeline.models.visual import HierarchicalVisualEncoder, VisualEncoderConfig
+
+VIDEO_TOKEN_ID = -200
+"""Placeholder id of one visual token. Outside every vocabulary on purpose (LLaVA, arXiv 2304.08485, does the same):
+the frozen LLM is never resized, and ids are masked before the embedding lookup."""
+
+
+class LlavaSltConfig(PreTrainedConfig):
+    """Everything needed to rebuild the model without the recipe.
+
+    Args:
+        visual_config, text_config: nested configs of the encoder and the LLM.
+        connector_hidden: hidden width of the MLP.
+        connector_tokens: word | frame; which level of the encoder the LLM reads.
+        connector_rms: RMS new connector weights give their outputs, normally that of the LLM's embedding table.
+        prompt: template around the visual tokens, with `{video}` once.
+        video_token_id: placeholder id in `input_ids`.
+        loss_chunk_tokens: labelled positions whose logits exist at once.
+    """
+
+    model_type = "llava_slt"
+    sub_configs = {"visual_config": VisualEncoderConfig, "text_config": AutoConfig}  # noqa: RUF012
+
+    visual_config: Any = None
+    text_config: Any = None
+    connector_hidden: int = 256
+    connector_tokens: str = "word"
+    connector_rms: float = 0.02
+    prompt: str = "{video}"
+    video_token_id: int = VIDEO_TOKEN_ID
+    loss_chunk_tokens: int = 1024
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.visual_config, dict):
+            self.visual_config = VisualEncoderConfig(**self.visual_config)
+        elif self.visual_config is None:
+            self.visual_config = VisualEncoderConfig()
+        if isinstance(self.text_config, dict):
+            self.text_config = AutoConfig.for_model(**self.text_config)
+        elif self.text_config is None:
+            self.text_config = AutoConfig.for_model("llama")
+        # copies, because the base class resets the attention choice of every nested config it is given
+        self.visual_config, self.text_config = copy.deepcopy(self.visual_config), copy.deepcopy(self.text_config)
+        super().__post_init__(**kwargs)
+
+    def visual_tokens(self, frames: int) -> int:
+        """Placeholders a clip of ``frames`` frames takes in the prompt."""
+        return self.visual_config.word_count(frames) if self.connector_tokens == "word" else frames
+
+
+@dataclass
+class LlavaSltOutput(ModelOutput):
+    """With labels `loss_sum` (float32 scalar) over `valid_tokens` labels; without, `logits` [B, L, V]."""
+
+    loss_sum: Tensor | None = None
+    valid_tokens: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Any = None
+
+
+class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Video and prompt -> spoken-language text. Sub-modules: `visual`, `connector`, `llm`.
+
+    Build it with `pipeline.models.registry.build_llava_slt` or `from_pretrained`. Parts whose parameters all are
+    frozen run without a graph (visual) or let gradients through (llm); see `forward`.
+    """
+
+    config_class = LlavaSltConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(
+        self,
+        config: LlavaSltConfig,
+        visual: HierarchicalVisualEncoder | None = None,
+        llm: PreTrainedModel | None = None,
+    ) -> None:
+        """``visual`` and ``llm``: already loaded parts to use instead of new ones of the nested configs."""
+        super().__init__(config)
+        self.visual = AutoModel.from_config(config.visual_config) if visual is None else visual
+        self.llm = AutoModelForCausalLM.from_config(config.text_config) if llm is None else llm
+        config.visual_config, config.text_config = self.visual.config, self.llm.config
+        self.connector = Connector(
+            config.visual_config.width,
+            config.connector_hidden,
+            config.text_config.get_text_config().hidden_size,
+            config.connector_rms,
+        )
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ConnectorLinear):
+            module.init_weights()
+
+    def train(self, mode: bool = True) -> LlavaSltForConditionalGeneration:
+        """As `nn.Module.train`, but fully frozen parts stay in eval mode: no dropout in what never learns.
+
+        A frozen LLM with gradient checkpointing is the exception, because transformers checkpoints in train mode only.
+        """
+        super().train(mode)
+        if mode and not _trains(self.visual):
+            self.visual.eval()
+        if mode and not _trains(self.llm) and not _checkpoints(self.llm):
+            self.llm.eval()
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.llm.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.llm.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.llm.get_output_embeddings()
+
+    def get_decoder(self) -> nn.Module:
+        return decoder(self.llm)
+
+    def encode_video(self, frames: Tensor, frame_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Visual tokens in the LLM's embedding space, packed [M, E] in sample order, and how many each sample has [B].
+
+        No graph is built for the encoder when none of its parameters wants a gradient.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.visual)):
+            output = self.visual(frames, frame_lengths)
+        if self.config.connector_tokens == "word":
+            tokens, mask = output.words_BSD, output.words_mask_BS
+        else:
+            tokens, mask = output.frames_BTD, output.frames_mask_BT
+        return self.connector(tokens[mask]), mask.sum(1)
+
+    def embed_inputs(self, input_ids: Tensor, frames: Tensor | None, frame_lengths: Tensor | None) -> Tensor:
+        """Text embeddings [B, L, E] with the visual tokens written over the placeholders.
+
+        Raises:
+            DataError: a sample's placeholders and visual tokens differ in number.
+        """
+        is_video_BL = input_ids == self.config.video_token_id
+        embeds_BLE = self.get_input_embeddings()(input_ids.masked_fill(is_video_BL, 0))
+        if frames is None or frame_lengths is None:
+            if bool(is_video_BL.any()):
+                raise DataError(
+                    "input_ids hold video placeholders but no frames were given",
+                    where="LlavaSlt",
+                    fix="pass frames and frame_lengths, or a prompt without {video}",
+                )
+            return embeds_BLE
+        video_ME, count_B = self.encode_video(frames, frame_lengths)
+        placeholders_B = is_video_BL.sum(1)
+        if placeholders_B.shape != count_B.shape or not torch.equal(placeholders_B, count_B):
+            raise DataError(
+                f"the prompt holds {placeholders_B.tolist()} video placeholders per sample, the encoder gives"
+                f" {count_B.tolist()} {self.config.connector_tokens} tokens",
+                where="LlavaSlt",
+                fix="build the batch with the processor saved beside this model, once per sample and in its order",
+            )
+        return embeds_BLE.masked_scatter(is_video_BL[..., None], video_ME.to(embeds_BLE.dtype))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        frames: Tensor | None = None,
+        frame_lengths: Tensor | None = None,
+        **kwargs: Any,
+    ) -> LlavaSltOutput:
+        """Logits, or with ``labels`` the summed loss.
+
+        Args:
+            input_ids: [B, L] with `config.video_token_id` where visual tokens go.
+            attention_mask: [B, L], 1 = real. Right padding in training.
+            labels: [B, L], -100 = not scored; the shift by one happens in the loss.
+            frames: uint8 [N, H, W, 3], all samples' frames one after another.
+            frame_lengths: [B], frames per sample.
+            kwargs: passed on to the LLM (`position_ids`, `past_key_values`, `use_cache`, `logits_to_keep`), except
+                `min_chunks`, which goes to `token_cross_entropy`.
+
+        Under ZeRO-3 every rank must take the same path: either all pass frames or none, and with labels all pass the
+        same `min_chunks` (the largest `losses.label_chunks` of the ranks).
+        """
+        embeds_BLE = self.embed_inputs(input_ids, frames, frame_lengths)
+        if labels is None:
+            result = self.llm(inputs_embeds=embeds_BLE, attention_mask=attention_mask, **kwargs)
+            return LlavaSltOutput(logits=result.logits, past_key_values=result.past_key_values)
+        kwargs["use_cache"] = False
+        min_chunks = kwargs.pop("min_chunks", 0)
+        hidden_BLE = self.get_decoder()(
+            inputs_embeds=embeds_BLE, attention_mask=attention_mask, **kwargs
+        ).last_hidden_state
+        loss_sum, valid = token_cross_entropy(
+            hidden_BLE, output_head(self.llm), labels, self.config.loss_chunk_tokens, min_chunks
+        )
+        return LlavaSltOutput(loss_sum=loss_sum, valid_tokens=valid)
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]  # video enters by name; the rest is GenerationMixin's
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        frames: Tensor | None = None,
+        frame_lengths: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Translates; returns the new tokens only, [B * num_return_sequences, new].
+
+        The encoder runs once, before decoding. Prompts of unequal length are left padded with their
+        ``attention_mask``. ``options`` go to the LLM's `generate` (`num_beams`, `max_new_tokens`, `synced_gpus`, ...).
+        """
+        embeds_BLE = self.embed_inputs(input_ids, frames, frame_lengths)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        settings = copy.deepcopy(options.pop("generation_config", self.generation_config))
+        rest = settings.update(**options)
+        llm: Any = self.llm
+        return llm.generate(inputs_embeds=embeds_BLE, attention_mask=attention_mask, generation_config=settings, **rest)
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _checkpoints(module: nn.Module) -> bool:
+    return any(getattr(part, "gradient_checkpointing", False) for part in module.modules())

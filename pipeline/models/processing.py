@@ -1,0 +1,175 @@
+"""Text around the video: prompt template -> token ids, batches for training and generation, ids -> text.
+
+Spaces. A prompt must tokenise to the very ids that stage 1 saw around a gloss, so ids are never made from fragments.
+The template is rendered with a stand-in word where the video goes (``signs: X sentence:``), tokenised once as a
+whole, and cut at character offsets: what ends before the stand-in is *before*, what begins after it is *after*. The
+space in front of a word belongs to that word's token (byte-level BPE and sentencepiece agree on this), hence the
+space in front of ``{video}`` goes with the video, and the answer is the tokens of ``" " + text`` behind the prompt.
+A document or prompt starts with bos if the tokenizer defines one that is not also eos; an answer ends with eos.
+
+Legend: B samples, L text positions, T frames.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from pipeline.errors import CheckpointError, RecipeError
+from pipeline.models.language import bos_id, pad_id
+from pipeline.models.llava_slt import VIDEO_TOKEN_ID
+
+CONFIG_NAME = "processor_config.json"
+VIDEO_FIELD = "{video}"
+IGNORE_LABEL = -100
+STAND_IN = "X"
+"""Rendered in place of the video while the template is tokenised; its tokens are dropped."""
+
+
+@dataclass(frozen=True)
+class ProcessorOptions:
+    """What must travel with the tokenizer so that a folder alone can translate.
+
+    Attributes:
+        prompt: template with ``{video}`` once.
+        stride: frames per word token of the visual encoder.
+        connector_tokens: word | frame.
+        image_pixels, max_frames, frame_stride: how stored video becomes the frames the encoder sees.
+        video_token_id: placeholder id, one per visual token.
+    """
+
+    prompt: str = VIDEO_FIELD
+    stride: int = 4
+    connector_tokens: str = "word"
+    image_pixels: int = 64
+    max_frames: int = 256
+    frame_stride: int = 1
+    video_token_id: int = VIDEO_TOKEN_ID
+
+    def __post_init__(self) -> None:
+        if self.prompt.count(VIDEO_FIELD) != 1:
+            raise RecipeError(
+                f"connector.prompt: {self.prompt!r} must contain {VIDEO_FIELD} exactly once; it marks where the visual"
+                " tokens go."
+            )
+        if self.connector_tokens not in ("word", "frame"):
+            raise RecipeError(f"model.connector.tokens: {self.connector_tokens!r} is not one of word, frame.")
+
+
+class LlavaSltProcessor:
+    """Tokenizer + prompt template of an exported model. See the module docstring for how spaces are treated."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: ProcessorOptions) -> None:
+        self.tokenizer, self.options = tokenizer, options
+        self.eos_id = int(tokenizer.eos_token_id)
+        self.pad_id = pad_id(tokenizer)
+        self.before_ids, self.after_ids = self._cut_prompt()
+
+    def __call__(self, frame_lengths: Sequence[int], texts: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """A batch for clips of these lengths in frames (as the encoder will see them).
+
+        With ``texts``: right padded ``input_ids``, ``attention_mask`` and ``labels`` (-100 except answer and eos).
+        Without: left padded ``input_ids`` and ``attention_mask`` for `generate`. All int64 [B, L]. Masks come from
+        lengths, so an eos that shares its id with padding is still learned.
+        """
+        prompts = [self.prompt_ids(length) for length in frame_lengths]
+        if texts is None:
+            return self._pad(prompts, left=True)
+        if len(texts) != len(prompts):
+            raise ValueError(f"{len(prompts)} clips but {len(texts)} texts; pass one text per clip.")
+        answers = [self.answer_ids(text) for text in texts]
+        batch = self._pad([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)], left=False)
+        labels_BL = torch.full_like(batch["input_ids"], IGNORE_LABEL)
+        for row, prompt, answer in zip(labels_BL, prompts, answers, strict=True):
+            row[len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
+        return {**batch, "labels": labels_BL}
+
+    def visual_tokens(self, frames: int) -> int:
+        """Placeholders for a clip of ``frames`` frames: ceil(frames / stride), or frames for connector_tokens=frame."""
+        return frames if self.options.connector_tokens == "frame" else -(-frames // self.options.stride)
+
+    def prompt_ids(self, frames: int) -> list[int]:
+        """bos?, text before, placeholders, text after."""
+        return self.before_ids + [self.options.video_token_id] * self.visual_tokens(frames) + self.after_ids
+
+    def answer_ids(self, text: str) -> list[int]:
+        """Tokens of ``" " + text`` as they follow the prompt, then eos."""
+        head = self._head()
+        ids, offsets = self._tokenise(f"{head} {text.strip()}")
+        first = next((place for place, (_, end) in enumerate(offsets) if end > len(head)), len(ids))
+        return [*ids[first:], self.eos_id]
+
+    def decode(self, ids_BL: Tensor) -> list[str]:
+        """New tokens of `generate` -> texts: cut at the first eos, special tokens dropped, outer spaces stripped."""
+        texts = []
+        for row in ids_BL.tolist():
+            kept = row[: row.index(self.eos_id)] if self.eos_id in row else row
+            texts.append(str(self.tokenizer.decode(kept, skip_special_tokens=True)).strip())
+        return texts
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the tokenizer files and processor_config.json."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save_pretrained(folder)
+        content = {"processor_class": type(self).__name__, **asdict(self.options)}
+        (folder / CONFIG_NAME).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> LlavaSltProcessor:
+        """Reads a folder written by `save_pretrained`. Raises CheckpointError when it is not one."""
+        path = Path(folder) / CONFIG_NAME
+        try:
+            content = json.loads(path.read_text())
+            options = ProcessorOptions(**{field.name: content[field.name] for field in fields(ProcessorOptions)})
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{path}: no usable processor config ({type(error).__name__}: {error}). Give a folder written by"
+                " `slt export`, which holds the tokenizer and processor_config.json beside the weights."
+            ) from error
+        return cls(AutoTokenizer.from_pretrained(folder), options)
+
+    def _cut_prompt(self) -> tuple[list[int], list[int]]:
+        before, after = self.options.prompt.split(VIDEO_FIELD)
+        rendered = f"{before}{STAND_IN}{after.rstrip()}"
+        start, end = len(before), len(before) + len(STAND_IN)
+        ids, offsets = self._tokenise(rendered)
+        # A token may span stand-in and neighbouring spaces, never neighbouring text.
+        inner = [i for i, (a, b) in enumerate(offsets) if b > start and a < end]
+        for place in inner:
+            a, b = offsets[place]
+            if rendered[a:start].strip() or rendered[end:b].strip():
+                raise RecipeError(
+                    f"connector.prompt: {self.options.prompt!r}: this tokenizer joins {VIDEO_FIELD} with the text"
+                    f" beside it into one token ({rendered[a:b]!r}); put a space around {VIDEO_FIELD}."
+                )
+        bos = bos_id(self.tokenizer)
+        # A lone space token in front of the stand-in is that word's space (sentencepiece may split it off).
+        lead = [
+            i for i in range(inner[0]) if rendered[slice(*offsets[i])].strip() or offsets[i][1] < len(before.rstrip())
+        ]
+        return [*([] if bos is None else [bos]), *(ids[i] for i in lead)], ids[inner[-1] + 1 :]
+
+    def _head(self) -> str:
+        """The rendered prompt an answer is tokenised behind."""
+        return self.options.prompt.replace(VIDEO_FIELD, STAND_IN).rstrip()
+
+    def _tokenise(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(encoded["input_ids"]), [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
+
+    def _pad(self, rows: list[list[int]], left: bool) -> dict[str, Tensor]:
+        longest = max(map(len, rows))
+        ids_BL = torch.full((len(rows), longest), self.pad_id)
+        mask_BL = torch.zeros(len(rows), longest, dtype=torch.long)
+        for place, row in enumerate(rows):
+            where = slice(longest - len(row), None) if left else slice(len(row))
+            ids_BL[place, where] = torch.tensor(row)
+            mask_BL[place, where] = 1
+        return {"input_ids": ids_BL, "attention_mask": mask_BL}

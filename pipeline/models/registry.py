@@ -1,0 +1,209 @@
+"""Recipe sections -> models. The one place that knows how parts are built and put together.
+
+Everything here may be called while a ZeRO-3 `HfDeepSpeedConfig` is alive: parts are built by `from_config` and
+`from_pretrained` only (a plain constructor would initialise partitioned, empty tensors), then handed to the model
+that holds them. All ranks must call these functions alike.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
+
+from pipeline.config.schema import BackboneConfig, DataConfig, ModelConfig, TextEncoderConfig, TinyVit, VisualConfig
+from pipeline.errors import RecipeError
+from pipeline.models import frame_level
+from pipeline.models.language import embedding_rms, load_llm, load_tokenizer
+from pipeline.models.llava_slt import LlavaSltConfig, LlavaSltForConditionalGeneration
+from pipeline.models.processing import LlavaSltProcessor, ProcessorOptions
+from pipeline.models.text_encoder import TextEncoder
+from pipeline.models.visual import HierarchicalVisualEncoder, VisualEncoderConfig
+
+log = logging.getLogger(__name__)
+
+IMAGE_MEAN, IMAGE_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+"""Normalisation of a backbone without preprocessor_config.json: [0, 255] -> [-1, 1]."""
+
+
+def build_visual(config: VisualConfig, image_pixels: int, dtype: torch.dtype) -> HierarchicalVisualEncoder:
+    """The visual encoder of a recipe: an exported one (`path`) or a new one around a backbone.
+
+    Backbone weights are left trainable as `backbone.train` says (of an export: as it was trained). Raises RecipeError
+    for a path that holds something else and for sizes that do not fit together.
+    """
+    if config.path is not None:
+        return _exported_visual(config.path, image_pixels, dtype)
+    if config.backbone is None:
+        raise RecipeError("model.visual: give path (an exported encoder) or backbone.")
+    backbone_config, weights = _backbone(config.backbone, image_pixels, dtype)
+    mean, std = _normalisation(config.backbone.path)
+    encoder_config = VisualEncoderConfig(
+        backbone_config=backbone_config,
+        pool=config.backbone.pool,
+        width=config.width,
+        dropout=config.dropout,
+        max_frames=config.max_frames,
+        image_pixels=image_pixels,
+        image_mean=mean,
+        image_std=std,
+        word_layers=config.word.layers,
+        word_heads=config.word.heads,
+        window_frames=config.word.window_frames,
+        stride=config.word.stride,
+        sentence_layers=config.sentence.layers,
+        sentence_heads=config.sentence.heads,
+        backbone_train=config.backbone.train,
+        frames_per_pass=config.backbone.frames_per_pass,
+        centre_clips=config.centre_clips,
+    )
+    parts = {} if weights is None else {"backbone": _mark_loaded(weights)}
+    encoder = AutoModel.from_config(encoder_config, dtype=dtype, **parts)
+    if config.backbone.train == "lora":
+        encoder.add_lora(config.backbone.lora_rank, config.backbone.lora_alpha)
+    encoder.freeze_backbone()
+    return encoder
+
+
+def build_text_encoder(
+    config: TextEncoderConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> TextEncoder:
+    """The frozen text encoder of a recipe, on one device and never partitioned."""
+    return TextEncoder.from_config(config, device=device, dtype=dtype)
+
+
+def build_processor(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, stride: int, model: ModelConfig, data: DataConfig
+) -> LlavaSltProcessor:
+    """The processor that belongs to a LlavaSlt of these parts."""
+    options = ProcessorOptions(
+        prompt=prompt,
+        stride=stride,
+        connector_tokens=model.connector.tokens,
+        image_pixels=data.image_pixels,
+        max_frames=data.max_frames,
+        frame_stride=data.frame_stride,
+    )
+    return LlavaSltProcessor(tokenizer, options)
+
+
+def build_llava_slt(
+    model: ModelConfig, data: DataConfig, prompt: str, dtype: torch.dtype
+) -> tuple[LlavaSltForConditionalGeneration, LlavaSltProcessor]:
+    """Visual encoder, new connector and LLM of a recipe as one model, and its processor.
+
+    New connector weights make its outputs as large as the LLM's embeddings. Freezing is the stage's business.
+    Raises RecipeError when a part is missing or the parts do not fit.
+    """
+    if model.llm is None or model.visual is None:
+        raise RecipeError("model: the connector stage needs both model.llm and model.visual.")
+    tokenizer = load_tokenizer(model.llm)
+    visual = build_visual(model.visual, data.image_pixels, dtype)
+    if data.max_frames > visual.config.max_frames:
+        raise RecipeError(
+            f"data.max_frames: {data.max_frames} exceeds the visual encoder's max_frames {visual.config.max_frames};"
+            " lower it."
+        )
+    processor = build_processor(tokenizer, prompt, visual.config.stride, model, data)
+    llm = load_llm(model.llm, dtype)
+    config = LlavaSltConfig(
+        visual_config=visual.config,
+        text_config=llm.config,
+        connector_hidden=model.connector.hidden,
+        connector_tokens=model.connector.tokens,
+        connector_rms=embedding_rms(llm),
+        prompt=prompt,
+    )
+    whole = AutoModel.from_config(config, dtype=dtype, visual=_mark_loaded(visual), llm=_mark_loaded(llm))
+    whole.generation_config = llm.generation_config
+    return whole, processor
+
+
+def _mark_loaded(part: PreTrainedModel) -> PreTrainedModel:
+    """Marks a part as initialised, the way `from_pretrained` does, so that the model around it leaves it alone."""
+    for module in part.modules():
+        module._is_hf_initialized = True  # type: ignore[assignment]
+    return part
+
+
+def _exported_visual(path: str, image_pixels: int, dtype: torch.dtype) -> HierarchicalVisualEncoder:
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"model.visual.path: cannot read a model from {path!r}: {error}. Give a folder that the contrastive stage"
+            " exported."
+        ) from error
+    if not isinstance(config, VisualEncoderConfig):
+        raise RecipeError(
+            f"model.visual.path: {path!r} holds a {config.model_type!r} model, not a visual encoder; export the"
+            " contrastive stage, or name a frame backbone under model.visual.backbone.path."
+        )
+    if config.image_pixels != image_pixels:
+        raise RecipeError(
+            f"data.image_pixels: {image_pixels}, but the encoder in {path!r} was trained on {config.image_pixels};"
+            f" set it to {config.image_pixels}."
+        )
+    encoder = HierarchicalVisualEncoder.from_pretrained(path, dtype=dtype)
+    encoder.freeze_backbone()
+    return encoder
+
+
+def _backbone(
+    config: BackboneConfig, image_pixels: int, dtype: torch.dtype
+) -> tuple[PreTrainedConfig, PreTrainedModel | None]:
+    """The backbone's config, and its weights when they are pretrained."""
+    if config.tiny is not None:
+        return _tiny_vit(config.tiny, image_pixels), None
+    if config.path is None:
+        raise RecipeError("model.visual.backbone: give path or tiny.")
+    try:
+        vision = frame_level.vision_config(config.path)
+        options = frame_level.backbone_options(vision)
+        return vision, AutoModel.from_pretrained(config.path, config=vision, dtype=dtype, **options)
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"model.visual.backbone.path: cannot load a vision model from {config.path!r}: {error}. Give a Hugging Face"
+            " folder (config.json and safetensors) or a hub id this machine can reach."
+        ) from error
+
+
+def _tiny_vit(sizes: TinyVit, image_pixels: int) -> PreTrainedConfig:
+    if sizes.width % sizes.heads:
+        raise RecipeError(
+            f"model.visual.backbone.tiny.heads: {sizes.heads} heads do not divide width {sizes.width}; change one."
+        )
+    return AutoConfig.for_model(
+        "vit",
+        hidden_size=sizes.width,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        intermediate_size=sizes.feed_forward,
+        image_size=image_pixels,
+        patch_size=sizes.patch_pixels,
+    )
+
+
+def _normalisation(path: str | None) -> tuple[list[float], list[float]]:
+    """Image mean and std from the backbone's preprocessor_config.json, else [0, 255] -> [-1, 1]."""
+    name = "preprocessor_config.json"
+    found = None if path is None else cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+    content: dict[str, Any] = {} if found is None else json.loads(Path(found).read_text())
+    if path is not None and "image_mean" not in content:
+        log.warning("%s has no %s with image_mean; frames are scaled to [-1, 1]", path, name)
+    return list(content.get("image_mean", IMAGE_MEAN)), list(content.get("image_std", IMAGE_STD))
+
+
+__all__ = [
+    "build_llava_slt",
+    "build_processor",
+    "build_text_encoder",
+    "build_visual",
+    "load_llm",
+    "load_tokenizer",
+]

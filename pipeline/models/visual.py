@@ -1,0 +1,244 @@
+"""The hierarchical visual encoder: frames -> frame level -> word level -> sentence level.
+
+The paper (LLaVA-SLT, arXiv 2412.16524) names the hierarchy and its purpose, a word-level representation that suits an
+LLM's token embeddings, but publishes no sizes; every size here is a config value.
+
+Legend: B samples, N packed frames, T frames, S word tokens, M packed word tokens, D width.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from pipeline.errors import DataError, RecipeError
+from pipeline.models import frame_level
+from pipeline.models.word_level import (
+    Layout,
+    TemporalBlock,
+    WordLevel,
+    WordLevelSizes,
+    positions,
+    rotary,
+    whole_samples,
+)
+
+
+class VisualEncoderConfig(PreTrainedConfig):
+    """Everything needed to rebuild the encoder without the recipe.
+
+    Args:
+        backbone_config: nested config of any Hugging Face vision model.
+        pool: cls | mean | cls_mean, how a frame's tokens become one.
+        width: D of the word and sentence levels.
+        stride: frames merged into one word token.
+        max_frames: longest clip accepted; positions are relative, so this is a guard and not a table.
+        image_pixels, image_mean, image_std: what the backbone expects.
+        backbone_train: frozen | lora | full; which backbone weights `freeze_backbone` leaves trainable.
+        lora_rank, lora_alpha: adapters present in the weights (rank 0 = none).
+        frames_per_pass: frames per backbone forward, 0 = all.
+        centre_clips: subtract every clip's mean frame feature, which is what signer, clothes and background add to
+            all of its frames (as cepstral mean normalisation does for a speaker's channel).
+    """
+
+    model_type = "slt_visual"
+    sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012  (the base class declares it mutable)
+
+    backbone_config: Any = None
+    pool: str = "cls"
+    width: int = 128
+    dropout: float = 0.0
+    max_frames: int = 512
+    image_pixels: int = 64
+    image_mean: Sequence[float] = (0.5, 0.5, 0.5)
+    image_std: Sequence[float] = (0.5, 0.5, 0.5)
+    word_layers: int = 2
+    word_heads: int = 4
+    window_frames: int = 8
+    stride: int = 4
+    sentence_layers: int = 1
+    sentence_heads: int = 4
+    backbone_train: str = "full"
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    frames_per_pass: int = 0
+    centre_clips: bool = True
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.backbone_config, dict):
+            self.backbone_config = AutoConfig.for_model(**self.backbone_config)
+        elif self.backbone_config is None:
+            self.backbone_config = AutoConfig.for_model("vit")
+        # a copy, because the base class resets the attention choice of every nested config it is given
+        self.backbone_config = copy.deepcopy(self.backbone_config)
+        self._check()
+        super().__post_init__(**kwargs)
+
+    def word_count(self, frames: int) -> int:
+        """Word tokens of a clip of ``frames`` frames: ceil(frames / stride)."""
+        return -(-frames // self.stride)
+
+    def _check(self) -> None:
+        for name, heads in (("word.heads", self.word_heads), ("sentence.heads", self.sentence_heads)):
+            if self.width % heads or (self.width // heads) % 2:
+                raise RecipeError(
+                    f"model.visual.{name}: {heads} heads do not divide width {self.width} into an even number of"
+                    " channels (rotary positions pair them); change model.visual.width or the heads."
+                )
+        if self.pool not in frame_level.POOLS:
+            known = ", ".join(frame_level.POOLS)
+            raise RecipeError(f"model.visual.backbone.pool: {self.pool!r} is not one of {known}.")
+
+
+@dataclass
+class VisualOutput(ModelOutput):
+    """Padded outputs with their masks (True = real). Padding rows are zero. All are always set."""
+
+    frames_BTD: Tensor = None  # type: ignore[assignment]  # ModelOutput wants defaults
+    frames_mask_BT: Tensor = None  # type: ignore[assignment]
+    words_BSD: Tensor = None  # type: ignore[assignment]
+    words_mask_BS: Tensor = None  # type: ignore[assignment]
+    sentence_BD: Tensor = None  # type: ignore[assignment]
+
+
+def _centred(frames_ND: Tensor, by_frame: Layout, frame_lengths_B: Tensor) -> Tensor:
+    """Frame features minus the mean over their own clip; a clip of one frame is left as it is."""
+    lengths_B = frame_lengths_B.to(frames_ND.device)
+    mean_BD = by_frame.spread(frames_ND).sum(1) / lengths_B[:, None].to(frames_ND.dtype)
+    mean_BD = mean_BD * (lengths_B > 1)[:, None].to(frames_ND.dtype)
+    return frames_ND - mean_BD.repeat_interleave(lengths_B, dim=0)
+
+
+class AttentionPooling(nn.Module):
+    """One learned query attends over a sample's word tokens (Set Transformer, arXiv 1810.00825, section 3.2)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Parameter(torch.empty(width))
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, rows_MD: Tensor, layout: Layout) -> Tensor:
+        k, v = self.key_value(rows_MD).unflatten(-1, (2, self.heads, -1)).unbind(1)
+        k, v = (layout.spread(x).transpose(1, 2) for x in (k, v))
+        q = self.query.view(1, self.heads, 1, -1).expand(k.shape[0], -1, -1, -1)
+        mask = None if layout.full else layout.valid_GK[:, None, None, :]
+        return self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).flatten(1))
+
+
+class HierarchicalVisualEncoder(PreTrainedModel):
+    """Frames of a batch of clips -> frame, word and sentence representations. See `forward`.
+
+    Build it with `pipeline.models.registry.build_visual`, or `AutoModel.from_config` / `from_pretrained`, which also
+    work while a ZeRO-3 `HfDeepSpeedConfig` is alive (the plain constructor does not).
+    """
+
+    config_class = VisualEncoderConfig
+    base_model_prefix = "visual"
+    main_input_name = "frames_NHWC"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["TemporalBlock"]  # noqa: RUF012
+
+    def __init__(self, config: VisualEncoderConfig, backbone: PreTrainedModel | None = None) -> None:
+        """``backbone``: an already loaded vision model to use instead of a new one of ``config.backbone_config``."""
+        super().__init__(config)
+        model = frame_level.new_backbone(config.backbone_config) if backbone is None else backbone
+        config.backbone_config = model.config
+        if config.lora_rank:
+            frame_level.add_lora(model, config.lora_rank, config.lora_alpha)
+        self.backbone = frame_level.FrameBackbone(model, config.pool, config.image_pixels, config.frames_per_pass)
+        width = config.width
+        self.frame_projection = nn.Linear(frame_level.pooled_width(config.backbone_config, config.pool), width)
+        self.frame_norm = nn.LayerNorm(width)
+        self.word_level = WordLevel(
+            WordLevelSizes(
+                width, config.word_layers, config.window_frames, config.stride, config.word_heads, config.dropout
+            )
+        )
+        self.word_norm = nn.LayerNorm(width)
+        self.sentence_blocks = nn.ModuleList(
+            TemporalBlock(width, config.sentence_heads, config.dropout) for _ in range(config.sentence_layers)
+        )
+        self.sentence_norm = nn.LayerNorm(width)
+        self.sentence_pool = AttentionPooling(width, config.sentence_heads)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, AttentionPooling):
+            init.normal_(module.query, std=self.config.initializer_range)
+
+    def add_lora(self, rank: int, alpha: float) -> None:
+        """Adds backbone adapters to a built encoder and records them in the config, so that exports carry them."""
+        frame_level.add_lora(self.backbone.model, rank, alpha)
+        self.config.lora_rank, self.config.lora_alpha = rank, alpha
+
+    def freeze_backbone(self) -> None:
+        """Sets requires_grad of the backbone as ``config.backbone_train`` says."""
+        mode = self.config.backbone_train
+        for name, parameter in self.backbone.model.named_parameters():
+            parameter.requires_grad_(mode == "full" or (mode == "lora" and "lora_" in name))
+
+    def forward(self, frames_NHWC: Tensor, frame_lengths_B: Tensor) -> VisualOutput:
+        """Encodes clips.
+
+        Args:
+            frames_NHWC: uint8 frames of all samples, one sample after another.
+            frame_lengths_B: frames of each sample, every one at least 1; they sum to N.
+        Raises:
+            DataError: lengths that do not fit the frames, an empty clip, or a clip longer than ``max_frames``.
+        """
+        lengths = self._checked_lengths(frames_NHWC, frame_lengths_B)
+        config, device = self.config, frames_NHWC.device
+        pixels = frame_level.normalise(frames_NHWC, config.image_mean, config.image_std, self.dtype)
+        by_frame = whole_samples(lengths, device)
+        frames_ND = self.frame_projection(self.backbone(pixels))
+        frames_ND = self.frame_norm(
+            _centred(frames_ND, by_frame, frame_lengths_B) if config.centre_clips else frames_ND
+        )
+        rows_MD, word_lengths = self.word_level(frames_ND, lengths)
+        words_MD = self.word_norm(rows_MD)
+        by_sample = whole_samples(word_lengths, device)
+        rope = rotary(positions(word_lengths, device), config.width // config.sentence_heads)
+        for block in self.sentence_blocks:
+            rows_MD = block(rows_MD, by_sample, rope)
+        sentence_BD = self.sentence_pool(self.sentence_norm(rows_MD), by_sample)
+        return VisualOutput(
+            by_frame.spread(frames_ND), by_frame.valid_GK, by_sample.spread(words_MD), by_sample.valid_GK, sentence_BD
+        )
+
+    def _checked_lengths(self, frames_NHWC: Tensor, frame_lengths_B: Tensor) -> list[int]:
+        lengths = frame_lengths_B.tolist()
+        side = self.config.image_pixels
+        if tuple(frames_NHWC.shape[1:]) != (side, side, 3) or frames_NHWC.dtype != torch.uint8:
+            raise DataError(
+                f"frames are {frames_NHWC.dtype} {tuple(frames_NHWC.shape)},"
+                f" expected torch.uint8 (N, {side}, {side}, 3)",
+                where="visual encoder",
+                fix="set data.image_pixels to the size the encoder was built with",
+            )
+        if sum(lengths) != frames_NHWC.shape[0] or min(lengths, default=0) < 1:
+            raise DataError(
+                f"frame lengths {lengths} do not describe {frames_NHWC.shape[0]} packed frames",
+                where="visual encoder",
+                fix="pass every sample's frame count, at least 1 each",
+            )
+        if max(lengths) > self.config.max_frames:
+            raise DataError(
+                f"a clip of {max(lengths)} frames exceeds max_frames {self.config.max_frames}",
+                where=f"sample {lengths.index(max(lengths))} of the batch",
+                fix="lower data.max_frames or raise data.frame_stride",
+            )
+        return lengths

@@ -1,0 +1,148 @@
+"""Translate any video file with an exported model: bring it into the form the model was trained on, then generate."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.errors import CheckpointError
+from pipeline.evaluate.generate import GenerationOptions, translate_batch
+from pipeline.evaluate.load import VIDEO_FORM, Precision, load_export
+from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
+from pipeline.models.processing import LlavaSltProcessor
+from shards.reader import wanted_frames
+from shards.schema import VideoFile
+from shards.video import VideoOptions, decode, probe, transcode
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """The text of one video."""
+
+    path: Path
+    text: str
+    frames: int
+    """Frames the encoder saw."""
+    duration_seconds: float
+
+    def to_dict(self) -> dict[str, object]:
+        return {**dataclasses.asdict(self), "path": str(self.path)}
+
+
+def read_video_form(export_dir: Path) -> VideoOptions:
+    """Frame rate and size of the training shards; a model sees other speeds and scales as another language.
+
+    Raises:
+        CheckpointError: the file exists but does not hold video options.
+    """
+    path = export_dir / VIDEO_FORM
+    if not path.is_file():
+        form = VideoOptions()
+        logger.warning(
+            "%s does not say how its training videos were stored; assuming the defaults: %g frames per second, "
+            "short side %d pixels",
+            export_dir,
+            form.fps,
+            form.short_side,
+        )
+        return form
+    try:
+        return VideoOptions(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} does not hold video options ({error}); export the run again.") from error
+
+
+class Translator:
+    """A loaded model that translates videos; keep one for many calls.
+
+    Args:
+        model: in eval mode, on the device to use.
+        processor: tokenizer, prompt and frame sizes.
+        form: how training videos were stored.
+    """
+
+    def __init__(
+        self, model: LlavaSltForConditionalGeneration, processor: LlavaSltProcessor, form: VideoOptions
+    ) -> None:
+        self.model, self.processor, self.form = model, processor, form
+
+    @classmethod
+    def from_export(
+        cls, export_dir: Path, device: torch.device | str = "cpu", precision: Precision = "auto"
+    ) -> Translator:
+        """Load an exported folder. Raises CheckpointError when it cannot be used."""
+        model, processor = load_export(export_dir, device, precision)
+        return cls(model, processor, read_video_form(export_dir))
+
+    def with_prompt(self, prompt: str) -> Translator:
+        """The same model with another prompt template. Raises RecipeError when it lacks ``{video}``."""
+        options = dataclasses.replace(self.processor.options, prompt=prompt)
+        return Translator(self.model, LlavaSltProcessor(self.processor.tokenizer, options), self.form)
+
+    def read(self, media: VideoFile) -> np.ndarray:
+        """Frames uint8 [T, H, W, 3] as the encoder sees them in training: stored form, stride, limit, square crop.
+
+        Raises:
+            DataError: missing or damaged media, or nothing between the two times.
+        """
+        payload = transcode(media, self.form)
+        stored, sizes = probe(payload).frames, self.processor.options
+        wanted = wanted_frames(stored, sizes.max_frames, sizes.frame_stride)
+        return decode(payload, stored, wanted, sizes.image_pixels, where=str(media.path))
+
+    def translate(self, media: Sequence[VideoFile], options: GenerationOptions | None = None) -> list[Translation]:
+        """Translate videos (or parts of them) as one batch. Raises as `read`."""
+        clips = [self.read(video) for video in media]
+        lengths = [len(frames_THWC) for frames_THWC in clips]
+        batch = {
+            "frames_NHWC": torch.from_numpy(np.concatenate(clips)),
+            "frame_lengths_B": torch.tensor(lengths),
+            **self.processor(lengths),
+        }
+        texts = translate_batch(self.model, self.processor, batch, options or GenerationOptions())
+        return [
+            Translation(video.path, text, length, self._seconds(video))
+            for video, text, length in zip(media, texts, lengths, strict=True)
+        ]
+
+    @staticmethod
+    def _seconds(media: VideoFile) -> float:
+        end = probe(media.path).duration_seconds if media.end_seconds is None else media.end_seconds
+        return end - (media.start_seconds or 0.0)
+
+
+def translate_file(
+    export_dir: Path,
+    video: Path | VideoFile,
+    options: GenerationOptions | None = None,
+    prompt: str | None = None,
+    device: torch.device | str = "cpu",
+) -> str:
+    """Translate one video file with an exported model.
+
+    Args:
+        export_dir: folder written by `slt export`.
+        video: any file FFmpeg reads, or a part of one.
+        options: search options; default greedy.
+        prompt: another template than the one trained with; must contain ``{video}`` once.
+        device: where to run.
+
+    Raises:
+        CheckpointError: the export cannot be used.
+        DataError: the video cannot be read.
+        RecipeError: the prompt has no ``{video}``.
+    """
+    translator = Translator.from_export(export_dir, device)
+    if prompt is not None:
+        translator = translator.with_prompt(prompt)
+    media = VideoFile(video) if isinstance(video, Path) else video
+    return translator.translate([media], options)[0].text

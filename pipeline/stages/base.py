@@ -1,0 +1,198 @@
+"""What a stage is: a model, a loss, a freeze plan and what a batch holds. The trainer knows nothing else about it.
+
+Shape suffixes: B samples, L text tokens, D width, E embedding.
+"""
+
+from __future__ import annotations
+
+import abc
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from pipeline.config.schema import Recipe, SourceConfig
+from pipeline.errors import RecipeError
+from shards.index import read_index
+from shards.plan import Plan, PlanOptions, Source
+
+logger = logging.getLogger(__name__)
+
+MicroBatch = dict[str, Any]
+
+
+@dataclass(slots=True)
+class LossParts:
+    """What one micro-batch adds to the step: ``loss`` to call backward on and sums to report."""
+
+    loss: torch.Tensor
+    """Scalar; already divided so that the mean over ranks of the sum over micro-batches is the step's loss."""
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Detached scalars, summed over micro-batches and ranks by the trainer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Normaliser:
+    """Global counts of the step, equal on every rank."""
+
+    valid_tokens: int
+    """Label tokens (or samples) of the whole global batch."""
+    world_size: int
+    accumulation_steps: int
+
+    def scale(self, loss_sum: torch.Tensor) -> torch.Tensor:
+        """Local sum -> this micro-batch's part of the global mean, given that gradients are averaged over ranks."""
+        return loss_sum * (self.world_size / max(self.valid_tokens, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class ExportPlan:
+    """How checkpoint tensors become an exported model."""
+
+    prefix: str
+    """Parameters below this prefix are the model (the prefix is dropped); others go to heads.safetensors."""
+    tied: list[str]
+    """Names that share another parameter's storage and are not written."""
+    frozen: list[str]
+    """Full names of frozen parameters, read from where the recipe loaded them."""
+
+
+class Stage(abc.ABC):
+    """One training stage. Every method that runs a model must be called by all ranks."""
+
+    name: ClassVar[str]
+    accumulation: ClassVar[Literal["summed", "cached"]] = "summed"
+    """`cached`: the loss needs the whole global batch at once (negatives); features are cached, then replayed."""
+    best_metric: ClassVar[tuple[str, Literal["min", "max"]] | None] = None
+    """Metric of `evaluate` that names the best checkpoint."""
+
+    def __init__(self, recipe: Recipe, rank: int, world_size: int, device: torch.device) -> None:
+        self.recipe = recipe
+        self.rank, self.world_size, self.device = rank, world_size, device
+        self.dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+        self.zero_stage = 0
+        """ZeRO stage of the engine; set by the trainer before `build`."""
+
+    # -- model ---------------------------------------------------------------------------------------------------
+    @abc.abstractmethod
+    def build(self) -> nn.Module:
+        """The module the engine trains; built inside the ZeRO-3 context where the recipe asks for it."""
+
+    @abc.abstractmethod
+    def freeze_plan(self) -> dict[str, bool]:
+        """Top-level part of the module -> whether it trains. Every parameter's first name part must be listed;
+        parameters that `build` returned frozen (a frozen backbone) stay frozen."""
+
+    def attach(self, module: Any) -> None:
+        """Called once with the module the engine holds (sizes for FLOPs)."""
+        del module
+
+    # -- data ----------------------------------------------------------------------------------------------------
+    @abc.abstractmethod
+    def plan_options(self, train: bool) -> PlanOptions:
+        """How the sources become items."""
+
+    @abc.abstractmethod
+    def fetch(self) -> Callable[..., Any]:
+        """Picklable ``fetch(plan, item)`` run in loader workers: item -> list of raw samples."""
+
+    @abc.abstractmethod
+    def collate(self) -> Callable[..., MicroBatch]:
+        """Picklable ``collate(raws)`` run in loader workers; the result holds `valid_tokens` (int)."""
+
+    def check_data(self, plan: Plan) -> None:
+        """Refuse shard sets that do not fit the model, before the first step. Raises RecipeError."""
+        del plan
+
+    def prepare(self, plans: list[Plan]) -> None:
+        """Work before training that every rank takes part in (caches)."""
+        del plans
+
+    def plan(self, sources: list[SourceConfig], train: bool) -> Plan:
+        """The order of the given sources."""
+        return Plan(
+            [Source(read_index(Path(s.shards)), s.split, s.corpus, s.weight) for s in sources],
+            self.plan_options(train),
+        )
+
+    # -- training ------------------------------------------------------------------------------------------------
+    def loss(self, model: Callable[..., Any], batch: MicroBatch, normaliser: Normaliser) -> LossParts:
+        """`summed` stages: forward one micro-batch."""
+        raise NotImplementedError(f"stage {self.name} accumulates by cached gradients")
+
+    def features(self, model: Callable[..., Any], batch: MicroBatch) -> dict[str, torch.Tensor]:
+        """`cached` stages: the tensors the loss is made of."""
+        raise NotImplementedError(f"stage {self.name} sums its loss over micro-batches")
+
+    def contrast(self, features: list[dict[str, torch.Tensor]], batches: list[MicroBatch]) -> LossParts:
+        """`cached` stages: the loss over this rank's share of the global batch."""
+        raise NotImplementedError(f"stage {self.name} sums its loss over micro-batches")
+
+    def reduce(self, sums: dict[str, float]) -> dict[str, float]:
+        """Global sums of a step -> metrics (`loss` first)."""
+        return sums
+
+    # -- held-out ------------------------------------------------------------------------------------------------
+    @abc.abstractmethod
+    def evaluate(self, model: Callable[..., Any], module: Any) -> dict[str, float]:
+        """Metrics on the recipe's held-out sources; equal on every rank."""
+
+    def flops_per_step(self, batches: list[MicroBatch]) -> float:
+        """Model FLOPs (forward + backward) of this rank's micro-batches; 0 where unknown."""
+        del batches
+        return 0.0
+
+    # -- export --------------------------------------------------------------------------------------------------
+    @abc.abstractmethod
+    def probe(self, model: Callable[..., Any]) -> dict[str, torch.Tensor]:
+        """Inputs and live outputs on a fixed seeded input, stored in the checkpoint: the oracle of the export."""
+
+    @abc.abstractmethod
+    def write_export_files(self, module: Any, folder: Path) -> ExportPlan:
+        """Write config, tokenizer and processor files; say which parameters the exported weights consist of."""
+
+
+def apply_freeze_plan(module: nn.Module, plan: dict[str, bool]) -> list[str]:
+    """Set requires_grad by part and return the names of the trainable parameters.
+
+    A parameter that is already frozen inside a trainable part (a frozen backbone) stays frozen.
+
+    Raises:
+        RecipeError: nothing is left to train.
+    """
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(plan[name.split(".")[0]] and parameter.requires_grad)
+    trainable = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    if not trainable:
+        raise RecipeError(f"the freeze plan {plan} leaves no parameter to train")
+    return trainable
+
+
+def frozen_names(module: nn.Module) -> list[str]:
+    """Names of frozen parameters: what a checkpoint leaves out."""
+    return [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Tensors of a (nested) micro-batch moved without blocking; everything else as it is."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    return batch
+
+
+def move_all(batches: Iterator[MicroBatch] | list[MicroBatch], device: torch.device) -> list[MicroBatch]:
+    return [to_device(batch, device) for batch in batches]
+
+
+def probe_frames(pixels: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two seeded random clips of unlike length: uint8 [N, H, W, 3] packed, lengths [2]."""
+    generator = torch.Generator().manual_seed(0)
+    lengths_B = torch.tensor([9, 6])
+    frames_NHWC = torch.randint(0, 256, (15, pixels, pixels, 3), generator=generator, dtype=torch.uint8)
+    return frames_NHWC.to(device), lengths_B.to(device)

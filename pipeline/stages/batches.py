@@ -1,0 +1,88 @@
+"""Raw samples -> micro-batches, run in loader workers: picklable callables without a model.
+
+Shape suffixes: B items of the micro-batch, L tokens, N frames packed over samples, H W C image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.losses import IGNORE_LABEL
+from pipeline.models.attention import packed_kwargs
+from pipeline.models.processing import LlavaSltProcessor
+from shards.reader import Reader
+
+
+def fetch_pack(reader: Reader, item: np.ndarray) -> list[np.ndarray]:
+    """One pack: the token ids of each of its documents."""
+    return list(reader.documents(item))
+
+
+@dataclass(frozen=True, slots=True)
+class PackCollate:
+    """Packs -> fixed [B, block] rows. Labels are -100 on the first token of every document and on padding, so
+    that no token is predicted from another document; the padded tail is a document of its own."""
+
+    block_tokens: int
+    pad_id: int
+
+    def __call__(self, packs: list[list[np.ndarray]]) -> dict[str, Any]:
+        shape = (len(packs), self.block_tokens)
+        ids_BL = np.full(shape, self.pad_id, dtype=np.int64)
+        labels_BL = np.full(shape, IGNORE_LABEL, dtype=np.int64)
+        documents_BL = np.full(shape, -1, dtype=np.int64)
+        lengths: list[int] = []
+        for row, documents in enumerate(packs):
+            at = 0
+            for number, document in enumerate(documents):
+                end = at + len(document)
+                ids_BL[row, at:end] = document
+                labels_BL[row, at + 1 : end] = document[1:]
+                documents_BL[row, at:end] = number
+                lengths.append(len(document))
+                at = end
+        return {
+            "input_ids_BL": torch.from_numpy(ids_BL),
+            "labels_BL": torch.from_numpy(labels_BL),
+            "packed": packed_kwargs(torch.from_numpy(documents_BL)),
+            "document_lengths": torch.tensor(lengths),
+            "valid_tokens": int((labels_BL != IGNORE_LABEL).sum()),
+            "samples": len(lengths),
+        }
+
+
+def clip_tensors(items: list[list[tuple[np.ndarray, Any]]]) -> dict[str, Any]:
+    """(frames, index row) of every clip -> frames packed over the samples of the micro-batch, and the rows."""
+    clips = [clip for item in items for clip in item]
+    return {
+        "frames_NHWC": torch.from_numpy(np.concatenate([frames_THWC for frames_THWC, _ in clips])),
+        "frame_lengths_B": torch.tensor([len(frames_THWC) for frames_THWC, _ in clips]),
+        "rows": [row for _, row in clips],
+        "text_ids_B": torch.tensor([row.text_hash for _, row in clips], dtype=torch.int64),
+        "samples": len(clips),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class ContrastiveCollate:
+    """Clips with the identity of their texts; the text features come from the frozen-text cache."""
+
+    def __call__(self, items: list[list[tuple[np.ndarray, Any]]]) -> dict[str, Any]:
+        batch = clip_tensors(items)
+        return {**batch, "valid_tokens": batch["samples"]}
+
+
+@dataclass(frozen=True, slots=True)
+class TranslationCollate:
+    """Clips with tokenised prompt and answer; labels are the answer and its eos."""
+
+    processor: LlavaSltProcessor
+
+    def __call__(self, items: list[list[tuple[np.ndarray, Any]]]) -> dict[str, Any]:
+        batch = clip_tensors(items)
+        tokens = self.processor(batch["frame_lengths_B"].tolist(), [row.text for row in batch["rows"]])
+        return {**batch, **tokens, "valid_tokens": int((tokens["labels"][:, 1:] != IGNORE_LABEL).sum())}

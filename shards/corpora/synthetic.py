@@ -1,0 +1,299 @@
+"""The synthetic sign corpus: needs no download, made in under two minutes, small enough to learn on two CPU cores.
+
+``generate`` writes a folder::
+
+    videos/<id>.mp4      H.264 that the shard builder takes over as it is
+    segments.jsonl       id, split, text, gloss, signer, frames, video, boundaries (first frame of each sign)
+    text/train.jsonl     {"text", "gloss"}: sentences for language modelling, without any held-out sentence
+    text/dev.jsonl       a held-out set of its own
+    options.json         appears last: a folder with options.json.unfinished instead is made again
+
+Splits: ``train``; ``dev`` and ``test`` (unseen sentences, seen signers); ``test_signer`` (unseen sentences and an
+unseen signer). A held-out sentence occurs in no other split and in no text file. ``Synthetic`` reads such a folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from shards.corpora import synthetic_grammar as grammar
+from shards.corpora.synthetic_render import RENDER_VERSION, SIGNERS, UNSEEN_SIGNER, encode, render
+from shards.errors import DataError
+from shards.schema import Segment, VideoFile
+
+NAME = "synthetic"
+LANGUAGE, SIGN_LANGUAGE = "en", "xsl"
+
+OPTIONS_FILE, SEGMENTS_FILE, VIDEO_FOLDER, TEXT_FOLDER = "options.json", "segments.jsonl", "videos", "text"
+UNFINISHED_FILE = "options.json.unfinished"
+"""Written first and renamed to OPTIONS_FILE at the end."""
+MAX_DISTINCT_SENTENCES = 100_000
+"""Distinct sentences one corpus may ask for; the grammar has about a million, but drawing rare ones takes long."""
+SAMPLES_PER_TASK = 16
+
+Progress = Callable[[int, int], None]
+"""Called with the videos done and the videos in total."""
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticOptions:
+    """What decides every byte of a corpus. Raises DataError for values that cannot work."""
+
+    seed: int = 0
+    train: int = 1500
+    """Videos of the split; so are the next three."""
+    dev: int = 100
+    test: int = 150
+    test_signer: int = 100
+    text_train: int = 20_000
+    """Distinct sentences of text/train.jsonl."""
+    text_dev: int = 500
+    size: int = 64
+    """Frame width and height in pixels."""
+    fps: float = 12.5
+    crf: int = 18
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} is {getattr(self, name)}, but must not be negative"
+            for name in ("train", "dev", "test", "test_signer", "text_train", "text_dev")
+            if getattr(self, name) < 0
+        ]
+        if self.size < 32 or self.size % 2:
+            problems.append(f"size is {self.size}, but must be even and at least 32 pixels")
+        if not 8 <= self.fps <= 60:
+            problems.append(f"fps is {self.fps}, but must lie between 8 and 60")
+        if not 0 < self.crf <= 51:
+            problems.append(f"crf is {self.crf}, but must lie between 1 and 51")
+        distinct = self.dev + self.test + self.test_signer + self.text_dev + self.text_train
+        if distinct > MAX_DISTINCT_SENTENCES:
+            problems.append(f"{distinct} distinct sentences are asked for, at most {MAX_DISTINCT_SENTENCES} are made")
+        if problems:
+            raise DataError("; ".join(problems), where="SyntheticOptions", fix="change these options")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"render_version": RENDER_VERSION, **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Sentence:
+    text: str
+    glosses: tuple[str, ...]
+
+    def row(self) -> dict[str, str]:
+        return {"text": self.text, "gloss": " ".join(self.glosses)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Video:
+    """All that one worker needs to make one video."""
+
+    id: str
+    split: str
+    sentence: _Sentence
+    signer: int
+    """Index into SIGNERS; -1 is the unseen signer."""
+
+
+def generate(root: Path, options: SyntheticOptions, workers: int, on_progress: Progress | None = None) -> None:
+    """Make the corpus in `root`. The same options give the same bytes for any number of worker processes.
+
+    A finished corpus with the same options is left alone, an unfinished one is made again.
+
+    Raises:
+        DataError: `root` holds a corpus made with other options or other files, `workers` is below 1,
+            or a file cannot be written.
+    """
+    if workers < 1:
+        raise DataError(f"workers is {workers}", where="generate", fix="use at least one worker process")
+    try:
+        if _is_finished(root, options):
+            return
+        _start(root, options)
+        videos, texts = _draw_sentences(options)
+        for name, sentences in texts.items():
+            _write_rows(root / TEXT_FOLDER / f"{name}.jsonl", [sentence.row() for sentence in sentences])
+        _write_rows(root / SEGMENTS_FILE, _make_videos(root, options, videos, workers, on_progress))
+        os.replace(root / UNFINISHED_FILE, root / OPTIONS_FILE)
+    except OSError as error:
+        raise DataError(
+            f"the synthetic corpus cannot be written: {error}", where=str(root), fix="free space or use another folder"
+        ) from error
+
+
+def _is_finished(root: Path, options: SyntheticOptions) -> bool:
+    if not (root / OPTIONS_FILE).exists():
+        return False
+    found, wanted = _read_options(root), options.to_dict()
+    if found == wanted:
+        return True
+    keys = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
+    raise DataError(
+        "the folder holds a corpus made with other options: "
+        + ", ".join(f"{key} is {found.get(key)} there and {wanted.get(key)} here" for key in keys),
+        where=str(root / OPTIONS_FILE),
+        fix="use another folder, or delete this one to make it again",
+    )
+
+
+def _read_options(root: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((root / OPTIONS_FILE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        found = error
+    if not isinstance(found, dict):
+        raise DataError(
+            f"not a JSON object: {found}", where=str(root / OPTIONS_FILE), fix="delete the folder and generate it again"
+        )
+    return found
+
+
+def _start(root: Path, options: SyntheticOptions) -> None:
+    """Mark the folder as unfinished and remove what an interrupted run left; refuses any other folder with content."""
+    root.mkdir(parents=True, exist_ok=True)
+    entries = sorted(path.name for path in root.iterdir())
+    if entries and UNFINISHED_FILE not in entries:
+        raise DataError(
+            f"the folder is not empty (it holds {entries[0]!r}) and is no unfinished synthetic corpus",
+            where=str(root),
+            fix="generate the synthetic corpus into a folder of its own",
+        )
+    (root / UNFINISHED_FILE).write_text(json.dumps(options.to_dict(), indent=2) + "\n", encoding="utf-8")
+    for leftover in (*root.glob(f"{VIDEO_FOLDER}/*.mp4"), *root.glob(f"{TEXT_FOLDER}/*.jsonl"), root / SEGMENTS_FILE):
+        leftover.unlink(missing_ok=True)
+    (root / VIDEO_FOLDER).mkdir(exist_ok=True)
+    (root / TEXT_FOLDER).mkdir(exist_ok=True)
+
+
+def _draw_sentences(options: SyntheticOptions) -> tuple[list[_Video], dict[str, list[_Sentence]]]:
+    """Every sentence of the corpus. Held-out ones come first, so that all later draws can leave them out."""
+    held_out: set[str] = set()
+
+    def distinct(name: str, count: int, taken: set[str]) -> list[_Sentence]:
+        rng = random.Random(f"{options.seed}/{name}")
+        sentences: list[_Sentence] = []
+        while len(sentences) < count:
+            text, glosses = grammar.sample(rng)
+            if text not in taken:
+                taken.add(text)
+                sentences.append(_Sentence(text, glosses))
+        return sentences
+
+    splits = {name: distinct(name, getattr(options, name), held_out) for name in ("dev", "test", "test_signer")}
+    texts = {"dev": distinct("text/dev", options.text_dev, held_out)}
+    texts["train"] = distinct("text/train", options.text_train, set(held_out))
+    rng = random.Random(f"{options.seed}/train")
+    train: list[_Sentence] = []
+    while len(train) < options.train:  # a sentence may be signed more than once, as in real corpora
+        text, glosses = grammar.sample(rng)
+        if text not in held_out:
+            train.append(_Sentence(text, glosses))
+    videos = [
+        _Video(f"{split}-{number:06d}", split, sentence, -1 if split == "test_signer" else number % len(SIGNERS))
+        for split, sentences in {"train": train, **splits}.items()
+        for number, sentence in enumerate(sentences)
+    ]
+    return videos, texts
+
+
+def _make_videos(
+    root: Path, options: SyntheticOptions, videos: Sequence[_Video], workers: int, on_progress: Progress | None
+) -> list[dict[str, Any]]:
+    """Render and write all videos; returns their rows of segments.jsonl in order."""
+    tasks = [
+        (root, options, videos[start : start + SAMPLES_PER_TASK]) for start in range(0, len(videos), SAMPLES_PER_TASK)
+    ]
+    rows: list[dict[str, Any]] = []
+
+    def collect(results: Iterator[list[dict[str, Any]]]) -> None:
+        for result in results:
+            rows.extend(result)
+            if on_progress:
+                on_progress(len(rows), len(videos))
+
+    if workers == 1:
+        collect(map(_make_some, tasks))
+    else:
+        # spawn: the caller may already run threads (torch, decoders), which a forked child would inherit half-way
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(workers, max(1, len(tasks))), mp_context=context) as pool:
+            collect(pool.map(_make_some, tasks))
+    return rows
+
+
+def _make_some(task: tuple[Path, SyntheticOptions, Sequence[_Video]]) -> list[dict[str, Any]]:
+    root, options, videos = task
+    rows = []
+    for video in videos:
+        signer = UNSEEN_SIGNER if video.signer < 0 else SIGNERS[video.signer]
+        rng = random.Random(f"{options.seed}/{video.id}")
+        frames, count, boundaries = render(video.sentence.glosses, signer, options.size, options.fps, rng)
+        file = f"{VIDEO_FOLDER}/{video.id}.mp4"
+        (root / file).write_bytes(encode(frames, options.size, options.fps, options.crf))
+        facts = {"signer": signer.name, "frames": count, "video": file, "boundaries": boundaries}
+        rows.append({"id": video.id, "split": video.split, **video.sentence.row(), **facts})
+    return rows
+
+
+def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+class Synthetic:
+    """A finished folder made by `generate`, as a corpus."""
+
+    NAME: ClassVar[str] = NAME
+    name: str = NAME
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+
+    def segments(self) -> Iterator[Segment]:
+        """Every signed sentence, in the order train, dev, test, test_signer. Raises DataError for unusable folders."""
+        if not (self.root / OPTIONS_FILE).exists():
+            raise DataError(
+                f"no finished synthetic corpus here ({OPTIONS_FILE} is missing)",
+                where=str(self.root),
+                fix="make it with shards.corpora.synthetic.generate, or run `slt demo`",
+            )
+        path = self.root / SEGMENTS_FILE
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise DataError(
+                f"cannot be read: {error.strerror}", where=str(path), fix="delete the folder and generate it again"
+            ) from error
+        for number, line in enumerate(lines, start=1):
+            yield self._segment(line, f"{SEGMENTS_FILE}:{number}")
+
+    def _segment(self, line: str, origin: str) -> Segment:
+        try:
+            row = json.loads(line)
+            return Segment(
+                corpus=NAME,
+                id=row["id"],
+                split=row["split"],
+                text=row["text"],
+                media=VideoFile(self.root / row["video"]),
+                language=LANGUAGE,
+                sign_language=SIGN_LANGUAGE,
+                signer=row["signer"],
+                gloss=row["gloss"],
+                origin=origin,
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"not a row of a synthetic corpus: {error!r}",
+                where=f"{self.root}/{origin}",
+                fix="delete the folder and generate it again",
+            ) from error

@@ -1,0 +1,185 @@
+"""Any corpus that is a table (tsv, csv, ``|``-separated or JSON lines) beside a folder of videos.
+
+Option values name columns; that is how How2Sign, OpenASL, SPJ and home-made lists differ. Examples::
+
+    table=sentences.tsv media=video text=translation_sk language=sk sign_language=svk test_fraction=0.2
+    table=how2sign_realigned_train.csv delimiter=tab id=SENTENCE_NAME media=VIDEO_NAME media_suffix=.mp4
+          start=START_REALIGNED end=END_REALIGNED text=SENTENCE split=train language=en sign_language=ase
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shards.corpora.rows import DELIMITERS, read_jsonl, read_lines, read_table
+from shards.errors import DataError
+from shards.schema import FrameFolder, Segment, VideoFile
+from shards.text import stable_seed
+
+SPLITS = ("train", "dev", "test")
+_SPLIT_NAMES = {"val": "dev", "valid": "dev", "validation": "dev", "training": "train", "testing": "test"}
+_CLOCK = re.compile(r"^(?:(?:(\d+):)?(\d+):)?(\d+(?:[.,]\d*)?)$")
+_LANGUAGE = re.compile(r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$")
+
+
+@dataclass(kw_only=True)
+class Table:
+    """Segments of an annotation table. The first options name columns; an empty name means "no such column"."""
+
+    NAME = "table"
+
+    table: Path
+    id: str = "id"
+    """Unique per row; empty: media and times together."""
+    media: str = "media"
+    start: str = ""
+    """Seconds or HH:MM:SS.mmm into the media."""
+    end: str = ""
+    text: str = "text"
+    signer: str = ""
+    gloss: str = ""
+    split: str = ""
+    """A column, or train | dev | test for every row; empty: by the fractions below."""
+    language: str = ""
+    """A column, or one BCP-47 code for every row."""
+    sign_language: str = ""
+    """A column, or one ISO 639-3 code for every row."""
+
+    corpus: str = "table"
+    """Name of the corpus in index, metrics and errors."""
+    media_root: Path | None = None
+    """Folder the media column is relative to; default: the table's folder."""
+    media_suffix: str = ""
+    """Appended to the media column (``.mp4``)."""
+    frames_fps: float = 0.0
+    """Above 0: media are folders of images at this rate, matched by ``frames_pattern``."""
+    frames_pattern: str = "*"
+    delimiter: str = ""
+    """One character or ``tab``; default by file name: .tsv tab, .csv comma, .psv |."""
+    quoting: bool | None = None
+    """Whether ``"`` quotes fields; default: only for commas."""
+    dev_fraction: float = 0.0
+    """Without a split: this part of the rows, chosen by a hash of the id."""
+    test_fraction: float = 0.0
+    split_seed: int = 0
+    settings: dict[str, Any] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.table = Path(self.table)
+        self.name = self.corpus
+        self.json_lines = self.table.suffix in (".jsonl", ".ndjson")
+        self.delimiter = "\t" if self.delimiter in ("tab", "\\t") else self.delimiter or self._usual_delimiter()
+        if self.quoting is None:
+            self.quoting = self.delimiter == ","
+        where = f"corpus {self.corpus}"
+        if not self.json_lines and len(self.delimiter) != 1:
+            raise DataError(f"delimiter {self.delimiter!r} is not one character", where=where, fix="e.g. delimiter=tab")
+        if min(self.dev_fraction, self.test_fraction) < 0 or self.dev_fraction + self.test_fraction > 1:
+            raise DataError(
+                f"dev_fraction {self.dev_fraction} + test_fraction {self.test_fraction} is not within 0..1",
+                where=where,
+                fix="choose fractions that leave something to train on",
+            )
+        self.root = Path(self.media_root) if self.media_root is not None else self.table.parent
+        self._resolve_either(set(self._header()))
+
+    def _usual_delimiter(self) -> str:
+        if self.json_lines:
+            return ""
+        if self.table.suffix not in DELIMITERS:
+            raise DataError(
+                f"cannot tell the delimiter of a {self.table.suffix or 'suffix-less'} file",
+                where=str(self.table),
+                fix="pass delimiter=tab, delimiter=, or delimiter=|",
+            )
+        return DELIMITERS[self.table.suffix]
+
+    def _header(self) -> list[str]:
+        if self.json_lines:
+            return list(next(read_jsonl(self.table, []), (0, {}))[1])
+        first = next(read_lines(self.table), (0, ""))[1]
+        return [name.strip('"') if self.quoting else name for name in first.split(self.delimiter)]
+
+    def _resolve_either(self, header: set[str]) -> None:
+        """Decide which of split, language and sign_language name a column and which give a value."""
+        self._columns = {
+            key: getattr(self, key)
+            for key in ("id", "media", "start", "end", "text", "signer", "gloss")
+            if getattr(self, key)
+        }
+        self._values: dict[str, str] = {}
+        for key, valid, expected in (
+            ("split", lambda value: value in SPLITS, "train, dev or test"),
+            ("language", _LANGUAGE.match, "a BCP-47 code such as de"),
+            ("sign_language", _LANGUAGE.match, "an ISO 639-3 code such as gsg"),
+        ):
+            value = getattr(self, key)
+            if value in header:
+                self._columns[key] = value
+            elif not value or valid(value):
+                self._values[key] = value
+            else:
+                raise DataError(
+                    f"{key}={value!r} is neither a column of {sorted(header)} nor {expected}",
+                    where=f"corpus {self.corpus}",
+                    fix="name an existing column or give the value itself",
+                )
+
+    def segments(self) -> Iterator[Segment]:
+        """One segment per row, in file order. Raises DataError for an unusable table, split or time."""
+        needed = list(self._columns.values())
+        rows: Iterator[tuple[int, dict[str, Any]]] = (
+            read_jsonl(self.table, needed)
+            if self.json_lines
+            else read_table(self.table, self.delimiter, bool(self.quoting), needed)
+        )
+        for line, row in rows:
+            cells = {key: "" if row[name] is None else str(row[name]).strip() for key, name in self._columns.items()}
+            yield self._segment(self._values | cells, f"{self.table}:{line}")
+
+    def _segment(self, cells: dict[str, str], origin: str) -> Segment:
+        start, end = (seconds(cells.get(key, ""), f"{origin} {key}") for key in ("start", "end"))
+        sample_id = cells.get("id") or "@".join(filter(None, (cells["media"], cells.get("start"), cells.get("end"))))
+        if not sample_id:
+            raise DataError("the identifier is empty", where=origin, fix="fill it, or pass id= to use media and times")
+        # A row without media must not point at the root folder itself: it becomes a counted skip.
+        path = self.root / ((cells["media"] + self.media_suffix) if cells["media"] else "(no media in the annotations)")
+        frames = FrameFolder(path, self.frames_pattern, self.frames_fps) if self.frames_fps > 0 else None
+        return Segment(
+            corpus=self.corpus,
+            id=sample_id,
+            split=self._split(cells.get("split", ""), sample_id, origin),
+            text=cells["text"],
+            media=frames or VideoFile(path, start, end),
+            language=cells.get("language", ""),
+            sign_language=cells.get("sign_language", ""),
+            signer=cells.get("signer", ""),
+            gloss=cells.get("gloss", ""),
+            origin=origin,
+        )
+
+    def _split(self, given: str, sample_id: str, origin: str) -> str:
+        if given or "split" in self._columns:
+            split = _SPLIT_NAMES.get(given.lower(), given.lower())
+            if split not in SPLITS:
+                raise DataError(f"split {given!r}", where=origin, fix=f"use one of {', '.join(SPLITS)}")
+            return split
+        position = stable_seed(self.split_seed, sample_id) / (1 << 63)
+        if position < self.test_fraction:
+            return "test"
+        return "dev" if position < self.test_fraction + self.dev_fraction else "train"
+
+
+def seconds(cell: str, where: str) -> float | None:
+    """Seconds from ``12.5``, ``MM:SS.mmm`` or ``HH:MM:SS.mmm``; None for an empty cell. Raises DataError otherwise."""
+    if not cell:
+        return None
+    match = _CLOCK.match(cell)
+    if match is None:
+        raise DataError(f"{cell!r} is not a time", where=where, fix="use seconds or HH:MM:SS.mmm")
+    hours, minutes, rest = match.groups()
+    return int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(rest.replace(",", "."))

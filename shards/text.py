@@ -1,0 +1,117 @@
+"""Text, pure per document: templates, gloss-free pseudo glosses, word repetition, tokenisation.
+
+Continued pretraining teaches the language model to read sign-ordered words before it ever sees video. A run that must
+stay gloss-free renders pseudo glosses: the sentence's own words without function words.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import random
+import string
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from shards.errors import DataError
+
+TEMPLATE_FIELDS = ("text", "gloss")
+_PUNCTUATION = string.punctuation + "«»„“”‚‘’¿¡…–—。，！？、；：（）《》"
+
+
+def check_template(template: str) -> None:
+    """Raise DataError unless ``template`` names at least one of ``{text}`` and ``{gloss}`` and nothing else."""
+    try:
+        fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+    except ValueError as error:
+        raise DataError(f"{template!r} is not a template ({error})", where="templates", fix="write {{ for {") from None
+    if not fields or not fields <= set(TEMPLATE_FIELDS):
+        raise DataError(
+            f"{template!r} uses {sorted(fields) or 'no field'}",
+            where="templates",
+            fix="use {text} and {gloss}, for example 'signs: {gloss} sentence: {text}'",
+        )
+
+
+def render_pair(template: str, fields: Mapping[str, str]) -> str:
+    """Fill ``{text}`` and ``{gloss}``; surrounding white space goes. Raises DataError for other fields."""
+    check_template(template)
+    return template.format_map(dict(fields)).strip()
+
+
+def pseudo_gloss(text: str, function_words: Collection[str]) -> str:
+    """The words of ``text`` without punctuation and function words, in their order: a gloss no annotator wrote.
+
+    Args:
+        text: a sentence whose words are separated by white space.
+        function_words: casefolded words to drop.
+    """
+    words = (word.strip(_PUNCTUATION) for word in text.split())
+    return " ".join(word for word in words if word and word.casefold() not in function_words)
+
+
+def repeat_words(gloss: str, seed: int, max_repeat: int) -> str:
+    """Repeat every word 1..``max_repeat`` times, decided by ``seed`` alone.
+
+    One sign covers several visual word tokens; a model that has read repeated words does not repeat its translation.
+    """
+    rng = random.Random(seed)
+    return " ".join(word for word in gloss.split() for _ in range(rng.randint(1, max_repeat)))
+
+
+def stable_seed(*parts: object) -> int:
+    """63-bit seed from values: equal parts give equal seeds on every machine."""
+    blob = "\0".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2b(blob, digest_size=8).digest(), "big") >> 1
+
+
+@functools.lru_cache(maxsize=4)
+def load_tokenizer(path: str) -> Any:
+    """A Hugging Face tokenizer by folder or hub id; cached per process. Raises DataError when it cannot be loaded."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # the loader raises many kinds; each means that this folder is no tokenizer
+        raise DataError(
+            f"cannot load a tokenizer ({type(error).__name__}: {error})", where=path, fix="name a Hugging Face folder"
+        ) from error
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """sha256 over vocabulary, merges, special ids and pre/post processing: equal means interchangeable token ids."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else {"vocab": tokenizer.get_vocab()}
+    parts.pop("truncation", None)  # state of the last call, not part of the vocabulary
+    parts.pop("padding", None)
+    parts["bos_eos"] = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    parts["special"] = sorted(tokenizer.all_special_tokens)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def token_dtype(tokenizer: Any) -> np.dtype:
+    """uint16 where every id fits, else uint32."""
+    return np.dtype("<u2") if len(tokenizer) < 1 << 16 else np.dtype("<u4")
+
+
+def tokenise(texts: Sequence[str], tokenizer: Any) -> list[np.ndarray]:
+    """Token ids of each document: ``[bos] ids eos``; ``bos`` only when the tokenizer has one that is not ``eos``.
+
+    Returns:
+        One array [L] per document, dtype :func:`token_dtype`.
+
+    Raises:
+        DataError: the tokenizer has no end-of-sequence token, so documents could not be told apart.
+    """
+    eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
+    if eos is None:
+        raise DataError(
+            "no end-of-sequence token", where=str(tokenizer.name_or_path), fix="use the tokenizer of a causal LM"
+        )
+    start = [bos] if bos is not None and bos != eos else []
+    dtype = token_dtype(tokenizer)
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    return [np.asarray([*start, *ids, eos], dtype=dtype) for ids in encoded]

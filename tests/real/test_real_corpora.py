@@ -1,0 +1,96 @@
+"""Real annotations and videos: PHOENIX-2014T's csv files and layout, Slovak sentence clips, NZSL glosses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shards.build import BuildOptions, build
+from shards.corpora.phoenix14t import Phoenix14T
+from shards.corpora.table import Table
+from shards.corpora.text import Text
+from shards.index import read_index
+from shards.lint import lint
+from shards.schema import FrameFolder, VideoFile
+from shards.stats import segment_counts
+from shards.video import VideoOptions, decode, probe, transcode
+from tests.unit.shards.making import save_tokenizer
+
+pytestmark = pytest.mark.real
+
+
+def test_phoenix_annotations_are_complete(shared_data: Path) -> None:
+    corpus = Phoenix14T(shared_data / "phoenix2014t")
+    segments = list(corpus.segments())
+    counts = {split: sum(segment.split == split for segment in segments) for split in corpus.splits}
+    assert counts == {"train": 7096, "dev": 519}
+    assert len({segment.id for segment in segments}) == 7615
+    assert len({segment.signer for segment in segments}) == 9
+    assert all(segment.text and isinstance(segment.media, FrameFolder) for segment in segments)
+    figures = segment_counts(corpus)
+    assert figures["train"] == {"segments": 7096, "empty_text": 0, "missing_media": 7096}
+    first = segments[0]
+    assert first.text == "und nun die wettervorhersage für morgen donnerstag den zwölften august"
+    assert first.gloss == "JETZT WETTER MORGEN DONNERSTAG ZWOELF FEBRUAR"
+
+
+def test_phoenix_release_layout(shared_data: Path, tmp_path: Path) -> None:
+    root = shared_data / "phoenix2014t_layout_sample" / "PHOENIX-2014-T-release-v3"
+    # The sample shows one clip in all three splits; ids are unique in the real corpus.
+    for split in ("train", "dev", "test"):
+        manifest = build(Phoenix14T(root, splits=[split]), tmp_path / split, BuildOptions())
+        assert manifest.counts == {"samples": 1, "skipped": 0}
+        report = lint(tmp_path / split)
+        assert report.ok and report.frames == 2, report.problems
+        row = read_index(tmp_path / split).row(0)
+        assert (row.width, row.height, row.frames, row.fps) == (210, 260, 2, 25.0)
+        assert row.text.startswith("regen und schnee lassen an den alpen")
+
+
+def test_slovak_sentences(shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "spj" / "sentences.tsv"
+    lines = source.read_text(encoding="utf-8").splitlines()
+    (tmp_path / "few.tsv").write_text("\n".join(lines[:7]) + "\n", encoding="utf-8")
+    corpus = Table(
+        table=tmp_path / "few.tsv", media_root=source.parent, media="video", text="translation_sk",
+        language="sk", sign_language="svk", corpus="spj", test_fraction=0.3,
+    )  # fmt: skip
+    options = BuildOptions(VideoOptions(short_side=128), samples_per_shard=4)
+    manifest = build(corpus, tmp_path / "set", options, workers=2)
+    assert manifest.counts == {"samples": 6, "skipped": 0}
+    assert lint(tmp_path / "set").ok
+    build(corpus, tmp_path / "again", options)
+    for path in (tmp_path / "set").iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+    declared = {line.split("\t")[0]: int(line.split("\t")[4]) for line in lines[1:7]}
+    rows = list(read_index(tmp_path / "set").rows())
+    assert {row.sample_id: row.frames for row in rows} == declared
+    assert {row.height for row in rows} == {128} and rows[0].text.endswith(".")
+
+
+def test_original_with_audio_is_cut_and_resized(shared_data: Path) -> None:
+    original = next((shared_data / "spj" / "originals").glob("*.mp4"))
+    payload = transcode(VideoFile(original, 1.0, 2.0), VideoOptions())
+    info = probe(payload)
+    assert (info.frames, info.height, info.fps) == (25, 256, 25.0)
+    whole = decode(transcode(VideoFile(original), VideoOptions()), probe(original).frames)
+    part = decode(payload, 25)
+    assert np.abs(part.astype(int) - whole[25:50]).mean() < 2.0, "the cut shows other frames"
+
+
+def test_nzsl_glosses_as_text(shared_data: Path, tmp_path: Path) -> None:
+    path = shared_data / "nzsl" / "nzsl_usage.tsv"
+    header = path.read_text(encoding="utf-8").splitlines()[0].split("\t")
+    text = next(name for name in header if "transl" in name.lower() or "english" in name.lower())
+    corpus = Text(
+        paths={"train": str(path)}, text=text, templates=["{text}", "signs: {gloss} sentence: {text}"],
+        function_words=["the", "a", "is", "to", "of"], repeat_max=3, corpus="nzsl",
+    )  # fmt: skip
+    options = BuildOptions(tokenizer=save_tokenizer(tmp_path / "tokenizer"))
+    manifest = build(corpus, tmp_path / "set", options)
+    assert manifest.counts["samples"] > 1000 and lint(tmp_path / "set").ok
+    build(corpus, tmp_path / "two", options, workers=2)
+    for file in (tmp_path / "set").iterdir():
+        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()

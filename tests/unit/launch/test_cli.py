@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from launch import cli
+from launch.backends import Command
+from launch.cli import app, report
+from launch.hostfile import Host
+from launch.plan import LaunchPlan, plan_ranks
+from launch.supervise import Outcome
+from pipeline.errors import RecipeError
+from tests.source_tree import ROOT
+
+runner = CliRunner()
+
+
+def test_plan_prints_command_environment_and_ranks() -> None:
+    arguments = ["plan", "demo_connector", "--num-procs", "2", "--accelerator", "cpu", "--set", "train.steps=3"]
+    text = runner.invoke(app, arguments).stdout
+    assert "deepspeed.launcher.runner" in text and "--set train.steps=3" in text
+    assert "export DS_ACCELERATOR=cpu" in text and "2 ranks x 2 accumulation_steps" in text
+    data = json.loads(runner.invoke(app, [*arguments, "--json"]).stdout)
+    assert [rank["rank"] for rank in data["ranks"]] == [0, 1] and data["accumulation_steps"] == 2
+
+
+def test_plan_shows_the_files_of_many_hosts(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("a slots=1\nb slots=1\n")
+    text = runner.invoke(app, ["plan", "demo_connector", "--hostfile", str(tmp_path / "hosts")]).stdout
+    assert "logs/launch.env" in text and "#   SLT_LAUNCH_ID=" in text and "export DS_ENV_FILE=" in text
+
+
+def test_run_checks_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "supervise", lambda *_: pytest.fail("started"))
+    result = runner.invoke(app, ["run", "demo_connector", "--num-procs", "3"])
+    assert isinstance(result.exception, RecipeError) and "not a multiple" in str(result.exception)
+
+
+def test_run_returns_the_worst_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Command] = []
+
+    def fake(command: Command, run_dir: Path, ranks: tuple[str, int], patience: object) -> Outcome:
+        started.append(command)
+        assert run_dir == tmp_path and ranks[1] == 2
+        return Outcome(4, 1, {0: 1, 1: 4}, {1: "shard 3 is damaged"})
+
+    monkeypatch.setattr(cli, "supervise", fake)
+    result = runner.invoke(app, ["run", "demo_connector", "--num-procs", "2", "--run-dir", str(tmp_path)])
+    assert result.exit_code == 4 and started[0].argv[-1] == f"run_dir={tmp_path}"
+    assert "launch failed: the data (exit code 4)" in result.stderr
+    assert "rank 1 on localhost: exit code 4: shard 3 is damaged" in result.stderr
+
+
+def test_report_groups_equal_errors() -> None:
+    hosts = (Host("a", (0, 1)), Host("b", (0, 1)))
+    plan = LaunchPlan(Path("s"), (), Path("r"), hosts, plan_ranks(hosts, "a", 1), "id")
+    outcome = Outcome(137, 247, {0: 1, 1: 1, 3: 0}, {0: "Traceback\n  x\nOSError: gone\n", 1: "OSError: gone"})
+    assert report(outcome, plan) == [
+        "launch killed by signal 9 (exit code 137)",
+        "  rank 0,1 on a: exit code 1: OSError: gone",
+        "  rank 2 on b: no report; it was killed or never started",
+    ]
+    assert report(Outcome(75, 75), plan) == [
+        "launch stopped and saved; start the same command again to resume (exit code 75)"
+    ]
+
+
+def test_plan_starts_without_torch_and_user_errors_have_no_traceback() -> None:
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom launch.cli import app\n"
+        "result = CliRunner().invoke(app, ['plan', 'demo_connector'])\n"
+        "assert result.exit_code == 0, result.output\n"
+        "heavy = {'torch', 'deepspeed', 'transformers', 'numpy', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    argv = [sys.executable, "-m", "launch.cli", "run", "demo_connector", "--num-procs", "3"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and "= 12; 12 or 24 would be" in done.stderr

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import psutil
+import pytest
+
+from launch.backends import Command
+from launch.plan import LAUNCH_ID
+from launch.ranks import find_processes
+from launch.supervise import Outcome, Patience, read_reports, supervise, worst_code
+from pipeline.errors import ClusterError
+from tests.unit.launch import stubs
+
+QUICK = Patience(grace_seconds=10, failure_seconds=0.3, leftover_seconds=0.3)
+
+
+def run(
+    folder: Path, mode: str, patience: Patience = QUICK, signals: tuple[int, ...] = (), world: int = 2
+) -> tuple[Outcome, str]:
+    """Supervise a stub launch, sending ourselves signals once all ranks are ready; returns how it ended and its id."""
+    launch_id = uuid.uuid4().hex
+    argv = (sys.executable, stubs.__file__, "launcher", str(folder), str(world), mode)
+    command = Command(argv=argv, env={LAUNCH_ID: launch_id})
+
+    def send() -> None:
+        while len(list(folder.glob("ready-*"))) < world:
+            time.sleep(0.02)
+        for number in signals:
+            os.kill(os.getpid(), number)
+            time.sleep(0.5)
+
+    thread = threading.Thread(target=send, daemon=True)
+    if signals:
+        thread.start()
+    outcome = supervise(command, folder, (launch_id, world), patience)
+    if signals:
+        thread.join()
+    assert not list(find_processes(launch_id)), "processes were left behind"
+    return outcome, launch_id
+
+
+def test_a_good_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    outcome, _ = run(tmp_path, "ok")
+    assert (outcome.code, outcome.rank_codes, outcome.signals) == (0, {0: 0, 1: 0}, ())
+    log = (tmp_path / "logs" / "launch.log").read_text()
+    assert "hello from rank 0" in log and "hello from rank 1" in log
+    assert "hello from rank 0" in capfd.readouterr().err
+
+
+def test_the_telling_rank_decides(tmp_path: Path) -> None:
+    outcome, _ = run(tmp_path, "fail")
+    assert outcome.code == 4 and outcome.rank_codes == {0: 1, 1: 4}
+    assert outcome.errors == {0: "connection lost", 1: "shard 3 is damaged"}
+
+
+def test_a_killed_rank_is_seen(tmp_path: Path) -> None:
+    outcome, _ = run(tmp_path, "die")
+    assert outcome.code == 137 and outcome.launcher_code == 256 - 9 and outcome.rank_codes == {}
+
+
+def test_sigterm_lets_ranks_save(tmp_path: Path) -> None:
+    outcome, _ = run(tmp_path, "save", signals=(signal.SIGTERM,))
+    assert outcome.code == 75 and outcome.rank_codes == {0: 75, 1: 75} and outcome.signals == (signal.SIGTERM,)
+
+
+def test_workers_of_ranks_are_not_signalled(tmp_path: Path) -> None:
+    assert run(tmp_path, "workers", signals=(signal.SIGTERM,))[0].code == 75
+
+
+def test_grace_ends(tmp_path: Path) -> None:
+    outcome, _ = run(tmp_path, "stubborn", Patience(grace_seconds=0.4, leftover_seconds=0.2), (signal.SIGTERM,))
+    assert outcome.code == 137 and outcome.rank_codes == {}
+
+
+def test_second_interrupt_kills(tmp_path: Path) -> None:
+    start = time.monotonic()
+    outcome, _ = run(tmp_path, "stubborn", signals=(signal.SIGTERM, signal.SIGINT, signal.SIGINT))
+    assert outcome.code == 137 and time.monotonic() - start < 8
+
+
+def test_others_are_stopped_when_a_rank_fails_and_the_rest_hangs(tmp_path: Path) -> None:
+    outcome, _ = run(tmp_path, "fail_and_hang")
+    assert outcome.code == 5, "the rank that failed is the cause, not the one that had to be killed"
+    assert outcome.errors == {0: "loss is nan"}
+
+
+def test_orphans_of_a_dead_launcher_are_killed(tmp_path: Path) -> None:
+    outcome, _ = run(tmp_path, "stubborn_orphans")
+    assert outcome.code != 0
+
+
+def test_stale_reports_and_rank_variables_are_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "exit-rank-7.json").write_text('{"rank": 7, "code": 5}')
+    monkeypatch.setenv("WORLD_SIZE", "64")
+    script = "import os, sys; sys.exit(9 if 'WORLD_SIZE' in os.environ else 0)"
+    outcome = supervise(Command(argv=(sys.executable, "-c", script)), tmp_path, ("x", 0))
+    assert outcome == Outcome(0, 0)
+
+
+def test_files_are_written_first(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "env"
+    script = f"import sys; sys.exit(open({str(path)!r}).read() != 'A=1')"
+    command = Command(argv=(sys.executable, "-c", script), files={path: "A=1"})
+    assert supervise(command, tmp_path, ("x", 0)).code == 0
+
+
+def test_a_command_that_cannot_start(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="cannot start /no/such/program: No such file"):
+        supervise(Command(argv=("/no/such/program",)), tmp_path, ("x", 1))
+    assert signal.getsignal(signal.SIGTERM) is not None
+
+
+def test_remote_ranks_are_signalled_through_the_backend(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The remote call is a shell here; the ranks are local but reached only through it."""
+    launch_id = uuid.uuid4().hex
+    argv = (sys.executable, stubs.__file__, "launcher", str(tmp_path), "2", "save")
+    command = Command(
+        argv=argv,
+        env={LAUNCH_ID: launch_id, "PYTHONSAFEPATH": ""},
+        remote=("env", "-u", LAUNCH_ID, "sh", "-c", "{command}"),
+    )
+
+    def send() -> None:
+        while len(list(tmp_path.glob("ready-*"))) < 2:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=send, daemon=True).start()
+    outcome = supervise(command, tmp_path, (launch_id, 2), QUICK)
+    assert outcome.code == 75 and "could not be sent" not in caplog.text
+
+
+def test_an_unreachable_host_does_not_stop_the_stopping(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for remote in (("false", "{command}"), ("/no/such/pdsh", "{command}")):
+        command = Command(argv=(sys.executable, "-c", "raise SystemExit(1)"), remote=remote)
+        assert supervise(command, tmp_path, ("x", 1), QUICK).code == 3
+    assert caplog.text.count("SIGKILL could not be sent to all hosts") == 2
+
+
+def test_a_closed_stderr_keeps_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed:
+        def write(self, chunk: bytes) -> None:
+            raise BrokenPipeError
+
+    class Stderr:
+        buffer = Closed()
+
+    monkeypatch.setattr("launch.supervise.sys.stderr", Stderr())
+    logging.getLogger("launch.supervise").setLevel(logging.CRITICAL)
+    script = "import time\nfor n in range(3): print(n, flush=True); time.sleep(.05)"
+    supervise(Command(argv=(sys.executable, "-c", script)), tmp_path, ("x", 0))
+    logging.getLogger("launch.supervise").setLevel(logging.NOTSET)
+    assert (tmp_path / "logs" / "launch.log").read_text() == "0\n1\n2\n"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "launcher", "world", "code"),
+    [
+        ({0: 0, 1: 0}, 0, 2, 0),
+        ({0: 75, 1: 75}, 75, 2, 75),
+        ({0: 75, 1: 0}, 75, 2, 75),
+        ({0: 75, 1: 75}, -9, 2, 75),
+        ({0: 0, 1: 0}, 1, 2, 1),
+        ({0: 0, 1: 0}, 245, 2, 139),
+        ({0: 0}, 0, 2, 137),
+        ({0: 75}, 75, 2, 137),
+        ({}, 1, 2, 3),
+        ({}, 127, 2, 3),
+        ({}, 0, 2, 137),
+        ({}, -15, 2, 143),
+        ({}, 241, 2, 143),
+        ({}, 137, 2, 137),
+        ({0: 1}, 247, 2, 137),
+        ({0: 1}, 1, 2, 1),
+        ({0: 4}, 4, 2, 4),
+        ({0: 1, 1: 4}, 1, 2, 4),
+        ({0: 3, 1: 1}, 1, 2, 3),
+        ({0: 5, 1: 4}, 1, 2, 5),
+        ({0: 130, 1: 130}, 130, 2, 130),
+        ({0: 130, 1: 1}, 1, 2, 1),
+        ({0: 134, 1: 5}, 1, 2, 134),
+        ({0: 75, 1: 2}, 2, 2, 2),
+    ],
+)
+def test_worst_code(ranks: dict[int, int], launcher: int, world: int, code: int) -> None:
+    assert worst_code(ranks, launcher, world) == code
+
+
+def test_damaged_reports_count_as_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number, text in enumerate(['{"rank": 0, "code": 0}', "{", '{"rank": 2}', "[]", '{"rank": 4, "code": null}']):
+        (tmp_path / f"exit-rank-{number}.json").write_text(text)
+    assert read_reports(tmp_path) == ({0: 0}, {})
+    assert caplog.text.count("is not a usable exit report") == 4
+    assert read_reports(tmp_path, quiet=True)[0] == {0: 0}
+    assert caplog.text.count("is not a usable exit report") == 4
+
+
+def test_stubs_report_like_ranks(tmp_path: Path) -> None:
+    run(tmp_path, "ok", world=1)
+    assert json.loads((tmp_path / "logs" / "exit-rank-0.json").read_text()) == {"rank": 0, "code": 0, "error": ""}
+    assert psutil.Process().is_running()

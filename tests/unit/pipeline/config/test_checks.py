@@ -1,0 +1,81 @@
+"""Every rule between settings: the smallest recipe that breaks it, and what the user reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.load import load_recipe
+from pipeline.errors import RecipeError
+from tests.unit.pipeline.config.recipes import CONNECTOR, CONTRASTIVE, PRETRAINING, write
+
+CASES = [
+    (CONNECTOR, ["train.epochs=1"], "train.steps=10 and train.epochs=1.0 are both given; set one of them to null"),
+    (CONNECTOR, ["train.steps=null"], "the length of the run is missing: give train.steps or train.epochs"),
+    (CONNECTOR, ["model.llm=null"], "stage connector needs model.llm"),
+    (CONNECTOR, ["model.visual=null"], "stage connector needs model.visual"),
+    (CONTRASTIVE, ["model.text_encoder=null"], "stage contrastive needs model.text_encoder"),
+    (CONTRASTIVE, ["model.visual=null"], "stage contrastive needs model.visual"),
+    (PRETRAINING, ["model.llm=null"], "stage continued_pretraining needs model.llm"),
+    (PRETRAINING, ["model.llm.path=x"], "model.llm takes exactly one of path and tiny, got both"),
+    (CONNECTOR, ["model.llm.path=null"], "model.llm needs exactly one of path and tiny, got neither"),
+    (CONTRASTIVE, ["model.visual.path=x"], "model.visual takes exactly one of path and backbone, got both"),
+    (CONNECTOR, ["model.visual.path=null"], "model.visual needs exactly one of path and backbone, got neither"),
+    (CONTRASTIVE, ["model.visual.backbone={}"], "model.visual.backbone needs exactly one of path and tiny"),
+    (PRETRAINING, ["model.llm.tokenizer=null"], "model.llm.tokenizer is missing: random (tiny) weights"),
+    (PRETRAINING, ["model.llm.tiny.heads=3"], "model.llm.tiny.heads=3 does not divide model.llm.tiny.width=64"),
+    (PRETRAINING, ["model.llm.tiny.heads=64"], "width / heads = 1 must be even"),
+    (CONTRASTIVE, ["model.visual.word.heads=5"], "model.visual.word.heads=5 does not divide model.visual.width=128"),
+    (CONTRASTIVE, ["model.visual.sentence.heads=5"], "model.visual.sentence.heads=5 does not divide"),
+    (CONTRASTIVE, ["model.visual.backbone.tiny.heads=5"], "backbone.tiny.heads=5 does not divide"),
+    (CONTRASTIVE, ["data.image_pixels=60"], "data.image_pixels=60 is not a multiple of"),
+    (CONTRASTIVE, ["data.max_frames=600"], "data.max_frames=600 is more than the positions of"),
+    (CONNECTOR, ["train.world_sizes=[]"], "train.world_sizes is empty; list at least one"),
+    (CONNECTOR, ["train.world_sizes=[1, 1]"], "train.world_sizes=[1, 1] names a world size twice"),
+    (CONNECTOR, ["train.world_sizes=[0]"], "a world size must be at least 1, got 0"),
+    (CONNECTOR, ["train.world_sizes=[3]"], "train.global_batch=8 is not a multiple of train.micro_batch=2 x 3 ranks"
+     " = 6; 6 or 12 would be"),
+    (CONNECTOR, ["train.world_sizes=[16]"], "= 32; 32 would be"),
+    (CONTRASTIVE, ["train.global_batch=1", "train.micro_batch=1"], "leaves a contrastive loss without negatives"),
+    (CONNECTOR, ["data.unique_texts=true"], "data.unique_texts belongs to the contrastive stage, not to connector"),
+    (CONTRASTIVE, ["data.frame_budget=999"], "in-batch negatives need a fixed batch; set it to null"),
+    (PRETRAINING, ["data.frame_budget=999"], "data.frame_budget has no meaning for text"),
+    (CONNECTOR, ["data.frame_budget=9"], "data.frame_budget=9 cannot hold one clip of data.max_frames=256"),
+    (PRETRAINING, ["data.block_tokens=600"], "data.block_tokens=600 exceeds model.llm.tiny.max_positions=512"),
+    (CONNECTOR, ["train.eval_every_steps=5"], "train.eval_every_steps=5 but data.eval is empty"),
+    (CONNECTOR, ["data.train=[{shards: a}, {shards: a, weight: 2}]"], "data.train.1 is the same source as data.train.0"
+     " (a); raise its weight instead"),
+    (CONNECTOR, ["data.eval=[{shards: a}, {shards: a}]"], "data.eval.1 is the same source as data.eval.0"),
+    (PRETRAINING, ["model.attention=fa2"], "model.attention=fa2 computes in 16 bits only, but train.precision=fp32"),
+    (CONNECTOR, ["train.optimizer.betas=[0.9, 1.0]"], "train.optimizer.betas.1=1.0 must be at least 0 and below 1"),
+    (CONNECTOR, ["connector.prompt='{video}{video}'"], "connector.prompt must contain {video} exactly once"),
+    (CONTRASTIVE, ["model.text_encoder.kind=llm", "model.text_encoder.pooling=cls"], "which has seen no text in a"),
+    (CONNECTOR, ["run_dir=$HOME/x"], "run_dir='$HOME/x': recipes do not expand variables"),
+    (CONNECTOR, ["model.llm.path=~/llm"], "model.llm.path='~/llm': recipes do not expand variables"),
+    (CONNECTOR, ["data.train.0.shards=''"], "data.train.0.shards is empty"),
+    (CONNECTOR, ["deepspeed.base=zero33"], "deepspeed.base='zero33' names no file; did you mean zero3?"),
+    (CONNECTOR, ["deepspeed.overrides.gradient_clipping=2.0"], "gradient_clipping is decided by the recipe; set"
+     " train.optimizer.clip_norm instead"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "sets", "message"), CASES, ids=[case[2][:40] for case in CASES])
+def test_rule(tmp_path: Path, text: str, sets: list[str], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, text), sets)
+    assert message in str(caught.value)
+    assert "1 problem\n" in str(caught.value), "a rule that breaks must not trip others"
+
+
+def test_the_place_is_the_line_or_the_set(tmp_path: Path) -> None:
+    path = write(tmp_path, CONNECTOR.replace("world_sizes: [1, 2]", "world_sizes: [3]"))
+    with pytest.raises(RecipeError, match=rf"{path.name}:14: train.global_batch=8 is not a multiple"):
+        load_recipe(path)
+    with pytest.raises(RecipeError, match=r"--set train\.global_batch=9: train.global_batch=9 is not"):
+        load_recipe(path, ["train.global_batch=9"])
+
+
+@pytest.mark.parametrize("text", [CONNECTOR, CONTRASTIVE, PRETRAINING])
+def test_the_sound_recipes_are_sound(tmp_path: Path, text: str) -> None:
+    load_recipe(write(tmp_path, text))

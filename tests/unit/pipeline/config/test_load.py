@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from pipeline.config import load as load_module
+from pipeline.config.load import STAND_INS, find_recipe, load, load_recipe
+from pipeline.config.names import nearest_setting, section_of, setting_names
+from pipeline.config.schema import Recipe
+from pipeline.errors import RecipeError
+from tests.unit.pipeline.config.recipes import CONNECTOR, CONTRASTIVE, write
+
+
+def problems(path: Path, *sets: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, sets)
+    return str(caught.value)
+
+
+def test_a_sound_recipe(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, CONNECTOR))
+    assert recipe.train.optimizer.lr == 1e-3 and recipe.train.optimizer.betas == (0.9, 0.95)
+
+
+def test_every_problem_in_one_message(tmp_path: Path) -> None:
+    text = CONNECTOR.replace("steps: 10", "steps: 10\n  stepz: 3").replace("global_batch: 8", 'global_batch: "8"')
+    text = text.replace("llm:\n    path: models/llm", "llm: {tiny: {width: 100, heads: 3}}")
+    text += "connector: {prompt: no placeholder}\n"
+    path = write(tmp_path, text)
+    message = problems(path, "train.optimizer.lrr=1", "nothing")
+    lines = message.splitlines()
+    assert lines[0] == f"{path} cannot be used: 7 problems"
+    for expected in (
+        "--set nothing: must look like a.b=value",
+        "--set train.optimizer.lrr=1: train.optimizer.lrr is not a setting; did you mean train.optimizer.lr?",
+        f"{path}:13: train.stepz is not a setting; did you mean train.steps?",
+        f"{path}:14: train.global_batch must be a valid integer, got '8'",
+        f"{path}:5: model.llm.tokenizer is missing",
+        f"{path}:5: model.llm.tiny.heads=3 does not divide model.llm.tiny.width=100",
+        f"{path}:21: connector.prompt must contain {{video}} exactly once",
+    ):
+        assert any(expected in line for line in lines), (expected, message)
+
+
+def test_rules_are_silent_about_settings_that_are_wrong_themselves(tmp_path: Path) -> None:
+    path = write(tmp_path, CONNECTOR.replace("micro_batch: 2", "micro_batch: two"))
+    assert problems(path).splitlines()[1:] == [f"  {path}:15: train.micro_batch must be a valid integer, got 'two'"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("stage: connector", "stage: conector", "stage must be 'continued_pretraining', 'contrastive' or 'connector',"
+         " got 'conector'; did you mean connector?"),
+        ("    - shards: shards/video", "    - shard: x", "data.train.0.shards is missing"),
+        ("data:\n  train:\n    - shards: shards/video\n", "", "data is missing"),
+        ("train:\n    - shards: shards/video", "train: []", "data.train: list should have at least 1 item"),
+        ("  llm:\n    path: models/llm", "  llm: models/llm", "model.llm must be a section with settings of its own"),
+        ("optimizer: {lr: 1e-3}", "optimizer:", "train.optimizer must be a section with settings of its own,"),
+        ("{lr: 1e-3}", "{lr: 0}", "train.optimizer.lr must be greater than 0, got 0"),
+        ("{lr: 1e-3}", "{lr: 1e999}", "train.optimizer.lr must be a finite number"),
+        ("{lr: 1e-3}", "{lr: 1, betas: [0.9]}", "train.optimizer.betas.1 is missing"),
+        ("steps: 10", "steps: 1e1", "train.steps must be a valid integer, got 10.0"),
+        ("steps: 10", "steps: true", "train.steps must be a valid integer, got True"),
+        ("name: tiny", "lr: 1\nname: tiny", "lr is not a setting; did you mean train.optimizer.lr?"),
+    ],
+)  # fmt: skip
+def test_wrong_values(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in CONNECTOR
+    assert message in problems(write(tmp_path, CONNECTOR.replace(old, new)))
+
+
+def test_extends_is_one_level_deep_merging(tmp_path: Path) -> None:
+    write(tmp_path, CONNECTOR, "base.yaml")
+    path = write(tmp_path, "extends: base.yaml\nname: child\ntrain:\n  optimizer: {lr: 2e-3}\n  world_sizes: [4]\n")
+    loaded = load(path, ["train.global_batch=16", "model.connector={hidden: 7}"])
+    assert loaded.recipe.name == "child" and loaded.recipe.stage == "connector"
+    assert loaded.recipe.train.world_sizes == [4]
+    assert loaded.origin("train.optimizer.lr") == f"{path}:4"
+    assert loaded.origin("train.steps") == f"{tmp_path / 'base.yaml'}:13"
+    assert loaded.origin("train.global_batch") == "--set train.global_batch=16"
+    assert loaded.origin("model.connector.hidden") == "--set model.connector={hidden: 7}"
+    assert loaded.origin("train.optimizer.eps") == "default"
+    third = write(tmp_path, "extends: recipe.yaml\n", "third.yaml")
+    assert f"{third}:1: extends works one level deep, but {path} extends 'base.yaml'" in problems(third)
+
+
+def test_extends_of_a_built_in_and_bad_ones(tmp_path: Path) -> None:
+    assert load_recipe(write(tmp_path, "extends: demo_connector\nname: mine\n")).name == "mine"
+    assert "did you mean demo_connector?" in problems(write(tmp_path, "extends: demo_conector\n"))
+    assert "extends must name one recipe, got 3" in problems(write(tmp_path, "extends: 3\n"))
+    assert "extends names the recipe itself" in problems(write(tmp_path, "extends: recipe.yaml\n"))
+
+
+def test_an_alternative_in_a_child_needs_null(tmp_path: Path) -> None:
+    write(tmp_path, CONTRASTIVE, "base.yaml")
+    child = "extends: base.yaml\nmodel: {visual: {backbone: {path: some/vit}}}\n"
+    assert "takes exactly one of path and tiny, got both; set one of them to null" in problems(write(tmp_path, child))
+    child = child.replace("some/vit", "some/vit, tiny: null")
+    assert load_recipe(write(tmp_path, child)).model.visual.backbone.path == "some/vit"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train.steps", "must look like a.b=value"),
+        ("train..steps=1", "must look like a.b=value"),
+        ("train.steps=[1", "the value '[1' is not valid YAML"),
+        ("name.x=1", "name.x: name is a value, not a section"),
+        ("data.train.3.weight=2", "data.train.3: give a list position 0..0"),
+        ("data.train.first.weight=2", "data.train.first: give a list position 0..0"),
+    ],
+)
+def test_bad_sets(tmp_path: Path, text: str, message: str) -> None:
+    assert f"--set {text}: {message}" in problems(write(tmp_path, CONNECTOR), text)
+
+
+def test_sets_reach_lists_absent_sections_and_null(tmp_path: Path) -> None:
+    sets = ["data.train.0.weight=2", "model.connector.hidden=3", "train.steps=null", "train.epochs=1.5"]
+    recipe = load_recipe(write(tmp_path, CONNECTOR), sets)
+    assert (recipe.data.train[0].weight, recipe.model.connector.hidden, recipe.train.epochs) == (2, 3, 1.5)
+
+
+def test_find_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("demo_connector") == find_recipe("demo_connector.yaml")
+    with pytest.raises(
+        RecipeError, match=r"neither a recipe file nor a built-in recipe; did you mean demo_connector\?"
+    ):
+        find_recipe("demo_conector")
+    with pytest.raises(RecipeError, match="is a folder; name a recipe file inside it"):
+        find_recipe(tmp_path)
+    with pytest.raises(RecipeError, match="neither a recipe file"):
+        find_recipe("missing/demo_connector.yaml")
+
+
+def test_notes_name_settings_the_stage_never_reads(tmp_path: Path) -> None:
+    loaded = load(write(tmp_path, CONNECTOR + "contrastive: {embed: 3}\n"))
+    assert loaded.notes == (f"contrastive ({loaded.path}:21) is not read by the connector stage",)
+    assert load(write(tmp_path, CONNECTOR)).notes == ()
+    note = "train.optimizer.warmup_steps=11 is longer than the run (train.steps=10)"
+    assert load(write(tmp_path, CONNECTOR), ["train.optimizer.warmup_steps=11"]).notes == (note,)
+
+
+def test_damaged_yaml_is_reported_alone(tmp_path: Path) -> None:
+    assert "1 problem\n" in problems(write(tmp_path, "a: [\n"))
+    assert "cannot be used: 1 problem" in problems(write(tmp_path, ""))
+
+
+def test_every_required_setting_has_a_stand_in() -> None:
+    def required(model: type[BaseModel], prefix: str) -> set[str]:
+        found = set()
+        for name, info in model.model_fields.items():
+            inner, is_list = section_of(info.annotation)
+            found |= {f"{prefix}{name}"} if info.is_required() else set()
+            found |= required(inner, f"{prefix}{name}.{'N.' if is_list else ''}") if inner is not None else set()
+        return found
+
+    assert required(Recipe, "") == set(STAND_INS)
+
+
+def test_nearest_setting() -> None:
+    assert nearest_setting("data.train.0.shard") == "data.train.0.shards"
+    assert nearest_setting("trian") == "train"
+    assert nearest_setting("model.lr") == "train.optimizer.lr"
+    assert nearest_setting("qqqq.zzzz") is None
+    assert "data.train.N.shards" in setting_names()
+
+
+def test_built_in_recipes_lie_in_the_project() -> None:
+    assert load_module.BUILTIN_RECIPES.is_dir()

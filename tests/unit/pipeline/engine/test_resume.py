@@ -1,0 +1,61 @@
+"""Which runs may continue a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config.load import load_recipe
+from pipeline.config.resolve import ResolvedRecipe, resolve
+from pipeline.engine import resume
+from pipeline.errors import CheckpointError
+from tests.unit.pipeline.engine.test_checkpoint import make
+
+
+def resolved(run_dir: Path, *sets: str) -> ResolvedRecipe:
+    recipe = load_recipe("demo_contrastive", [f"run_dir={run_dir}", *sets])
+    return resolve(recipe, 1)
+
+
+def saved(run_dir: Path, *sets: str) -> None:
+    folder = make(run_dir, 5)
+    (folder / "recipe.resolved.yaml").write_text(resolved(run_dir, *sets).to_yaml())
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    assert resume.find_resume(tmp_path, resolved(tmp_path)) is None
+    with pytest.raises(CheckpointError, match="`require` but .* holds no complete checkpoint"):
+        resume.find_resume(tmp_path, resolved(tmp_path, "train.checkpoint.resume=require"))
+
+
+def test_same_experiment_continues_with_other_settings_of_the_machine(tmp_path: Path) -> None:
+    saved(tmp_path)
+    found = resume.find_resume(
+        tmp_path, resolved(tmp_path, "data.workers=0", "train.log_every_steps=1", "train.micro_batch=4")
+    )
+    assert found is not None and found.step == 5
+
+
+def test_never_refuses_to_write_over_a_run(tmp_path: Path) -> None:
+    saved(tmp_path)
+    with pytest.raises(CheckpointError, match="`never` but .*step-000005 exists"):
+        resume.find_resume(tmp_path, resolved(tmp_path, "train.checkpoint.resume=never"))
+
+
+def test_another_experiment_is_refused_by_field(tmp_path: Path) -> None:
+    saved(tmp_path)
+    changed = ["train.optimizer.lr=0.5", "contrastive.embed=64"]
+    with pytest.raises(CheckpointError) as error:
+        resume.find_resume(tmp_path, resolved(tmp_path, *changed))
+    assert "contrastive.embed: 128 -> 64" in str(error.value)
+    assert "train.optimizer.lr" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "found"),
+    [({"a": 1}, {"a": 1}, []), ({"a": {"b": 1}}, {"a": {"b": 2}}, ["a.b: 1 -> 2"]), ({}, {"x": 1}, ["x: None -> 1"])],
+)
+def test_differences(before: Any, after: Any, found: list[str]) -> None:
+    assert resume.differences(before, after) == found

@@ -1,0 +1,92 @@
+"""`slt evaluate` and `slt translate` as a user calls them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from pipeline.errors import RecipeError
+from pipeline.evaluate.cli import register
+from pipeline.evaluate.options import PlaceOptions, parse_between, parse_sets
+from pipeline.evaluate.run import EvaluateOptions
+
+
+@pytest.fixture
+def app() -> typer.Typer:
+    app = typer.Typer()
+    register(app)
+    return app
+
+
+def test_evaluate(app: typer.Typer, export_dir: Path, shard_dir: Path, tmp_path: Path) -> None:
+    command = ["evaluate", str(export_dir), "--shards", str(shard_dir), "--out", str(tmp_path)]
+    sets = ["--set", "num_beams=2", "--set", "max_new_tokens=3", "--set", "micro_batch=4"]
+    result = CliRunner().invoke(app, [*command, *sets, "--protocol", "phoenix14t"], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "7 samples, protocol phoenix14t" in result.output and "nrefs:1|case:lc" in result.output
+    machine = CliRunner().invoke(app, [*command, *sets, "--json"], catch_exceptions=False)
+    assert json.loads(machine.stdout)["protocol"] == "default"
+
+
+def test_translate(app: typer.Typer, export_dir: Path, tmp_path: Path) -> None:
+    video = tmp_path / "any.mkv"
+    with av.open(str(video), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for number in range(30):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 96, 3), 8 * number, np.uint8), "rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    command = ["translate", str(video), "--model", str(export_dir), "--set", "max_new_tokens=3", "--json"]
+    whole = json.loads(CliRunner().invoke(app, command, catch_exceptions=False).stdout.splitlines()[-1])
+    part = json.loads(
+        CliRunner().invoke(app, [*command, "--between", "0.2-0.6"], catch_exceptions=False).stdout.splitlines()[-1]
+    )
+    assert whole["path"] == str(video) and isinstance(whole["text"], str)
+    assert (whole["duration_seconds"], part["duration_seconds"]) == (pytest.approx(1.0), pytest.approx(0.4))
+    assert part["frames"] < whole["frames"]
+    other = [*command[:-1], "--prompt", "text: {video} signs:"]
+    assert CliRunner().invoke(app, other, catch_exceptions=False).exit_code == 0
+
+
+def test_help_ends_with_an_example(app: typer.Typer) -> None:
+    for verb in ("evaluate", "translate"):
+        assert f"Example: slt {verb} " in CliRunner().invoke(app, [verb, "--help"]).output
+
+
+def test_settings() -> None:
+    generation, rest = parse_sets(["num_beams=2", "length_penalty=0.6", "corpus=a", "micro_batch=3"], EvaluateOptions)
+    assert (generation.num_beams, generation.length_penalty) == (2, 0.6)
+    assert rest == {"corpus": "a", "micro_batch": 3}
+    assert parse_sets([], PlaceOptions)[0].num_beams == 4
+
+
+def test_wrong_settings_are_told_at_once() -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_sets(["beams=3", "max_new_tokens=many", "precision=fp8", "workers", "synced=1", "split=dev"],
+                   EvaluateOptions, reserved=("split",))  # fmt: skip
+    lines = str(caught.value).splitlines()
+    assert "`beams` is not a setting; did you mean `num_beams`?" in lines[0]
+    assert "--set max_new_tokens=many: invalid literal" in lines[1]
+    assert "--set precision=fp8: unknown precision, not one of auto, fp32, bf16" in lines[2]
+    assert "--set workers: no `=`" in lines[3]
+    assert "`synced` is not a setting" in lines[4] and "`split` is not a setting" in lines[5]
+
+
+@pytest.mark.parametrize(
+    ("text", "times"), [(None, (None, None)), ("1.5-3", (1.5, 3.0)), ("2-", (2.0, None)), ("-4", (None, 4.0))]
+)
+def test_between(text: str | None, times: tuple[float | None, float | None]) -> None:
+    assert parse_between(text) == times
+
+
+@pytest.mark.parametrize("text", ["5", "3-2", "a-b", "1-2-3"])
+def test_wrong_times(text: str) -> None:
+    with pytest.raises(RecipeError, match="give increasing seconds such as"):
+        parse_between(text)

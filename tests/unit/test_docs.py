@@ -1,0 +1,104 @@
+"""The pages keep up with the code: links resolve, commands and recipe settings exist, every folder is named."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from launch.backends import BACKENDS
+from pipeline.config.names import general_name, nearest_setting, setting_names
+from pipeline.evaluate.protocols import PROTOCOLS
+from tests.source_tree import ROOT
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/README.md")])
+FOLDERS = ("shards", "pipeline", "launch", "launch/recipes", "ds_configs", "tests", "benchmarks", "docs")
+
+
+def _anchors_removed(target: str) -> str:
+    return target.partition("#")[0]
+
+
+def _code(page: Path) -> Iterator[str]:
+    """Lines of code blocks and inline code of a page."""
+    text = page.read_text(encoding="utf-8")
+    for block in re.findall(r"```\w*\n(.*?)```", text, flags=re.DOTALL):
+        yield from re.sub(r"\\\n\s*", "", block).splitlines()
+    yield from re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_relative_links_resolve(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    local = [_anchors_removed(t) for t in targets if "://" not in t and not t.startswith("#")]
+    missing = [target for target in local if not (page.parent / target).exists()]
+    assert not missing, f"{page.name} links to {missing}"
+
+
+@functools.cache
+def _cli() -> Any:
+    from pipeline.cli import app
+
+    return typer.main.get_command(app)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_exist(page: Path) -> None:
+    """`slt a b --option` in a page: the verbs and every option are real."""
+    problems = [problem for line in _code(page) if line.startswith("slt ") for problem in _problems_of(line)]
+    assert not problems, f"{page.name}:\n" + "\n".join(problems)
+
+
+def _problems_of(line: str) -> Iterator[str]:
+    words = shlex.split(line.partition("#")[0].replace("`", ""), posix=True)[1:]
+    command = _cli()
+    while hasattr(command, "commands"):
+        if not words or words[0].startswith("-") or words[0].isupper():
+            return
+        if words[0] not in command.commands:
+            yield f"{line}: no command {words[0]!r}; there are {sorted(command.commands)}"
+            return
+        command, words = command.commands[words[0]], words[1:]
+    known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+    if command.context_settings.get("ignore_unknown_options"):
+        return
+    for word in words:
+        if word.startswith("--") and word.partition("=")[0] not in known:
+            yield f"{line}: {word} is no option; there are {sorted(known)}"
+
+
+def test_every_folder_is_named_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert not [folder for folder in FOLDERS if f"[`{folder}/`]" not in readme]
+
+
+def test_settings_named_in_the_pages_exist() -> None:
+    """`data.unique_texts` and the like: a section name, a dot, and a field the recipe knows."""
+    pattern = re.compile(r"(?:model|data|train|deepspeed|contrastive|connector|continued_pretraining)(?:\.[a-z0-9_]+)+")
+    problems = []
+    for page in PAGES:
+        for code in _code(page):
+            if (
+                pattern.fullmatch(code)
+                and not code.endswith((".py", ".md", ".json", ".yaml"))
+                and general_name(code) not in setting_names()
+            ):
+                problems.append(f"{page.name}: {code} is not a setting; nearest: {nearest_setting(code)}")
+    assert not problems, "\n".join(problems)
+
+
+def test_the_protocol_table_is_complete() -> None:
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    assert not [name for name in PROTOCOLS if f"| `{name}` |" not in page]
+
+
+def test_the_backend_table_is_exact() -> None:
+    page = (ROOT / "docs" / "launching.md").read_text(encoding="utf-8")
+    table = page.partition("## Backends")[2].partition("##")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)) == set(BACKENDS)
