@@ -23,6 +23,9 @@ def main() -> int:
     sys.path = [
         entry for entry in sys.path if os.path.abspath(entry or ".") != os.path.dirname(os.path.abspath(__file__))
     ]
+    from launch.environment import set_defaults
+
+    set_defaults()
     from pipeline.engine.run import main as run
 
     return run(options.recipe, options.sets)

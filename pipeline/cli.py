@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from launch.cli import app as launch_app
+from launch.environment import set_defaults
 from pipeline.config.cli import app as recipe_app
 from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED
 from pipeline.evaluate.cli import register as register_evaluate
@@ -112,16 +113,18 @@ def demo_ablations(
     out: Annotated[Path, typer.Option(help="folder for data, runs and table")] = Path("runs/ablations"),
     seeds: Annotated[int, typer.Option(help="seeds per variant")] = 3,
     num_procs: Annotated[int, typer.Option(help="training processes")] = 2,
+    variants: Annotated[list[str], typer.Option("--variant", help="only this one; repeatable")] = [],  # noqa: B006
 ) -> None:
     """What each stage is worth: the demo without stage 1, without stage 2, with frame tokens, several seeds each."""
     from pipeline.demo.ablations import run_ablations
 
-    raise typer.Exit(run_ablations(out, seeds=seeds, num_procs=num_procs))
+    raise typer.Exit(run_ablations(out, seeds=seeds, num_procs=num_procs, variants=variants))
 
 
 def main() -> None:
     """Entry point: user errors are one paragraph and an exit code, never a traceback."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    set_defaults()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         app()
     except KeyboardInterrupt:

@@ -58,6 +58,12 @@ def device_for(ranks: Ranks) -> torch.device:
     return torch.device("cpu")
 
 
+def choose_accelerator() -> None:
+    """Tell DeepSpeed, before it is imported, to use the CPU where there is no CUDA; it would probe and warn."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def init(timeout_minutes: float = 30.0) -> Ranks:
     """Join the job's process group (NCCL on CUDA, gloo elsewhere) through DeepSpeed; safe to call again.
 
@@ -65,8 +71,7 @@ def init(timeout_minutes: float = 30.0) -> Ranks:
     """
     ranks = ranks_from_environment()
     cuda = torch.cuda.is_available()
-    if not cuda:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    choose_accelerator()
     import deepspeed
     import deepspeed.ops
 

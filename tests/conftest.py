@@ -8,6 +8,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.jobs import World
 from tests.source_tree import ROOT
 
 # Before anything imports transformers or DeepSpeed: no test may reach a network or probe for a device.
@@ -31,6 +32,18 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data: {folder} does not exist (set SLT_SHARED_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Generated videos and texts in shards, and a tokenizer."""
+    from pipeline.demo.data import prepare
+    from pipeline.demo.settings import SMOKE
+
+    given = os.environ.get("SLT_TEST_WORLD")  # keeps the corpus between runs while working on the tests
+    made = World(Path(given) if given else tmp_path_factory.mktemp("world"))
+    prepare(made.root, SMOKE, seed=0, workers=1)
+    return made
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -76,27 +76,35 @@ class World:
         }  # fmt: skip
 
 
-def start_ranks(stage: str, sets: list[str], world_size: int, env: dict[str, str] | None = None) -> list[subprocess.Popen[str]]:
-    """Start every rank of a job; the caller waits."""
+def start_ranks(
+    stage: str,
+    sets: list[str],
+    world_size: int,
+    env: dict[str, str] | None = None,
+    preexec: Callable[[], None] | None = None,
+) -> list[subprocess.Popen[str]]:
+    """Start every rank of a job; the caller waits. ``preexec`` runs in each child before it starts."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     arguments = [sys.executable, str(ROOT / "launch" / "train.py"), f"demo_{stage}"]
     for value in sets:
         arguments += ["--set", value]
-    ranks = []
-    for rank in range(world_size):
-        variables = {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo",
-        }  # fmt: skip
-        ranks.append(
-            subprocess.Popen(
-                arguments, env={**os.environ, **variables, **(env or {})}, text=True, cwd=ROOT,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+    common = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return [
+        subprocess.Popen(
+            arguments,
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank), **(env or {})},
+            text=True,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=preexec,
         )
-    return ranks
+        for rank in range(world_size)
+    ]
 
 
 def finish(ranks: list[subprocess.Popen[str]], timeout: float = 180.0) -> tuple[list[int], str]:

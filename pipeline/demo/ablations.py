@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.resolve import installed_versions, project_commit
-from pipeline.demo.data import DemoData, prepare
+from pipeline.demo.data import DemoData, prepare, prepare_plain_text
 from pipeline.demo.run import evaluate_split, run_stages
-from pipeline.demo.settings import FULL
+from pipeline.demo.settings import ABLATION
 from pipeline.demo.stages import run_stage
-from pipeline.errors import EXIT_OK
+from pipeline.errors import EXIT_OK, RecipeError
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +39,12 @@ class Trial:
     seed: int
     num_procs: int
 
-    def stage(self, variant: str, stage: str, sets: list[str]) -> Path:
-        """Run a stage of a variant; returns its export."""
+    def stage(self, variant: str, stage: str, sets: list[str], untrained: bool = False) -> Path:
+        """Run a stage of a variant (``untrained``: only export its random initialisation); returns its export."""
         run_dir = self.out / variant / stage
         if not (run_dir / "export" / "provenance.json").is_file():
-            run_stage(stage, run_dir, self.num_procs, [*sets, f"seed={self.seed}"])
+            values = [*sets, f"seed={self.seed}", *ABLATION.sets[stage]]
+            run_stage(stage, run_dir, self.num_procs, values + (_UNTRAINED if untrained else []))
         return run_dir / "export"
 
     def text(self, shards: Path) -> list[str]:
@@ -58,19 +59,22 @@ class Trial:
         return fixed + [f"model.{part}.path={path}" for part, path in paths.items()]
 
     def full(self, stage: str) -> Path:
-        return self.out / stage / "export"
+        """Export of a stage of the full pipeline, which is run first where it is missing."""
+        export_dir = self.out / stage / "export"
+        if not (export_dir / "provenance.json").is_file():
+            run_stages(self.out, self.data, ABLATION, self.seed, self.num_procs)
+        return export_dir
 
 
 def full(trial: Trial) -> Path:
     """All three stages."""
-    run_stages(trial.out, trial.data, FULL, trial.seed, trial.num_procs)
     return trial.full("connector")
 
 
 def without_stage_1(trial: Trial) -> Path:
     """The LLM keeps its random weights; everything after it is trained as usual."""
     name = "without_stage_1"
-    llm = trial.stage(name, "continued_pretraining", [*trial.text(trial.data.text), *_UNTRAINED])
+    llm = trial.stage(name, "continued_pretraining", trial.text(trial.data.text), untrained=True)
     encoder = trial.stage(name, "contrastive", trial.video(text_encoder=llm))
     return trial.stage(name, "connector", trial.video(llm=llm, visual=encoder))
 
@@ -78,6 +82,7 @@ def without_stage_1(trial: Trial) -> Path:
 def without_sign_pairs(trial: Trial) -> Path:
     """Stage 1 sees plain sentences only, never words in sign order: language without the sign domain."""
     name = "without_sign_pairs"
+    prepare_plain_text(trial.out, trial.data, trial.num_procs)
     llm = trial.stage(name, "continued_pretraining", trial.text(trial.data.text_plain))
     encoder = trial.stage(name, "contrastive", trial.video(text_encoder=llm))
     return trial.stage(name, "connector", trial.video(llm=llm, visual=encoder))
@@ -86,7 +91,7 @@ def without_sign_pairs(trial: Trial) -> Path:
 def without_stage_2(trial: Trial) -> Path:
     """The visual encoder keeps its random weights (it is frozen in stage 3, as in the paper)."""
     name, llm = "without_stage_2", trial.full("continued_pretraining")
-    encoder = trial.stage(name, "contrastive", [*trial.video(text_encoder=llm), *_UNTRAINED])
+    encoder = trial.stage(name, "contrastive", trial.video(text_encoder=llm), untrained=True)
     return trial.stage(name, "connector", trial.video(llm=llm, visual=encoder))
 
 
@@ -101,29 +106,46 @@ VARIANTS: dict[str, Callable[[Trial], Path]] = {
 }
 
 
-def run_ablations(out: Path, seeds: int, num_procs: int) -> int:
-    """Run every variant with seeds 0..seeds-1, write ``ablations.json`` after each, print the table."""
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
+def run_ablations(out: Path, seeds: int, num_procs: int, variants: list[str]) -> int:
+    """Run variants with seeds 0..seeds-1 and print the table.
+
+    ``ablations.json`` is written after each; what it already holds is not run again, so an interrupted table continues.
+
+    Raises:
+        RecipeError: an unknown variant.
+    """
+    unknown = sorted(set(variants) - VARIANTS.keys())
+    if unknown:
+        raise RecipeError(f"unknown ablation {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
+    results = _read(out / "ablations.json")
     for seed in range(seeds):
         folder = out / f"seed-{seed}"
-        trial = Trial(folder, prepare(folder, FULL, seed, num_procs), seed, num_procs)
-        for name, variant in VARIANTS.items():
-            export_dir = variant(trial)
+        for name in variants or VARIANTS:
+            if any(row["seed"] == seed for row in results[name]):
+                continue
+            trial = Trial(folder, prepare(folder, ABLATION, seed, num_procs), seed, num_procs)
+            export_dir = VARIANTS[name](trial)
             scores = {
                 split: evaluate_split(export_dir, trial.data, split, folder / "evaluation" / name / split)
                 for split in ("test", "test_signer")
             }
-            rows[name].append({"seed": seed, **scores})
-            _write(out / "ablations.json", rows)
-    print_table(rows)
+            results[name].append({"seed": seed, **scores})
+            _write(out / "ablations.json", results)
+    print_table(results)
     return EXIT_OK
 
 
-def _write(path: Path, rows: dict[str, list[dict[str, Any]]]) -> None:
+def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Results so far, an empty list for a variant without any."""
+    found = json.loads(path.read_text(encoding="utf-8"))["variants"] if path.is_file() else {}
+    return {name: list(found.get(name, [])) for name in VARIANTS}
+
+
+def _write(path: Path, results: dict[str, list[dict[str, Any]]]) -> None:
     content = {
-        "variants": rows,
+        "variants": results,
         "descriptions": {name: (variant.__doc__ or "").strip() for name, variant in VARIANTS.items()},
-        "size": dataclasses.asdict(FULL),
+        "size": dataclasses.asdict(ABLATION),
         "versions": installed_versions(),
         "commit": project_commit(),
     }
@@ -144,4 +166,4 @@ def print_table(rows: dict[str, list[dict[str, Any]]]) -> None:
             values = [float(row[split]["bleu4"]) for row in results]
             cells.append(f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})" if values else "")
         table.add_row(name, str(len(results)), *cells)
-    Console().print(table)
+    Console(width=110).print(table)

@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.demo.progress import Steps
 from pipeline.demo.settings import PAIR_TEMPLATE, PLAIN_TEMPLATE, VOCABULARY, DemoSize
 from pipeline.demo.tokenizer import train_tokenizer
 from shards.build import BuildOptions, build
@@ -30,27 +31,33 @@ class DemoData:
 
 def prepare(out: Path, size: DemoSize, seed: int, workers: int) -> DemoData:
     """Generate, tokenise and pack; every step is skipped when its result is already there."""
-    corpus = out / "corpus"
+    corpus, shards = out / "corpus", out / "shards"
     options = SyntheticOptions(
         seed=seed, train=size.train, dev=size.dev, test=size.test, test_signer=size.test_signer,
         text_train=size.text_train, text_dev=size.text_dev,
     )  # fmt: skip
-    generate(corpus, options, workers)
-    tokenizer = train_tokenizer(_texts(corpus / "text" / "train.jsonl"), out / "tokenizer", VOCABULARY)
-    shards = out / "shards"
-    data = DemoData(shards / "video", shards / "text", shards / "text_plain", tokenizer)
-    video = BuildOptions(video=VideoOptions(short_side=options.size, fps=options.fps))
-    build(Synthetic(corpus), data.video, video, workers)
-    text = BuildOptions(tokenizer=str(tokenizer))
-    paths = {split: str(corpus / "text" / f"{split}.jsonl") for split in ("train", "dev")}
-    # One sign covers one to three word tokens of the visual encoder; stage 1 sees words repeated like that.
-    pairs = Text(
-        paths=paths, templates=[PLAIN_TEMPLATE, PAIR_TEMPLATE], gloss="gloss", lowercase_gloss=True, repeat_max=3,
-        language="en",
-    )  # fmt: skip
-    build(pairs, data.text, text, workers)
-    build(Text(paths=paths, templates=[PLAIN_TEMPLATE], language="en"), data.text_plain, text, workers)
+    with Steps("data") as steps:
+        generate(corpus, options, workers, steps.counter("signing videos generated"))
+        tokenizer = train_tokenizer(_texts(corpus / "text" / "train.jsonl"), out / "tokenizer", VOCABULARY)
+        data = DemoData(shards / "video", shards / "text", shards / "text_plain", tokenizer)
+        video = BuildOptions(video=VideoOptions(short_side=options.size, fps=options.fps))
+        build(Synthetic(corpus), data.video, video, workers, steps.build("videos in shards"))
+        text = BuildOptions(tokenizer=str(tokenizer))
+        paths = {split: str(corpus / "text" / f"{split}.jsonl") for split in ("train", "dev")}
+        # One sign covers one to three word tokens of the visual encoder; stage 1 sees words repeated like that.
+        pairs = Text(
+            paths=paths, templates=[PLAIN_TEMPLATE, PAIR_TEMPLATE], gloss="gloss", lowercase_gloss=True,
+            repeat_max=3, language="en",
+        )  # fmt: skip
+        build(pairs, data.text, text, workers, steps.build("texts in shards"))
     return data
+
+
+def prepare_plain_text(out: Path, data: DemoData, workers: int) -> None:
+    """The sentences alone, without words in sign order: what an ablation of stage 1 reads."""
+    paths = {split: str(out / "corpus" / "text" / f"{split}.jsonl") for split in ("train", "dev")}
+    plain = Text(paths=paths, templates=[PLAIN_TEMPLATE], language="en")
+    build(plain, data.text_plain, BuildOptions(tokenizer=str(data.tokenizer)), workers)
 
 
 def _texts(path: Path) -> list[str]:

@@ -48,7 +48,7 @@ def print_report(report: DemoReport, out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(width=110)
     table = Table(title="LLaVA-SLT demo: three stages on the synthetic sign corpus")
     for column in ("stage", "held-out metric", "before", "after", "seconds"):
         table.add_column(column, justify="left" if column in ("stage", "held-out metric") else "right")

@@ -10,17 +10,20 @@ notice flipped bytes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pipeline import dist
@@ -34,6 +37,12 @@ logger = logging.getLogger(__name__)
 
 TAG = "deepspeed"
 FORMAT_VERSION = 1
+
+# What torch.save says, in both of its formats, when a disk is full or a folder cannot be written: RuntimeErrors
+# without errno.
+_FAILED_WRITES = (
+    "inline_container", "PytorchStreamWriter", "iostream", "write()", "Parent directory", "cannot be opened"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,25 +177,33 @@ def save(engine: TrainEngine, stage: Stage, run_dir: Path, resolved: ResolvedRec
     return final
 
 
+@contextlib.contextmanager
+def failed_writes_as_os_error(what: str) -> Iterator[None]:
+    """torch and safetensors report a full disk by errors of their own; inside, these become OSErrors."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"while writing {what}: {error}") from error
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _FAILED_WRITES):
+            raise
+        raise OSError(f"while writing {what}: {error}") from error
+
+
 def _write_shards(engine: TrainEngine, folder: Path) -> None:
     frozen = any(not p.requires_grad for p in engine.module.parameters())
-    with quiet_deepspeed():
-        try:
-            engine.engine.save_checkpoint(
-                str(folder), tag=TAG, client_state={}, save_latest=False, exclude_frozen_parameters=frozen
-            )
-        except RuntimeError as error:
-            # torch's zip writer reports a full disk as a RuntimeError without errno
-            if "write" in str(error).lower() or "file" in str(error).lower():
-                raise OSError(f"while writing the ZeRO shards: {error}") from error
-            raise
-    torch.save(rng_state(), folder / f"rng-rank-{dist.rank()}.pt")
+    with quiet_deepspeed(), failed_writes_as_os_error("the ZeRO shards"):
+        engine.engine.save_checkpoint(
+            str(folder), tag=TAG, client_state={}, save_latest=False, exclude_frozen_parameters=frozen
+        )
+        torch.save(rng_state(), folder / f"rng-rank-{dist.rank()}.pt")
 
 
 def _write_files(folder: Path, resolved: ResolvedRecipe, state: TrainState, probe: dict[str, torch.Tensor]) -> None:
     (folder / "state.json").write_text(json.dumps(state.to_dict(), indent=1), encoding="utf-8")
     (folder / "recipe.resolved.yaml").write_text(resolved.to_yaml(), encoding="utf-8")
-    save_file({key: value.contiguous() for key, value in probe.items()}, folder / "probe.safetensors")
+    with failed_writes_as_os_error("probe.safetensors"):
+        save_file({key: value.contiguous() for key, value in probe.items()}, folder / "probe.safetensors")
 
 
 def _hash_parts(folder: Path) -> dict[str, dict[str, Any]]:

@@ -114,4 +114,4 @@ def describe(metrics: dict[str, float]) -> str:
             return str(value)
         return f"{value:.4g}" if abs(value) < 1e5 else f"{value:.3e}"
 
-    return "  ".join(f"{name.removeprefix('train/')} {number(value)}" for name, value in metrics.items())
+    return "  ".join(f"{name.split('/', 1)[-1]} {number(value)}" for name, value in metrics.items())

@@ -28,8 +28,8 @@ def setup_logging(ranks: dist.Ranks, run_dir: Path) -> None:
     stream = logging.StreamHandler(sys.stderr)
     stream.setLevel(logging.INFO if ranks.is_main else logging.ERROR)
     file = logging.FileHandler(folder / f"rank-{ranks.rank}.log", encoding="utf-8")
-    for handler in (stream, file):
-        handler.setFormatter(form)
+    file.setFormatter(form)
+    stream.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[stream, file], force=True)
     # DeepSpeed calls torch.distributed functions by their old names, several times per step
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
@@ -51,9 +51,9 @@ def train(recipe_path: str, sets: list[str]) -> int:
     trainer.prepare()
     state = trainer.fit()
     if ranks.is_main:
-        logger.info("%s: %d steps, %s tokens", recipe.name, state.step, f"{state.tokens_seen:,}")
+        logger.info("%s: %d steps, %s samples", recipe.name, state.step, f"{state.samples_seen:,}")
     dist.barrier()
-    return EXIT_PREEMPTED if trainer.preempted else EXIT_OK
+    return trainer.exit_code
 
 
 def main(recipe_path: str, sets: list[str]) -> int:
@@ -69,7 +69,7 @@ def main(recipe_path: str, sets: list[str]) -> int:
             message = traceback.format_exc()
         sys.stderr.write(f"error (rank {dist.ranks_from_environment().rank}): {message}\n")
     _leave_exit_note(recipe_path, sets, code, message)
-    if code not in (EXIT_OK, EXIT_PREEMPTED):
+    if code not in (EXIT_OK, EXIT_PREEMPTED) and message:
         # other ranks may sit in a collective; a polite shutdown would wait for them
         sys.stderr.flush()
         os._exit(code)

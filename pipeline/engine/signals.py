@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1 ask for a save at the next step boundary.
+"""SIGTERM, SIGUSR1 and Ctrl-C (SIGINT) ask for a save at the next step boundary.
 
 The handler only sets a flag: DeepSpeed's launcher signals ranks one at a time, so ranks must first agree (the
 trainer's all-reduce) before anything collective happens.
@@ -13,10 +13,12 @@ from types import FrameType
 class StopFlag:
     """True once this process was asked to stop; install in the main thread, restore when done."""
 
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
     def __init__(self) -> None:
         self.requested = False
+        self.interrupted = False
+        """The request was a Ctrl-C."""
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopFlag:
@@ -28,5 +30,9 @@ class StopFlag:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _set(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
+        del frame
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C does not wait for the save
         self.requested = True
+        # a launcher answers Ctrl-C with SIGTERM to its ranks: that does not undo it
+        self.interrupted = self.interrupted or number == signal.SIGINT

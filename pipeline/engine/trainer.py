@@ -21,7 +21,7 @@ from pipeline.engine.resume import find_resume
 from pipeline.engine.setup import TrainEngine, start_engine
 from pipeline.engine.signals import StopFlag
 from pipeline.engine.state import TrainState, seed_everything
-from pipeline.errors import DivergedError, RecipeError
+from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED, DivergedError, RecipeError
 from pipeline.stages.base import Normaliser, Stage, move_all
 from shards.errors import DataError
 from shards.loader import LoaderOptions, StepBatch, StepLoader
@@ -37,7 +37,7 @@ class Trainer:
         self.run_dir = Path(self.recipe.run_dir)
         self.device = stage.device
         self.state = TrainState()
-        self.preempted = False
+        self.exit_code = EXIT_OK
 
     # -- preparation ---------------------------------------------------------------------------------------------
     def prepare(self) -> None:
@@ -102,7 +102,7 @@ class Trainer:
 
     # -- the loop ------------------------------------------------------------------------------------------------
     def fit(self) -> TrainState:
-        """Train to the last step, or until asked to stop (then `preempted` is true and a checkpoint is saved)."""
+        """Train to the last step, or until asked to stop (then a checkpoint is saved and `exit_code` says so)."""
         state, train = self.state, self.recipe.train
         with StopFlag() as stop, Progress(self.recipe.name, self.total_steps, state.step, self.ranks) as progress:
             self.last_save = time.monotonic()
@@ -127,7 +127,7 @@ class Trainer:
                 if save_due or last or must_stop or improved or (every and state.step % every == 0):
                     self._save(improved)
                 if must_stop and not last:
-                    self.preempted = True
+                    self.exit_code = EXIT_INTERRUPTED if stop.interrupted else EXIT_PREEMPTED
                     break
         self.check_frozen()
         self.metrics.close()
@@ -215,7 +215,8 @@ class Trainer:
         if metrics:
             self.metrics.write(self.state.step, metrics)
             if self.ranks.is_main:
-                logger.info("step %d  %s", self.state.step, describe(metrics))
+                shown = {name: value for name, value in metrics.items() if name in self.stage.headline}
+                logger.info("%s step %d  held-out: %s", self.recipe.name, self.state.step, describe(shown))
         if self.stage.best_metric is None or self.stage.best_metric[0] not in metrics:
             return False
         name, direction = self.stage.best_metric
@@ -246,5 +247,5 @@ class Trainer:
         """Our own invariant: what the freeze plan froze has not moved by a bit."""
         now = self.hash_frozen()
         assert now == self.frozen_hash, "a frozen parameter changed during training"
-        if self.ranks.is_main:
+        if self.ranks.is_main and any(not p.requires_grad for p in self.engine.module.parameters()):
             logger.info("frozen parameters unchanged (sha256 %s)", now[:16])

@@ -14,6 +14,11 @@ _WHAT = {
     "contrastive": "A hierarchical visual encoder (frames, word tokens, sentence) aligned with a text encoder.",
     "connector": "A sign language translation model: visual encoder, connector and language model.",
 }
+_PIPELINE_TAG = {
+    "continued_pretraining": "text-generation",
+    "contrastive": "feature-extraction",
+    "connector": "video-text-to-text",
+}
 _LOAD = {
     "continued_pretraining": "from transformers import AutoModelForCausalLM\n"
     "model = AutoModelForCausalLM.from_pretrained(FOLDER)",
@@ -48,9 +53,9 @@ def write_card(
     (folder / "recipe.resolved.yaml").write_text(resolved.to_yaml(), encoding="utf-8")
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in sorted(metrics.items())) or "| none logged | |"
     checked = ", ".join(f"{name} within {value:.2g}" for name, value in differences.items()) or "not checked"
-    tag = "text-generation" if stage == "continued_pretraining" else "video-text-to-text"
     (folder / "README.md").write_text(
-        f"---\nlibrary_name: transformers\npipeline_tag: {tag}\ntags: [sign-language-translation, llava-slt]\n---\n\n"
+        f"---\nlibrary_name: transformers\npipeline_tag: {_PIPELINE_TAG[stage]}\n"
+        "tags: [sign-language-translation, llava-slt]\n---\n\n"
         f"# {resolved.recipe.name}\n\n{_WHAT[stage]} Trained with llava-slt after arXiv:2412.16524.\n\n"
         f"```python\n{_LOAD[stage]}\n```\n\n"
         f"## Held-out metrics at step {checkpoint.step}\n\n| metric | value |\n| --- | --- |\n{rows}\n\n"

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from pipeline.engine.checkpoint import TAG, Checkpoint
+from pipeline.engine.checkpoint import TAG, Checkpoint, failed_writes_as_os_error
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,9 @@ def write_safetensors(
     """Stream tensors into ``model.safetensors`` or numbered shards with an index, as Hugging Face reads them.
 
     Holds at most one shard in memory. Returns the names written.
+
+    Raises:
+        OSError: a shard could not be written.
     """
     shard: dict[str, torch.Tensor] = {}
     size = total = 0
@@ -45,7 +48,8 @@ def write_safetensors(
     def flush() -> None:
         nonlocal shard, size
         path = folder / f".{stem}-{len(files):05d}.part"
-        save_file(shard, path, metadata={"format": "pt"})
+        with failed_writes_as_os_error(path.name):
+            save_file(shard, path, metadata={"format": "pt"})
         path.chmod(0o644)
         files.append((path, list(shard)))
         shard, size = {}, 0

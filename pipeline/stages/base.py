@@ -69,6 +69,8 @@ class Stage(abc.ABC):
     """`cached`: the loss needs the whole global batch at once (negatives); features are cached, then replayed."""
     best_metric: ClassVar[tuple[str, Literal["min", "max"]] | None] = None
     """Metric of `evaluate` that names the best checkpoint."""
+    headline: ClassVar[tuple[str, ...]] = ()
+    """Held-out metrics shown in the log (all are written)."""
 
     def __init__(self, recipe: Recipe, rank: int, world_size: int, device: torch.device) -> None:
         self.recipe = recipe

@@ -40,6 +40,7 @@ class ConnectorStage(Stage):
 
     name: ClassVar[str] = "connector"
     best_metric: ClassVar[tuple[str, Literal["min", "max"]] | None] = ("eval/bleu4", "max")
+    headline: ClassVar[tuple[str, ...]] = ("eval/bleu4", "eval/rouge_l")
 
     def build(self) -> nn.Module:
         model = self.recipe.model

@@ -62,6 +62,7 @@ class ContinuedPretraining(Stage):
 
     name: ClassVar[str] = "continued_pretraining"
     best_metric: ClassVar[tuple[str, Literal["min", "max"]] | None] = ("eval/loss", "min")
+    headline: ClassVar[tuple[str, ...]] = ("eval/perplexity",)
 
     def build(self) -> nn.Module:
         config = self.recipe.model.llm

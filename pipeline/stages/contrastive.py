@@ -35,6 +35,11 @@ class Contrastive(Stage):
     name: ClassVar[str] = "contrastive"
     accumulation: ClassVar[Literal["summed", "cached"]] = "cached"
     best_metric: ClassVar[tuple[str, Literal["min", "max"]] | None] = ("eval/video_to_text/r1", "max")
+    headline: ClassVar[tuple[str, ...]] = (
+        "eval/video_to_text/r1",
+        "eval/text_to_video/r1",
+        "eval/video_to_text/median_rank",
+    )
 
     def build(self) -> nn.Module:
         model = self.recipe.model

@@ -1,4 +1,4 @@
-"""The synthetic sign corpus: needs no download, made in under two minutes, small enough to learn on two CPU cores.
+"""The synthetic sign corpus: needs no download, made in about half a minute, small enough to learn on two CPU cores.
 
 ``generate`` writes a folder::
 

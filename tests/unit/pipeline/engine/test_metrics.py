@@ -13,8 +13,8 @@ from pipeline.errors import RecipeError
 
 
 def config(**values: object) -> TrainConfig:
-    given = {"steps": 1, "global_batch": 1, "micro_batch": 1, "optimizer": OptimizerConfig(lr=1.0), "tensorboard": False}
-    return TrainConfig(**{**given, **values})
+    given = {"steps": 1, "global_batch": 1, "micro_batch": 1, "tensorboard": False}
+    return TrainConfig(optimizer=OptimizerConfig(lr=1.0), **{**given, **values})
 
 
 def test_rows_after_the_resumed_step_are_dropped_with_a_torn_last_line(tmp_path: Path) -> None:

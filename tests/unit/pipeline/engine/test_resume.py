@@ -26,7 +26,7 @@ def saved(run_dir: Path, *sets: str) -> None:
 
 def test_nothing_to_resume(tmp_path: Path) -> None:
     assert resume.find_resume(tmp_path, resolved(tmp_path)) is None
-    with pytest.raises(CheckpointError, match="`require` but .* holds no complete checkpoint"):
+    with pytest.raises(CheckpointError, match=r"`require` but .* holds no complete checkpoint"):
         resume.find_resume(tmp_path, resolved(tmp_path, "train.checkpoint.resume=require"))
 
 
@@ -40,7 +40,7 @@ def test_same_experiment_continues_with_other_settings_of_the_machine(tmp_path: 
 
 def test_never_refuses_to_write_over_a_run(tmp_path: Path) -> None:
     saved(tmp_path)
-    with pytest.raises(CheckpointError, match="`never` but .*step-000005 exists"):
+    with pytest.raises(CheckpointError, match=r"`never` but .*step-000005 exists"):
         resume.find_resume(tmp_path, resolved(tmp_path, "train.checkpoint.resume=never"))
 
 

@@ -1,0 +1,184 @@
+"""Simulated hosts on one machine: own network, processes, mounts and host name each; real sshd, one shared file system.
+
+The namespaces have no name and no file holds them open: when a host's first process dies the kernel ends all others of
+that host and takes its network with it. That process dies with its parent, so nothing outlives the tests, however they
+end. Own process namespaces also matter for safety: DeepSpeed's pdsh runner calls ``pkill -f`` on its hosts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from tests.source_tree import ROOT
+
+TOOLS = ("ip", "sshd", "ssh", "ssh-keygen", "pdsh", "unshare", "nsenter", "setpriv")
+PORT = 2222
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_UNSHARE = ("unshare", "--mount", "--net", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child")
+# $1 host name, $2 folder with hosts, shadow and ssh, which only this host's mount namespace sees in /etc.
+_FIRST_PROCESS = """
+set -e
+hostname "$1"
+ip link set lo up
+mount --bind "$2/hosts" /etc/hosts
+mount --bind "$2/shadow" /etc/shadow
+mount --bind "$2/ssh" /etc/ssh
+mount -t tmpfs tmpfs /run
+mkdir /run/sshd
+exec "$3" -D -e
+"""
+
+
+@dataclass(frozen=True)
+class SimulatedHost:
+    """One host; ``pid`` is its first process as seen from outside."""
+
+    name: str
+    address: str
+    pid: int
+
+    def inside(self, *argv: str, cwd: Path = ROOT) -> list[str]:
+        """The command that runs ``argv`` on this host."""
+        enter = ["nsenter", "--target", str(self.pid), "--mount", "--uts", "--net", "--pid"]
+        return [*enter, "env", f"--chdir={cwd}", *argv]
+
+    def start(self, argv: list[str], log: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
+        """As a user who has just logged in: no variable of the test's own environment is there."""
+        login = {"PATH": _PATH, "HOME": str(Path.home()), "LANG": "C.UTF-8"}
+        with log.open("wb") as sink:
+            return subprocess.Popen(
+                self.inside(*argv), env={**login, **env}, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink
+            )
+
+    def processes(self) -> list[psutil.Process]:
+        """All that runs here, except the sshd that waits for connections."""
+        return [process for process in psutil.process_iter() if process.pid != self.pid and self._is_here(process)]
+
+    def rank(self, number: int) -> psutil.Process | None:
+        """The training process of that rank, if it runs here."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("RANK") == str(number) and "--set" in process.cmdline():
+                    return process
+        return None
+
+    def clear(self) -> None:
+        """Kill whatever a failed test left."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def _is_here(self, process: psutil.Process) -> bool:
+        try:
+            return os.readlink(f"/proc/{process.pid}/ns/pid") == os.readlink(f"/proc/{self.pid}/ns/pid")
+        except OSError:  # gone
+            return False
+
+
+def why_not() -> str:
+    """The reason this machine cannot simulate hosts, or nothing."""
+    if os.geteuid() != 0:
+        return "needs root for network namespaces"
+    missing = [tool for tool in TOOLS if shutil.which(tool, path=_PATH) is None]
+    if missing:
+        return f"needs {', '.join(missing)} (apt-get install iproute2 openssh-server pdsh)"
+    mount = ["mount", "-t", "tmpfs", "tmpfs", "/run"]
+    done = subprocess.run([*_UNSHARE, *mount], env={"PATH": _PATH}, capture_output=True, text=True, check=False)
+    return f"this machine allows no namespaces: {done.stderr.strip()}" if done.returncode else ""
+
+
+@contextlib.contextmanager
+def two_hosts(folder: Path) -> Iterator[tuple[SimulatedHost, SimulatedHost]]:
+    """``host-a`` and ``host-b`` on one cable, able to log in on each other and on themselves by key.
+
+    ``host-c`` is in everybody's /etc/hosts but does not exist. A host's own name resolves to 127.0.1.1 on itself, as
+    Debian and Ubuntu install it: the trap in which gloo announces an address nobody else can reach.
+    """
+    addresses = {"host-a": "10.77.0.1", "host-b": "10.77.0.2", "host-c": "10.77.0.3"}
+    with contextlib.ExitStack() as stack:
+        hosts = []
+        for name in ("host-a", "host-b"):
+            etc = _etc(folder / name, name, addresses, folder / "key")
+            process = _start(name, etc, folder / f"{name}.log")
+            stack.callback(_stop, process)
+            hosts.append(SimulatedHost(name, addresses[name], _first_process(process, folder / f"{name}.log")))
+        _connect(*hosts)
+        yield hosts[0], hosts[1]
+
+
+def until(condition: Callable[[], bool], seconds: float, what: str) -> float:
+    """Wait for a condition; returns how long it took."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < seconds, f"not within {seconds:g} s: {what}"
+        time.sleep(0.05)
+    return time.monotonic() - start
+
+
+def _etc(folder: Path, name: str, addresses: dict[str, str], key: Path) -> Path:
+    ssh = folder / "ssh"
+    ssh.mkdir(parents=True)
+    if not key.exists():
+        _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key))
+    # one key serves as host key and as user key: both ends are this test
+    public = key.with_suffix(".pub").read_text()
+    (ssh / "ssh_known_hosts").write_text("".join(f"[{known}]:{PORT} {public}" for known in addresses))
+    (ssh / "authorized_keys").write_text(public)
+    (ssh / "ssh_config").write_text(f"IdentityFile {key}\nStrictHostKeyChecking yes\n")
+    (ssh / "sshd_config").write_text(
+        f"Port {PORT}\nHostKey {key}\nAuthorizedKeysFile /etc/ssh/authorized_keys\nStrictModes no\nUsePAM no\n"
+        "PasswordAuthentication no\nMaxStartups 100\n"
+    )
+    lines = [f"{address} {host}" for host, address in addresses.items() if host != name]
+    # the own name twice: the first line is what a look-up of it returns here
+    lines = ["127.0.0.1 localhost", f"127.0.1.1 {name}", *lines]
+    (folder / "hosts").write_text("".join(f"{line}\n" for line in lines))
+    (folder / "shadow").write_text("root:*:1::::::\n")  # without PAM sshd refuses the locked root of some images
+    return folder
+
+
+def _start(name: str, etc: Path, log: Path) -> subprocess.Popen[bytes]:
+    sshd = shutil.which("sshd", path=_PATH)
+    assert sshd is not None
+    argv = ["setpriv", "--pdeathsig", "KILL", *_UNSHARE, "sh", "-c", _FIRST_PROCESS, name, name, str(etc), sshd]
+    with log.open("wb") as sink:
+        return subprocess.Popen(argv, env={"PATH": _PATH}, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Until the kernel has ended everything of the host."""
+    inside = psutil.Process(process.pid).children() if process.poll() is None else []
+    process.kill()
+    process.wait()
+    psutil.wait_procs(inside, timeout=20)
+
+
+def _first_process(process: subprocess.Popen[bytes], log: Path) -> int:
+    """The pid of sshd, once it listens."""
+    until(lambda: process.poll() is not None or "listening" in log.read_text(), 20, f"sshd starts\n{log.read_text()}")
+    assert process.poll() is None, f"the host ended at once:\n{log.read_text()}"
+    (child,) = psutil.Process(process.pid).children()
+    return child.pid
+
+
+def _connect(a: SimulatedHost, b: SimulatedHost) -> None:
+    one, other = ("eth0", "netns", str(a.pid)), ("eth0", "netns", str(b.pid))
+    _run("ip", "link", "add", *one, "type", "veth", "peer", "name", *other)
+    for host in (a, b):
+        _run(*host.inside("ip", "addr", "add", f"{host.address}/24", "dev", "eth0"))
+        _run(*host.inside("ip", "link", "set", "eth0", "up"))
+    _run(*a.inside("ssh", "-p", str(PORT), "-o", "ConnectTimeout=10", b.name, "true"))
+
+
+def _run(*argv: str) -> None:
+    done = subprocess.run(argv, env={**os.environ, "PATH": _PATH}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(argv)}: {done.stderr}"

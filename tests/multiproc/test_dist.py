@@ -1,0 +1,59 @@
+"""The collectives between two real gloo ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline import dist
+from tests.ranks import run_ranks
+
+pytestmark = pytest.mark.multiproc
+
+CPU = torch.device("cpu")
+
+
+def _everything(rank: int, world_size: int) -> dict[str, Any]:
+    """Run once in each rank: starting ranks is what takes the time."""
+    local = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64) + 10 * rank
+    local.requires_grad_()
+    gathered = dist.gather(local)
+    # every rank weighs the rows of both differently
+    weights = torch.arange(8, dtype=torch.float64).view(4, 2) * (1 + 2 * rank)
+    (gathered * weights).sum().backward()
+    transposed = torch.arange(6).view(2, 3).T + 100 * rank  # not contiguous
+    assert not transposed.is_contiguous()
+    with torch.no_grad():
+        rows = dist.gather(transposed)
+    dist.barrier()
+    return {
+        "place": (dist.rank(), dist.world_size(), dist.is_main()),
+        "gathered": gathered.detach(),
+        "grad": local.grad,
+        "rows": rows,
+        "mask": dist.gather_rows(torch.tensor([rank == 0, True]).to(torch.uint8)).bool(),
+        "sum": dist.all_reduce_sum(torch.tensor([rank + 1, 10])),
+        "max": dist.all_reduce_max(torch.tensor([-rank, rank])),
+        "from_main": dist.broadcast_object({"rank": rank}),
+        "from_last": dist.broadcast_object({"rank": rank}, source=1),
+        "objects": dist.gather_objects(["rank", rank]),
+        "any": [dist.any_rank(rank == 1, CPU), dist.any_rank(False, CPU)],
+    }
+
+
+def test_two_ranks() -> None:
+    results = run_ranks(_everything, 2)
+    ramp = torch.arange(8, dtype=torch.float64).view(4, 2)
+    for rank, found in enumerate(results):
+        assert found["place"] == (rank, 2, rank == 0)
+        assert found["gathered"].tolist() == [[1, 2], [3, 4], [11, 12], [13, 14]]
+        # d/d(my rows) of the sum of both ranks' losses: weights 1 and 3 times the ramp, my half of it
+        assert torch.equal(found["grad"], 4 * ramp[2 * rank : 2 * rank + 2])
+        assert found["rows"].tolist() == [[0, 3], [1, 4], [2, 5], [100, 103], [101, 104], [102, 105]]
+        assert found["mask"].tolist() == [True, True, False, True]
+        assert found["sum"].tolist() == [3, 20] and found["max"].tolist() == [0, 1]
+        assert found["from_main"] == {"rank": 0} and found["from_last"] == {"rank": 1}
+        assert found["objects"] == [["rank", 0], ["rank", 1]]
+        assert found["any"] == [True, False]

@@ -1,0 +1,111 @@
+"""What goes into the optimizer, and the engine checked against the recipe."""
+
+from __future__ import annotations
+
+import logging
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.config.load import load_recipe
+from pipeline.config.resolve import ResolvedRecipe, resolve
+from pipeline.config.schema import OptimizerConfig
+from pipeline.engine.setup import TrainEngine, check_engine, parameter_groups, quiet_deepspeed
+from pipeline.engine.state import TrainState
+from pipeline.engine.trainer import Trainer
+from pipeline.errors import DivergedError, RecipeError
+
+
+def resolved() -> ResolvedRecipe:
+    sets = ["train.global_batch=24", "train.micro_batch=3", "train.optimizer.clip_norm=0.5", "train.world_sizes=[2]"]
+    return resolve(load_recipe("demo_contrastive", sets), 2)
+
+
+def engine_of(recipe: ResolvedRecipe, **changes: Any) -> SimpleNamespace:
+    """A DeepSpeed engine that answers what the recipe says, but for ``changes``."""
+    train = recipe.recipe.train
+    answers = {
+        "train_batch_size": train.global_batch,
+        "train_micro_batch_size_per_gpu": train.micro_batch,
+        "gradient_accumulation_steps": recipe.accumulation_steps,
+        "bfloat16_enabled": train.precision == "bf16",
+        "zero_optimization_stage": recipe.ds_config["zero_optimization"]["stage"],
+        "gradient_clipping": train.optimizer.clip_norm,
+        **changes,
+    }
+    return SimpleNamespace(**{name: lambda value=value: value for name, value in answers.items()})
+
+
+def test_biases_norms_and_scales_are_not_decayed_and_frozen_weights_are_left_out() -> None:
+    module = torch.nn.ModuleDict(
+        {"linear": torch.nn.Linear(3, 2), "norm": torch.nn.LayerNorm(2), "frozen": torch.nn.Linear(2, 2)}
+    )
+    module["frozen"].requires_grad_(False)
+    partitioned = torch.nn.Parameter(torch.empty(0))  # as ZeRO-3 leaves it: the true shape is an attribute
+    partitioned.ds_shape = torch.Size((5, 4))  # type: ignore[attr-defined]
+    module.register_parameter("partitioned", partitioned)
+    decayed, plain = parameter_groups(module, 0.1)
+    linear, norm = module["linear"], module["norm"]
+    assert {id(p) for p in decayed["params"]} == {id(linear.weight), id(partitioned)}
+    assert {id(p) for p in plain["params"]} == {id(linear.bias), id(norm.weight), id(norm.bias)}
+    assert decayed["weight_decay"] == 0.1 and plain["weight_decay"] == 0.0
+    assert [len(group["params"]) for group in parameter_groups(torch.nn.LayerNorm(2), 0.1)] == [2], "no empty group"
+
+
+def test_an_engine_that_took_the_recipe() -> None:
+    recipe = resolved()
+    assert recipe.accumulation_steps == 4
+    check_engine(engine_of(recipe), recipe)
+
+
+def test_an_engine_that_did_not_take_the_recipe_is_refused_by_field() -> None:
+    recipe = resolved()
+    engine = engine_of(recipe, train_batch_size=48, gradient_clipping=0.0, bfloat16_enabled=True)
+    with pytest.raises(RecipeError) as error:
+        check_engine(engine, recipe)
+    assert str(error.value).splitlines() == [
+        "DeepSpeed did not take the recipe's values:",
+        "  train.global_batch: recipe 24, engine 48",
+        "  train.precision bf16: recipe False, engine True",
+        "  train.optimizer.clip_norm: recipe 0.5, engine 0.0",
+    ]
+
+
+def test_the_learning_rate_reaches_every_group() -> None:
+    groups = [{"lr": 9.0}, {"lr": 9.0}]
+    norms = iter([3, None])
+    stub = SimpleNamespace(
+        optimizer=SimpleNamespace(param_groups=groups), skipped_steps=2, get_global_grad_norm=lambda: next(norms)
+    )
+    engine = TrainEngine(stub, OptimizerConfig(lr=0.4, warmup_steps=4), total_steps=10, keep_alive=None)
+    assert engine.set_learning_rate(1) == pytest.approx(0.2)
+    assert [group["lr"] for group in groups] == [pytest.approx(0.2)] * 2
+    assert engine.skipped_steps == 2 and engine.grad_norm() == 3.0
+    assert math.isnan(engine.grad_norm()), "DeepSpeed has no norm before the first step"
+
+
+def test_deepspeeds_loggers_get_their_level_back() -> None:
+    logger = logging.getLogger("DeepSpeed")
+    before = logger.level
+    with pytest.raises(ValueError), quiet_deepspeed():
+        assert logger.level == logging.WARNING
+        raise ValueError
+    assert logger.level == before
+
+
+def test_a_diverged_run_stops_after_consecutive_skipped_steps() -> None:
+    recipe = load_recipe("demo_contrastive", ["train.max_skipped_steps=2"])
+    trainer: Any = SimpleNamespace(state=TrainState(step=41), recipe=recipe)
+    for skipped in (True, True, False, True, True):
+        Trainer._watch(trainer, skipped)
+    assert trainer.state.skipped_steps == 2, "an applied step starts the count again"
+    message = (
+        rf"{recipe.name}: gradients were not finite in 3 consecutive steps up to step 42; "
+        "lower train.optimizer.lr, lengthen warmup_steps, or check the data"
+    )
+    with pytest.raises(DivergedError, match=message) as error:
+        Trainer._watch(trainer, True)
+    assert error.value.exit_code == 5

@@ -1,0 +1,163 @@
+"""Checkpoints that cannot be written or read are one sentence, whatever library noticed first."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.config.load import load_recipe
+from pipeline.config.resolve import resolve
+from pipeline.engine import checkpoint as checkpoints
+from pipeline.engine import reshard, zero
+from pipeline.engine.state import TrainState
+from pipeline.errors import CheckpointError
+from tests.unit.pipeline.disk import full_disk
+from tests.unit.pipeline.engine.test_checkpoint import make
+
+
+class Engine:
+    """Saves as DeepSpeed does, with torch.save; ``error`` is raised instead."""
+
+    def __init__(self, numbers: int, error: Exception | None = None, zip_format: bool = True) -> None:
+        self.module = torch.nn.Linear(1, numbers)
+        self.error, self.zip_format = error, zip_format
+        self.engine = self
+        self.forward = self.module
+        self.options: dict[str, Any] = {}
+
+    def save_checkpoint(self, folder: str, tag: str, **options: Any) -> None:
+        self.options = options
+        if self.error is not None:
+            raise self.error
+        (Path(folder) / tag).mkdir()
+        file = Path(folder) / tag / "mp_rank_00_model_states.pt"
+        torch.save(self.module.state_dict(), file, _use_new_zipfile_serialization=self.zip_format)
+
+
+class OneStage:
+    """As much of a stage as saving needs."""
+
+    def __init__(self, numbers: int = 4) -> None:
+        self.numbers = numbers
+
+    def probe(self, model: object) -> dict[str, torch.Tensor]:
+        del model
+        return {"logits": torch.zeros(self.numbers)}
+
+    def write_export_files(self, module: object, folder: Path) -> Any:
+        from pipeline.stages.base import ExportPlan
+
+        (folder / "config.json").write_text("{}")
+        return ExportPlan(prefix="", tied=[], frozen=[])
+
+
+def save(run_dir: Path, engine: Engine, stage: OneStage, step: int) -> Path:
+    resolved = resolve(load_recipe("demo_contrastive", [f"run_dir={run_dir}"]), 1)
+    return checkpoints.save(engine, stage, run_dir, resolved, TrainState(step=step))  # type: ignore[arg-type]
+
+
+def test_save_writes_a_complete_checkpoint_and_keeps_frozen_weights_out(tmp_path: Path) -> None:
+    engine = Engine(4)
+    engine.module.bias.requires_grad_(False)
+    path = save(tmp_path, engine, OneStage(), 3)
+    found = checkpoints.open_checkpoint(path)
+    assert found.step == 3 and found.state().step == 3 and checkpoints.verify(found) == []
+    assert set(found.manifest["parts"]) == {
+        "deepspeed/mp_rank_00_model_states.pt", "rng-rank-0.pt", "state.json", "recipe.resolved.yaml",
+        "probe.safetensors", "hf/config.json", "hf/export.json",
+    }  # fmt: skip
+    assert engine.options["exclude_frozen_parameters"] is True and engine.options["save_latest"] is False
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "step-000003"
+    assert torch.equal(found.probe()["logits"], torch.zeros(4))
+
+
+@pytest.mark.parametrize(
+    ("engine", "stage", "part"),
+    [
+        (Engine(100_000), OneStage(), "the ZeRO shards"),
+        (Engine(100_000, zip_format=False), OneStage(), "the ZeRO shards"),
+        (Engine(4), OneStage(100_000), r"probe\.safetensors"),
+    ],
+    ids=["zip", "legacy", "safetensors"],
+)
+def test_a_full_disk_leaves_the_checkpoint_before_it_alone(
+    tmp_path: Path, engine: Engine, stage: OneStage, part: str
+) -> None:
+    first = save(tmp_path, Engine(4), OneStage(), 1)
+    message = (
+        rf"checkpoint .*step-000002 could not be written: while writing {part}: .*"
+        r"Earlier checkpoints are untouched; free space or change run_dir.*resumes from the last complete checkpoint"
+    )
+    with full_disk(), pytest.raises(CheckpointError, match=message):
+        save(tmp_path, engine, stage, 2)
+    assert [found.path for found in checkpoints.list_checkpoints(tmp_path)] == [first]
+    assert checkpoints.verify(checkpoints.open_checkpoint(first)) == []
+    again = save(tmp_path, Engine(4), OneStage(), 2)
+    assert checkpoints.latest_checkpoint(tmp_path) == checkpoints.open_checkpoint(again)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # as torch 2.13 words a full disk (zip format twice, legacy format) and a folder that is gone
+        "[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534",
+        "basic_ios::clear: iostream error",
+        "write(): fd 3 failed with No space left on device",
+        "Parent directory /gone does not exist.",
+    ],
+)
+def test_torchs_own_words_for_a_failed_write_become_an_os_error(tmp_path: Path, text: str) -> None:
+    with pytest.raises(OSError, match="while writing the ZeRO shards: ") as error:
+        checkpoints._write_shards(Engine(1, RuntimeError(text)), tmp_path)  # type: ignore[arg-type]
+    assert text in str(error.value)
+
+
+def test_an_engines_own_bug_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="profile of rewrite"):
+        checkpoints._write_shards(Engine(1, RuntimeError("profile of rewrite")), tmp_path)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("content", [None, "empty", b"", b"garbage", {"no": "model"}])
+def test_a_folder_without_zero_shards(tmp_path: Path, content: object) -> None:
+    if content is not None:
+        (tmp_path / "deepspeed").mkdir()
+    for name in ("mp_rank_00_model_states.pt", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"):
+        if isinstance(content, bytes):
+            (tmp_path / "deepspeed" / name).write_bytes(content)
+        elif isinstance(content, dict):
+            torch.save(content, tmp_path / "deepspeed" / name)
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}/deepspeed is no ZeRO checkpoint: \S+") as error:
+        zero.fp32_state(tmp_path, "deepspeed")
+    assert error.value.__cause__ is not None
+
+
+def test_resharding_what_is_no_zero_checkpoint(tmp_path: Path) -> None:
+    checkpoint = checkpoints.open_checkpoint(make(tmp_path, 1))
+    (checkpoint.path / "deepspeed").mkdir()
+    with pytest.raises(CheckpointError, match=r"(?s)converting .*step-000001 to another world size failed:\n  .+Error"):
+        reshard.to_universal(checkpoint)
+    assert not (checkpoint.path.parent / ".universal-step-000001" / "COMPLETE").exists()
+
+
+def test_resharding_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def convert(command: list[str], **options: object) -> SimpleNamespace:
+        commands.append(command)
+        return SimpleNamespace(returncode=0, stdout="", stderr="")
+
+    monkeypatch.setattr(subprocess, "run", convert)
+    checkpoint = checkpoints.open_checkpoint(make(tmp_path, 1))
+    half_done = checkpoint.path.parent / ".universal-step-000001" / "leftover"
+    half_done.mkdir(parents=True)
+    folder = reshard.to_universal(checkpoint)
+    assert not half_done.exists(), "an unfinished conversion starts over"
+    assert reshard.to_universal(checkpoint) == folder and len(commands) == 1
+    target = commands[0][commands[0].index("--output_folder") + 1]
+    assert target == str(folder / checkpoints.universal_tag(checkpoint))
+    assert commands[0][commands[0].index("--input_folder") + 1] == str(checkpoint.path / "deepspeed")

@@ -1,0 +1,147 @@
+"""From a checkpoint to a Hugging Face folder that is complete or absent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.errors import CheckpointError
+from pipeline.export import hf
+from pipeline.models import registry
+from tests.unit.pipeline.disk import full_disk
+from tests.unit.pipeline.export.runs import finished_run, recipe_of
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    """Tensors the checkpoint holds, in place of ZeRO shards."""
+    tensors: dict[str, torch.Tensor] = {"weight": torch.ones(4)}
+
+    def iterate(checkpoint: object, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+        del checkpoint
+        for name, tensor in tensors.items():
+            yield name, tensor.to(dtype)
+
+    monkeypatch.setattr(hf, "iterate_tensors", iterate)
+    return tensors
+
+
+def parts_of(**parts: dict[str, torch.Tensor]) -> Any:
+    """Loaders of a recipe's frozen parts, by state dict."""
+    return {name: lambda *_, found=found: SimpleNamespace(state_dict=lambda: found) for name, found in parts.items()}
+
+
+def test_which_checkpoint(tmp_path: Path) -> None:
+    resolved = recipe_of("continued_pretraining")
+    first, last = (finished_run(tmp_path, resolved, step) for step in (1, 2))
+    (tmp_path / "checkpoints" / "best").write_text("step-000001")
+    assert hf.find_checkpoint(tmp_path, "best") == first and hf.find_checkpoint(tmp_path, "latest") == last
+    assert hf.find_checkpoint(last.path, "best") == last, "a checkpoint folder means itself"
+
+
+def test_no_checkpoint_to_export(tmp_path: Path) -> None:
+    for which in ("best", "latest"):
+        with pytest.raises(CheckpointError, match=r"no complete checkpoint in .*/checkpoints; train first, or check"):
+            hf.find_checkpoint(tmp_path, which)
+    checkpoint = finished_run(tmp_path, recipe_of("continued_pretraining"))
+    (checkpoint.path / "COMPLETE").unlink()
+    with pytest.raises(CheckpointError, match=r"step-000005 is incomplete \(no COMPLETE file\); `slt ckpt list"):
+        hf.find_checkpoint(checkpoint.path, "best")
+    with pytest.raises(CheckpointError, match="no complete checkpoint in"):
+        hf.find_checkpoint(tmp_path, "latest")
+
+
+def test_an_export_replaces_the_old_one_as_a_whole(tmp_path: Path, trained: dict[str, torch.Tensor]) -> None:
+    checkpoint = finished_run(tmp_path / "run", recipe_of("continued_pretraining"))
+    out = tmp_path / "run" / "export"
+    out.mkdir()
+    (out / "from_an_older_version.json").write_text("{}")
+    assert hf.export(tmp_path / "run", out, check=False) == {}
+    assert sorted(path.name for path in out.iterdir()) == [
+        "README.md", "config.json", "model.safetensors", "provenance.json", "recipe.resolved.yaml",
+    ]  # fmt: skip
+    assert torch.equal(load_file(out / "model.safetensors")["weight"], trained["weight"])
+    assert json.loads((out / "provenance.json").read_text())["step"] == checkpoint.step
+    assert not list((tmp_path / "run").glob(".tmp-*"))
+
+
+def test_a_failed_export_leaves_the_old_one(
+    tmp_path: Path, trained: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished_run(tmp_path, recipe_of("continued_pretraining"))
+    out = tmp_path / "export"
+    hf.export(tmp_path, out, check=False)
+    trained["weight"] = torch.zeros(100_000)
+    message = r"export to .*/export could not be written: while writing \.model-00000\.part.*; nothing was left behind"
+    with full_disk(), pytest.raises(CheckpointError, match=message):
+        hf.export(tmp_path, out, check=False)
+
+    def refuse(*_: object) -> dict[str, float]:
+        raise CheckpointError("differs from the live one")
+
+    monkeypatch.setattr(hf, "verify_export", refuse)
+    with pytest.raises(CheckpointError, match="differs from the live one"):
+        hf.export(tmp_path, out)
+    assert load_file(out / "model.safetensors")["weight"].shape == (4,)
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_damaged_checkpoint_is_not_exported(tmp_path: Path, trained: dict[str, torch.Tensor]) -> None:
+    checkpoint = finished_run(tmp_path, recipe_of("continued_pretraining"))
+    (checkpoint.path / "hf" / "config.json").write_text('{"model_type": "lLama"}')
+    with pytest.raises(CheckpointError, match=r"(?s)step-000005 is damaged:\n  .*config.json is damaged: its sha256"):
+        hf.export(tmp_path, tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+
+
+def test_heads_and_tied_weights_are_kept_apart(tmp_path: Path, trained: dict[str, torch.Tensor]) -> None:
+    trained.clear()
+    trained.update({f"{name}.weight": torch.ones(2) for name in ("visual.a", "visual.tied", "head")})
+    plan = {"prefix": "visual.", "tied": ["tied.weight"], "frozen": []}
+    finished_run(tmp_path, recipe_of("contrastive"), plan=plan)
+    hf.export(tmp_path, tmp_path / "export", check=False)
+    assert list(load_file(tmp_path / "export" / "model.safetensors")) == ["a.weight"]
+    assert load_file(tmp_path / "export" / "heads.safetensors").keys() == {"head.weight"}
+
+
+def test_frozen_parts_come_from_where_the_recipe_took_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolved = recipe_of("connector", "model.llm.path=llm", "model.visual.path=encoder")
+    loaders = parts_of(
+        llm={"embed": torch.ones(2), "tied": torch.ones(2), "other": torch.zeros(2)},
+        visual={"norm": torch.full((2,), 2.0), "count": torch.tensor([3])},
+    )
+    monkeypatch.setattr(registry, "load_llm", loaders["llm"])
+    monkeypatch.setattr(registry, "build_visual", loaders["visual"])
+    plan = {"prefix": "", "tied": ["llm.tied"], "frozen": ["llm.embed", "llm.tied", "visual.norm", "visual.count"]}
+    found = dict(hf._frozen(resolved, plan, torch.bfloat16, {"llm.tied"}))
+    assert {name: (value.dtype, value.tolist()) for name, value in found.items()} == {
+        "llm.embed": (torch.bfloat16, [1, 1]),
+        "visual.norm": (torch.bfloat16, [2, 2]),
+        "visual.count": (torch.int64, [3]),
+    }
+
+
+def test_a_prefix_is_dropped_from_frozen_names_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "build_visual", parts_of(visual={"backbone.w": torch.ones(1)})["visual"])
+    plan = {"prefix": "visual.", "tied": [], "frozen": ["visual.backbone.w"]}
+    found = dict(hf._frozen(recipe_of("contrastive"), plan, torch.float32, set()))
+    assert list(found) == ["backbone.w"]
+
+
+def test_a_source_folder_that_changed_since_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolved = recipe_of("connector", "model.llm.path=llm", "model.visual.path=encoder")
+    monkeypatch.setattr(registry, "load_llm", parts_of(llm={"embed": torch.ones(2)})["llm"])
+    plan = {"prefix": "", "tied": [], "frozen": ["llm.embed", "llm.layer.9", "llm.layer.10"]}
+    message = (
+        r"2 frozen parameters were not found where the recipe loads them from, first llm\.layer\.10; "
+        "the source folders changed since training"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        list(hf._frozen(resolved, plan, torch.float32, set()))

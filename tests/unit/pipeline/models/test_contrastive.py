@@ -1,0 +1,108 @@
+"""The contrastive model's text side: features are centred and scaled by statistics of the whole cache."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.config.schema import ContrastiveConfig
+from pipeline.models.contrastive import ContrastiveModel
+from pipeline.models.registry import build_visual
+from pipeline.models.text_cache import TextFeatureCache
+from pipeline.models.text_encoder import TextFeatures
+from tests.unit.pipeline.models.tiny import PIXELS, clips, visual_config
+
+FEATURES = {
+    "a": ([1.0, 2.0], [[1.0, 1.0]]),
+    "b": ([3.0, 6.0], [[3.0, 1.0], [5.0, 1.0], [7.0, 5.0]]),
+}
+
+
+class TableEncoder:
+    """Looks features up; what `TextFeatureCache` needs of an encoder."""
+
+    def __init__(self, features: dict[str, Any] = FEATURES) -> None:
+        self.features = features
+        self.fingerprint = "f" * 64
+
+    def encode(self, texts: list[str]) -> TextFeatures:
+        return TextFeatures(
+            [torch.tensor(self.features[text][1]) for text in texts],
+            torch.tensor([self.features[text][0] for text in texts]),
+        )
+
+
+def cached(folder: Path, encoder: TableEncoder, *texts: str) -> TextFeatureCache:
+    cache = TextFeatureCache(folder)
+    cache.build(texts, encoder)  # type: ignore[arg-type]
+    return cache
+
+
+def contrastive() -> ContrastiveModel:
+    torch.manual_seed(0)
+    return ContrastiveModel(build_visual(visual_config(), PIXELS, torch.float32), 2, ContrastiveConfig(embed=4)).eval()
+
+
+def test_statistics_by_hand(tmp_path: Path) -> None:
+    found = cached(tmp_path, TableEncoder(), "a", "b").statistics()
+    # sentences: mean (2, 4), deviations (-1, -2) and (1, 2): mean square 2.5
+    torch.testing.assert_close(found["sentence_mean"], torch.tensor([2.0, 4.0]))
+    torch.testing.assert_close(found["sentence_scale"], torch.tensor([1 / math.sqrt(2.5)]))
+    # all four tokens: mean (4, 2), squares 9+1, 1+1, 1+1, 9+9 over eight numbers
+    torch.testing.assert_close(found["tokens_mean"], torch.tensor([4.0, 2.0]))
+    torch.testing.assert_close(found["tokens_scale"], torch.tensor([1 / math.sqrt(32 / 8)]))
+    assert all(value.dtype == torch.float32 for value in found.values())
+
+
+def test_statistics_do_not_depend_on_how_the_cache_was_written(tmp_path: Path) -> None:
+    encoder = TableEncoder()
+    cached(tmp_path / "parts", encoder, "a")
+    parts = cached(tmp_path / "parts", encoder, "a", "b")
+    assert len(list((tmp_path / "parts").glob("*/part-*"))) == 2
+    once = cached(tmp_path / "once", encoder, "b", "a")
+    for name, value in once.statistics().items():
+        torch.testing.assert_close(parts.statistics()[name], value)
+
+
+def test_equal_features_have_no_scale_to_divide_by(tmp_path: Path) -> None:
+    encoder = TableEncoder({"a": ([1.0, 1.0], [[2.0, 2.0]]), "b": ([1.0, 1.0], [[2.0, 2.0]])})
+    found = cached(tmp_path, encoder, "a", "b").statistics()
+    assert all(torch.isfinite(value).all() for value in found.values())
+
+
+@torch.no_grad()
+def test_text_features_are_centred_and_scaled(tmp_path: Path) -> None:
+    model, cache = contrastive(), cached(tmp_path, TableEncoder(), "a", "b")
+    text_BD, tokens_BLD, mask_BL = cache.lookup(cache.hashes())
+    before = model(*clips(5, 3), text_BD, tokens_BLD)
+    torch.testing.assert_close(before["text_BE"], text_BD @ model.text_sentence_head.weight.T, msg="as they are")
+    model.set_text_statistics(cache.statistics())
+    after = model(*clips(5, 3), text_BD, tokens_BLD)
+    sentences_BD = (text_BD - torch.tensor([2.0, 4.0])) / math.sqrt(2.5)
+    torch.testing.assert_close(after["text_BE"], sentences_BD @ model.text_sentence_head.weight.T)
+    assert after["text_BE"].sum(0).abs().max() < 1e-5, "over the whole cache the features now have no common part"
+    tokens_BLD = (tokens_BLD - torch.tensor([4.0, 2.0])) / 2.0
+    expected_BLE = tokens_BLD @ model.text_token_head.weight.T
+    torch.testing.assert_close(after["tokens_BLE"][mask_BL], expected_BLE[mask_BL])
+    assert torch.equal(after["video_BE"], before["video_BE"])
+
+
+def test_statistics_are_saved_but_not_trained(tmp_path: Path) -> None:
+    model, statistics = contrastive(), cached(tmp_path, TableEncoder(), "a", "b").statistics()
+    model.set_text_statistics(statistics)
+    assert statistics.keys() <= model.state_dict().keys()
+    assert not statistics.keys() & dict(model.named_parameters()).keys()
+    again = contrastive()
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.tokens_mean, statistics["tokens_mean"])
+
+
+def test_initial_temperature() -> None:
+    output = contrastive()(*clips(2), torch.zeros(1, 2), torch.zeros(1, 3, 2))
+    assert output["log_scale"].exp().item() == pytest.approx(1 / 0.07, rel=1e-5)
+    assert output["log_scale"].shape == output["log_token_scale"].shape == (1,)
+    assert output["words_BSE"].shape == (1, 1, 4) and output["video_BE"].shape == (1, 4)

@@ -1,0 +1,82 @@
+"""Rules every stage shares: what trains, how sums become the step's loss, what moves to the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.errors import RecipeError
+from pipeline.stages.base import (
+    Normaliser,
+    apply_freeze_plan,
+    frozen_names,
+    move_all,
+    probe_frames,
+    to_device,
+)
+
+
+def model() -> nn.Module:
+    """Two parts; the visual one has a backbone that its builder froze."""
+    visual = nn.ModuleDict({"backbone": nn.Linear(2, 2, bias=False), "head": nn.Linear(2, 2, bias=False)})
+    visual["backbone"].requires_grad_(False)
+    return nn.ModuleDict({"visual": visual, "llm": nn.Linear(2, 2, bias=False)})
+
+
+def test_parts_train_as_planned_and_a_frozen_backbone_stays_frozen() -> None:
+    module = model()
+    assert apply_freeze_plan(module, {"visual": True, "llm": False}) == ["visual.head.weight"]
+    assert frozen_names(module) == ["visual.backbone.weight", "llm.weight"]
+    assert [name for name, p in module.named_parameters() if p.requires_grad] == ["visual.head.weight"]
+
+
+def test_a_plan_that_trains_nothing_is_refused() -> None:
+    with pytest.raises(
+        RecipeError, match=r"the freeze plan \{'visual': False, 'llm': False\} leaves no parameter to train"
+    ):
+        apply_freeze_plan(model(), {"visual": False, "llm": False})
+
+
+def test_every_part_must_be_decided() -> None:
+    with pytest.raises(KeyError, match="llm"):
+        apply_freeze_plan(model(), {"visual": True})
+
+
+@pytest.mark.parametrize("shares", [[[5]], [[2, 1], [0, 2]], [[1], [1], [3]]])
+def test_scaled_parts_add_up_to_the_global_mean(shares: list[list[int]]) -> None:
+    """Rows of ``shares``: the ranks' token counts per micro-batch. DeepSpeed averages gradients over ranks."""
+    values = iter(torch.tensor([3.0, 1.0, 4.0, 1.0, 6.0]))
+    normaliser = Normaliser(valid_tokens=5, world_size=len(shares), accumulation_steps=len(shares[0]))
+    ranks = []
+    for counts in shares:
+        parts = [sum((next(values) for _ in range(count)), torch.tensor(0.0)) for count in counts]
+        ranks.append(torch.stack([normaliser.scale(part) for part in parts]).sum())
+    assert torch.stack(ranks).mean().item() == pytest.approx(15.0 / 5)
+
+
+def test_a_batch_without_labels_is_a_loss_of_zero() -> None:
+    assert Normaliser(0, 2, 1).scale(torch.tensor(0.0)).item() == 0.0
+
+
+def test_nested_tensors_move_and_everything_else_stays() -> None:
+    rows = [object()]
+    batch: dict[str, Any] = {
+        "ids": torch.ones(2),
+        "packed": {"positions": torch.ones(3), "longest": 3},
+        "rows": rows,
+        "samples": 2,
+    }
+    moved = to_device(batch, torch.device("meta"))
+    assert moved["ids"].device.type == moved["packed"]["positions"].device.type == "meta"
+    assert moved["packed"]["longest"] == 3 and moved["rows"] is rows and moved["samples"] == 2
+    assert batch["ids"].device.type == "cpu", "the loader's batch is left as it was"
+    assert [part["ids"].device.type for part in move_all(iter([batch, batch]), torch.device("meta"))] == ["meta"] * 2
+
+
+def test_the_probe_is_the_same_in_every_process() -> None:
+    (first, lengths_B), (second, _) = (probe_frames(16, torch.device("cpu")) for _ in range(2))
+    assert torch.equal(first, second) and first.shape == (int(lengths_B.sum()), 16, 16, 3)
+    assert first.dtype == torch.uint8 and len(set(lengths_B.tolist())) == 2, "clips of unlike length"

@@ -1,0 +1,99 @@
+"""Micro-batches computed by hand: documents stay apart, positions restart, nothing real is masked."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.models.processing import LlavaSltProcessor, ProcessorOptions
+from pipeline.stages.batches import ContrastiveCollate, PackCollate, TranslationCollate, clip_tensors
+from tests.unit.pipeline.models.tiny import bpe_tokenizer
+
+PAD = 9
+
+
+def documents(*lengths_and_first: tuple[int, int]) -> list[np.ndarray]:
+    """Token ids counted up from a first id."""
+    return [np.arange(first, first + length, dtype=np.uint16) for length, first in lengths_and_first]
+
+
+def test_packs_by_hand() -> None:
+    batch = PackCollate(block_tokens=8, pad_id=PAD)([documents((3, 10), (2, 20)), documents((8, 30))])
+    assert batch["input_ids_BL"].tolist() == [
+        [10, 11, 12, 20, 21, PAD, PAD, PAD],
+        [30, 31, 32, 33, 34, 35, 36, 37],
+    ]
+    assert batch["labels_BL"].tolist() == [
+        [-100, 11, 12, -100, 21, -100, -100, -100],
+        [-100, 31, 32, 33, 34, 35, 36, 37],
+    ]
+    packed = batch["packed"]
+    assert packed["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 2], [0, 1, 2, 3, 4, 5, 6, 7]]
+    assert packed["cu_seq_lens_q"].tolist() == [0, 3, 5, 8, 16], "the padded tail is a document of its own"
+    assert packed["max_length_q"] == 8 and batch["document_lengths"].tolist() == [3, 2, 8]
+    assert batch["valid_tokens"] == 2 + 1 + 7 and batch["samples"] == 3
+    assert batch["input_ids_BL"].dtype == batch["labels_BL"].dtype == torch.int64
+
+
+def test_every_label_is_the_next_token_of_its_own_document() -> None:
+    generator = np.random.default_rng(0)
+    packs = [documents(*((int(n), 1000 * at) for at, n in enumerate(generator.integers(1, 9, 4)))) for _ in range(5)]
+    batch = PackCollate(40, PAD)(packs)
+    ids_BL, labels_BL, positions_BL = batch["input_ids_BL"], batch["labels_BL"], batch["packed"]["position_ids"]
+    labelled_BL = labels_BL != -100
+    assert torch.equal(labels_BL[labelled_BL], ids_BL[labelled_BL]), "the loss shifts; labels stand at their token"
+    assert (positions_BL[labelled_BL] > 0).all(), "a first token has nothing before it to be predicted from"
+    previous_BL = ids_BL.roll(1, dims=1)
+    assert ((ids_BL - previous_BL)[labelled_BL] == 1).all(), "the token before a labelled one is of the same document"
+    assert batch["valid_tokens"] == int(labelled_BL.sum()) == sum(len(d) - 1 for pack in packs for d in pack)
+
+
+def test_a_document_of_one_token_and_pad_ids_that_occur_in_text() -> None:
+    batch = PackCollate(5, PAD)([[np.array([7]), np.array([PAD, 8, PAD])]])
+    assert batch["input_ids_BL"].tolist() == [[7, PAD, 8, PAD, PAD]]
+    assert batch["labels_BL"].tolist() == [[-100, -100, 8, PAD, -100]], "a real token that equals the padding counts"
+    assert batch["valid_tokens"] == 2
+
+
+@dataclass
+class Row:
+    text: str
+    text_hash: int
+
+
+def clip(frames: int, value: int, text: str) -> tuple[np.ndarray, Row]:
+    return np.full((frames, 2, 2, 3), value, np.uint8), Row(text, len(text))
+
+
+def test_clips_are_packed_over_items() -> None:
+    items = [[clip(2, 5, "one"), clip(1, 6, "three")], [clip(3, 7, "one")]]
+    batch = ContrastiveCollate()(items)
+    assert batch["frames_NHWC"][:, 0, 0, 0].tolist() == [5, 5, 6, 7, 7, 7]
+    assert batch["frames_NHWC"].dtype == torch.uint8 and batch["frames_NHWC"].shape == (6, 2, 2, 3)
+    assert batch["frame_lengths_B"].tolist() == [2, 1, 3] and batch["text_ids_B"].tolist() == [3, 5, 3]
+    assert batch["samples"] == batch["valid_tokens"] == 3 and [row.text for row in batch["rows"]] == [
+        "one", "three", "one",
+    ]  # fmt: skip
+    assert clip_tensors(items)["samples"] == 3
+
+
+def test_translation_batches_count_the_answer(tmp_path: Path) -> None:
+    tokenizer = bpe_tokenizer(tmp_path)
+    processor = LlavaSltProcessor(tokenizer, ProcessorOptions(prompt="signs: {video} sentence:", stride=2))
+    collate = pickle.loads(pickle.dumps(TranslationCollate(processor)))  # loader workers receive it so
+    batch = collate([[clip(3, 1, "here")], [clip(5, 2, "I am here")]])
+    answers = [len(tokenizer(" " + text, add_special_tokens=False)["input_ids"]) + 1 for text in ("here", "I am here")]
+    assert (batch["labels"] != -100).sum(1).tolist() == answers, "the answer and its eos"
+    assert batch["valid_tokens"] == sum(answers)
+    video_tokens = (batch["input_ids"] == processor.options.video_token_id).sum(1).tolist()
+    assert video_tokens == [2, 3] and batch["samples"] == 2
+
+
+@pytest.mark.parametrize("collate", [PackCollate(4, 0), ContrastiveCollate()])
+def test_collates_travel_to_worker_processes(collate: object) -> None:
+    assert pickle.loads(pickle.dumps(collate)) == collate

@@ -1,0 +1,139 @@
+"""The `slt` command: every verb explains itself, user errors are one paragraph, nothing heavy loads for help."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from pipeline import cli
+from pipeline.errors import CheckpointError
+from tests.source_tree import ROOT
+from tests.unit.pipeline.engine.test_checkpoint import make
+
+runner = CliRunner()
+
+
+def verbs(command: Any, path: str = "slt") -> Iterator[tuple[str, Any]]:
+    if hasattr(command, "commands"):
+        for name, sub in command.commands.items():
+            yield from verbs(sub, f"{path} {name}")
+    else:
+        yield path, command
+
+
+VERBS = dict(verbs(typer.main.get_command(cli.app)))
+
+
+def slt(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_every_verb_is_there() -> None:
+    expected = (
+        "shards build, shards index, shards lint, shards stats, recipe check, recipe show, recipe diff, launch plan,"
+        " launch run, train, evaluate, translate, export, ckpt list, ckpt inspect, ckpt reshard, demo, demo-ablations"
+    )
+    assert {f"slt {verb}" for verb in expected.split(", ")} <= set(VERBS)
+
+
+@pytest.mark.parametrize("path", VERBS)
+def test_help_ends_with_an_example_of_the_verb(path: str) -> None:
+    result = runner.invoke(cli.app, [*path.split()[1:], "--help"], env={"COLUMNS": "300", "TERM": "dumb"})
+    assert result.exit_code == 0, result.output
+    last = result.output.strip().splitlines()[-1].strip()
+    assert last.startswith(f"Example: {path} ")
+    words = shlex.split(last.removeprefix(f"Example: {path} "))
+    options = {name for parameter in VERBS[path].params for name in (*parameter.opts, *parameter.secondary_opts)}
+    unknown = [word for word in words if word.startswith("--") and word not in options]
+    free_options = VERBS[path].context_settings.get("ignore_unknown_options", False)  # a corpus brings its own
+    assert not unknown or free_options, f"the example uses {unknown}, which {path} does not have"
+    assert VERBS[path].help, "and says what it does"
+
+
+def test_help_starts_without_anything_heavy() -> None:
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom pipeline.cli import app\n"
+        "result = CliRunner().invoke(app, ['--help'])\n"
+        "assert result.exit_code == 0 and 'translate' in result.output, result.output\n"
+        "heavy = {'torch', 'deepspeed', 'transformers', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_command_shows_its_verbs() -> None:
+    done = slt("--help")
+    assert done.returncode == 0 and "Distributed pretraining for sign language translation" in done.stdout
+    for word in ("shards", "recipe", "launch", "train", "export", "evaluate", "translate", "ckpt", "demo"):
+        assert word in done.stdout
+
+
+def test_a_user_error_is_one_paragraph_and_no_traceback(tmp_path: Path) -> None:
+    done = slt("ckpt", "inspect", str(tmp_path / "step-000001"))
+    assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert errors == [
+        f"error: checkpoint {tmp_path / 'step-000001'} does not exist; `slt ckpt list RUN_DIR` shows the complete ones"
+    ]
+    assert done.stderr.rstrip().endswith(errors[0])
+
+
+def test_errors_leave_with_their_own_code(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(error: BaseException) -> int:
+        def app() -> None:
+            raise error
+
+        monkeypatch.setattr(cli, "app", app)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0)
+
+    from pipeline.errors import ClusterError, DataError, DivergedError, RecipeError
+
+    codes = {RecipeError: 2, CheckpointError: 2, ClusterError: 3, DataError: 4, DivergedError: 5}
+    for kind, code in codes.items():
+        assert fail(kind("what, where and how")) == code
+        assert capsys.readouterr().err == "error: what, where and how\n"
+    assert fail(KeyboardInterrupt()) == 130
+
+    def bug() -> None:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(cli, "app", bug)
+    with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback; Python ends with 1
+        cli.main()
+
+
+def test_listing_checkpoints(tmp_path: Path) -> None:
+    make(tmp_path, 20, payload=b"x" * 3_400_000)
+    make(tmp_path, 100)
+    make(tmp_path, 120, complete=False)
+    result = runner.invoke(cli.app, ["ckpt", "list", str(tmp_path)])
+    folder = tmp_path / "checkpoints"
+    assert result.exit_code == 0 and result.output.splitlines() == [
+        f"{folder / 'step-000020'}  step 20  2 ranks  3.4 MB",
+        f"{folder / 'step-000100'}  step 100  2 ranks  0.0 MB",
+    ]
+    assert runner.invoke(cli.app, ["ckpt", "list", str(tmp_path / "empty")]).output == ""
+
+
+def test_inspecting_a_checkpoint(tmp_path: Path) -> None:
+    folder = make(tmp_path, 20)
+    result = runner.invoke(cli.app, ["ckpt", "inspect", str(folder)])
+    shown = json.loads(result.output)
+    assert shown["manifest"]["step"] == shown["state"]["step"] == 20
+    (folder / "part.bin").write_bytes(b"WEIGHTS")
+    result = runner.invoke(cli.app, ["ckpt", "inspect", str(folder)])
+    assert isinstance(result.exception, CheckpointError)
+    assert "is damaged:\n  " in str(result.exception) and "part.bin is damaged: its sha256" in str(result.exception)

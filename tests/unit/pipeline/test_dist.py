@@ -1,0 +1,67 @@
+"""Ranks from the launcher's variables, and collectives of a world of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from pipeline import dist
+from pipeline.errors import ClusterError
+
+VARIABLES = {
+    "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "MASTER_ADDR": "node-0", "MASTER_PORT": "29500",
+}  # fmt: skip
+
+
+@pytest.fixture
+def set_only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Set these of the five variables and unset the others."""
+
+    def apply(**values: str) -> None:
+        for name in VARIABLES:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+
+    return apply
+
+
+def test_a_launched_rank_knows_its_place(set_only: Callable[..., None]) -> None:
+    set_only(**VARIABLES)
+    ranks = dist.ranks_from_environment()
+    assert ranks == dist.Ranks(rank=5, local_rank=1, world_size=8) and not ranks.is_main
+
+
+def test_without_a_launcher_this_is_the_only_rank(set_only: Callable[..., None]) -> None:
+    set_only()
+    ranks = dist.ranks_from_environment()
+    assert ranks == dist.Ranks(0, 0, 1) and ranks.is_main
+
+
+@pytest.mark.parametrize("missing", [["LOCAL_RANK"], ["MASTER_ADDR", "MASTER_PORT"], list(VARIABLES)[1:]])
+def test_half_an_environment_names_what_is_missing(set_only: Callable[..., None], missing: list[str]) -> None:
+    present = {name: value for name, value in VARIABLES.items() if name not in missing}
+    set_only(**present)
+    with pytest.raises(ClusterError) as error:
+        dist.ranks_from_environment()
+    assert str(error.value) == (
+        f"the environment sets {', '.join(present)} but not {', '.join(missing)}; a rank needs all five. "
+        "Start it with `slt launch run`, `deepspeed` or `torchrun`."
+    )
+    assert error.value.exit_code == 3
+
+
+def test_a_world_of_one_needs_no_process_group() -> None:
+    assert (dist.rank(), dist.world_size(), dist.is_main()) == (0, 1, True)
+    local = torch.tensor([[1.0, 2.0]], requires_grad=True)
+    assert dist.gather(local) is local and dist.gather_with_grad(local) is local and dist.gather_rows(local) is local
+    counts = torch.tensor([3, 4])
+    assert dist.all_reduce_sum(counts) is counts and dist.all_reduce_max(counts) is counts
+    assert counts.tolist() == [3, 4]
+    value = {"a": object()}
+    assert dist.broadcast_object(value) is value and dist.gather_objects(value) == [value]
+    assert dist.any_rank(True, torch.device("cpu")) and not dist.any_rank(False, torch.device("cpu"))
+    dist.barrier()
+    dist.shutdown()  # nothing to leave
