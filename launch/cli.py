@@ -17,6 +17,7 @@ from rich.table import Table
 from launch.backends import Command, get_backend
 from launch.options import LaunchOptions, build_plan, with_options
 from launch.plan import LaunchPlan
+from launch.preflight import check_hosts
 from launch.supervise import Outcome, Patience, supervise
 from pipeline.config.cli import run_app
 from pipeline.config.resolve import ResolvedRecipe
@@ -74,12 +75,13 @@ def run_command(
     options: LaunchOptions,
     grace_seconds: Annotated[float, typer.Option(min=0, help="Time for ranks to save after a signal.")] = 300.0,
 ) -> None:
-    """Check the recipe for this many ranks, start them, and return the worst rank's exit code."""
+    """Check recipe and hosts for this many ranks, start them, and return the worst rank's exit code."""
     plan, resolved = build_plan(options, os.environ)
     command = _command(options, plan)
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     hosts = ", ".join(f"{host.name} x {host.slots}" for host in plan.hosts)
     console.print(f"{resolved.recipe.name}: {plan.world_size} ranks on {hosts}, log {plan.run_dir}/logs/launch.log")
+    check_hosts(command, plan)
     ranks = (plan.launch_id, plan.world_size)
     outcome = supervise(command, plan.run_dir, ranks, Patience(grace_seconds=grace_seconds))
     for line in report(outcome, plan):
@@ -93,6 +95,7 @@ def report(outcome: Outcome, plan: LaunchPlan) -> list[str]:
     lines = [f"launch {meaning} (exit code {outcome.code})"]
     if outcome.code in (EXIT_OK, EXIT_PREEMPTED):
         return lines
+    lines += [f"  {host}: connection lost; what still runs there could not be stopped" for host in outcome.lost_hosts]
     seen: dict[tuple[int, str], list[int]] = {}
     for rank in plan.ranks:
         code = outcome.rank_codes.get(rank.rank)

@@ -14,13 +14,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +58,7 @@ class Patience:
     failure_seconds: float = 30.0
     """For the other ranks to leave after one has failed."""
     leftover_seconds: float = 5.0
-    """For processes that outlive the launcher."""
+    """For processes that outlive the launcher, and for ranks whose peers were on a lost host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,8 @@ class Outcome:
     errors: dict[int, str] = field(default_factory=dict)
     signals: tuple[int, ...] = ()
     """Signals received and passed on."""
+    lost_hosts: tuple[str, ...] = ()
+    """Hosts to which the connection broke."""
 
 
 def supervise(command: Command, run_dir: Path, ranks: tuple[str, int], patience: Patience | None = None) -> Outcome:
@@ -89,16 +92,18 @@ def supervise(command: Command, run_dir: Path, ranks: tuple[str, int], patience:
     return _Supervisor(command, run_dir, ranks, patience or Patience()).run()
 
 
-def worst_code(rank_codes: Mapping[int, int], launcher_code: int, world_size: int) -> int:
+def worst_code(rank_codes: Mapping[int, int], launcher_code: int, world_size: int, lost: bool = False) -> int:
     """One exit code for the launch: 0 and 75 only when every rank agrees, a death by signal as 128+n.
 
     A rank without a report was killed. If the launcher saw a signal first, that is the cause; if another rank reported
     a failure, that rank is, and the silent one was stopped because of it. A launcher that fails before any rank
-    reports is a cluster problem.
+    reports is a cluster problem, and so is a ``lost`` connection to a host: its ranks are silent for that reason.
     """
-    death = _signal_death(launcher_code)
+    death = 0 if lost else _signal_death(launcher_code)
     failures = [code for code in rank_codes.values() if code not in (EXIT_OK, EXIT_PREEMPTED)]
     silent = len(rank_codes) < world_size
+    if silent and lost:
+        failures.append(EXIT_CLUSTER)
     if silent and death:
         return death
     if failures:
@@ -108,7 +113,7 @@ def worst_code(rank_codes: Mapping[int, int], launcher_code: int, world_size: in
         return EXIT_CLUSTER if nobody_started else KILLED
     if EXIT_PREEMPTED in rank_codes.values():
         return EXIT_PREEMPTED
-    return death or launcher_code  # 0, unless something broke after the last report
+    return death or (EXIT_CLUSTER if lost else launcher_code)  # 0, unless something broke after the last report
 
 
 def _severity(code: int) -> int:
@@ -135,6 +140,7 @@ class _Supervisor:
         self.failure_seen = False
         self.killed = False
         self.next_look = 0.0
+        self.lost: list[str] = []
 
     def run(self) -> Outcome:
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -145,7 +151,7 @@ class _Supervisor:
             path.write_text(text, encoding="utf-8")
         with (self.logs / "launch.log").open("ab") as sink, self._signals():
             process = self._start()
-            tee = threading.Thread(target=_tee, args=(process.stdout, sink), name="tee", daemon=True)
+            tee = threading.Thread(target=_tee, args=(process.stdout, sink, self._read), name="tee", daemon=True)
             tee.start()
             try:
                 self._watch(process)
@@ -154,8 +160,8 @@ class _Supervisor:
                 tee.join(timeout=10)
         codes, errors = read_reports(self.logs)
         # how the launcher ended says nothing about the cause once we have killed it
-        code = worst_code(codes, 0 if self.killed else process.returncode, self.world_size)
-        return Outcome(code, process.returncode, codes, errors, tuple(self.received))
+        code = worst_code(codes, 0 if self.killed else process.returncode, self.world_size, bool(self.lost))
+        return Outcome(code, process.returncode, codes, errors, tuple(self.received), tuple(self.lost))
 
     def _start(self) -> subprocess.Popen[bytes]:
         env = {key: value for key, value in os.environ.items() if key not in _RANK_VARIABLES}
@@ -175,6 +181,11 @@ class _Supervisor:
             while self.handled < len(self.received):
                 self._pass_on(process, self.received[self.handled])
                 self.handled += 1
+            if self.lost and not self.failure_seen:
+                # nobody will answer the ranks of the other hosts, which would wait for a collective's timeout
+                log.error("the connection to %s is lost; stopping the other hosts", ", ".join(self.lost))
+                self.failure_seen = True
+                self._set_deadline(self.patience.leftover_seconds)
             if not self.failure_seen and time.monotonic() >= self.next_look:
                 self.next_look = time.monotonic() + _LOOK_SECONDS
                 if self._rank_failed():
@@ -184,6 +195,12 @@ class _Supervisor:
                 log.error("ranks did not leave in time; killing what is left")
                 self._kill(process)
                 self.deadline = None
+
+    def _read(self, line: str) -> None:
+        """A line of the launcher's output; called by the thread that copies it."""
+        match = re.match(self.command.lost_host, line) if self.command.lost_host else None
+        if match:
+            self.lost.append(match[1])
 
     def _pass_on(self, process: subprocess.Popen[bytes], number: int) -> None:
         name = signal.Signals(number).name
@@ -281,13 +298,16 @@ def read_reports(logs: Path, quiet: bool = False) -> tuple[dict[int, int], dict[
     return codes, errors
 
 
-def _tee(source: IO[bytes] | None, sink: IO[bytes]) -> None:
-    """Copy output to the log and to stderr until its end; a closed stderr does not stop the log."""
+def _tee(source: IO[bytes] | None, sink: IO[bytes], read: Callable[[str], None]) -> None:
+    """Copy output to the log and to stderr until its end; a closed stderr does not stop the log. Lines go to ``read``."""
     assert source is not None
-    echo = True
+    echo, rest = True, b""
     while chunk := source.read1(65536):  # type: ignore[attr-defined]
         sink.write(chunk)
         sink.flush()
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            read(line.decode(errors="replace"))
         if echo:
             try:
                 sys.stderr.buffer.write(chunk)

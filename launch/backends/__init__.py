@@ -33,6 +33,8 @@ class Command:
     remote: tuple[str, ...] | None = None
     """Reaches the ranks that are not on this machine: runs the shell command put in place of ``{command}`` on all
     their hosts. None when every rank is local."""
+    lost_host: str | None = None
+    """Regular expression of the output line that says the connection to a host is lost; group 1 is its name."""
 
 
 class Backend(Protocol):

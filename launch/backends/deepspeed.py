@@ -19,7 +19,10 @@ from launch.hostfile import as_include
 from launch.plan import LAUNCH_ID, LaunchPlan
 from pipeline.errors import RecipeError
 
-_KEEPALIVE = "-o ServerAliveInterval=15 -o ServerAliveCountMax=3"  # a lost host ends its ssh within a minute
+# A host that does not answer is given up at the start, one that is lost later within a minute; nothing may ask for a
+# password. What the user sets in PDSH_SSH_ARGS_APPEND stands before these, and ssh takes the first.
+_SSH_OPTIONS = "-o ServerAliveInterval=15 -o ServerAliveCountMax=3 -o ConnectTimeout=15 -o BatchMode=yes"
+_LOST = r"^pdsh@[^ ]+: ([^ ]+): ssh exited with exit code 255$"  # ssh's own failure, not that of a rank
 _LOOPBACK = ("localhost", "127.0.0.1")
 
 
@@ -34,7 +37,7 @@ def command(plan: LaunchPlan) -> Command:
     argv = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(plan.hostfile)]
     argv += ["--include", as_include(plan.hosts)]
     argv += ["--master_addr", plan.master_addr, "--master_port", str(plan.master_port)]
-    # DeepSpeed's own check ignores the ssh arguments of pdsh; an unreachable host fails there, by name
+    # DeepSpeed's own check ignores the ssh arguments of pdsh and asks one host only; launch/preflight.py asks all
     argv += ["--no_ssh_check", "--no_local_rank", "--log_level", "warning"]
     if not remote:
         argv += [str(plan.script), *plan.arguments]
@@ -49,6 +52,7 @@ def command(plan: LaunchPlan) -> Command:
         env={**plan.env, "DS_ENV_FILE": str(env_file), "PDSH_SSH_ARGS_APPEND": _ssh_arguments(plan)},
         files={env_file: "".join(f"{key}={value}\n" for key, value in sorted(exported.items()))},
         remote=("pdsh", "-R", "ssh", "-S", "-w", ",".join(names), "{command}"),
+        lost_host=_LOST,
     )
 
 
@@ -81,7 +85,7 @@ def pdsh_argument(text: str) -> str:
 def _ssh_arguments(plan: LaunchPlan) -> str:
     given = os.environ.get("PDSH_SSH_ARGS_APPEND", "")
     port = f"-p {plan.ssh_port}" if plan.ssh_port is not None else ""
-    return " ".join(part for part in (given, port, "" if "ServerAlive" in given else _KEEPALIVE) if part)
+    return " ".join(part for part in (given, port, _SSH_OPTIONS) if part)
 
 
 __all__ = ["command", "is_this_machine", "pdsh_argument"]

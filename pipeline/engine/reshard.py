@@ -30,7 +30,7 @@ def to_universal(checkpoint: Checkpoint, workers: int = 1) -> Path:
     command = [
         sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal",
         "--input_folder", str(checkpoint.path / TAG), "--output_folder", str(folder / universal_tag(checkpoint)),
-        "--num_extract_workers", str(workers), "--num_merge_workers", str(workers),
+        "--inject_missing_state", "--num_extract_workers", str(workers), "--num_merge_workers", str(workers),
     ]  # fmt: skip
     logger.info("converting %s for another world size", checkpoint.path)
     result = subprocess.run(command, capture_output=True, text=True, check=False)
