@@ -299,7 +299,7 @@ def read_reports(logs: Path, quiet: bool = False) -> tuple[dict[int, int], dict[
 
 
 def _tee(source: IO[bytes] | None, sink: IO[bytes], read: Callable[[str], None]) -> None:
-    """Copy output to the log and to stderr until its end; a closed stderr does not stop the log. Lines go to ``read``."""
+    """Copy output to the log, to stderr and, by lines, to ``read`` until its end; a closed stderr stops only itself."""
     assert source is not None
     echo, rest = True, b""
     while chunk := source.read1(65536):  # type: ignore[attr-defined]

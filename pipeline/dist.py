@@ -68,6 +68,9 @@ def init(timeout_minutes: float = 30.0) -> Ranks:
     """Join the job's process group (NCCL on CUDA, gloo elsewhere) through DeepSpeed; safe to call again.
 
     A job of one process without launcher variables gets a private rendezvous, so that ``slt train`` works alone.
+
+    Raises:
+        ClusterError: the ranks cannot reach each other.
     """
     ranks = ranks_from_environment()
     cuda = torch.cuda.is_available()
@@ -85,11 +88,18 @@ def init(timeout_minutes: float = 30.0) -> Ranks:
         _single_process_environment()
     if cuda:
         torch.cuda.set_device(ranks.local_rank)
-    deepspeed.init_distributed(
-        dist_backend="nccl" if cuda else "gloo",
-        timeout=datetime.timedelta(minutes=timeout_minutes),
-        verbose=False,
-    )
+    try:
+        deepspeed.init_distributed(
+            dist_backend="nccl" if cuda else "gloo",
+            timeout=datetime.timedelta(minutes=timeout_minutes),
+            verbose=False,
+        )
+    except RuntimeError as error:
+        raise ClusterError(
+            f"rank {ranks.rank} of {ranks.world_size} cannot join the others at {os.environ['MASTER_ADDR']}:"
+            f"{os.environ['MASTER_PORT']}: {error}\nAll hosts must reach that address. If the error shows 127.0.0.1 or "
+            f"127.0.1.1, name the interface they share: {'NCCL' if cuda else 'GLOO'}_SOCKET_IFNAME=eth0."
+        ) from error
     return ranks
 
 

@@ -72,20 +72,19 @@ def full(trial: Trial) -> Path:
 
 
 def without_stage_1(trial: Trial) -> Path:
-    """The LLM keeps its random weights; everything after it is trained as usual."""
+    """The LLM keeps its random weights; the encoder is the full pipeline's, the connector is trained as usual."""
     name = "without_stage_1"
     llm = trial.stage(name, "continued_pretraining", trial.text(trial.data.text), untrained=True)
-    encoder = trial.stage(name, "contrastive", trial.video(text_encoder=llm))
-    return trial.stage(name, "connector", trial.video(llm=llm, visual=encoder))
+    return trial.stage(name, "connector", trial.video(llm=llm, visual=trial.full("contrastive")))
 
 
 def without_sign_pairs(trial: Trial) -> Path:
-    """Stage 1 sees plain sentences only, never words in sign order: language without the sign domain."""
+    """Stage 1 sees plain sentences only, never words in sign order: language without the sign domain; the encoder is
+    the full pipeline's."""
     name = "without_sign_pairs"
     prepare_plain_text(trial.out, trial.data, trial.num_procs)
     llm = trial.stage(name, "continued_pretraining", trial.text(trial.data.text_plain))
-    encoder = trial.stage(name, "contrastive", trial.video(text_encoder=llm))
-    return trial.stage(name, "connector", trial.video(llm=llm, visual=encoder))
+    return trial.stage(name, "connector", trial.video(llm=llm, visual=trial.full("contrastive")))
 
 
 def without_stage_2(trial: Trial) -> Path:

@@ -36,10 +36,10 @@ SMOKE = DemoSize(
 ABLATION = DemoSize(
     train=1500, dev=60, test=150, test_signer=100, text_train=20000, text_dev=300,
     sets={
-        "continued_pretraining": ["train.steps=100", "train.eval_every_steps=0"],
-        "contrastive": ["train.steps=350", "train.eval_every_steps=0"],
-        "connector": ["train.steps=150", "train.eval_every_steps=0"],
+        "continued_pretraining": ["train.steps=80", "train.eval_every_steps=0"],
+        "contrastive": ["train.steps=300", "train.eval_every_steps=0"],
+        "connector": ["train.steps=130", "train.eval_every_steps=0"],
     },
 )  # fmt: skip
-"""About half of `full` per stage: differences show, and five variants with three seeds take about an hour."""
+"""About half of `full` per stage: differences show, and five variants with three seeds take about half an hour."""
 SIZES = {"full": FULL, "smoke": SMOKE, "ablation": ABLATION}

@@ -33,6 +33,7 @@ def setup_logging(ranks: dist.Ranks, run_dir: Path) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[stream, file], force=True)
     # DeepSpeed calls torch.distributed functions by their old names, several times per step
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    warnings.filterwarnings("ignore", message=".gradient_checkpointing_enable. is deprecated")
     for noisy in ("DeepSpeed", "deepspeed", "transformers", "torch", "filelock", "PIL", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

@@ -71,6 +71,15 @@ class SimulatedHost:
                     return process
         return None
 
+    @contextlib.contextmanager
+    def unplugged(self) -> Iterator[None]:
+        """Off the network: nothing arrives and nobody is told."""
+        _run(*self.inside("ip", "link", "set", "eth0", "down"))
+        try:
+            yield
+        finally:
+            _run(*self.inside("ip", "link", "set", "eth0", "up"))
+
     def clear(self) -> None:
         """Kill whatever a failed test left."""
         for process in self.processes():
@@ -115,13 +124,12 @@ def two_hosts(folder: Path) -> Iterator[tuple[SimulatedHost, SimulatedHost]]:
         yield hosts[0], hosts[1]
 
 
-def until(condition: Callable[[], bool], seconds: float, what: str) -> float:
-    """Wait for a condition; returns how long it took."""
-    start = time.monotonic()
+def until(condition: Callable[[], object], seconds: float, what: str, every: float = 0.1) -> None:
+    """Wait for a condition."""
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() - start < seconds, f"not within {seconds:g} s: {what}"
-        time.sleep(0.05)
-    return time.monotonic() - start
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(every)
 
 
 def _etc(folder: Path, name: str, addresses: dict[str, str], key: Path) -> Path:
@@ -155,11 +163,10 @@ def _start(name: str, etc: Path, log: Path) -> subprocess.Popen[bytes]:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Until the kernel has ended everything of the host."""
-    inside = psutil.Process(process.pid).children() if process.poll() is None else []
-    process.kill()
-    process.wait()
-    psutil.wait_procs(inside, timeout=20)
+    """End the first process of the host, whose parent waits for it until the kernel has ended all others."""
+    for first in psutil.Process(process.pid).children() or [process]:
+        first.kill()
+    process.wait(timeout=20)
 
 
 def _first_process(process: subprocess.Popen[bytes], log: Path) -> int:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.errors import EXIT_CLUSTER, EXIT_PREEMPTED
@@ -20,6 +21,9 @@ pytestmark = pytest.mark.multinode
 
 STAGE = "continued_pretraining"
 STEPS = 6
+PAIR = ("host-a", "host-b")
+SAVE = {"train__checkpoint__every_steps": 2, "train__checkpoint__keep": 5}
+SIGTERM_BIT = 1 << (signal.SIGTERM - 1)
 BIN = Path(sys.executable).parent
 # host-a and host-b disagree on what their own names resolve to, so gloo must be told which interface they share
 ENV = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0", "HF_HUB_OFFLINE": "1"}
@@ -47,11 +51,25 @@ class Cluster:
         path.write_text("".join(f"{name} slots=1\n" for name in names))
         return str(path)
 
-    def slt(self, names: tuple[str, ...] = ("host-a", "host-b"), **values: object) -> subprocess.Popen[bytes]:
+    def slt(self, *names: str, env: dict[str, str] | None = None, **values: object) -> subprocess.Popen[bytes]:
         """``slt launch run`` on the first host."""
-        options = ["--hostfile", self.hostfile(*names), "--ssh-port", str(PORT)]
+        options = ["--hostfile", self.hostfile(*names or PAIR), "--ssh-port", str(PORT)]
         argv = [str(BIN / "slt"), "launch", "run", f"demo_{STAGE}", *options, *self.sets(**values)]
-        return self.a.start(argv, self.folder / "log", ENV)
+        return self.a.start(argv, self.folder / "log", {**ENV, **(env or {})})
+
+    def in_training(self, process: subprocess.Popen[bytes]) -> psutil.Process:
+        """Rank 1 on the second host, when the first checkpoint has just been written."""
+        found: list[psutil.Process] = []
+
+        def started() -> bool:
+            found.extend(filter(None, [self.b.rank(1)]))
+            return bool(found) or process.poll() is not None
+
+        until(started, 120, "rank 1 on host-b starts")
+        mark = self.run_dir / "checkpoints" / "step-000002" / "COMPLETE"
+        until(lambda: mark.is_file() or process.poll() is not None, 120, "first checkpoint", every=0.01)
+        assert process.poll() is None, self.output()
+        return found[0]
 
     def finish(self, process: subprocess.Popen[bytes], seconds: float = 240) -> tuple[int, str]:
         """Exit code and output of a launch of which nothing may be left on any host."""
@@ -67,6 +85,12 @@ class Cluster:
 
     def left(self) -> list[str]:
         return [f"{host.name}: {process}" for host in (self.a, self.b) for process in host.processes()]
+
+
+def pending_signals(process: psutil.Process) -> int:
+    """Bit n - 1 for every signal n that was sent to a process but not delivered yet."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(re.findall(r"^ShdPnd:\s*([0-9a-f]+)$", status, flags=re.MULTILINE)[0], 16)
 
 
 @pytest.fixture
@@ -86,7 +110,7 @@ def local(hosts: object, corpus: World, tmp_path_factory: pytest.TempPathFactory
 
 def test_deepspeed_as_a_user_would(cluster: Cluster, local: dict[int, float]) -> None:
     (cluster.folder / "env").write_text("".join(f"{name}={value}\n" for name, value in ENV.items()))
-    argv = [str(BIN / "deepspeed"), "--hostfile", cluster.hostfile("host-a", "host-b"), "--ssh_port", str(PORT)]
+    argv = [str(BIN / "deepspeed"), "--hostfile", cluster.hostfile(*PAIR), "--ssh_port", str(PORT)]
     argv += ["launch/train.py", f"demo_{STAGE}", *cluster.sets()]
     process = cluster.a.start(argv, cluster.folder / "log", ENV | {"DS_ENV_FILE": str(cluster.folder / "env")})
     code, output = cluster.finish(process)
@@ -94,34 +118,49 @@ def test_deepspeed_as_a_user_would(cluster: Cluster, local: dict[int, float]) ->
     assert rows(cluster.run_dir) == local
 
 
-def test_slt_launch(cluster: Cluster, local: dict[int, float]) -> None:
-    code, output = cluster.finish(cluster.slt())
-    assert code == 0, output
+def test_slt_launch_stopped_and_continued(cluster: Cluster, local: dict[int, float]) -> None:
+    """SIGTERM at the launcher reaches the ranks on both hosts, which save; the same command goes on from there."""
+    process = cluster.slt(**SAVE)
+    rank = cluster.in_training(process)
+    rank.suspend()  # so that training cannot end before the signal arrives
+    launcher = [found for found in cluster.a.processes() if found.cmdline()[1:3] == [str(BIN / "slt"), "launch"]]
+    launcher[0].terminate()
+    until(lambda: SIGTERM_BIT & pending_signals(rank), 60, "SIGTERM reaches rank 1 on host-b")
+    rank.resume()
+    code, output = cluster.finish(process)
+    assert code == EXIT_PREEMPTED, output
+    assert 2 <= max(rows(cluster.run_dir)) < STEPS, "the signal came too late"
+    code, output = cluster.finish(cluster.slt(**SAVE))
+    assert code == 0 and "launch finished (exit code 0)" in output, output
     assert rows(cluster.run_dir) == local
-    assert (cluster.run_dir / "logs" / "rank-1.log").is_file() and "launch finished (exit code 0)" in output
+    assert (cluster.run_dir / "logs" / "rank-1.log").is_file()
 
 
 def test_a_rank_killed_on_the_other_host(cluster: Cluster, local: dict[int, float]) -> None:
     """The launch ends by itself; the same command resumes and ends with the losses of an undisturbed run."""
-    every = {"train__checkpoint__every_steps": 2, "train__checkpoint__keep": 5}
-    first = cluster.run_dir / "checkpoints" / "step-000002" / "COMPLETE"
-    process = cluster.slt(**every)
-    until(lambda: first.is_file() or process.poll() is not None, 120, "first checkpoint")
-    victim = cluster.b.rank(1)
-    assert victim is not None, cluster.output()
-    victim.kill()
-    killed = time.monotonic()
-    code, output = cluster.finish(process, seconds=90)
-    print(f"ended after {time.monotonic() - killed:.1f} s", code, output)
-    assert code == 128 + signal.SIGKILL, output
+    process = cluster.slt(**SAVE)
+    cluster.in_training(process).kill()
+    code, output = cluster.finish(process, seconds=60)
+    assert code == 128 + signal.SIGKILL and "rank 1 on host-b: no report; it was killed" in output, output
     assert max(rows(cluster.run_dir)) < STEPS, "the kill came too late"
-    code, output = cluster.finish(cluster.slt(**every))
+    code, output = cluster.finish(cluster.slt(**SAVE))
     assert code == 0 and "at step" in output, output
     assert rows(cluster.run_dir) == local
 
 
+def test_a_host_that_drops_off_the_network(cluster: Cluster) -> None:
+    """Nobody closes its connections, so only ssh's keepalive notices; the other host's rank must not wait for it."""
+    process = cluster.slt(env={"PDSH_SSH_ARGS_APPEND": "-o ServerAliveInterval=1 -o ServerAliveCountMax=3"}, **SAVE)
+    cluster.in_training(process)
+    with cluster.b.unplugged():
+        code = process.wait(timeout=60)
+        left = cluster.a.processes()
+    assert code == EXIT_CLUSTER and "host-b: connection lost" in cluster.output(), cluster.output()
+    assert not left
+
+
 def test_an_unreachable_host(cluster: Cluster) -> None:
-    start = time.monotonic()
-    code, output = cluster.finish(cluster.slt(("host-a", "host-c")), seconds=60)
-    print(f"{time.monotonic() - start:.1f} s", output)
-    assert code == EXIT_CLUSTER and "host-c" in output
+    code, output = cluster.finish(cluster.slt("host-a", "host-c"), seconds=40)
+    assert code == EXIT_CLUSTER, output
+    assert "1 of 2 hosts cannot take part" in output and "host-c: ssh: connect to host host-c" in output
+    assert "Traceback" not in output and not (cluster.run_dir / "logs" / "launch.log").exists()

@@ -14,7 +14,7 @@ from launch.cli import app, report
 from launch.hostfile import Host
 from launch.plan import LaunchPlan, plan_ranks
 from launch.supervise import Outcome
-from pipeline.errors import RecipeError
+from pipeline.errors import ClusterError, RecipeError
 from tests.source_tree import ROOT
 
 runner = CliRunner()
@@ -41,6 +41,17 @@ def test_run_checks_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(result.exception, RecipeError) and "not a multiple" in str(result.exception)
 
 
+def test_run_asks_the_hosts_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(command: Command, plan: LaunchPlan) -> None:
+        raise ClusterError(f"{[host.name for host in plan.hosts]}")
+
+    monkeypatch.setattr(cli, "check_hosts", refuse)
+    monkeypatch.setattr(cli, "supervise", lambda *_: pytest.fail("started"))
+    (tmp_path / "hosts").write_text("a slots=1\nb slots=1\n")
+    result = runner.invoke(app, ["run", "demo_connector", "--hostfile", str(tmp_path / "hosts")])
+    assert isinstance(result.exception, ClusterError) and str(result.exception) == "['a', 'b']"
+
+
 def test_run_returns_the_worst_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Command] = []
 
@@ -65,6 +76,9 @@ def test_report_groups_equal_errors() -> None:
         "  rank 0,1 on a: exit code 1: OSError: gone",
         "  rank 2 on b: no report; it was killed or never started",
     ]
+    lost = report(Outcome(3, -9, {0: 1, 1: 1}, lost_hosts=("b",)), plan)
+    assert lost[0] == "launch failed: a host or the launcher (exit code 3)"
+    assert lost[1] == "  b: connection lost; what still runs there could not be stopped"
     assert report(Outcome(75, 75), plan) == [
         "launch stopped and saved; start the same command again to resume (exit code 75)"
     ]

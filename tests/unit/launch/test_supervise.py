@@ -147,6 +147,17 @@ def test_an_unreachable_host_does_not_stop_the_stopping(tmp_path: Path, caplog: 
     assert caplog.text.count("SIGKILL could not be sent to all hosts") == 2
 
 
+def test_a_lost_host_ends_the_launch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The ranks of the other hosts would wait for it; DeepSpeed's runner would wait for them."""
+    says = "pdsh@a: b: ssh exited with exit code 255"
+    script = f"import time; print('a: {says}'); print('{says}', flush=True); time.sleep(60)"
+    command = Command(argv=(sys.executable, "-c", script), lost_host="^pdsh@[^ ]+: ([^ ]+): .* 255$")
+    start = time.monotonic()
+    outcome = supervise(command, tmp_path, ("x", 2), QUICK)
+    assert outcome.code == 3 and outcome.lost_hosts == ("b",) and time.monotonic() - start < 20
+    assert "the connection to b is lost" in caplog.text
+
+
 def test_a_closed_stderr_keeps_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Closed:
         def write(self, chunk: bytes) -> None:
@@ -194,6 +205,23 @@ def test_a_closed_stderr_keeps_the_log(tmp_path: Path, monkeypatch: pytest.Monke
 )
 def test_worst_code(ranks: dict[int, int], launcher: int, world: int, code: int) -> None:
     assert worst_code(ranks, launcher, world) == code
+
+
+@pytest.mark.parametrize(
+    ("ranks", "launcher", "code"),
+    [
+        ({}, 255, 3),
+        ({}, 0, 3),
+        ({0: 1}, 255, 3),
+        ({0: 4}, 255, 4),
+        ({0: 0}, 255, 3),
+        ({0: 0, 1: 0}, 255, 3),
+        ({0: 75, 1: 75}, 255, 75),
+        ({0: 1, 1: 1}, 255, 1),
+    ],
+)
+def test_worst_code_with_a_lost_host(ranks: dict[int, int], launcher: int, code: int) -> None:
+    assert worst_code(ranks, launcher, 2, lost=True) == code
 
 
 def test_damaged_reports_count_as_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

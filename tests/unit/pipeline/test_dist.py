@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Callable
 
 import pytest
@@ -51,6 +53,25 @@ def test_half_an_environment_names_what_is_missing(set_only: Callable[..., None]
         "Start it with `slt launch run`, `deepspeed` or `torchrun`."
     )
     assert error.value.exit_code == 3
+
+
+def test_ranks_that_cannot_meet_are_a_cluster_error(
+    set_only: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**options: object) -> None:
+        raise RuntimeError("Gloo connectFullMesh failed, remote=[127.0.1.1]:5519")
+
+    fake = types.ModuleType("deepspeed")
+    fake.ops = types.SimpleNamespace(__compatible_ops__={})  # type: ignore[attr-defined]
+    fake.init_distributed = refuse  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "deepspeed", fake)
+    monkeypatch.setitem(sys.modules, "deepspeed.ops", fake.ops)
+    monkeypatch.setattr(dist.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    set_only(**VARIABLES)
+    with pytest.raises(ClusterError, match=r"rank 5 of 8 cannot join the others at node-0:29500: Gloo") as error:
+        dist.init()
+    assert "name the interface they share: GLOO_SOCKET_IFNAME=eth0" in str(error.value)
 
 
 def test_a_world_of_one_needs_no_process_group() -> None:

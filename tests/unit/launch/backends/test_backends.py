@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import socket
 import subprocess
@@ -56,6 +57,11 @@ def test_deepspeed_on_two_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert command.files == {env_file: f"OMP_NUM_THREADS=1\n{LAUNCH_ID}=id7\n"}
     assert command.env["DS_ENV_FILE"] == str(env_file) and LAUNCH_ID not in command.env
     assert command.env["PDSH_SSH_ARGS_APPEND"].startswith("-F cfg -p 2222 -o ServerAliveInterval=")
+    assert "-o ConnectTimeout=15 -o BatchMode=yes" in command.env["PDSH_SSH_ARGS_APPEND"]
+    assert command.lost_host is not None
+    lost = re.match(command.lost_host, "pdsh@here: node-1.example: ssh exited with exit code 255")
+    assert lost is not None and lost[1] == "node-1.example"
+    assert not re.match(command.lost_host, "pdsh@here: b: ssh exited with exit code 247")
     assert command.remote is not None and "a,b" in command.remote and command.remote[-1] == "{command}"
 
 
