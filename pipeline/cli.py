@@ -98,14 +98,16 @@ def demo(
     out: Annotated[Path, typer.Option(help="folder for data, runs and report")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="seed of data and training")] = 0,
     num_procs: Annotated[int, typer.Option(help="training processes")] = 2,
+    gloss_free: Annotated[bool, typer.Option("--gloss-free", help="stage 1 never sees a gloss")] = False,
     size: Annotated[
-        str, typer.Option(help="`full`, or `smoke` for a minute-long check without a score floor")
+        str,
+        typer.Option(help="`full`, `ablation` (about half of it) or `smoke` (a minute, no score floor)"),
     ] = "full",
 ) -> None:
     """All three stages on a synthetic sign corpus, from nothing to translated videos, on this machine."""
     from pipeline.demo.run import run_demo
 
-    raise typer.Exit(run_demo(out, seed=seed, num_procs=num_procs, size=size))
+    raise typer.Exit(run_demo(out, seed, num_procs, size, gloss_free))
 
 
 @app.command("demo-ablations", epilog="Example: slt demo-ablations --out runs/ablations --seeds 3")

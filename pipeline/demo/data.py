@@ -12,6 +12,7 @@ from pipeline.demo.settings import PAIR_TEMPLATE, PLAIN_TEMPLATE, VOCABULARY, De
 from pipeline.demo.tokenizer import train_tokenizer
 from shards.build import BuildOptions, build
 from shards.corpora.synthetic import Synthetic, SyntheticOptions, generate
+from shards.corpora.synthetic_grammar import FUNCTION_WORDS
 from shards.corpora.text import Text
 from shards.video import VideoOptions
 
@@ -27,10 +28,16 @@ class DemoData:
     text_plain: Path
     """Text without sign-order pairs (ablation)."""
     tokenizer: Path
+    recipes: str = "demo"
+    """First part of the recipes' names."""
 
 
-def prepare(out: Path, size: DemoSize, seed: int, workers: int) -> DemoData:
-    """Generate, tokenise and pack; every step is skipped when its result is already there."""
+def prepare(out: Path, size: DemoSize, seed: int, workers: int, gloss_free: bool = False) -> DemoData:
+    """Generate, tokenise and pack; every step is skipped when its result is already there.
+
+    ``gloss_free``: the pairs of stage 1 are made from the sentences alone (function words dropped, spoken order), not
+    from the corpus' glosses.
+    """
     corpus, shards = out / "corpus", out / "shards"
     options = SyntheticOptions(
         seed=seed, train=size.train, dev=size.dev, test=size.test, test_signer=size.test_signer,
@@ -39,14 +46,17 @@ def prepare(out: Path, size: DemoSize, seed: int, workers: int) -> DemoData:
     with Steps("data") as steps:
         generate(corpus, options, workers, steps.counter("signing videos generated"))
         tokenizer = train_tokenizer(_texts(corpus / "text" / "train.jsonl"), out / "tokenizer", VOCABULARY)
-        data = DemoData(shards / "video", shards / "text", shards / "text_plain", tokenizer)
+        pairs_folder = shards / ("text_gloss_free" if gloss_free else "text")
+        recipes = "demo_gloss_free" if gloss_free else "demo"
+        data = DemoData(shards / "video", pairs_folder, shards / "text_plain", tokenizer, recipes)
         video = BuildOptions(video=VideoOptions(short_side=options.size, fps=options.fps))
         build(Synthetic(corpus), data.video, video, workers, steps.build("videos in shards"))
         text = BuildOptions(tokenizer=str(tokenizer))
         paths = {split: str(corpus / "text" / f"{split}.jsonl") for split in ("train", "dev")}
         # One sign covers one to three word tokens of the visual encoder; stage 1 sees words repeated like that.
         pairs = Text(
-            paths=paths, templates=[PLAIN_TEMPLATE, PAIR_TEMPLATE], gloss="gloss", lowercase_gloss=True,
+            paths=paths, templates=[PLAIN_TEMPLATE, PAIR_TEMPLATE], gloss="" if gloss_free else "gloss",
+            function_words=sorted(FUNCTION_WORDS) if gloss_free else [], lowercase_gloss=True,
             repeat_max=3, language="en",
         )  # fmt: skip
         build(pairs, data.text, text, workers, steps.build("texts in shards"))

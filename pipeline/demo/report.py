@@ -21,6 +21,8 @@ class DemoReport:
     seed: int
     size: str
     num_procs: int
+    gloss_free: bool = False
+    """Stage 1 saw no glosses (pseudo-glosses from the sentences instead)."""
     perplexity_before: float = 0.0
     perplexity_after: float = 0.0
     retrieval_r1: float = 0.0

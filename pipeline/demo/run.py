@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 TRANSLATIONS_SHOWN = 3
 
 
-def run_demo(out: Path, seed: int, num_procs: int, size: str) -> int:
+def run_demo(out: Path, seed: int, num_procs: int, size: str, gloss_free: bool = False) -> int:
     """Run everything below ``out``; returns the exit code.
 
     Raises:
@@ -30,8 +30,8 @@ def run_demo(out: Path, seed: int, num_procs: int, size: str) -> int:
     if size not in SIZES:
         raise RecipeError(f"demo size {size!r} is not one of {', '.join(SIZES)}")
     start = time.monotonic()
-    report = DemoReport(seed=seed, size=size, num_procs=num_procs)
-    data = prepare(out, SIZES[size], seed, workers=num_procs)
+    report = DemoReport(seed=seed, size=size, num_procs=num_procs, gloss_free=gloss_free)
+    data = prepare(out, SIZES[size], seed, num_procs, gloss_free)
     report.seconds["data"] = time.monotonic() - start
     runs = run_stages(out, data, SIZES[size], seed, num_procs)
     fill_report(report, out, data, runs)
@@ -54,7 +54,15 @@ def run_stages(out: Path, data: DemoData, size: DemoSize, seed: int, num_procs: 
     }
     runs = []
     for stage, values in sets.items():
-        runs.append(run_stage(stage, out / stage, num_procs, [*values, f"seed={seed}", *size.sets.get(stage, [])]))
+        runs.append(
+            run_stage(
+                stage,
+                out / stage,
+                num_procs,
+                [*values, f"seed={seed}", *size.sets.get(stage, [])],
+                f"{data.recipes}_{stage}",
+            )
+        )
     return runs
 
 

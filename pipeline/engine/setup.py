@@ -94,8 +94,11 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     return [group for group in groups if group["params"]]
 
 
-def start_engine(stage: Stage, resolved: ResolvedRecipe, total_steps: int) -> TrainEngine:
+def start_engine(stage: Stage, resolved: ResolvedRecipe, total_steps: int, load_universal: bool = False) -> TrainEngine:
     """Build the model (partitioned from the start under ZeRO-3), freeze, and initialise DeepSpeed.
+
+    Args:
+        load_universal: the checkpoint to load comes from another world size and was converted.
 
     Raises:
         RecipeError: the engine's batch sizes, precision, ZeRO stage or clipping differ from the recipe's.
@@ -103,7 +106,7 @@ def start_engine(stage: Stage, resolved: ResolvedRecipe, total_steps: int) -> Tr
     import deepspeed
     from transformers.integrations import HfDeepSpeedConfig
 
-    config = resolved.ds_config
+    config = resolved.ds_config | ({"checkpoint": {"load_universal": True}} if load_universal else {})
     zero_stage = int(config["zero_optimization"]["stage"])
     keep_alive = HfDeepSpeedConfig(config) if zero_stage == 3 else None
     module = stage.build()

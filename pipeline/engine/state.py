@@ -22,7 +22,8 @@ class TrainState:
     samples_seen: int = 0
     data: dict[str, Any] = field(default_factory=dict)
     """Cursor and fingerprint of the training plan (`shards.plan.Plan.state`); a resumed run must have the same plan."""
-    bad_samples: int = 0
+    bad_samples: list[int] = field(default_factory=list)
+    """Numbers (in the plan) of the damaged samples met so far, on any rank, each once."""
     skipped_steps: int = 0
     """Consecutive steps without an update because gradients were not finite."""
     best: dict[str, Any] = field(default_factory=dict)

@@ -50,7 +50,9 @@ class Trainer:
         stage.zero_stage = int(self.resolved.ds_config["zero_optimization"]["stage"])
         self.plan = stage.plan(self.recipe.data.train, train=True)
         self.total_steps = self._total_steps()
-        self.engine: TrainEngine = start_engine(stage, self.resolved, self.total_steps)
+        self.engine: TrainEngine = start_engine(
+            stage, self.resolved, self.total_steps, load_universal=universal is not None
+        )
         stage.attach(self.engine.module)
         eval_plans = [stage.plan([source], train=False) for source in self.recipe.data.eval]
         for plan in (self.plan, *eval_plans):
@@ -73,7 +75,6 @@ class Trainer:
             return None
         folder = to_universal(resume) if self.ranks.is_main else None
         dist.barrier()
-        self.resolved.ds_config["checkpoint"] = {"load_universal": True}
         return Path(dist.broadcast_object(str(folder)))
 
     def _total_steps(self) -> int:
@@ -143,10 +144,12 @@ class Trainer:
         counts = torch.tensor([valid, samples, stop_requested, due, len(batch.skipped)], dtype=torch.int64)
         counts = dist.all_reduce_sum(counts.to(self.device))
         valid, self.samples_in_step, stop, save, bad = (int(value) for value in counts.tolist())
-        self.state.bad_samples += bad
-        if self.state.bad_samples > self.recipe.data.max_bad_samples:
+        if bad:
+            found = dist.gather_objects([skipped.sample for skipped in batch.skipped])
+            self.state.bad_samples = sorted({*self.state.bad_samples, *(sample for part in found for sample in part)})
+        if len(self.state.bad_samples) > self.recipe.data.max_bad_samples:
             raise DataError(
-                f"{self.state.bad_samples} damaged samples, more than data.max_bad_samples="
+                f"{len(self.state.bad_samples)} damaged samples, more than data.max_bad_samples="
                 f"{self.recipe.data.max_bad_samples}",
                 where=self.recipe.name,
                 fix="run `slt shards lint` on the shard sets; the log names every damaged sample",
@@ -195,7 +198,7 @@ class Trainer:
             "train/grad_norm": self.engine.grad_norm(),
             "train/epoch": self.state.data["epoch"],
             "data/wait_seconds": self.wait_seconds,
-            "data/bad_samples": self.state.bad_samples,
+            "data/bad_samples": len(self.state.bad_samples),
             "perf/seconds_per_step": seconds / self.interval_steps,
             "perf/tokens_per_second": self.interval_tokens / seconds,
             "perf/samples_per_second": self.interval_samples / seconds,

@@ -144,7 +144,7 @@ class ContinuedPretraining(Stage):
         return dist.all_reduce_sum(sums).cpu()
 
     def flops_per_step(self, batches: list[MicroBatch]) -> float:
-        """6 N per token plus causal attention over each document (12 L d T_eff / 2); notes in docs/recipes.md."""
+        """6 N per token plus causal attention over each document, 12 L d T_eff / 2 per token (arXiv 2204.02311, B)."""
         config = self.llm_config
         matmul = 6 * (self.matmul_parameters)
         total = 0.0

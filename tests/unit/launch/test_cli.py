@@ -22,6 +22,7 @@ runner = CliRunner()
 
 def test_plan_prints_command_environment_and_ranks() -> None:
     arguments = ["plan", "demo_connector", "--num-procs", "2", "--accelerator", "cpu", "--set", "train.steps=3"]
+    arguments += ["--set", "train.global_batch=16", "--set", "train.micro_batch=4"]
     text = runner.invoke(app, arguments).stdout
     assert "deepspeed.launcher.runner" in text and "--set train.steps=3" in text
     assert "export DS_ACCELERATOR=cpu" in text and "2 ranks x 2 accumulation_steps" in text
@@ -95,5 +96,6 @@ def test_plan_starts_without_torch_and_user_errors_have_no_traceback() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     argv = [sys.executable, "-m", "launch.cli", "run", "demo_connector", "--num-procs", "3"]
+    argv += ["--set", "train.global_batch=16", "--set", "train.micro_batch=4"]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr and "= 12; 12 or 24 would be" in done.stderr

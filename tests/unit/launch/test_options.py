@@ -70,7 +70,7 @@ def test_contradictions(hostfile: Path) -> None:
     with pytest.raises(RecipeError, match="--accelerator must be auto, cpu or gpu, got tpu"):
         build(accelerator="tpu")
     with pytest.raises(RecipeError, match="= 12; 12 or 24 would be"):
-        build(num_procs=3)
+        build(num_procs=3, sets=["train.global_batch=16", "train.micro_batch=4"])
 
 
 def test_exports() -> None:
