@@ -95,7 +95,8 @@ def report(outcome: Outcome, plan: LaunchPlan) -> list[str]:
     lines = [f"launch {meaning} (exit code {outcome.code})"]
     if outcome.code in (EXIT_OK, EXIT_PREEMPTED):
         return lines
-    lines += [f"  {host}: connection lost; what still runs there could not be stopped" for host in outcome.lost_hosts]
+    lost = "connection lost, or the launcher there was killed; ranks may still run there if it cannot be reached"
+    lines += [f"  {host}: {lost}" for host in outcome.lost_hosts]
     seen: dict[tuple[int, str], list[int]] = {}
     for rank in plan.ranks:
         code = outcome.rank_codes.get(rank.rank)

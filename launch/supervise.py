@@ -74,7 +74,7 @@ class Outcome:
     signals: tuple[int, ...] = ()
     """Signals received and passed on."""
     lost_hosts: tuple[str, ...] = ()
-    """Hosts to which the connection broke."""
+    """Hosts to which the connection broke, or where what starts the ranks was killed: ssh reports both alike."""
 
 
 def supervise(command: Command, run_dir: Path, ranks: tuple[str, int], patience: Patience | None = None) -> Outcome:
@@ -198,8 +198,9 @@ class _Supervisor:
 
     def _read(self, line: str) -> None:
         """A line of the launcher's output; called by the thread that copies it."""
-        match = re.match(self.command.lost_host, line) if self.command.lost_host else None
-        if match:
+        if self.command.lost_host is None or self.killed:  # what we kill ends its connection, too
+            return
+        if match := re.match(self.command.lost_host, line):
             self.lost.append(match[1])
 
     def _pass_on(self, process: subprocess.Popen[bytes], number: int) -> None:

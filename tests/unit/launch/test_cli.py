@@ -79,7 +79,10 @@ def test_report_groups_equal_errors() -> None:
     ]
     lost = report(Outcome(3, -9, {0: 1, 1: 1}, lost_hosts=("b",)), plan)
     assert lost[0] == "launch failed: a host or the launcher (exit code 3)"
-    assert lost[1] == "  b: connection lost; what still runs there could not be stopped"
+    assert (
+        lost[1]
+        == "  b: connection lost, or the launcher there was killed; ranks may still run there if it cannot be reached"
+    )
     assert report(Outcome(75, 75), plan) == [
         "launch stopped and saved; start the same command again to resume (exit code 75)"
     ]

@@ -158,6 +158,25 @@ def test_a_lost_host_ends_the_launch(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert "the connection to b is lost" in caplog.text
 
 
+def test_a_connection_that_we_end_ourselves_is_not_lost(tmp_path: Path) -> None:
+    """When ranks are killed after a failure their ssh ends as if the host were gone."""
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    script = (
+        f"import pathlib, time\nlogs = pathlib.Path({str(logs)!r})\n"
+        """(logs / 'exit-rank-0.json').write_text('{"rank": 0, "code": 4}')\n"""
+        "while not (logs / 'stop').exists(): time.sleep(0.02)\n"
+        "print('pdsh@a: b: ssh exited with exit code 255', flush=True); time.sleep(60)"
+    )
+    command = Command(
+        argv=(sys.executable, "-c", script),
+        remote=("sh", "-c", f": '{{command}}'; touch {logs}/stop; sleep 0.5"),
+        lost_host="^pdsh@[^ ]+: ([^ ]+): .* 255$",
+    )
+    outcome = supervise(command, tmp_path, ("x", 2), QUICK)
+    assert outcome.code == 4 and outcome.lost_hosts == ()
+
+
 def test_a_closed_stderr_keeps_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Closed:
         def write(self, chunk: bytes) -> None:
