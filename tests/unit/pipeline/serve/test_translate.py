@@ -83,5 +83,5 @@ def test_a_damaged_form_is_refused(content: str, tmp_path: Path) -> None:
 
 
 def test_a_missing_video_is_a_data_error(served: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="the file does not exist"):
         translate_file(served, tmp_path / "absent.mp4")
