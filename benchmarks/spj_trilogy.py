@@ -133,6 +133,7 @@ def losses(run: StageRun) -> dict[str, Any]:
         "loss_last": train_rows[-1]["train/loss"],
         "held_out_before": {name: value for name, value in run.evaluations()[0].items() if name in shown},
         "held_out_after": {name: value for name, value in run.evaluations()[-1].items() if name in shown},
+        "trained_at_commit": json.loads((run.export_dir / "provenance.json").read_text())["git_commit"],
         "training_seconds": round(train_rows[-1]["time"] - run.evaluations()[0]["time"], 1),
     }
 
@@ -161,7 +162,8 @@ def main() -> None:
         "stages": {run.stage: losses(run) for run in runs},
         "test": json.loads(slt("evaluate", export, "--shards", str(options.runs / "shards" / "video"), "--json")),
         "translations_of_original_clips": [
-            json.loads(line) for line in slt("translate", *clips, "--model", export, "--json").splitlines()
+            json.loads(line) | {"path": Path(json.loads(line)["path"]).name}
+            for line in slt("translate", *clips, "--model", export, "--json").splitlines()
         ],
         "hardware": hardware(),
         "versions": versions("torch", "deepspeed", "transformers"),
