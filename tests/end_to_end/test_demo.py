@@ -17,6 +17,7 @@ def test_demo_reaches_its_floors(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     command = [sys.executable, "-m", "pipeline", "demo", "--out", str(out)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
+    (tmp_path / "demo.log").write_text(result.stdout + result.stderr)  # kept by pytest: what a newcomer would see
     assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
     report = json.loads((out / "report.json").read_text())
     assert report["perplexity_after"] < 0.05 * report["perplexity_before"]
