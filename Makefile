@@ -21,8 +21,8 @@ SOURCES := shards pipeline launch tests benchmarks
 # Two ranks share few cores in the tests, so one thread each; benchmarks and the demo choose their own.
 TEST_ENV := DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-# A test that hangs shows every thread's stack after five minutes instead of nothing until CI's own limit.
-PYTEST := $(BIN)/python -m pytest -o faulthandler_timeout=300
+# A test that hangs shows every thread's stack after a quarter of an hour instead of nothing until CI's own limit.
+PYTEST := $(BIN)/python -m pytest -o faulthandler_timeout=900
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-ablations test test-fast test-gpu check format reference bench clean force

@@ -74,6 +74,11 @@ def commit() -> str:
         return "unknown"
 
 
+def _command() -> list[str]:
+    """The command line without the folders of this machine."""
+    return [Path(part).name if os.path.isabs(part) else part for part in sys.argv]
+
+
 def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
@@ -91,7 +96,7 @@ def write_receipt(rows: Sequence[Claim], out: Path | None, packages: Sequence[st
         shown = [f"{value:,.4g}" if value is not None else "-" for value in (row.ours, row.peer, row.ratio)]
         table.add_row(row.claim, *shown, f"{row.target:g}", row.unit, str(row.runs), "ok" if row.reached else "MISSED")
     Console(width=160).print(table)
-    about = {"hardware": hardware(), "versions": versions(*packages), "commit": commit(), "command": sys.argv}
+    about = {"hardware": hardware(), "versions": versions(*packages), "commit": commit(), "command": _command()}
     written = [{**asdict(row), "reached": row.reached, **about} for row in rows]
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
