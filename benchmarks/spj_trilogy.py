@@ -21,7 +21,7 @@ from typing import Any
 
 from receipt import ROOT, commit, hardware, versions
 
-from pipeline.demo.stages import StageRun, run_stage
+from pipeline.demo.stages import StageRun, run_stage_once
 from pipeline.engine.metrics import read_metrics
 from pipeline.models.packaged import smollm2_folder
 from shards.build import BuildOptions, build
@@ -30,39 +30,12 @@ from shards.corpora.text import Text
 from shards.video import VideoOptions
 
 PAIR = "{gloss}\nPreklad: {text}"
-FUNCTION_WORDS = set(
-    [
-        "a",
-        "aj",
-        "ako",
-        "ale",
-        "by",
-        "do",
-        "je",
-        "k",
-        "ku",
-        "na",
-        "o",
-        "od",
-        "po",
-        "pod",
-        "pre",
-        "pri",
-        "s",
-        "sa",
-        "so",
-        "som",
-        "si",
-        "sú",
-        "tu",
-        "už",
-        "v",
-        "vo",
-        "z",
-        "za",
-        "že",
-    ]
-)
+# fmt: off
+FUNCTION_WORDS = [
+    "a", "aj", "ako", "ale", "by", "do", "je", "k", "ku", "na", "o", "od", "po", "pod", "pre", "pri", "s", "sa", "si",
+    "so", "som", "sú", "tu", "už", "v", "vo", "z", "za", "že",
+]
+# fmt: on
 """Slovak words dropped for pseudo-glosses, so that the run stays gloss-free."""
 
 
@@ -89,10 +62,9 @@ def prepare(data: Path, runs: Path) -> tuple[Path, Path]:
         paths={split: str(folder / f"{split}.txt") for split in texts}, templates=["{text}", PAIR],
         function_words=FUNCTION_WORDS, repeat_max=2, passes=2, language="sk", corpus="spj",
     )  # fmt: skip
-    build(
-        text, runs / "shards" / "text", BuildOptions(tokenizer=str(smollm2_folder(runs)), max_skipped_fraction=0.2), 1
-    )
-    return video, runs / "shards" / "text"
+    shards = runs / "shards" / "text"
+    build(text, shards, BuildOptions(tokenizer=str(smollm2_folder(runs)), max_skipped_fraction=0.2))
+    return video, shards
 
 
 def sources(shards: Path) -> list[str]:
@@ -112,14 +84,10 @@ def train(data: Path, runs: Path, steps: list[str]) -> list[StageRun]:
         ],
         "connector": [*sources(video), f"model.llm.path={llm}", f"model.visual.path={encoder}"],
     }  # fmt: skip
-    return [stage_once(stage, runs / stage, [*values, *steps]) for stage, values in sets.items()]
-
-
-def stage_once(stage: str, run_dir: Path, sets: list[str]) -> StageRun:
-    """Run a stage, unless an earlier call finished it."""
-    if (run_dir / "export" / "provenance.json").is_file():
-        return StageRun(stage, run_dir, run_dir / "export", 0.0)
-    return run_stage(stage, run_dir, 2, sets, f"spj_{stage}")
+    for stage, values in sets.items():
+        run_stage_once(stage, runs / stage, 2, [*values, *steps], f"spj_{stage}")
+    # the seconds of a stage are read from its metrics: it may have run in an earlier call
+    return [StageRun(stage, runs / stage, runs / stage / "export", seconds=float("nan")) for stage in sets]
 
 
 def losses(run: StageRun) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pipeline.config.resolve import installed_versions, project_commit
 from pipeline.demo.data import DemoData, prepare, prepare_plain_text
 from pipeline.demo.run import evaluate_split, run_stages
 from pipeline.demo.settings import ABLATION
-from pipeline.demo.stages import run_stage
+from pipeline.demo.stages import is_exported, run_stage_once
 from pipeline.errors import EXIT_OK, RecipeError
 
 logger = logging.getLogger(__name__)
@@ -41,11 +41,8 @@ class Trial:
 
     def stage(self, variant: str, stage: str, sets: list[str], untrained: bool = False) -> Path:
         """Run a stage of a variant (``untrained``: only export its random initialisation); returns its export."""
-        run_dir = self.out / variant / stage
-        if not (run_dir / "export" / "provenance.json").is_file():
-            values = [*sets, f"seed={self.seed}", *ABLATION.sets[stage]]
-            run_stage(stage, run_dir, self.num_procs, values + (_UNTRAINED if untrained else []))
-        return run_dir / "export"
+        values = [*sets, f"seed={self.seed}", *ABLATION.sets[stage], *(_UNTRAINED if untrained else [])]
+        return run_stage_once(stage, self.out / variant / stage, self.num_procs, values)
 
     def text(self, shards: Path) -> list[str]:
         return [
@@ -60,10 +57,9 @@ class Trial:
 
     def full(self, stage: str) -> Path:
         """Export of a stage of the full pipeline, which is run first where it is missing."""
-        export_dir = self.out / stage / "export"
-        if not (export_dir / "provenance.json").is_file():
+        if not is_exported(self.out / stage):
             run_stages(self.out, self.data, ABLATION, self.seed, self.num_procs)
-        return export_dir
+        return self.out / stage / "export"
 
 
 def full(trial: Trial) -> Path:
@@ -118,11 +114,12 @@ def run_ablations(out: Path, seeds: int, num_procs: int, variants: list[str]) ->
         raise RecipeError(f"unknown ablation {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
     results = _read(out / "ablations.json")
     for seed in range(seeds):
+        missing = [name for name in variants or VARIANTS if all(row["seed"] != seed for row in results[name])]
+        if not missing:
+            continue
         folder = out / f"seed-{seed}"
-        for name in variants or VARIANTS:
-            if any(row["seed"] == seed for row in results[name]):
-                continue
-            trial = Trial(folder, prepare(folder, ABLATION, seed, num_procs), seed, num_procs)
+        trial = Trial(folder, prepare(folder, ABLATION, seed, num_procs), seed, num_procs)
+        for name in missing:
             export_dir = VARIANTS[name](trial)
             scores = {
                 split: evaluate_split(export_dir, trial.data, split, folder / "evaluation" / name / split)

@@ -55,6 +55,18 @@ def run_stage(stage: str, run_dir: Path, num_procs: int, sets: list[str], recipe
     return StageRun(stage, run_dir, export_dir, time.monotonic() - start)
 
 
+def is_exported(run_dir: Path) -> bool:
+    """Whether a stage was finished and exported there (an export is complete or absent)."""
+    return (run_dir / "export" / "provenance.json").is_file()
+
+
+def run_stage_once(stage: str, run_dir: Path, num_procs: int, sets: list[str], recipe: str = "") -> Path:
+    """`run_stage`, unless an earlier call finished it there; returns the export. The folder must name the settings."""
+    if not is_exported(run_dir):
+        run_stage(stage, run_dir, num_procs, sets, recipe)
+    return run_dir / "export"
+
+
 def _run(stage: str, command: list[str], run_dir: Path) -> None:
     logger.debug("running %s", " ".join(command))
     code = subprocess.run(command, check=False).returncode

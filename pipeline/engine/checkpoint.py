@@ -31,7 +31,7 @@ from pipeline.config.resolve import ResolvedRecipe
 from pipeline.engine.setup import TrainEngine, quiet_deepspeed
 from pipeline.engine.state import TrainState, restore_rng, rng_state
 from pipeline.errors import CheckpointError
-from pipeline.stages.base import Stage
+from pipeline.stages.base import Stage, frozen_names
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ def failed_writes_as_os_error(what: str) -> Iterator[None]:
 
 
 def _write_shards(engine: TrainEngine, folder: Path) -> None:
-    frozen = any(not p.requires_grad for p in engine.module.parameters())
+    frozen = bool(frozen_names(engine.module))
     with quiet_deepspeed(), failed_writes_as_os_error("the ZeRO shards"):
         engine.engine.save_checkpoint(
             str(folder), tag=TAG, client_state={}, save_latest=False, exclude_frozen_parameters=frozen
@@ -282,7 +282,7 @@ def load(engine: TrainEngine, checkpoint: Checkpoint, universal: Path | None) ->
             f"checkpoint {checkpoint.path} is damaged:\n  " + "\n  ".join(problems)
             + "\n  fix: remove that folder to resume from the one before"
         )  # fmt: skip
-    frozen = any(not p.requires_grad for p in engine.module.parameters())
+    frozen = bool(frozen_names(engine.module))
     source, tag = (checkpoint.path, TAG) if universal is None else (universal, universal_tag(checkpoint))
     with quiet_deepspeed():
         path, _ = engine.engine.load_checkpoint(str(source), tag=tag, load_module_strict=not frozen)

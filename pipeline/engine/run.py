@@ -14,7 +14,7 @@ from pipeline import dist
 from pipeline.config.load import load_recipe
 from pipeline.config.resolve import resolve_file, write_resolved
 from pipeline.engine.trainer import Trainer
-from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
+from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED
 from pipeline.stages.registry import STAGES
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def main(recipe_path: str, sets: list[str]) -> int:
             message = traceback.format_exc()
         sys.stderr.write(f"error (rank {dist.ranks_from_environment().rank}): {message}\n")
     _leave_exit_note(recipe_path, sets, code, message)
-    if code not in (EXIT_OK, EXIT_PREEMPTED) and message:
+    if message:
         # other ranks may sit in a collective; a polite shutdown would wait for them
         sys.stderr.flush()
         os._exit(code)

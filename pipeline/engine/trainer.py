@@ -22,7 +22,7 @@ from pipeline.engine.setup import TrainEngine, start_engine
 from pipeline.engine.signals import StopFlag
 from pipeline.engine.state import TrainState, seed_everything
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED, DivergedError, RecipeError
-from pipeline.stages.base import Normaliser, Stage, move_all
+from pipeline.stages.base import Normaliser, Stage, frozen_names, move_all
 from shards.errors import DataError
 from shards.loader import LoaderOptions, StepBatch, StepLoader
 
@@ -164,7 +164,8 @@ class Trainer:
         sums = accumulate(self.engine, self.stage, micro_batches, normaliser)
         for name, value in sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.double()
-        self.flops += self.stage.flops_per_step(micro_batches)
+        if self.peak is not None:  # from the batches on the host: reading lengths from a device would wait for it
+            self.flops += self.stage.flops_per_step(batch.micro_batches)
         self.interval_steps += 1
         self.interval_tokens += normaliser.valid_tokens
         self.interval_samples += self.samples_in_step
@@ -250,5 +251,5 @@ class Trainer:
         """Our own invariant: what the freeze plan froze has not moved by a bit."""
         now = self.hash_frozen()
         assert now == self.frozen_hash, "a frozen parameter changed during training"
-        if self.ranks.is_main and any(not p.requires_grad for p in self.engine.module.parameters()):
+        if self.ranks.is_main and frozen_names(self.engine.module):
             logger.info("frozen parameters unchanged (sha256 %s)", now[:16])

@@ -91,4 +91,6 @@ def test_bad_deepspeed_env_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_free_port() -> None:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", free_port()))
+        port = free_port()
+        probe.bind(("127.0.0.1", port))  # raises when somebody has it
+        assert probe.getsockname()[1] == port > 0

@@ -78,4 +78,5 @@ def test_the_place_is_the_line_or_the_set(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", [CONNECTOR, CONTRASTIVE, PRETRAINING])
 def test_the_sound_recipes_are_sound(tmp_path: Path, text: str) -> None:
-    load_recipe(write(tmp_path, text))
+    recipe = load_recipe(write(tmp_path, text))
+    assert f"stage: {recipe.stage}" in text
