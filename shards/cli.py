@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
 import logging
 import os
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from shards.errors import DataError
+from shards.progress import progress
 
 app = typer.Typer(
     help="Pack corpora into shards, index, check and describe them.",
@@ -25,7 +23,6 @@ app = typer.Typer(
     add_completion=False,
 )
 logger = logging.getLogger(__name__)
-_PLAIN_LINE_SECONDS = 10.0
 _EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout")]
 Workers = Annotated[int, typer.Option(min=0, help="processes, 0 = all cores; the result is the same for any number")]
@@ -43,49 +40,6 @@ def _data_errors(verb: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(error.exit_code) from None
 
     return wrapped
-
-
-@contextlib.contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar with rate and time left on a terminal, otherwise a line every ten seconds; both on stderr."""
-    if not sys.stderr.isatty():
-        yield _PlainProgress(what)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Any) -> Text:
-            return Text(f"{task.speed:.1f}/s" if task.speed else "")
-
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=None, note="")
-        yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
-
-
-class _PlainProgress:
-    """Progress for logs: a line every ten seconds and one at the end."""
-
-    def __init__(self, what: str) -> None:
-        self.what, self.began, self.last = what, time.monotonic(), time.monotonic()
-
-    def __call__(self, done: int, total: int, note: str) -> None:
-        now = time.monotonic()
-        if now - self.last < _PLAIN_LINE_SECONDS and done < total:
-            return
-        self.last = now
-        rate = done / max(1e-9, now - self.began)
-        left = (total - done) / rate if rate else 0.0
-        typer.echo(f"{self.what}: {done}/{total} {rate:.1f}/s, {left:.0f} s left {note}".rstrip(), err=True)
 
 
 @app.command(context_settings=_EXTRA, epilog="Example: slt shards build phoenix14t --root phoenix-v3 --out data/ph14t")
@@ -114,7 +68,7 @@ def build(
 
     source = make_corpus(corpus, _extra(context.args))
     settings = _build_options(_pairs(storage, "--store"), tokenizer, max_skipped_fraction)
-    with _progress(f"build {out.name}") as show:
+    with progress(f"build {out.name}") as show:
         manifest = run(
             source,
             out,
@@ -223,7 +177,7 @@ def index(
         return
     from shards.adopt import adopt
 
-    with _progress(f"index {path.name}") as show:
+    with progress(f"index {path.name}") as show:
         manifest = adopt(path, corpus, lambda done, total: show(done, total, ""))
     typer.echo(
         json.dumps(manifest.to_dict()) if as_json else f"{path}: {len(manifest.shards)} shards, {manifest.splits}"
@@ -241,7 +195,7 @@ def lint(
     """Check every byte, checksum, annotation and video of a shard set; exit code 4 when there are problems."""
     from shards.lint import lint as run
 
-    with _progress(f"lint {folder.name}") as show:
+    with progress(f"lint {folder.name}") as show:
         report = run(folder, decode, workers or _cores(), lambda done, total: show(done, total, ""))
     if as_json:
         typer.echo(json.dumps(report.to_dict()))

@@ -7,13 +7,14 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.demo.progress import Steps
 from pipeline.demo.settings import PAIR_TEMPLATE, PLAIN_TEMPLATE, VOCABULARY, DemoSize
 from pipeline.demo.tokenizer import train_tokenizer
 from shards.build import BuildOptions, build
 from shards.corpora.synthetic import Synthetic, SyntheticOptions, generate
 from shards.corpora.synthetic_grammar import FUNCTION_WORDS
 from shards.corpora.text import Text
+from shards.progress import progress
+from shards.schema import Corpus
 from shards.video import VideoOptions
 
 logger = logging.getLogger(__name__)
@@ -43,31 +44,37 @@ def prepare(out: Path, size: DemoSize, seed: int, workers: int, gloss_free: bool
         seed=seed, train=size.train, dev=size.dev, test=size.test, test_signer=size.test_signer,
         text_train=size.text_train, text_dev=size.text_dev,
     )  # fmt: skip
-    with Steps("data") as steps:
-        generate(corpus, options, workers, steps.counter("signing videos generated"))
-        tokenizer = train_tokenizer(_texts(corpus / "text" / "train.jsonl"), out / "tokenizer", VOCABULARY)
-        pairs_folder = shards / ("text_gloss_free" if gloss_free else "text")
-        recipes = "demo_gloss_free" if gloss_free else "demo"
-        data = DemoData(shards / "video", pairs_folder, shards / "text_plain", tokenizer, recipes)
-        video = BuildOptions(video=VideoOptions(short_side=options.size, fps=options.fps))
-        build(Synthetic(corpus), data.video, video, workers, steps.build("videos in shards"))
-        text = BuildOptions(tokenizer=str(tokenizer))
-        paths = {split: str(corpus / "text" / f"{split}.jsonl") for split in ("train", "dev")}
-        # One sign covers one to three word tokens of the visual encoder; stage 1 sees words repeated like that.
-        pairs = Text(
-            paths=paths, templates=[PLAIN_TEMPLATE, PAIR_TEMPLATE], gloss="" if gloss_free else "gloss",
-            function_words=sorted(FUNCTION_WORDS) if gloss_free else [], lowercase_gloss=True,
-            repeat_max=3, language="en",
-        )  # fmt: skip
-        build(pairs, data.text, text, workers, steps.build("texts in shards"))
+    with progress("signing videos") as show:
+        generate(corpus, options, workers, show)
+    tokenizer = train_tokenizer(_texts(corpus / "text" / "train.jsonl"), out / "tokenizer", VOCABULARY)
+    pairs_folder = shards / ("text_gloss_free" if gloss_free else "text")
+    recipes = "demo_gloss_free" if gloss_free else "demo"
+    data = DemoData(shards / "video", pairs_folder, shards / "text_plain", tokenizer, recipes)
+    stored = VideoOptions(short_side=options.size, fps=options.fps)
+    _pack(Synthetic(corpus), data.video, BuildOptions(video=stored), workers)
+    # One sign covers one to three word tokens of the visual encoder; stage 1 sees words repeated like that.
+    pairs = Text(
+        paths=_text_files(out), templates=[PLAIN_TEMPLATE, PAIR_TEMPLATE], gloss="" if gloss_free else "gloss",
+        function_words=sorted(FUNCTION_WORDS) if gloss_free else [], lowercase_gloss=True, repeat_max=3, language="en",
+    )  # fmt: skip
+    _pack(pairs, data.text, BuildOptions(tokenizer=str(tokenizer)), workers)
     return data
 
 
 def prepare_plain_text(out: Path, data: DemoData, workers: int) -> None:
     """The sentences alone, without words in sign order: what an ablation of stage 1 reads."""
-    paths = {split: str(out / "corpus" / "text" / f"{split}.jsonl") for split in ("train", "dev")}
-    plain = Text(paths=paths, templates=[PLAIN_TEMPLATE], language="en")
-    build(plain, data.text_plain, BuildOptions(tokenizer=str(data.tokenizer)), workers)
+    plain = Text(paths=_text_files(out), templates=[PLAIN_TEMPLATE], language="en")
+    _pack(plain, data.text_plain, BuildOptions(tokenizer=str(data.tokenizer)), workers)
+
+
+def _text_files(out: Path) -> dict[str, str]:
+    return {split: str(out / "corpus" / "text" / f"{split}.jsonl") for split in ("train", "dev")}
+
+
+def _pack(corpus: Corpus, out: Path, options: BuildOptions, workers: int) -> None:
+    """Build a shard set with a progress bar."""
+    with progress(f"shards {out.name}") as show:
+        build(corpus, out, options, workers, lambda state: show(state.done, state.total))
 
 
 def _texts(path: Path) -> list[str]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from shards.progress import progress
 
+if TYPE_CHECKING:
     from pipeline.evaluate.metrics import Scores
     from pipeline.evaluate.run import EvalRanks
 
@@ -53,7 +53,8 @@ def evaluate(
         rest["device"] = default_device
     options = EvaluateOptions(split=split, protocol=protocol, generation=generation, **rest)
     target = out or model / "evaluation" / split
-    with _Progress("translating", quiet=as_json or ranks.rank != 0) as on_progress:
+    quiet = as_json or ranks.rank != 0
+    with contextlib.nullcontext() if quiet else progress("translating samples") as on_progress:
         scores = evaluate_export(model, shards, target, options, ranks, on_progress)
     if scores is not None and as_json:
         typer.echo(json.dumps(scores.to_dict(), ensure_ascii=False, indent=1))
@@ -100,34 +101,6 @@ def _join() -> tuple[EvalRanks, str]:
         return EvalRanks(), str(dist.device_for(ranks))
     ranks = dist.init()
     return EvalRanks(ranks.rank, ranks.world_size, dist.barrier), str(dist.device_for(ranks))
-
-
-class _Progress:
-    """A bar on a terminal, a line every tenth of the work elsewhere."""
-
-    def __init__(self, title: str, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        self.title, self.quiet, self.console = title, quiet, Console(stderr=True)
-        self.bar = None if quiet or not sys.stderr.isatty() else Progress(console=self.console)
-        self.task, self.shown = None if self.bar is None else self.bar.add_task(title), 0
-
-    def __enter__(self) -> Callable[[int, int], None] | None:
-        if self.bar is not None:
-            self.bar.start()
-        return None if self.quiet else self.update
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def update(self, done: int, total: int) -> None:
-        if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, completed=done, total=total)
-        elif 10 * done // total > self.shown:
-            self.shown = 10 * done // total
-            self.console.print(f"{self.title}: {done} of {total} samples", highlight=False)
 
 
 def _show(scores: Scores, target: Path) -> None:

@@ -13,6 +13,7 @@ from shards import cli
 from shards.build_plan import BuildOptions
 from shards.cli import app
 from shards.index import read_index
+from shards.progress import progress
 from tests.unit.shards.making import mp4, pictures, save_tokenizer
 
 runner = CliRunner()
@@ -170,8 +171,8 @@ def test_help_ends_with_an_example(verb: str) -> None:
 
 
 def test_terminal_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(cli.sys.stderr, "isatty", lambda: True)
-    with cli._progress("build x") as show:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with progress("build x") as show:
         show(3, 10, "train-000000.tar")
         show(10, 10, "train-000001.tar")
     assert "10/10" in capsys.readouterr().err
