@@ -11,14 +11,14 @@ from __future__ import annotations
 import torch
 
 from pipeline.engine.setup import TrainEngine
-from pipeline.stages.base import LossParts, MicroBatch, Normaliser, Stage
+from pipeline.stages.base import AnyStage, CachedStage, LossParts, MicroBatch, Normaliser
 
 
 def accumulate(
-    engine: TrainEngine, stage: Stage, batches: list[MicroBatch], normaliser: Normaliser
+    engine: TrainEngine, stage: AnyStage, batches: list[MicroBatch], normaliser: Normaliser
 ) -> dict[str, torch.Tensor]:
     """Forward, backward and step all micro-batches; returns the stage's local sums (detached scalars)."""
-    if stage.accumulation == "cached":
+    if isinstance(stage, CachedStage):
         parts = _single(engine, stage, batches) if len(batches) == 1 else _cached(engine, stage, batches)
         return parts.sums
     sums: dict[str, torch.Tensor] = {}
@@ -31,7 +31,7 @@ def accumulate(
     return sums
 
 
-def _single(engine: TrainEngine, stage: Stage, batches: list[MicroBatch]) -> LossParts:
+def _single(engine: TrainEngine, stage: CachedStage, batches: list[MicroBatch]) -> LossParts:
     """One micro-batch needs no cache: the graph of the only forward is still there."""
     parts = stage.contrast([stage.features(engine.forward, batches[0])], batches)
     engine.backward(parts.loss)
@@ -39,7 +39,7 @@ def _single(engine: TrainEngine, stage: Stage, batches: list[MicroBatch]) -> Los
     return parts
 
 
-def _cached(engine: TrainEngine, stage: Stage, batches: list[MicroBatch]) -> LossParts:
+def _cached(engine: TrainEngine, stage: CachedStage, batches: list[MicroBatch]) -> LossParts:
     states, leaves = [], []
     for batch in batches:
         states.append(_random_state())

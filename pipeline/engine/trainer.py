@@ -22,7 +22,7 @@ from pipeline.engine.setup import TrainEngine, start_engine
 from pipeline.engine.signals import StopFlag
 from pipeline.engine.state import TrainState, seed_everything
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED, DivergedError, RecipeError
-from pipeline.stages.base import Normaliser, Stage, frozen_names, move_all
+from pipeline.stages.base import AnyStage, Normaliser, frozen_names, move_all
 from shards.errors import DataError
 from shards.loader import LoaderOptions, StepBatch, StepLoader
 
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 class Trainer:
     """Runs one stage on this rank. All ranks construct and run it alike."""
 
-    def __init__(self, resolved: ResolvedRecipe, stage: Stage, ranks: dist.Ranks) -> None:
+    def __init__(self, resolved: ResolvedRecipe, stage: AnyStage, ranks: dist.Ranks) -> None:
         self.resolved, self.recipe, self.stage, self.ranks = resolved, resolved.recipe, stage, ranks
         self.run_dir = Path(self.recipe.run_dir)
         self.device = stage.device

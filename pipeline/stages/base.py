@@ -62,11 +62,9 @@ class ExportPlan:
 
 
 class Stage(abc.ABC):
-    """One training stage. Every method that runs a model must be called by all ranks."""
+    """What all stages have; implement `SummedStage` or `CachedStage`. Methods that run a model: all ranks must call."""
 
     name: ClassVar[str]
-    accumulation: ClassVar[Literal["summed", "cached"]] = "summed"
-    """`cached`: the loss needs the whole global batch at once (negatives); features are cached, then replayed."""
     best_metric: ClassVar[tuple[str, Literal["min", "max"]] | None] = None
     """Metric of `evaluate` that names the best checkpoint."""
     headline: ClassVar[tuple[str, ...]] = ()
@@ -122,18 +120,6 @@ class Stage(abc.ABC):
         )
 
     # -- training ------------------------------------------------------------------------------------------------
-    def loss(self, model: Callable[..., Any], batch: MicroBatch, normaliser: Normaliser) -> LossParts:
-        """`summed` stages: forward one micro-batch."""
-        raise NotImplementedError(f"stage {self.name} accumulates by cached gradients")
-
-    def features(self, model: Callable[..., Any], batch: MicroBatch) -> dict[str, torch.Tensor]:
-        """`cached` stages: the tensors the loss is made of."""
-        raise NotImplementedError(f"stage {self.name} sums its loss over micro-batches")
-
-    def contrast(self, features: list[dict[str, torch.Tensor]], batches: list[MicroBatch]) -> LossParts:
-        """`cached` stages: the loss over this rank's share of the global batch."""
-        raise NotImplementedError(f"stage {self.name} sums its loss over micro-batches")
-
     def reduce(self, sums: dict[str, float]) -> dict[str, float]:
         """Global sums of a step -> metrics (`loss` first)."""
         return sums
@@ -156,6 +142,29 @@ class Stage(abc.ABC):
     @abc.abstractmethod
     def write_export_files(self, module: Any, folder: Path) -> ExportPlan:
         """Write config, tokenizer and processor files; say which parameters the exported weights consist of."""
+
+
+class SummedStage(Stage):
+    """A stage whose loss is a sum over tokens or samples: micro-batches are independent."""
+
+    @abc.abstractmethod
+    def loss(self, model: Callable[..., Any], batch: MicroBatch, normaliser: Normaliser) -> LossParts:
+        """Forward one micro-batch."""
+
+
+class CachedStage(Stage):
+    """A stage whose loss needs the whole global batch at once (negatives): features are cached, then replayed."""
+
+    @abc.abstractmethod
+    def features(self, model: Callable[..., Any], batch: MicroBatch) -> dict[str, torch.Tensor]:
+        """The tensors the loss is made of, for one micro-batch."""
+
+    @abc.abstractmethod
+    def contrast(self, features: list[dict[str, torch.Tensor]], batches: list[MicroBatch]) -> LossParts:
+        """The loss over this rank's share of the global batch."""
+
+
+AnyStage = SummedStage | CachedStage
 
 
 def apply_freeze_plan(module: nn.Module, plan: dict[str, bool]) -> list[str]:

@@ -24,7 +24,7 @@ from pipeline.stages.base import (
     LossParts,
     MicroBatch,
     Normaliser,
-    Stage,
+    SummedStage,
     frozen_names,
     probe_frames,
     to_device,
@@ -35,7 +35,7 @@ from shards.loader import EvalLoader
 from shards.plan import PlanOptions
 
 
-class ConnectorStage(Stage):
+class ConnectorStage(SummedStage):
     """Stage 3."""
 
     name: ClassVar[str] = "connector"

@@ -22,7 +22,7 @@ from pipeline.errors import RecipeError
 from pipeline.losses import token_cross_entropy
 from pipeline.models import attention
 from pipeline.models.language import decoder, load_llm, load_tokenizer, output_head, pad_id
-from pipeline.stages.base import ExportPlan, LossParts, MicroBatch, Normaliser, Stage, frozen_names, to_device
+from pipeline.stages.base import ExportPlan, LossParts, MicroBatch, Normaliser, SummedStage, frozen_names, to_device
 from pipeline.stages.batches import PackCollate, fetch_pack
 from shards.loader import EvalLoader
 from shards.plan import Plan, PlanOptions
@@ -57,7 +57,7 @@ class PackedCausalLm(nn.Module):
         return token_cross_entropy(hidden_BLD, head, labels_BL, self.loss_chunk_tokens, min_chunks=chunks)
 
 
-class ContinuedPretraining(Stage):
+class ContinuedPretraining(SummedStage):
     """Stage 1."""
 
     name: ClassVar[str] = "continued_pretraining"

@@ -23,17 +23,16 @@ from pipeline.losses import Tokens, clamped_scale, sentence_contrastive, token_c
 from pipeline.models.contrastive import ContrastiveModel
 from pipeline.models.registry import build_text_encoder, build_visual
 from pipeline.models.text_cache import TextFeatureCache
-from pipeline.stages.base import ExportPlan, LossParts, MicroBatch, Stage, frozen_names, probe_frames, to_device
+from pipeline.stages.base import CachedStage, ExportPlan, LossParts, MicroBatch, frozen_names, probe_frames, to_device
 from pipeline.stages.batches import ContrastiveCollate
 from shards.loader import EvalLoader
 from shards.plan import Plan, PlanOptions
 
 
-class Contrastive(Stage):
+class Contrastive(CachedStage):
     """Stage 2."""
 
     name: ClassVar[str] = "contrastive"
-    accumulation: ClassVar[Literal["summed", "cached"]] = "cached"
     best_metric: ClassVar[tuple[str, Literal["min", "max"]] | None] = ("eval/video_to_text/r1", "max")
     headline: ClassVar[tuple[str, ...]] = (
         "eval/video_to_text/r1",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline.stages.base import Stage
+from pipeline.stages.base import AnyStage
 from pipeline.stages.connector import ConnectorStage
 from pipeline.stages.continued_pretraining import ContinuedPretraining
 from pipeline.stages.contrastive import Contrastive
 
-STAGES: dict[str, type[Stage]] = {stage.name: stage for stage in (ContinuedPretraining, Contrastive, ConnectorStage)}
+STAGES: dict[str, type[AnyStage]] = {stage.name: stage for stage in (ContinuedPretraining, Contrastive, ConnectorStage)}

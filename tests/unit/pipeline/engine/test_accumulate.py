@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.engine.accumulate import accumulate
 from pipeline.losses import sentence_contrastive
-from pipeline.stages.base import LossParts, Normaliser
+from pipeline.stages.base import CachedStage, LossParts, Normaliser, SummedStage
 
 BATCH = 6
 NORMALISER = Normaliser(valid_tokens=BATCH, world_size=1, accumulation_steps=3)
@@ -52,11 +52,13 @@ class Engine:
         self.calls.append("step")
 
 
-class Contrast:
-    """The contrastive stage without data and cache."""
+class Contrast(CachedStage):
+    """The contrastive stage without data and cache: only what `accumulate` calls."""
 
-    accumulation = "cached"
     device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        pass
 
     def features(self, model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return model(batch)
@@ -68,15 +70,22 @@ class Contrast:
         return LossParts(loss, {"loss": loss.detach() * len(ids_B)})
 
 
-class TokenSum:
+class TokenSum(SummedStage):
     """A stage whose loss is a sum over tokens."""
 
-    accumulation = "summed"
     device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        pass
 
     def loss(self, model: Any, batch: dict[str, Tensor], normaliser: Normaliser) -> LossParts:
         loss_sum = model(batch)["video_BE"].square().sum()
         return LossParts(normaliser.scale(loss_sum), {"loss": loss_sum.detach()})
+
+
+# They answer what `accumulate` asks and nothing else.
+Contrast.__abstractmethods__ = frozenset()
+TokenSum.__abstractmethods__ = frozenset()
 
 
 def batches(sizes: list[int]) -> list[dict[str, Tensor]]:
