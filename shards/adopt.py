@@ -18,15 +18,14 @@ import numpy as np
 from shards.errors import DataError
 from shards.index import (
     MANIFEST_NAME,
-    Member,
     file_sha256,
     fingerprint,
-    index_tar,
     read_manifest,
     rows_to_table,
     write_index,
 )
 from shards.schema import IndexRow, Manifest, text_hash
+from shards.tar import Member, index_tar
 from shards.video import probe
 
 VIDEO_KINDS = frozenset({"mp4", "mkv", "webm", "mov", "avi", "m4v"})

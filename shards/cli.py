@@ -169,7 +169,7 @@ def index(
 ) -> None:
     """Index WebDataset tars made elsewhere, or list the members of one tar with offsets and checksums."""
     if path.is_file():
-        from shards.index import index_tar
+        from shards.tar import index_tar
 
         members = [dataclasses.asdict(member) for member in index_tar(path)]
         lines = [f"{m['offset']:>12} {m['size']:>10} {m['crc32']:08x} {m['name']}" for m in members]

@@ -20,9 +20,11 @@ import numpy as np
 import pyarrow.compute as pc
 
 from shards.errors import DataError
-from shards.index import INDEX_NAME, Problem, ShardSet, fingerprint, index_tar, read_index, verify_shard
+from shards.index import INDEX_NAME, ShardSet, fingerprint, read_index
 from shards.prepare import ordered_map
 from shards.schema import text_hash
+from shards.tar import index_tar
+from shards.verify import Problem, verify_shard
 from shards.video import decode as decode_video
 
 _ANNOTATED = ("split", "corpus", "text", "language", "sign_language", "signer", "gloss")

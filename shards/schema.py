@@ -21,8 +21,19 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 FORMAT_VERSION = 1
-Split = Literal["train", "dev", "test"]
-Kind = Literal["video", "text"]
+Kind = Literal["video", "text", "features"]
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """A part of the picture, in fractions of its upright width and height."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    square: bool = False
+    """Widen the shorter side around the centre until the part is square in pixels, as far as the picture reaches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +43,8 @@ class VideoFile:
     path: Path
     start_seconds: float | None = None
     end_seconds: float | None = None
+    crop: Crop | None = None
+    """Keep only this part of every frame; None = the whole picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +76,17 @@ class Segment:
     gloss: str = ""
     origin: str = ""
     """Where the annotation came from (``file.csv:12``); goes into every error about this segment."""
+    excluded: str = ""
+    """Why a published filter leaves this segment out (``caption_too_long``): counted in the report, never stored."""
 
 
 class Corpus(Protocol):
-    """One file per corpus implements this: finds annotations and media, does no other I/O."""
+    """One file per corpus implements this: finds annotations and media, does no other I/O.
+
+    Optional attributes: ``settings`` (dict, options that change the samples; recorded in the manifest), ``published``
+    (dict, samples per split according to the publication; compared in the report), ``max_skipped_fraction`` (float,
+    what is usually missing: link rot).
+    """
 
     name: str
 

@@ -21,8 +21,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from shards.errors import DataError
-from shards.index import BLOCK, sync
+from shards.index import sync
 from shards.schema import IndexRow, Segment, text_hash
+from shards.tar import BLOCK
 from shards.video import VideoInfo
 
 _KEY_CHARACTERS = 64

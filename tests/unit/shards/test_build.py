@@ -22,11 +22,12 @@ import shards.build
 import shards.writer
 from shards.build import SKIPPED_NAME, BuildOptions, BuildProgress, build
 from shards.errors import DataError
-from shards.index import read_index, verify
+from shards.index import read_index
 from shards.lint import lint
 from shards.prepare import ordered_map
 from shards.schema import FrameFolder, Segment, VideoFile
 from shards.text import load_tokenizer, tokenise
+from shards.verify import verify
 from shards.video import VideoOptions, decode
 from tests.source_tree import ROOT
 from tests.unit.shards.making import (

@@ -17,17 +17,10 @@ from hypothesis import strategies as st
 
 from shards.build import BuildOptions, build
 from shards.errors import DataError
-from shards.index import (
-    BLOCK,
-    fingerprint,
-    index_schema,
-    index_tar,
-    read_index,
-    rows_to_table,
-    verify,
-    write_index,
-)
+from shards.index import fingerprint, index_schema, read_index, rows_to_table, write_index
 from shards.schema import IndexRow
+from shards.tar import BLOCK, index_tar
+from shards.verify import verify
 from tests.unit.shards.making import video_corpus
 
 
