@@ -101,7 +101,7 @@ def demo(
     gloss_free: Annotated[bool, typer.Option("--gloss-free", help="stage 1 never sees a gloss")] = False,
     size: Annotated[
         str,
-        typer.Option(help="`full`, `ablation` (about half of it) or `smoke` (a minute, no score floor)"),
+        typer.Option(help="`full`, `ablation` (about half of it) or `smoke` (two minutes, no score floor)"),
     ] = "full",
 ) -> None:
     """All three stages on a synthetic sign corpus, from nothing to translated videos, on this machine."""

@@ -1,4 +1,4 @@
-"""Sizes of the demo: `full` reaches the score floor, `smoke` shows in about a minute that everything runs."""
+"""Sizes of the demo: `full` reaches the score floor, `smoke` shows within two minutes or so that everything runs."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ ABLATION = DemoSize(
         "connector": ["train.steps=130", "train.eval_every_steps=0"],
     },
 )  # fmt: skip
-"""About half of `full` per stage: differences show, and five variants with three seeds take about half an hour."""
+"""About half of `full` per stage: differences show, and four variants take about seven minutes per seed."""
 SIZES = {"full": FULL, "smoke": SMOKE, "ablation": ABLATION}
