@@ -12,23 +12,31 @@ import numpy as np
 import torch
 
 from pipeline.models.processing import LlavaSltProcessor
+from shards.features import read_features
+from shards.plan import Plan
 from shards.reader import Reader
+
+
+def holds_features(plan: Plan) -> bool:
+    """Whether the plan's samples are stored frame features rather than videos."""
+    return plan.sources[0].shard_set.manifest.kind == "features"
 
 
 @dataclass(frozen=True, slots=True)
 class FetchFrames:
-    """Decoded frames of a clip and its index row; runs in loader processes."""
+    """Decoded frames of a clip, or its stored frame features, and its index row; runs in loader processes."""
 
     max_frames: int
     frame_stride: int
     image_pixels: int
 
     def __call__(self, reader: Reader, item: np.ndarray) -> list[tuple[np.ndarray, Any]]:
-        samples = [int(sample) for sample in item["sample"]]
-        return [
-            (reader.frames(sample, self.max_frames, self.frame_stride, self.image_pixels), reader.plan.row(sample))
-            for sample in samples
-        ]
+        return [(self._frames(reader, int(sample)), reader.plan.row(int(sample))) for sample in item["sample"]]
+
+    def _frames(self, reader: Reader, sample: int) -> np.ndarray:
+        if holds_features(reader.plan):
+            return read_features(reader, sample, self.max_frames, self.frame_stride)
+        return reader.frames(sample, self.max_frames, self.frame_stride, self.image_pixels)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ that holds them. All ranks must call these functions alike.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -61,6 +63,7 @@ def build_visual(config: VisualConfig, image_pixels: int, dtype: torch.dtype) ->
         backbone_train=config.backbone.train,
         frames_per_pass=config.backbone.frames_per_pass,
         centre_clips=config.centre_clips,
+        backbone_fingerprint=_fingerprint(config.backbone, image_pixels, (mean, std)),
     )
     parts = {} if weights is None else {"backbone": _mark_loaded(weights)}
     encoder = AutoModel.from_config(encoder_config, dtype=dtype, **parts)
@@ -149,7 +152,10 @@ def _exported_visual(path: str, image_pixels: int, dtype: torch.dtype) -> Hierar
             f"data.image_pixels: {image_pixels}, but the encoder in {path!r} was trained on {config.image_pixels};"
             f" set it to {config.image_pixels}."
         )
-    encoder = HierarchicalVisualEncoder.from_pretrained(path, dtype=dtype)
+    if not config.backbone_fingerprint:  # trained with the encoder: this export is where its backbone comes from
+        identity = [weights_digest(Path(path)), config.pool, config.image_pixels, config.image_mean, config.image_std]
+        config.backbone_fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+    encoder = HierarchicalVisualEncoder.from_pretrained(path, config=config, dtype=dtype)
     encoder.freeze_backbone()
     return encoder
 
@@ -187,6 +193,27 @@ def _tiny_vit(sizes: TinyVit, image_pixels: int) -> PreTrainedConfig:
         image_size=image_pixels,
         patch_size=sizes.patch_pixels,
     )
+
+
+def _fingerprint(config: BackboneConfig, image_pixels: int, normalisation: tuple[list[float], list[float]]) -> str:
+    """What decides the pooled features of a pretrained backbone that stays frozen; empty for any other."""
+    if config.path is None or config.train != "frozen":
+        return ""
+    found = cached_file(config.path, "config.json")
+    assert found is not None  # the backbone has been loaded from there
+    identity = [weights_digest(Path(found).parent), config.pool, image_pixels, *normalisation]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+
+
+@functools.lru_cache(maxsize=4)
+def weights_digest(folder: Path) -> str:
+    """sha256 over the weight files of a Hugging Face folder, in the order of their names."""
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    digests = []
+    for path in files:
+        with path.open("rb") as handle:
+            digests.append(hashlib.file_digest(handle, "sha256").hexdigest())
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _normalisation(path: str | None) -> tuple[list[float], list[float]]:

@@ -48,6 +48,8 @@ class VisualEncoderConfig(PreTrainedConfig):
         frames_per_pass: frames per backbone forward, 0 = all.
         centre_clips: subtract every clip's mean frame feature, which is what signer, clothes and background add to
             all of its frames (as cepstral mean normalisation does for a speaker's channel).
+        backbone_fingerprint: identity of a pretrained backbone's weights and preprocessing, from `build_visual`;
+            empty where they were made or changed by training. Says which stored frame features belong to it.
     """
 
     model_type = "slt_visual"
@@ -72,6 +74,7 @@ class VisualEncoderConfig(PreTrainedConfig):
     lora_alpha: float = 16.0
     frames_per_pass: int = 0
     centre_clips: bool = True
+    backbone_fingerprint: str = ""
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -191,20 +194,26 @@ class HierarchicalVisualEncoder(PreTrainedModel):
         for name, parameter in self.backbone.model.named_parameters():
             parameter.requires_grad_(mode == "full" or (mode == "lora" and "lora_" in name))
 
+    def pooled(self, frames_NHWC: Tensor) -> Tensor:
+        """uint8 frames -> what the backbone makes of each, [N, pooled width]; what feature shards store."""
+        config = self.config
+        return self.backbone(frame_level.normalise(frames_NHWC, config.image_mean, config.image_std, self.dtype))
+
     def forward(self, frames_NHWC: Tensor, frame_lengths_B: Tensor) -> VisualOutput:
         """Encodes clips.
 
         Args:
-            frames_NHWC: uint8 frames of all samples, one sample after another.
+            frames_NHWC: uint8 frames of all samples, one sample after another; or, as floats [N, pooled width], their
+                stored `pooled` features, which skip the (frozen) backbone.
             frame_lengths_B: frames of each sample, every one at least 1; they sum to N.
         Raises:
             DataError: lengths that do not fit the frames, an empty clip, or a clip longer than ``max_frames``.
         """
         lengths = self._checked_lengths(frames_NHWC, frame_lengths_B)
         config, device = self.config, frames_NHWC.device
-        pixels = frame_level.normalise(frames_NHWC, config.image_mean, config.image_std, self.dtype)
         by_frame = whole_samples(lengths, device)
-        frames_ND = self.frame_projection(self.backbone(pixels))
+        stored = frames_NHWC.is_floating_point()
+        frames_ND = self.frame_projection(frames_NHWC.to(self.dtype) if stored else self.pooled(frames_NHWC))
         frames_ND = self.frame_norm(
             _centred(frames_ND, by_frame, frame_lengths_B) if config.centre_clips else frames_ND
         )
@@ -221,11 +230,13 @@ class HierarchicalVisualEncoder(PreTrainedModel):
 
     def _checked_lengths(self, frames_NHWC: Tensor, frame_lengths_B: Tensor) -> list[int]:
         lengths = frame_lengths_B.tolist()
-        side = self.config.image_pixels
-        if tuple(frames_NHWC.shape[1:]) != (side, side, 3) or frames_NHWC.dtype != torch.uint8:
+        side, width = self.config.image_pixels, self.frame_projection.in_features
+        images = tuple(frames_NHWC.shape[1:]) == (side, side, 3) and frames_NHWC.dtype == torch.uint8
+        features = tuple(frames_NHWC.shape[1:]) == (width,) and frames_NHWC.is_floating_point()
+        if not images and not features:
             raise DataError(
                 f"frames are {frames_NHWC.dtype} {tuple(frames_NHWC.shape)},"
-                f" expected torch.uint8 (N, {side}, {side}, 3)",
+                f" expected torch.uint8 (N, {side}, {side}, 3), or stored features (N, {width})",
                 where="visual encoder",
                 fix="set data.image_pixels to the size the encoder was built with",
             )

@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.errors import RecipeError
 from pipeline.losses import IGNORE_LABEL
 from pipeline.models.attention import packed_kwargs
 from pipeline.models.processing import LlavaSltProcessor
+from pipeline.models.visual import HierarchicalVisualEncoder
+from shards.plan import Plan
 from shards.reader import Reader
 
 
@@ -55,8 +58,32 @@ class PackCollate:
         }
 
 
+def check_features(plan: Plan, encoder: HierarchicalVisualEncoder) -> None:
+    """Refuse stored frame features that are not what this encoder's frozen backbone would compute.
+
+    Raises RecipeError when the backbone trains, or the features come from another backbone or preprocessing.
+    """
+    for source in plan.sources:
+        manifest = source.shard_set.manifest
+        if manifest.kind != "features":
+            continue
+        where = f"{source.shard_set.dir}: these shards hold frame features"
+        if encoder.backbone.trains:
+            raise RecipeError(
+                f"{where}, but model.visual.backbone.train lets the backbone change; set it to frozen, or train on the"
+                " video shards."
+            )
+        stored = manifest.options["features"]
+        if stored["fingerprint"] != encoder.config.backbone_fingerprint:
+            raise RecipeError(
+                f"{where} of another backbone or preprocessing (theirs {stored}, the recipe's fingerprint is"
+                f" {encoder.config.backbone_fingerprint or 'none: its weights are random'}); extract them again:"
+                " `slt shards features SHARDS --recipe RECIPE --out DIR`."
+            )
+
+
 def clip_tensors(items: list[list[tuple[np.ndarray, Any]]]) -> dict[str, Any]:
-    """(frames, index row) of every clip -> frames packed over the samples of the micro-batch, and the rows."""
+    """(frames or features, index row) of every clip -> packed over the samples of the micro-batch, and the rows."""
     clips = [clip for item in items for clip in item]
     return {
         "frames_NHWC": torch.from_numpy(np.concatenate([frames_THWC for frames_THWC, _ in clips])),

@@ -29,10 +29,10 @@ from pipeline.stages.base import (
     probe_frames,
     to_device,
 )
-from pipeline.stages.batches import TranslationCollate
+from pipeline.stages.batches import TranslationCollate, check_features
 from shards.index import read_index
 from shards.loader import EvalLoader
-from shards.plan import PlanOptions
+from shards.plan import Plan, PlanOptions
 
 
 class ConnectorStage(SummedStage):
@@ -65,6 +65,12 @@ class ConnectorStage(SummedStage):
             frame_stride=data.frame_stride,
         )
 
+    def attach(self, module: Any) -> None:
+        self.module = module
+
+    def check_data(self, plan: Plan) -> None:
+        check_features(plan, self.module.visual)
+
     def fetch(self) -> Callable[..., Any]:
         data = self.recipe.data
         return FetchFrames(data.max_frames, data.frame_stride, data.image_pixels)
@@ -81,10 +87,11 @@ class ConnectorStage(SummedStage):
 
     def _forward(self, model: Callable[..., Any], batch: MicroBatch) -> Any:
         labels = batch["labels"]
-        # every rank calls the head equally often: under ZeRO-3 each call is a collective
-        chunks = dist.all_reduce_max(torch.tensor(label_chunks(labels, self.loss_chunk_tokens), device=self.device))
+        chunks = label_chunks(labels, self.loss_chunk_tokens)
+        if self.zero_stage == 3:  # every call of the head is a collective there: all ranks call it equally often
+            chunks = int(dist.all_reduce_max(torch.tensor(chunks, device=self.device)))
         return model(
-            min_chunks=int(chunks),
+            min_chunks=chunks,
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             labels=labels,

@@ -24,7 +24,7 @@ from pipeline.models.contrastive import ContrastiveModel
 from pipeline.models.registry import build_text_encoder, build_visual
 from pipeline.models.text_cache import TextFeatureCache
 from pipeline.stages.base import CachedStage, ExportPlan, LossParts, MicroBatch, frozen_names, probe_frames, to_device
-from pipeline.stages.batches import ContrastiveCollate
+from pipeline.stages.batches import ContrastiveCollate, check_features
 from shards.loader import EvalLoader
 from shards.plan import Plan, PlanOptions
 
@@ -67,6 +67,9 @@ class Contrastive(CachedStage):
             max_frames=data.max_frames,
             frame_stride=data.frame_stride,
         )
+
+    def check_data(self, plan: Plan) -> None:
+        check_features(plan, self.module.visual)
 
     def fetch(self) -> Callable[..., Any]:
         data = self.recipe.data

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from pipeline.config.schema import BackboneConfig, TinyVit, WordLevelConfig
+from pipeline.config.schema import BackboneConfig, TinyVit, VisualConfig, WordLevelConfig
 from pipeline.errors import DataError, RecipeError
 from pipeline.models import HierarchicalVisualEncoder, VisualEncoderConfig
+from pipeline.models.frame_level import new_backbone
 from pipeline.models.registry import build_visual
 from tests.unit.pipeline.models.tiny import PIXELS, clips, shake, visual_config
 
 LENGTHS = (13, 1, 30, 7, 4)
+VIT_SIZES = {
+    "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+    "image_size": PIXELS, "patch_size": 16,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +202,40 @@ def test_image_statistics_come_from_the_backbone_folder(tmp_path: Path) -> None:
     (path / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}')
     built = build_visual(visual_config(backbone=BackboneConfig(path=str(path), pool="mean")), PIXELS, torch.float32)
     assert list(built.config.image_mean) == [0.1, 0.2, 0.3] and list(built.config.image_std) == [0.4, 0.5, 0.6]
+
+
+def test_stored_features_stand_for_the_frames(encoder: HierarchicalVisualEncoder) -> None:
+    frames_NHWC, lengths_B = clips(9, 6)
+    with torch.no_grad():
+        features_NP = encoder.pooled(frames_NHWC)
+        from_frames, from_features = encoder(frames_NHWC, lengths_B), encoder(features_NP, lengths_B)
+        rounded = encoder(features_NP.half(), lengths_B)
+    assert torch.equal(from_frames.words_BSD, from_features.words_BSD)
+    assert torch.equal(from_frames.sentence_BD, from_features.sentence_BD)
+    torch.testing.assert_close(rounded.words_BSD, from_frames.words_BSD, atol=5e-3, rtol=0)
+
+
+def test_a_frozen_pretrained_backbone_has_an_identity(tmp_path: Path) -> None:
+    def fingerprint(path: Path, **changes: Any) -> str:
+        backbone = BackboneConfig(path=str(path), **{"train": "frozen", **changes})
+        return build_visual(visual_config(backbone=backbone), PIXELS, torch.float32).config.backbone_fingerprint
+
+    for name in ("one", "other"):
+        new_backbone(AutoConfig.for_model("vit", **VIT_SIZES)).save_pretrained(tmp_path / name)
+    one = fingerprint(tmp_path / "one")
+    assert one and one == fingerprint(tmp_path / "one", frames_per_pass=2)
+    assert one != fingerprint(tmp_path / "other")
+    assert one != fingerprint(tmp_path / "one", pool="mean")
+    assert fingerprint(tmp_path / "one", train="full") == ""  # its weights will change
+
+    frozen = BackboneConfig(path=str(tmp_path / "one"), train="frozen")
+    build_visual(visual_config(backbone=frozen), PIXELS, torch.float32).save_pretrained(tmp_path / "export")
+    exported = build_visual(VisualConfig(path=str(tmp_path / "export")), PIXELS, torch.float32)
+    assert exported.config.backbone_fingerprint == one  # features made before stage 2 serve stage 3 as well
+
+    build_visual(visual_config(), PIXELS, torch.float32).save_pretrained(tmp_path / "trained")
+    trained = build_visual(VisualConfig(path=str(tmp_path / "trained")), PIXELS, torch.float32)
+    assert trained.config.backbone_fingerprint not in ("", one)
 
 
 @pytest.mark.parametrize(
