@@ -85,7 +85,7 @@ class Corpus(Protocol):
 
     Optional attributes: ``settings`` (dict, options that change the samples; recorded in the manifest), ``published``
     (dict, samples per split according to the publication; compared in the report), ``max_skipped_fraction`` (float,
-    what is usually missing: link rot).
+    what is usually missing: link rot), ``notes`` (strings shown under the report).
     """
 
     name: str
@@ -95,7 +95,11 @@ class Corpus(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+ANNOTATION = ("split", "corpus", "text", "language", "sign_language", "signer", "gloss")
+"""What a sample's ``.json`` member says about it besides its id: fields of a Segment and of an IndexRow."""
+
+
+@dataclass(slots=True)
 class IndexRow:
     """One sample: where its bytes lie and all that ordering, mixing, packing and scoring need."""
 

@@ -21,8 +21,21 @@ from shards.schema import Corpus
 
 REGISTRY = {
     "phoenix14t": "shards.corpora.phoenix14t:Phoenix14T",
+    "csl_daily": "shards.corpora.csl_daily:CslDaily",
+    "how2sign": "shards.corpora.how2sign:How2Sign",
+    "openasl": "shards.corpora.openasl:OpenAsl",
+    "wlasl": "shards.corpora.wlasl:Wlasl",
+    "msasl": "shards.corpora.msasl:MsAsl",
+    "youtube_asl": "shards.corpora.youtube_asl:YouTubeASL",
+    "youtube_sl25": "shards.corpora.youtube_asl:YouTubeSL25",
+    "bobsl": "shards.corpora.bobsl:Bobsl",
+    "csl_news": "shards.corpora.csl_news:CslNews",
+    "dailymoth": "shards.corpora.dailymoth:DailyMoth",
     "table": "shards.corpora.table:Table",
     "text": "shards.corpora.text:Text",
+    "parallel": "shards.corpora.parallel:Parallel",
+    "hf_dataset": "shards.corpora.hf_dataset:HfDataset",
+    "wiki": "shards.corpora.wiki:Wiki",
     "synthetic": "shards.corpora.synthetic:Synthetic",
 }
 

@@ -5,35 +5,35 @@ from __future__ import annotations
 import csv
 import difflib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from shards.corpora.compressed import byte_lines
 from shards.errors import DataError
 
 DELIMITERS = {".tsv": "\t", ".csv": ",", ".psv": "|"}
 _CANDIDATES = "\t|,;"
+_LARGEST = 1e9
+_LONGEST_NAME = 200  # bytes; file systems allow 255 including a suffix
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line without its end) of a UTF-8 file; a byte order mark and CRLF ends are removed.
+    """(line number from 1, line without its end) of a UTF-8 file, compressed or not.
 
-    Raises DataError for a missing file or, with line and byte, for other encodings.
+    A byte order mark and CRLF ends are removed. Raises DataError for a missing or damaged file or, with line and byte,
+    for other encodings.
     """
-    try:
-        with path.open("rb") as handle:
-            for number, line in enumerate(handle, 1):
-                try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise DataError(
-                        f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}",
-                        where=f"{path}:{number}",
-                        fix="convert the file, e.g. iconv -f LATIN1 -t UTF-8",
-                    ) from None
-                yield number, text.rstrip("\r\n")
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})", where=str(path), fix="check the path") from None
+    for number, line in enumerate(byte_lines(path), 1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}",
+                where=f"{path}:{number}",
+                fix="convert the file, e.g. iconv -f LATIN1 -t UTF-8",
+            ) from None
+        yield number, text.rstrip("\r\n")
 
 
 def read_table(
@@ -92,9 +92,12 @@ def _quoted(
 def _check_header(path: Path, header: list[str], delimiter: str, needed: Iterable[str]) -> None:
     columns = list(needed)
     missing = [column for column in columns if column not in header]
-    if not missing:
-        return
     where = f"{path}:1"
+    if not missing:
+        if len(set(header)) < len(header):
+            twice = next(name for name in header if header.count(name) > 1)
+            raise DataError(f"the column {twice!r} occurs twice", where=where, fix="rename one of the two")
+        return
     others = {mark: header[0].count(mark) for mark in _CANDIDATES if mark != delimiter} if len(header) == 1 else {}
     if others and max(others.values()):
         best = max(others, key=lambda mark: others[mark])
@@ -119,8 +122,9 @@ def read_jsonl(path: Path, needed: Iterable[str]) -> Iterator[tuple[int, dict[st
             continue
         try:
             values = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"not JSON ({error})", where=f"{path}:{number}", fix="one object per line") from None
+        _refuse_half_characters(line, values, f"{path}:{number}")
         if not isinstance(values, dict) or (missing := [name for name in columns if name not in values]):
             found = sorted(values) if isinstance(values, dict) else type(values).__name__
             lacking = ", ".join(missing) if isinstance(values, dict) else "everything"
@@ -130,3 +134,78 @@ def read_jsonl(path: Path, needed: Iterable[str]) -> Iterator[tuple[int, dict[st
                 fix="map the field names in the corpus options",
             )
         yield number, values
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file; a byte order mark is removed. Raises DataError with the line of what is wrong."""
+    text = "\n".join(line for _, line in read_lines(path))
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"not JSON ({error.msg}, column {error.colno})", where=f"{path}:{error.lineno}", fix="fetch the file again"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not JSON ({error})", where=str(path), fix="fetch the file again") from None
+    _refuse_half_characters(text, values, str(path))
+    return values
+
+
+def _refuse_half_characters(raw: str, values: Any, where: str) -> None:
+    """JSON escapes can spell one half of a surrogate pair, which no file can store."""
+    if "\\ud" not in raw and "\\uD" not in raw:
+        return
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise DataError("half a surrogate pair in a text", where=where, fix="correct the \\u escape") from None
+
+
+def file_stem(name: Any, where: str) -> str:
+    """``name`` if it can be the stem of one file in one folder. Raises DataError for paths, blanks and the like."""
+    usable = isinstance(name, str) and name.strip() == name and name not in ("", ".", "..")
+    if not usable or set("/\\\0") & set(name) or not _storable(name) or len(name.encode()) > _LONGEST_NAME:
+        raise DataError(f"{name!r} cannot name a file", where=where, fix="correct the annotation file")
+    return name
+
+
+def text_field(entry: Mapping[str, Any], name: str, where: str) -> str:
+    """A field that is text, or a list of words (joined by blanks). Raises DataError for anything else."""
+    value = entry[name]
+    if isinstance(value, list | tuple) and all(isinstance(word, str) for word in value):
+        value = " ".join(value)
+    if not isinstance(value, str) or not _storable(value):
+        found = "broken text" if isinstance(value, str) else f"a {type(value).__name__}"
+        raise DataError(f"{name} is {found}, not text", where=where, fix="correct the annotation file")
+    return value.strip()
+
+
+def number_field(entry: Mapping[str, Any], name: str, where: str) -> float:
+    """A field that is a finite number. Raises DataError for anything else."""
+    value = entry[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+        raise DataError(f"{name} is {value!r}, not a number", where=where, fix="correct the annotation file")
+    return float(value)
+
+
+def _storable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def first_existing(candidates: Iterable[Path]) -> Path:
+    """The first file or folder that exists, else the last: its absence is then what the report shows."""
+    paths = list(candidates)
+    return next((path for path in paths if path.exists()), paths[-1])
+
+
+def known_splits(splits: list[str] | None, known: Iterable[str], corpus: str) -> list[str]:
+    """The chosen splits, all of ``known`` by default. Raises DataError for another one."""
+    choices = list(known)
+    unknown = sorted(set(splits or []) - set(choices))
+    if unknown:
+        raise DataError(f"unknown split {unknown}", where=f"{corpus} splits", fix=f"choose from {choices}")
+    return list(splits or choices)

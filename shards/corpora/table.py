@@ -1,4 +1,4 @@
-"""Any corpus that is a table (tsv, csv, ``|``-separated or JSON lines) beside a folder of videos.
+"""Any corpus that is a table (tsv, csv, ``|``-separated, JSON lines, JSON array, Parquet) beside a folder of videos.
 
 Option values name columns; that is how How2Sign, OpenASL, SPJ and home-made lists differ. Examples::
 
@@ -12,17 +12,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from decimal import Decimal
+from pathlib import Path, PurePath
 from typing import Any
 
+from shards.corpora.records import parquet_columns, read_json_array, read_parquet
 from shards.corpora.rows import DELIMITERS, read_jsonl, read_lines, read_table
 from shards.errors import DataError
-from shards.schema import FrameFolder, Segment, VideoFile
+from shards.schema import Crop, FrameFolder, Segment, VideoFile
 from shards.text import stable_seed
 
-SPLITS = ("train", "dev", "test")
+_SPLIT = re.compile(r"[a-z][a-z0-9_]*")
+_SPLIT_VALUE = re.compile(r"(?:train|dev|test)(?:_[a-z0-9_]+)?")
+_RECORDS = {".jsonl": read_jsonl, ".ndjson": read_jsonl, ".json": read_json_array, ".parquet": read_parquet}
+_LONGEST_NAME = 255  # bytes, on the usual file systems
+_NUMBER = r"[0-9]+(?:\.[0-9]+)?(?:e-[0-9]+)?"
+_BOX = re.compile(rf"\[?\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\]?")
 _SPLIT_NAMES = {"val": "dev", "valid": "dev", "validation": "dev", "training": "train", "testing": "test"}
-_CLOCK = re.compile(r"^(?:(?:(\d+):)?(\d+):)?(\d+(?:[.,]\d*)?)$")
+_CLOCK = re.compile(r"(?:(?:([0-9]{1,9}):)?([0-9]{1,9}):)?([0-9]{1,9}(?:[.,][0-9]{0,30})?)")
 _LANGUAGE = re.compile(r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$")
 
 
@@ -43,11 +50,14 @@ class Table:
     signer: str = ""
     gloss: str = ""
     split: str = ""
-    """A column, or train | dev | test for every row; empty: by the fractions below."""
+    """A column (of names like train, val, test_unseen), or train | dev | test | test_... for every row; empty: by the
+    fractions below."""
     language: str = ""
     """A column, or one BCP-47 code for every row."""
     sign_language: str = ""
     """A column, or one ISO 639-3 code for every row."""
+    bbox: str = ""
+    """Part of the picture to keep: ``left,top,right,bottom`` as fractions of its width and height."""
 
     corpus: str = "table"
     """Name of the corpus in index, metrics and errors."""
@@ -66,17 +76,19 @@ class Table:
     """Without a split: this part of the rows, chosen by a hash of the id."""
     test_fraction: float = 0.0
     split_seed: int = 0
+    bbox_square: bool = False
+    """Widen the shorter side of every bbox until it is square in pixels."""
     settings: dict[str, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.table = Path(self.table)
         self.name = self.corpus
-        self.json_lines = self.table.suffix in (".jsonl", ".ndjson")
+        self.read_records = _RECORDS.get(self.table.suffix)
         self.delimiter = "\t" if self.delimiter in ("tab", "\\t") else self.delimiter or self._usual_delimiter()
         if self.quoting is None:
             self.quoting = self.delimiter == ","
         where = f"corpus {self.corpus}"
-        if not self.json_lines and len(self.delimiter) != 1:
+        if not self.read_records and len(self.delimiter) != 1:
             raise DataError(f"delimiter {self.delimiter!r} is not one character", where=where, fix="e.g. delimiter=tab")
         if min(self.dev_fraction, self.test_fraction) < 0 or self.dev_fraction + self.test_fraction > 1:
             raise DataError(
@@ -84,11 +96,13 @@ class Table:
                 where=where,
                 fix="choose fractions that leave something to train on",
             )
+        if self.bbox and self.frames_fps > 0:
+            raise DataError("bbox works on video files, not on folders of frames", where=where, fix="leave bbox out")
         self.root = Path(self.media_root) if self.media_root is not None else self.table.parent
         self._resolve_either(set(self._header()))
 
     def _usual_delimiter(self) -> str:
-        if self.json_lines:
+        if self.read_records:
             return ""
         if self.table.suffix not in DELIMITERS:
             raise DataError(
@@ -99,8 +113,10 @@ class Table:
         return DELIMITERS[self.table.suffix]
 
     def _header(self) -> list[str]:
-        if self.json_lines:
-            return list(next(read_jsonl(self.table, []), (0, {}))[1])
+        if self.table.suffix == ".parquet":
+            return parquet_columns(self.table)
+        if self.read_records:
+            return list(next(self.read_records(self.table, []), (0, {}))[1])
         first = next(read_lines(self.table), (0, ""))[1]
         return [name.strip('"') if self.quoting else name for name in first.split(self.delimiter)]
 
@@ -108,12 +124,12 @@ class Table:
         """Decide which of split, language and sign_language name a column and which give a value."""
         self._columns = {
             key: getattr(self, key)
-            for key in ("id", "media", "start", "end", "text", "signer", "gloss")
+            for key in ("id", "media", "start", "end", "text", "signer", "gloss", "bbox")
             if getattr(self, key)
         }
         self._values: dict[str, str] = {}
         for key, valid, expected in (
-            ("split", lambda value: value in SPLITS, "train, dev or test"),
+            ("split", _SPLIT_VALUE.fullmatch, "train, dev, test or a name that begins so, like test_unseen"),
             ("language", _LANGUAGE.match, "a BCP-47 code such as de"),
             ("sign_language", _LANGUAGE.match, "an ISO 639-3 code such as gsg"),
         ):
@@ -133,12 +149,12 @@ class Table:
         """One segment per row, in file order. Raises DataError for an unusable table, split or time."""
         needed = list(self._columns.values())
         rows: Iterator[tuple[int, dict[str, Any]]] = (
-            read_jsonl(self.table, needed)
-            if self.json_lines
+            self.read_records(self.table, needed)
+            if self.read_records
             else read_table(self.table, self.delimiter, bool(self.quoting), needed)
         )
         for line, row in rows:
-            cells = {key: "" if row[name] is None else str(row[name]).strip() for key, name in self._columns.items()}
+            cells = {key: _cell(row[name]) for key, name in self._columns.items()}
             yield self._segment(self._values | cells, f"{self.table}:{line}")
 
     def _segment(self, cells: dict[str, str], origin: str) -> Segment:
@@ -146,6 +162,10 @@ class Table:
         sample_id = cells.get("id") or "@".join(filter(None, (cells["media"], cells.get("start"), cells.get("end"))))
         if not sample_id:
             raise DataError("the identifier is empty", where=origin, fix="fill it, or pass id= to use media and times")
+        if any(len(part.encode()) > _LONGEST_NAME for part in PurePath(cells["media"] + self.media_suffix).parts):
+            raise DataError(
+                f"media {cells['media'][:40]!r}... cannot name a file", where=origin, fix="check the column"
+            )
         # A row without media must not point at the root folder itself: it becomes a counted skip.
         path = self.root / ((cells["media"] + self.media_suffix) if cells["media"] else "(no media in the annotations)")
         frames = FrameFolder(path, self.frames_pattern, self.frames_fps) if self.frames_fps > 0 else None
@@ -154,7 +174,7 @@ class Table:
             id=sample_id,
             split=self._split(cells.get("split", ""), sample_id, origin),
             text=cells["text"],
-            media=frames or VideoFile(path, start, end),
+            media=frames or VideoFile(path, start, end, _crop(cells.get("bbox", ""), self.bbox_square, origin)),
             language=cells.get("language", ""),
             sign_language=cells.get("sign_language", ""),
             signer=cells.get("signer", ""),
@@ -165,8 +185,8 @@ class Table:
     def _split(self, given: str, sample_id: str, origin: str) -> str:
         if given or "split" in self._columns:
             split = _SPLIT_NAMES.get(given.lower(), given.lower())
-            if split not in SPLITS:
-                raise DataError(f"split {given!r}", where=origin, fix=f"use one of {', '.join(SPLITS)}")
+            if not _SPLIT.fullmatch(split):
+                raise DataError(f"split {given!r}", where=origin, fix="use train, dev, test or another plain word")
             return split
         position = stable_seed(self.split_seed, sample_id) / (1 << 63)
         if position < self.test_fraction:
@@ -174,12 +194,38 @@ class Table:
         return "dev" if position < self.test_fraction + self.dev_fraction else "train"
 
 
+def _cell(value: Any) -> str:
+    """A table's value as text: lists as ``a,b`` of numbers or ``a b`` of words, missing ones empty."""
+    if value is None or value != value:  # NaN stands for "missing" in Parquet files written by pandas
+        return ""
+    if isinstance(value, float):
+        return format(Decimal(repr(value)), "f")
+    if isinstance(value, list):
+        return (" " if any(isinstance(item, str) for item in value) else ",").join(map(_cell, value))
+    return str(value).strip()
+
+
+def _crop(cell: str, square: bool, origin: str) -> Crop | None:
+    """The part of the picture a cell describes. Raises DataError unless it lies within the picture."""
+    if not cell:
+        return None
+    match = _BOX.fullmatch(cell)
+    left, top, right, bottom = map(float, match.groups()) if match else (1.0, 1.0, 0.0, 0.0)
+    if not (left < right <= 1 and top < bottom <= 1):
+        raise DataError(
+            f"bbox {cell!r} is not left,top,right,bottom within 0..1",
+            where=origin,
+            fix="divide pixels by the width and height of the picture",
+        )
+    return Crop(left, top, right, bottom, square)
+
+
 def seconds(cell: str, where: str) -> float | None:
     """Seconds from ``12.5``, ``MM:SS.mmm`` or ``HH:MM:SS.mmm``; None for an empty cell. Raises DataError otherwise."""
     if not cell:
         return None
-    match = _CLOCK.match(cell)
+    match = _CLOCK.fullmatch(cell)
     if match is None:
-        raise DataError(f"{cell!r} is not a time", where=where, fix="use seconds or HH:MM:SS.mmm")
+        raise DataError(f"{cell[:60]!r} is not a time", where=where, fix="use seconds or HH:MM:SS.mmm")
     hours, minutes, rest = match.groups()
     return int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(rest.replace(",", "."))

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from shards.build import BuildOptions, build
+from shards.corpora.how2sign import How2Sign
 from shards.corpora.phoenix14t import Phoenix14T
 from shards.corpora.table import Table
 from shards.corpora.text import Text
 from shards.index import read_index
 from shards.lint import lint
+from shards.report import corpus_report, report_lines
 from shards.schema import FrameFolder, VideoFile
 from shards.stats import segment_counts
 from shards.video import VideoOptions, decode, probe, transcode
@@ -34,6 +36,38 @@ def test_phoenix_annotations_are_complete(shared_data: Path) -> None:
     first = segments[0]
     assert first.text == "und nun die wettervorhersage für morgen donnerstag den zwölften august"
     assert first.gloss == "JETZT WETTER MORGEN DONNERSTAG ZWOELF FEBRUAR"
+
+
+def test_phoenix_derivative_labels_agree_with_the_release(shared_data: Path) -> None:
+    """GFSLT's pickles hold the release's clips and texts in its order; their glosses differ."""
+    folder = shared_data / "phoenix2014t"
+    official, derived = (list(Phoenix14T(folder, labels=labels).segments()) for labels in (None, folder))
+    assert [(s.split, s.text, s.media) for s in derived] == [(s.split, s.text, s.media) for s in official]
+    assert [s.id for s in derived] == [s.id for s in official]
+    differing = sum(a.gloss != b.gloss for a, b in zip(official, derived, strict=True))
+    assert 700 < differing < 900
+
+
+def test_phoenix_report_against_the_publication(shared_data: Path) -> None:
+    report = corpus_report(Phoenix14T(shared_data / "phoenix2014t"))
+    for split, number in {"train": 7096, "dev": 519}.items():
+        figures = report["splits"][split]
+        assert (figures["published"], figures["annotated"], figures["missing_media"]) == (number, number, number)
+    assert report["splits"]["dev"]["texts_shared_with_train"] == 25
+    assert len(report["missing"]) == 7615
+
+
+def test_how2sign_label_file(shared_data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Uni-Sign's label file: 31,086 clips, 39 more than the papers state."""
+    folder = shared_data / "how2sign"
+    corpus = How2Sign(folder, labels=folder, clips=True)
+    assert "pre-cut clips" in caplog.text
+    segments = list(corpus.segments())
+    assert len(segments) == len({segment.id for segment in segments}) == 31086
+    assert sum(segment.id.startswith("-") for segment in segments) == 2196
+    assert all(segment.text and segment.signer.isdecimal() for segment in segments)
+    assert sum('"' in segment.text for segment in segments) == 279
+    assert "train: +39 segments against the 31047 published" in report_lines(corpus_report(corpus))
 
 
 def test_phoenix_release_layout(shared_data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,65 @@
+"""Opening files that may be compressed: ``.gz``, ``.bz2``, ``.xz`` and ``.zst`` are read as streams, never unpacked."""
+
+from __future__ import annotations
+
+import bz2
+import functools
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+
+from shards.errors import DataError
+
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
+"""What reading a missing, unreadable, cut off or damaged file raises."""
+LONGEST_LINE = 1 << 28
+"""Bytes; a longer line is no document (a JSON array in one line, a binary file)."""
+
+
+def plain_suffix(path: Path) -> str:
+    """The suffix that tells the format: ``.tsv`` of ``a.tsv`` and of ``a.tsv.gz``."""
+    return Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
+
+
+def open_source(path: Path) -> BinaryIO:
+    """The uncompressed bytes of a file as a stream. Raises one of :data:`DAMAGED`, as reading from it does."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    if path.suffix == ".bz2":
+        return bz2.open(path, "rb")  # type: ignore[return-value]
+    if path.suffix == ".xz":
+        return lzma.open(path, "rb")  # type: ignore[return-value]
+    if path.suffix == ".zst":
+        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"), 1 << 20)  # type: ignore[arg-type]
+    return path.open("rb")
+
+
+def byte_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file with their ends. Raises DataError when it is missing, damaged or no text."""
+    try:
+        with open_source(path) as handle:
+            for line in iter(functools.partial(handle.readline, LONGEST_LINE + 1), b""):
+                if len(line) > LONGEST_LINE:
+                    raise DataError(
+                        f"a line of more than {LONGEST_LINE >> 20} MiB",
+                        where=str(path),
+                        fix="put one document on a line",
+                    )
+                yield line
+    except DAMAGED as error:
+        raise cannot_read(path, error) from None
+
+
+def cannot_read(path: Path, error: BaseException) -> DataError:
+    """The DataError of a file that cannot be opened or unpacked."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    damaged = path.suffix in COMPRESSIONS and not isinstance(error, FileNotFoundError | PermissionError)
+    fix = "copy or fetch the file again: it is cut off or damaged" if damaged else "check the path"
+    return DataError(f"cannot be read ({reason})", where=str(path), fix=fix)

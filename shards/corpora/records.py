@@ -1,0 +1,176 @@
+"""Annotation records in JSON arrays and Parquet tables, read piece by piece: a list of 200 MB needs no 2 GB."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from shards.errors import DataError
+
+MAX_RECORD_CHARACTERS = 16 << 20
+_CHUNK_BYTES = 1 << 20
+_SPACES = " \t\r\n"
+
+
+def read_json_array(path: Path, needed: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number from 1, object) of a file that holds one JSON array of objects.
+
+    Raises DataError for other content, an object without the ``needed`` fields, or one above 16 million characters.
+    """
+    columns = list(needed)
+    for number, record in _elements(path):
+        where = f"{path}:record {number}"
+        if not isinstance(record, dict):
+            raise DataError(
+                f"a list element is {type(record).__name__}", where=where, fix="use a list of objects, or JSON lines"
+            )
+        check_fields(columns, list(record), where)
+        yield number, record
+
+
+def read_parquet(path: Path, needed: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row number from 1, row) of a Parquet file, ``needed`` columns only. Raises DataError for a broken file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = list(needed)
+    number = 0
+    try:
+        with pq.ParquetFile(path) as table:
+            check_fields(columns, table.schema_arrow.names, str(path))
+            for batch in table.iter_batches(batch_size=4096, columns=columns):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        where = f"{path}:row {number}" if number else str(path)
+        raise DataError(f"not a readable Parquet file ({error})", where=where, fix="write the file again") from None
+
+
+def parquet_columns(path: Path) -> list[str]:
+    """Column names of a Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return list(pq.read_schema(path).names)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"not a Parquet file ({error})", where=str(path), fix="write the file again") from None
+
+
+def check_fields(needed: list[str], found: list[str], where: str) -> None:
+    """Raise DataError unless every needed field is there."""
+    missing = [name for name in needed if name not in found]
+    if missing:
+        raise DataError(
+            f"no field {', '.join(map(repr, missing))}; found {sorted(found)}",
+            where=where,
+            fix="map the field names in the corpus options, or use the original file",
+        )
+
+
+def _elements(path: Path) -> Iterator[tuple[int, Any]]:
+    """(number from 1, value) of a JSON array's elements."""
+    text = _Text(path)
+    if (first := text.peek()) != "[":
+        raise DataError(f"not a JSON array: it begins {first!r}", where=str(path), fix="use a list of objects: [{...}]")
+    text.skip()
+    number = 0
+    while text.peek() != "]":
+        if number:
+            if (mark := text.peek()) != ",":
+                found = repr(mark) if mark else "the end of the file"
+                raise DataError(
+                    f"not JSON: {found} after element {number}", where=str(path), fix="fetch the file again"
+                )
+            text.skip()
+        number += 1
+        yield number, text.value(f"{path}:record {number}")
+    text.skip()
+    if rest := text.peek():
+        raise DataError(f"not JSON: {rest!r} after the list", where=str(path), fix="fetch the file again")
+
+
+class _Text:
+    """A UTF-8 file as a buffer that is refilled in front and consumed behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.where = str(path)
+        self._chunks = _chunks(path)
+        self._decode = json.JSONDecoder().raw_decode
+        self._buffer, self._at = "", 0
+
+    def peek(self) -> str:
+        """The next character that is no space; empty at the end of the file."""
+        while True:
+            while self._at < len(self._buffer) and self._buffer[self._at] in _SPACES:
+                self._at += 1
+            if self._at < len(self._buffer) or not self._refill(1):
+                return self._buffer[self._at : self._at + 1]
+
+    def skip(self) -> None:
+        self._at += 1
+
+    def value(self, where: str) -> Any:
+        """The JSON value that begins here."""
+        self.peek()
+        wanted = 0
+        while True:
+            try:
+                value, end = self._decode(self._buffer, self._at)
+            except RecursionError:
+                raise DataError("not JSON: nested too deeply", where=where, fix="fetch the file again") from None
+            except ValueError as error:
+                wanted = max(2 * wanted, _CHUNK_BYTES)  # doubling: a record is parsed a few times at most
+                if len(self._buffer) - self._at > MAX_RECORD_CHARACTERS or not self._refill(wanted):
+                    raise DataError(f"not JSON ({error})", where=where, fix="fetch the file again") from None
+                continue
+            if end == len(self._buffer) and self._refill(1):
+                continue  # a number may go on behind the buffer
+            if re.search(r"\\u[dD]", self._buffer[self._at : end]):
+                _refuse_half_characters(value, where)
+            self._at = end
+            return value
+
+    def _refill(self, characters: int) -> bool:
+        """Append at least so many characters, as far as there are; False at the end of the file."""
+        parts = [self._buffer[self._at :]]
+        added = 0
+        while added < characters and (chunk := next(self._chunks, "")):
+            parts.append(chunk)
+            added += len(chunk)
+        self._buffer, self._at = "".join(parts), 0
+        return added > 0
+
+
+def _refuse_half_characters(value: Any, where: str) -> None:
+    """JSON escapes can spell one half of a surrogate pair, which no file can store."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise DataError("half a surrogate pair in a text", where=where, fix="correct the \\u escape") from None
+
+
+def _chunks(path: Path) -> Iterator[str]:
+    """The decoded text of a file without a byte order mark, in pieces that are never empty."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    position = 0
+    try:
+        with path.open("rb") as handle:
+            while True:
+                payload = handle.read(_CHUNK_BYTES)
+                if text := decoder.decode(payload, final=not payload):
+                    yield text
+                if not payload:
+                    return
+                position += len(payload)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"not UTF-8 ({error.reason})", where=f"{path}: near byte {position}", fix="convert the file to UTF-8"
+        ) from None
+    except OSError as error:
+        raise DataError(f"records cannot be read ({error.strerror})", where=str(path), fix="check the path") from None

@@ -1,0 +1,92 @@
+"""Which files a text corpus reads, in a fixed order: single files, globs and folders per split."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.corpora.compressed import COMPRESSIONS, plain_suffix
+from shards.errors import DataError
+
+_SPLIT = re.compile(r"[a-z][a-z0-9_]*")
+_WILD = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True, slots=True)
+class TextFile:
+    """A file of one split; ``label`` names it in ids, so that they stay the same when the folder moves."""
+
+    split: str
+    label: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Formats:
+    """The file names a corpus reads: suffixes (``""`` for none), each also compressed, or a pattern."""
+
+    suffixes: Sequence[str]
+    pattern: re.Pattern[str] | None = None
+
+    def known(self, path: Path) -> bool:
+        return plain_suffix(path) in self.suffixes or bool(self.pattern and self.pattern.search(path.name))
+
+    def __str__(self) -> str:
+        return ", ".join(suffix or "(no suffix)" for suffix in self.suffixes) + f"; also {', '.join(COMPRESSIONS)}"
+
+
+def find_files(paths: Mapping[str, Any], formats: Formats, where: str) -> list[TextFile]:
+    """The files of every split in order; those of a folder or glob sorted by name.
+
+    Args:
+        paths: split -> file, folder, glob (``dump/**/*.jsonl.gz``), or a list of them. From folders, files of the
+            known formats are taken, hidden ones (``.`` or ``_`` in front) are not.
+        formats: what the corpus reads.
+        where: named in errors.
+
+    Raises:
+        DataError: no such file, an unknown format, a bad split name, or two files of one name.
+    """
+    found: dict[tuple[str, str], TextFile] = {}
+    for split, given in paths.items():
+        check_split(split, where)
+        for entry in given if isinstance(given, list | tuple) else [given]:
+            for label, path in _expand(str(entry), formats, where):
+                if not formats.known(path):
+                    raise DataError(f"{path}: unknown file type", where=where, fix=f"use {formats}")
+                if (split, label) in found:
+                    raise DataError(f"two {split} files named {label}", where=where, fix="rename one: ids use it")
+                found[split, label] = TextFile(split, label, path)
+    return list(found.values())
+
+
+def check_split(split: str, where: str) -> None:
+    """Raise DataError unless ``split`` can name a split."""
+    if not _SPLIT.fullmatch(split):
+        raise DataError(f"split {split!r}", where=where, fix="use a plain lower-case word such as train or dev")
+
+
+def _expand(entry: str, formats: Formats, where: str) -> list[tuple[str, Path]]:
+    path = Path(entry)
+    if path.is_dir():
+        names = sorted(found.relative_to(path) for found in path.rglob("*") if found.is_file())
+        chosen = [name for name in names if formats.known(name) and not _hidden(name)]
+        root = path
+    elif _WILD.search(entry) and not path.exists():
+        fixed = _WILD.split(entry, maxsplit=1)[0]
+        root = Path(fixed) if fixed.endswith("/") else Path(fixed).parent
+        matches = sorted(Path(match) for match in glob.glob(entry, recursive=True))
+        chosen = [match.relative_to(root) for match in matches if match.is_file()]
+    else:
+        return [(path.name, path)]
+    if not chosen:
+        raise DataError(f"{entry} holds no text files", where=where, fix=f"it needs {formats}")
+    return [(name.as_posix(), root / name) for name in chosen]
+
+
+def _hidden(name: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in name.parts)

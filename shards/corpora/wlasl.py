@@ -1,0 +1,116 @@
+"""WLASL (Li et al., WACV 2020): isolated signs of American Sign Language; the text is the gloss.
+
+    WLASL_v0.3.json             [{gloss, instances: [{video_id, split, signer_id, frame_start, frame_end, url, ...}]}]
+    videos/<video_id>.mp4       one sign each, as the release's preprocess.py makes them (``clips=true``, the default)
+    raw_videos_mp4/<name>.mp4   whole videos (``clips=false``): named by YouTube id, or by video_id from other sites
+
+Frame numbers count from 1 at 25 frames per second, whatever the video's own rate; ``frame_end`` -1 means to the end.
+They become times: frame 1 begins at 0 s. The boxes are in pixels of a picture size that the file does not tell, so
+they are not used. Meant for contrastive warm-up: single words teach no grammar.
+
+Many links are dead: up to 70 % may be missing before a build fails. Licence: C-UDA, research only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+from shards.corpora.records import read_json_array
+from shards.corpora.rows import file_stem, known_splits, number_field, text_field
+from shards.errors import DataError
+from shards.schema import Segment, VideoFile
+
+SPLITS = {"train": "train", "val": "dev", "test": "test"}
+FPS = 25.0
+_NEEDED = ("video_id", "split", "signer_id", "frame_start", "frame_end", "url")
+_YOUTUBE_ID = 11  # characters
+
+
+class Wlasl:
+    """Segments of WLASL.
+
+    Args:
+        root: folder with ``WLASL_v0.3.json``.
+        splits: which of train, dev, test; all by default.
+        videos: folder of the videos; default ``videos``, or ``raw_videos_mp4`` without ``clips``.
+        clips: one video per sign, cut already; false: cut whole videos by frame numbers.
+        glosses: take the first so many glosses: 100, 300, 1000 and 2000 are the published subsets.
+    """
+
+    NAME = "wlasl"
+    max_skipped_fraction = 0.7
+    WHOLE: ClassVar[dict[str, int]] = {"train": 14289, "dev": 3916, "test": 2878}
+
+    def __init__(
+        self,
+        root: Path,
+        splits: list[str] | None = None,
+        videos: Path | None = None,
+        clips: bool = True,
+        glosses: int = 2000,
+    ) -> None:
+        self.name = self.NAME
+        self.root = Path(root)
+        self.splits = known_splits(splits, SPLITS.values(), self.NAME)
+        self.clips, self.glosses = clips, glosses
+        self.videos = videos or self.root / ("videos" if clips else "raw_videos_mp4")
+        self.published = self.WHOLE if glosses == 2000 else {}
+        self.settings = {"clips": clips, "glosses": glosses}
+        if glosses < 1:
+            raise DataError(f"glosses={glosses}", where="corpus wlasl", fix="take at least one, e.g. 2000")
+
+    def segments(self) -> Iterator[Segment]:
+        """Every instance in file order, whether or not its video exists."""
+        path = self.root / "WLASL_v0.3.json"
+        for number, entry in read_json_array(path, ("gloss", "instances")):
+            if number > self.glosses:
+                return
+            where = f"{path}:record {number}"
+            gloss = text_field(entry, "gloss", where)
+            if not isinstance(entry["instances"], list):
+                raise DataError("instances is no list", where=where, fix="use the official file")
+            for index, instance in enumerate(entry["instances"]):
+                yield from self._segment(gloss, instance, f"{where} instance {index}")
+
+    def _segment(self, gloss: str, instance: Any, where: str) -> Iterator[Segment]:
+        missing = [name for name in _NEEDED if not isinstance(instance, dict) or name not in instance]
+        if missing:
+            raise DataError(f"the instance lacks {', '.join(missing)}", where=where, fix="use the official file")
+        if (given := text_field(instance, "split", where)) not in SPLITS:
+            raise DataError(f"split {given!r}", where=where, fix=f"use one of {', '.join(SPLITS)}")
+        if SPLITS[given] not in self.splits:
+            return
+        video_id = file_stem(instance["video_id"], where)
+        media, excluded = self._media(instance, video_id, where)
+        yield Segment(
+            corpus=self.NAME,
+            id=video_id,
+            split=SPLITS[given],
+            text=gloss,
+            media=media,
+            language="en",
+            sign_language="ase",
+            signer=signer_name(instance, where),
+            gloss=gloss,
+            origin=where,
+            excluded=excluded,
+        )
+
+    def _media(self, instance: dict[str, Any], video_id: str, where: str) -> tuple[VideoFile, str]:
+        if self.clips:
+            return VideoFile(self.videos / f"{video_id}.mp4"), ""
+        url = text_field(instance, "url", where)
+        stem = url[-_YOUTUBE_ID:] if "youtube" in url or "youtu.be" in url else video_id
+        first, last = (number_field(instance, name, where) for name in ("frame_start", "frame_end"))
+        start = (first - 1) / FPS if first > 1 else None
+        end = last / FPS if last > 0 else None
+        excluded = "no_duration" if end is not None and end <= (start or 0) else ""
+        return VideoFile(self.videos / f"{file_stem(stem, where)}.mp4", start, end), excluded
+
+
+def signer_name(entry: dict[str, Any], where: str) -> str:
+    """``signer_id`` as text; empty for -1, which stands for unknown."""
+    number = number_field(entry, "signer_id", where)
+    return "" if number < 0 else f"{number:.0f}"
