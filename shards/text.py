@@ -10,7 +10,9 @@ import functools
 import hashlib
 import json
 import random
+import re
 import string
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +21,11 @@ import numpy as np
 from shards.errors import DataError
 
 TEMPLATE_FIELDS = ("text", "gloss")
-_PUNCTUATION = string.punctuation + "«»„“”‚‘’¿¡…–—。，！？、；：（）《》"
+_BEYOND_ASCII = "«»„“”‚‘’¿¡…–—。，！？、；：（）《》「」『』·؟،؛।۔"
+_PUNCTUATION = string.punctuation + _BEYOND_ASCII
+_MARK = re.compile(rf"[!-/:-@\[-`{{-~{_BEYOND_ASCII}]")
+# Thai, Lao, Burmese, Khmer; kana and ideographs: no spaces between words, so a character counts as a word.
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]")
 
 
 def check_template(template: str) -> None:
@@ -51,6 +57,22 @@ def pseudo_gloss(text: str, function_words: Collection[str]) -> str:
     """
     words = (word.strip(_PUNCTUATION) for word in text.split())
     return " ".join(word for word in words if word and word.casefold() not in function_words)
+
+
+def fold_text(text: str) -> str:
+    """What is compared when texts are compared: words in folded case without punctuation around them, one space apart.
+
+    Compatibility forms become one (NFKC). In scripts without spaces every character is a word.
+    """
+    folded = text.casefold()
+    if not text.isascii():
+        folded = unicodedata.normalize("NFKC", folded)
+        if _UNSPACED.search(folded):
+            folded = _UNSPACED.sub(r" \g<0> ", folded)
+    words = folded.split()
+    if _MARK.search(folded) is None:
+        return " ".join(words)
+    return " ".join(filter(None, [word.strip(_PUNCTUATION) for word in words]))
 
 
 def repeat_words(gloss: str, seed: int, max_repeat: int) -> str:
