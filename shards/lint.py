@@ -1,34 +1,96 @@
 """Check a shard set completely: structure, checksums, index against members, annotations, and that every video decodes.
 
-``verify`` in shards.index proves that no byte changed since the build; ``lint`` also proves that the bytes are good.
+``verify`` in shards.verify proves that no byte changed since the build; ``lint`` also proves that the bytes are good.
+An *error* breaks the set or makes a sample unusable; a *warning* is a sample that looks wrong but can be used.
 """
 
 from __future__ import annotations
 
 import collections
+import csv
 import dataclasses
 import functools
 import io
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow.compute as pc
+import pyarrow as pa
 
-from shards.errors import DataError
-from shards.index import INDEX_NAME, ShardSet, fingerprint, read_index
+from shards.index import MANIFEST_NAME, ShardSet
+from shards.lint_set import set_problems
+from shards.lint_shard import LintOptions, ShardWork, lint_shard
 from shards.prepare import ordered_map
-from shards.schema import text_hash
-from shards.tar import index_tar
-from shards.verify import Problem, verify_shard
-from shards.video import decode as decode_video
+from shards.sets import open_set
+from shards.store import open_folder
+from shards.text import load_tokenizer, tokenizer_fingerprint
+from shards.verify import Problem
 
-_ANNOTATED = ("split", "corpus", "text", "language", "sign_language", "signer", "gloss")
-_COMPARED = (*_ANNOTATED, "frames", "fps", "width", "height")
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a rule means and how bad breaking it is."""
+
+    severity: Severity
+    meaning: str
+
+
+RULES: dict[str, Rule] = {
+    "fingerprint": Rule("error", "index and manifest do not belong together"),
+    "splits": Rule("error", "the manifest counts other splits than the index"),
+    "unlisted_shard": Rule("error", "a shard that index, manifest and folder do not agree on"),
+    "missing_shard": Rule("error", "a shard of the manifest is not there"),
+    "samples": Rule("error", "the manifest counts other samples in a shard than the index"),
+    "sha256": Rule("error", "a shard's bytes changed since the build"),
+    "truncated": Rule("error", "a shard ends too early"),
+    "bad_header": Rule("error", "a damaged tar header: other readers lose every later sample"),
+    "zero_hole": Rule("error", "zeros where a tar header should be"),
+    "size": Rule("error", "other sizes than the index or manifest says"),
+    "crc32": Rule("error", "a sample's bytes changed since the build"),
+    "split_sample": Rule("error", "a sample's members do not lie side by side"),
+    "duplicate_member": Rule("error", "two members of one name"),
+    "duplicate_id": Rule("error", "two samples of one id"),
+    "meta": Rule("error", "a json member that is damaged or contradicts the index"),
+    "decode": Rule("error", "a video that cannot be decoded, or has other frames than the index says"),
+    "features": Rule("error", "features of the wrong shape, or with NaN or infinite values"),
+    "npy": Rule("error", "token ids that are no array"),
+    "documents": Rule("error", "documents that do not cover their array"),
+    "token_range": Rule("error", "token ids that the tokenizer does not know"),
+    "tokens": Rule("error", "token ids that are not those of the text"),
+    "tokenizer": Rule("error", "the set was made with another tokenizer"),
+    "text_hash": Rule("error", "a hash that is not that of the text"),
+    "empty_text": Rule("error", "no text"),
+    "empty_sample": Rule("error", "neither frames nor tokens"),
+    "control_character": Rule("warning", "control characters in a text"),
+    "invisible_character": Rule("warning", "zero-width or direction characters in a text"),
+    "line_break": Rule("warning", "line breaks or tabs in a text"),
+    "replacement_character": Rule("warning", "U+FFFD in a text: characters were lost"),
+    "mojibake": Rule("warning", "a text that was encoded twice"),
+    "markup": Rule("warning", "HTML or subtitle markup in a text"),
+    "not_nfc": Rule("warning", "decomposed characters: other tokens than the same text in NFC"),
+    "only_punctuation": Rule("warning", "a text without letters and digits"),
+    "wrong_script": Rule("warning", "a text in another script than its language's"),
+    "few_frames": Rule("warning", "a video of very few frames"),
+    "text_too_long": Rule("warning", "more text than anyone signs in that time"),
+    "text_too_short": Rule("warning", "hardly any text for a long video"),
+    "still_video": Rule("warning", "a video in which nothing moves"),
+    "duplicate_video": Rule("warning", "the same video bytes under two keys"),
+    "video_in_two_splits": Rule("warning", "the same video bytes in two splits"),
+    "text_in_train": Rule("warning", "a text of another split that also occurs in train: scores measure memory"),
+}
+
+
+_UNREADABLE = Rule("error", "a shard that cannot be read")
+
+
+def rule_of(name: str) -> Rule:
+    """The rule of a problem; what the file system says about a shard is no rule of its own, but always an error."""
+    return RULES.get(name, _UNREADABLE)
 
 
 @dataclass(slots=True)
@@ -45,173 +107,99 @@ class LintReport:
     problems: list[Problem] = field(default_factory=list)
 
     @property
+    def errors(self) -> int:
+        return sum(rule_of(problem.rule).severity == "error" for problem in self.problems)
+
+    @property
+    def warnings(self) -> int:
+        return len(self.problems) - self.errors
+
+    @property
     def ok(self) -> bool:
-        return not self.problems
+        """No errors; there may be warnings."""
+        return self.errors == 0
+
+    def by_rule(self) -> dict[str, list[Problem]]:
+        """Problems of each broken rule, errors first, in the order of :data:`RULES`."""
+        found: dict[str, list[Problem]] = collections.defaultdict(list)
+        for problem in self.problems:
+            found[problem.rule].append(problem)
+        others = [rule for rule in found if rule not in RULES]
+        return {rule: found[rule] for rule in [*others, *RULES] if rule in found}
 
     def to_dict(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "ok": self.ok}
+        problems = [{**dataclasses.asdict(p), "severity": rule_of(p.rule).severity} for p in self.problems]
+        rules = {rule: len(problems) for rule, problems in self.by_rule().items()}
+        counts = {"errors": self.errors, "warnings": self.warnings, "rules": rules}
+        return {**dataclasses.asdict(self), "problems": problems, **counts, "ok": self.ok}
 
-
-@dataclass(frozen=True, slots=True)
-class _ShardWork:
-    path: Path
-    entry: dict[str, Any]
-    rows: list[dict[str, Any]]
-
-    def __str__(self) -> str:
-        return self.path.name
+    def to_csv(self) -> str:
+        """One line per problem under the header ``severity,rule,shard,key,detail``."""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(["severity", "rule", "shard", "key", "detail"])
+        for problem in self.problems:
+            writer.writerow([rule_of(problem.rule).severity, problem.rule, problem.shard, problem.key, problem.detail])
+        return buffer.getvalue()
 
 
 def lint(
-    folder: Path | str, decode: bool = True, workers: int = 1, on_progress: Callable[[int, int], None] | None = None
+    location: Path | str,
+    options: LintOptions | None = None,
+    workers: int = 1,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> LintReport:
     """Check every shard of a set.
 
     Args:
-        folder: holds manifest.json, index.parquet and the tars.
-        decode: also decode every video and count its frames.
-        workers: processes, one shard at a time each.
+        location: folder or object-store URL that holds manifest.json, index.parquet and the tars.
+        options: what is looked at; default everything but the token ids.
+        workers: processes, one shard at a time each; the report is the same for any number.
         on_progress: called with (samples done, samples in all).
 
     Raises:
-        DataError: the set cannot be opened at all (no or unreadable manifest or index).
+        DataError: the set cannot be opened at all (no or unreadable manifest or index), or the tokenizer cannot.
     """
-    began = time.monotonic()
-    shard_set = read_index(folder)
-    report = LintReport(str(folder), problems=_lint_index(shard_set))
-    check = functools.partial(_lint_shard, decode=decode)
-    for work, (problems, frames) in ordered_map(check, _work(shard_set), workers):
+    began, options = time.monotonic(), options or LintOptions()
+    folder = open_folder(location)
+    shard_set = open_set(folder)
+    report = LintReport(str(location), problems=set_problems(shard_set, folder.list(".tar")))
+    if others := _tokenizer_problems(shard_set, options.tokenizer):
+        report.problems += others
+        options = dataclasses.replace(options, tokenizer="")  # every document would differ
+    check = functools.partial(lint_shard, options=options)
+    for work, result in ordered_map(check, _work(shard_set, str(location)), workers):
         report.shards += 1
         report.samples += len(work.rows)
-        report.frames += frames
+        report.frames += result.frames
         report.tokens += sum(row["tokens"] for row in work.rows)
-        report.problems += problems
+        report.problems += result.problems
         if on_progress is not None:
             on_progress(report.samples, len(shard_set))
     report.seconds = time.monotonic() - began
     return report
 
 
-def _work(shard_set: ShardSet) -> Iterator[tuple[_ShardWork, _ShardWork]]:
-    column = shard_set.table.column("shard")
+def _work(shard_set: ShardSet, location: str) -> Iterator[tuple[ShardWork, ShardWork]]:
+    """Every shard of the manifest with its rows, found in one pass over the index."""
+    codes = shard_set.table.column("shard").combine_chunks().dictionary_encode()
+    numbers = codes.indices.to_numpy()
+    order = np.argsort(numbers, kind="stable")
+    starts = np.searchsorted(numbers[order], np.arange(len(codes.dictionary) + 1))
+    names = codes.dictionary.to_pylist()
+    rows_of = {name: order[starts[n] : starts[n + 1]] for n, name in enumerate(names)}
     for entry in shard_set.manifest.shards:
-        rows = shard_set.table.filter(pc.equal(column, entry["name"])).to_pylist()
-        work = _ShardWork(shard_set.dir / entry["name"], entry, rows)
+        rows = shard_set.table.take(pa.array(rows_of.get(entry["name"], order[:0]))).to_pylist()
+        work = ShardWork(location, shard_set.manifest.kind, entry, rows)
         yield work, work
 
 
-def _lint_index(shard_set: ShardSet) -> list[Problem]:
-    """Rules about the index as a whole."""
-    table, manifest = shard_set.table, shard_set.manifest
-    problems = []
-    if fingerprint(manifest.shards, table) != manifest.fingerprint:
-        problems.append(Problem(INDEX_NAME, "", "fingerprint", "its values are not those the manifest was written for"))
-    found = dict(collections.Counter(table.column("split").to_pylist()))
-    if found != manifest.splits:
-        problems.append(Problem(INDEX_NAME, "", "splits", f"{found}, the manifest says {manifest.splits}"))
-    listed = {entry["name"] for entry in manifest.shards}
-    for name in sorted(set(table.column("shard").unique().to_pylist()) - listed):
-        problems.append(Problem(name, "", "unlisted_shard", "in the index but not in the manifest"))
-    for path in sorted(shard_set.dir.glob("*.tar")):
-        if path.name not in listed:
-            problems.append(Problem(path.name, "", "unlisted_shard", "in the folder but not in the manifest"))
-    counts = table.group_by(["corpus", "sample_id"]).aggregate([([], "count_all")])
-    for row in counts.filter(pc.greater(counts.column("count_all"), 1)).to_pylist():
-        detail = f"{row['sample_id']!r} of {row['corpus']} occurs {row['count_all']} times"
-        problems.append(Problem(INDEX_NAME, "", "duplicate_id", detail))
-    return problems
-
-
-def _lint_shard(work: _ShardWork, decode: bool) -> tuple[list[Problem], int]:
-    problems = verify_shard(work.path, work.entry, work.rows)
-    damaged = {problem.key for problem in problems if problem.rule == "crc32"}
-    if not work.path.is_file():
-        return problems, 0
-    problems += _lint_names(work.path)
-    frames = 0
-    with work.path.open("rb") as handle:
-        for row in work.rows:
-            problems += [Problem(row["shard"], row["key"], rule, detail) for rule, detail in _lint_row(row)]
-            if row["key"] in damaged:
-                continue
-            found = _lint_video(handle, row, decode) if row["meta_offset"] >= 0 else []
-            frames += row["frames"] if decode and not found else 0
-            problems += [Problem(row["shard"], row["key"], rule, detail) for rule, detail in found]
-    if work.rows and work.rows[0]["meta_offset"] < 0 and not damaged:
-        problems += _lint_documents(work)
-    return problems, frames
-
-
-def _lint_names(path: Path) -> list[Problem]:
-    """WebDataset's rules: a key per sample without dots, its members side by side."""
-    try:
-        names = [member.name for member in index_tar(path)]
-    except DataError:
-        return []  # verify_shard has reported it
-    problems = []
-    keys = [name.partition(".")[0] for name in names]
-    starts = [key for key, before in zip(keys, [None, *keys], strict=False) if key != before]
-    for key, number in collections.Counter(starts).items():
-        if number > 1:
-            problems.append(Problem(path.name, key, "split_sample", f"its members lie in {number} places"))
-    for name, number in collections.Counter(names).items():
-        if number > 1:
-            problems.append(Problem(path.name, name.partition(".")[0], "duplicate_member", f"{name} x {number}"))
-    return problems
-
-
-def _lint_row(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    if not row["text"].strip():
-        yield "empty_text", f"{row['sample_id']} has no text"
-    if row["text_hash"] != text_hash(row["text"]):
-        yield "text_hash", f"{row['sample_id']}: the hash is not that of the text"
-    if row["tokens"] <= 0 and row["frames"] <= 0:
-        yield "empty_sample", f"{row['sample_id']} has neither frames nor tokens"
-
-
-def _lint_video(handle: BinaryIO, row: dict[str, Any], decode: bool) -> list[tuple[str, str]]:
-    handle.seek(row["meta_offset"])
-    try:
-        meta = json.loads(handle.read(row["meta_size"]))
-    except ValueError as error:
-        return [("meta", f"the json member cannot be parsed ({error})")]
-    found = [
-        ("meta", f"{name} is {meta[name]!r} in the json member, {row[name]!r} in the index")
-        for name in _COMPARED
-        if name in meta and meta[name] != row[name]
-    ]
-    if decode:
-        handle.seek(row["offset"])
-        try:
-            image = decode_video(handle.read(row["size"]), row["frames"], where=f"{row['shard']}:{row['key']}")
-        except DataError as error:
-            return [*found, ("decode", error.what)]
-        if image.shape[1:3] != (row["height"], row["width"]):
-            found.append(("size", f"frames are {image.shape[1:3]}, the index says {(row['height'], row['width'])}"))
-    return found
-
-
-def _lint_documents(work: _ShardWork) -> list[Problem]:
-    """Token members: valid .npy arrays that the documents' byte ranges cover from end to end."""
-    problems = []
-    rows_of: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
-    for row in work.rows:
-        rows_of[row["key"]].append(row)
-    with work.path.open("rb") as handle:
-        for member in index_tar(work.path):
-            key, _, kind = member.name.partition(".")
-            if kind != "npy":
-                continue
-            handle.seek(member.offset)
-            payload = handle.read(member.size)
-            try:
-                ids = np.lib.format.read_array(io.BytesIO(payload), allow_pickle=False)
-            except ValueError as error:
-                problems.append(Problem(work.path.name, key, "npy", f"not an array ({error})"))
-                continue
-            rows = rows_of.get(key, [])
-            data = member.offset + member.size - ids.nbytes
-            expected = np.cumsum([data, *(row["tokens"] * ids.itemsize for row in rows)]).tolist()
-            if [row["offset"] for row in rows] != expected[:-1] or expected[-1] != member.offset + member.size:
-                problems.append(Problem(work.path.name, key, "documents", "byte ranges do not cover the array exactly"))
-    return problems
+def _tokenizer_problems(shard_set: ShardSet, tokenizer: str) -> list[Problem]:
+    """A text set names the fingerprint of its tokenizer."""
+    made_with = shard_set.manifest.options.get("tokenizer", "")
+    if not tokenizer or not made_with:
+        return []
+    found = tokenizer_fingerprint(load_tokenizer(tokenizer))
+    if found == made_with:
+        return []
+    return [Problem(MANIFEST_NAME, "", "tokenizer", f"made with {made_with[:12]}, {tokenizer} is {found[:12]}")]

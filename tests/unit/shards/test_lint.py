@@ -1,4 +1,4 @@
-"""shards.lint, shards.stats and shards.adopt on good, damaged and foreign shard sets."""
+"""shards.lint and shards.adopt on good, damaged and foreign shard sets."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from shards.adopt import adopt
 from shards.build import BuildOptions, build
 from shards.errors import DataError
 from shards.index import fingerprint, read_index, rows_to_table, write_index
-from shards.lint import lint
-from shards.schema import IndexRow, Manifest
-from shards.stats import stats
+from shards.lint import RULES, lint
+from shards.lint_shard import LintOptions
+from shards.schema import IndexRow, Manifest, Segment, text_hash
+from shards.store import open_folder
+from shards.video import probe
 from shards.writer import TarWriter, add_video
 from tests.unit.shards.making import mp4, pictures, save_tokenizer, text_corpus, video_corpus
+from tests.unit.shards.shard_sets import write_texts, write_videos
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +54,14 @@ def rewrite(folder: Path, rows: list[IndexRow], manifest: Manifest | None = None
     write_index(folder, table, manifest)
 
 
-def rules(folder: Path, **options: bool) -> set[str]:
-    return {problem.rule for problem in lint(folder, **options).problems}  # type: ignore[arg-type]
+def rules(folder: Path | str, options: LintOptions | None = None) -> set[str]:
+    return {problem.rule for problem in lint(folder, options).problems}
 
 
 def test_good_sets(video_set: Path, text_set: Path) -> None:
     report = lint(video_set)
     assert report.ok and (report.shards, report.samples, report.frames) == (2, 4, 43)
-    assert lint(video_set, decode=False).frames == 0
+    assert lint(video_set, LintOptions(decode=False)).frames == 0
     report = lint(text_set)
     assert report.ok and report.samples == 60 and report.tokens > 60
     assert json.loads(json.dumps(report.to_dict()))["ok"] is True
@@ -96,12 +99,136 @@ def test_index_rules(video_set: Path, tmp_path: Path) -> None:
     assert rules(folder) == {"unlisted_shard"}
 
 
+def test_annotation_rules(video_set: Path, tmp_path: Path) -> None:
+    folder = copy(video_set, tmp_path)
+    rows = list(read_index(folder).rows())
+    cases = {
+        "few_frames": {"frames": 3},
+        "text_too_long": {"duration_seconds": 0.1},
+        "text_too_short": {"duration_seconds": 100.0},
+        "wrong_script": {"language": "zh"},
+        "line_break": {"text": "satz\nnummer"},
+    }
+    for rule, change in cases.items():
+        rewrite(folder, [dataclasses.replace(rows[0], **change), *rows[1:]])  # type: ignore[arg-type]
+        report = lint(folder, LintOptions(decode=False))
+        assert rule in report.by_rule() and report.warnings >= 1, rule
+        assert RULES[rule].severity == "warning"
+
+
+def test_duplicates_and_contamination(video_set: Path, tmp_path: Path) -> None:
+    folder = copy(video_set, tmp_path)
+    manifest = read_index(folder).manifest
+    rows = list(read_index(folder).rows())
+    again = {name: getattr(rows[0], name) for name in ("offset", "size", "crc32", "text", "text_hash")}
+    manifest.splits = {"dev": 1, "train": 3}
+    rewrite(
+        folder, [rows[0], dataclasses.replace(rows[1], **again), *rows[2:3], dataclasses.replace(rows[3])], manifest
+    )
+    found = lint(folder, LintOptions(decode=False)).by_rule()
+    assert [(p.key, p.detail) for p in found["duplicate_video"]] == [
+        (rows[1].key, f"same bytes as {rows[0].shard}:{rows[0].key}")
+    ]
+    rewrite(folder, [rows[0], dataclasses.replace(rows[1], split="dev", **again), *rows[2:]], manifest)
+    found = lint(folder, LintOptions(decode=False)).by_rule()
+    assert found["video_in_two_splits"][0].detail.endswith(" of train")
+    assert [p.detail for p in found["text_in_train"]] == ["dev: 'satz nummer 0'"]
+
+
+def test_a_video_in_which_nothing_moves(tmp_path: Path) -> None:
+    still = np.repeat(pictures(1), 6, axis=0)
+    payloads = [mp4(still), mp4(np.zeros((6, 48, 64, 3), np.uint8)), mp4(pictures(6))]
+    rows = []
+    with TarWriter(tmp_path / "train-000000.tar") as tar:
+        for number, payload in enumerate(payloads):
+            segment = Segment("made", f"s{number}", "train", f"satz {number}", language="de")
+            rows.append(add_video(tar, segment, payload, probe(payload)))
+    shards = [{"name": tar.path.name, "samples": 3, "size": tar.size, "sha256": tar.digest.hexdigest()}]
+    rewrite(tmp_path, rows, Manifest("video", shards=shards, splits={"train": 3}))
+    details = {problem.key: problem.detail for problem in lint(tmp_path).by_rule()["still_video"]}
+    assert details == {"s0": "first, middle and last frame are the same", "s1": "every picture is of one colour"}
+
+
+def test_token_ids_against_a_tokenizer(text_set: Path, tmp_path: Path) -> None:
+    same = save_tokenizer(tmp_path / "same")
+    folder = copy(text_set, tmp_path)
+    assert lint(folder, LintOptions(tokenizer=same)).problems == []
+    other = save_tokenizer(tmp_path / "other", bos=None)
+    assert rules(folder, LintOptions(tokenizer=other)) == {"tokenizer"}
+    shard_set = read_index(folder)
+    rows = list(shard_set.rows())
+    changed = dataclasses.replace(rows[0], text="sonne", text_hash=text_hash("sonne"))
+    rewrite(folder, [changed, *rows[1:]])
+    (problem,) = lint(folder, LintOptions(tokenizer=same)).problems
+    assert problem.rule == "tokens" and problem.detail.startswith("d:0: ") and "'sonne'" in problem.detail
+
+
+def test_token_ids_out_of_range(tmp_path: Path) -> None:
+    tokenizer = save_tokenizer(tmp_path / "tokenizer")
+    folder = write_texts(tmp_path / "set", [np.asarray([2, 3, 9000, 1], "<u2")])
+    assert rules(folder, LintOptions(tokenizer=tokenizer)) == {"token_range"}
+    assert rules(folder) == set()
+
+
+def test_features(tmp_path: Path) -> None:
+    values = np.ones((4, 8), "<f2")
+    bad = values.copy()
+    bad[2, 1] = np.nan
+    folder = write_videos(tmp_path / "set", [values.tobytes(), bad.tobytes(), b"12"], [4, 4, 4])
+    shard_set = read_index(folder)
+    shard_set.manifest.kind = "features"
+    rewrite(folder, [dataclasses.replace(row, width=8) for row in shard_set.rows()], shard_set.manifest)
+    found = lint(folder).by_rule()
+    assert [p.detail for p in found["features"]] == ["NaN or infinite values", "2 bytes are not 4 rows of 8 float16"]
+
+
+def test_object_stores(video_set: Path) -> None:
+    address = f"memory://lint-{video_set.parent.name}"
+    remote = open_folder(address)
+    with pytest.raises(DataError, match=r"no manifest\.json: not a shard set"):
+        lint(address)
+    for path in video_set.iterdir():
+        remote.upload(path, path.name)
+    report = lint(address)
+    assert report.problems == [] and (report.shards, report.frames) == (2, 43)
+    remote.delete("train-000001.tar")
+    assert rules(address) == {"missing_shard"}
+
+
+def test_reports(video_set: Path, tmp_path: Path) -> None:
+    folder = copy(video_set, tmp_path)
+    rows = list(read_index(folder).rows())
+    rewrite(folder, [dataclasses.replace(rows[0], text_hash=5), dataclasses.replace(rows[1], language="ja"), *rows[2:]])
+    report = lint(folder, LintOptions(decode=False))
+    values = report.to_dict()
+    assert (values["errors"], values["warnings"], values["ok"]) == (report.errors, report.warnings, False)
+    assert list(values["rules"]) == ["meta", "text_hash", "wrong_script"]
+    lines = report.to_csv().splitlines()
+    assert lines[0] == "severity,rule,shard,key,detail" and len(lines) == 1 + len(report.problems)
+    assert any(line.startswith(f"warning,wrong_script,{rows[1].shard},{rows[1].key},") for line in lines)
+
+
+def test_a_shard_that_cannot_be_read(video_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path) -> None:
+        raise DataError("cannot read the shard (Permission denied)", where=str(path))
+
+    monkeypatch.setattr("shards.verify.index_tar", denied)
+    report = lint(copy(video_set, tmp_path), LintOptions(decode=False))
+    assert not report.ok and list(report.by_rule()) == ["cannot read the shard (Permission denied)"]
+    assert "error,cannot read the shard (Permission denied)" in report.to_csv()
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(DataError, match="lint options: min_frames -1, characters per second"):
+        LintOptions(min_frames=-1)
+
+
 def test_changed_index_is_noticed(video_set: Path, tmp_path: Path) -> None:
     folder = copy(video_set, tmp_path)
     shard_set = read_index(folder)
     rows = list(shard_set.rows())
     write_index(folder, rows_to_table([dataclasses.replace(rows[0], fps=24.0), *rows[1:]]), shard_set.manifest)
-    assert "fingerprint" in rules(folder, decode=False)
+    assert "fingerprint" in rules(folder, LintOptions(decode=False))
 
 
 def test_split_samples_and_duplicate_members(video_set: Path, tmp_path: Path) -> None:
@@ -129,25 +256,6 @@ def test_missing_shard(video_set: Path, tmp_path: Path) -> None:
     folder = copy(video_set, tmp_path)
     (folder / "train-000001.tar").unlink()
     assert rules(folder) == {"missing_shard"}
-
-
-def test_stats(video_set: Path, text_set: Path) -> None:
-    figures = stats(video_set)
-    assert figures["shards"] == 2 and figures["kind"] == "video"
-    (group,) = figures["groups"]
-    assert (group["samples"], group["frames"], group["signers"], group["distinct_texts"]) == (4, 43, 1, 4)
-    assert group["length"]["max"] == 12 and group["vocabulary"] == 6
-    assert stats(text_set)["groups"][0]["length"]["unit"] == "tokens"
-
-
-def test_stats_counts_texts_shared_with_train(video_set: Path, tmp_path: Path) -> None:
-    folder = copy(video_set, tmp_path)
-    rows = list(read_index(folder).rows())
-    leaked = dataclasses.replace(rows[3], split="test", text=rows[0].text, text_hash=rows[0].text_hash)
-    manifest = read_index(folder).manifest
-    manifest.splits = {"test": 1, "train": 3}
-    rewrite(folder, [*rows[:3], leaked], manifest)
-    assert stats(folder)["texts_shared_with_train"] == {"test": 1}
 
 
 @pytest.mark.parametrize("kind", ["video", "text"])
@@ -246,8 +354,6 @@ def test_a_json_member_that_is_no_json(video_set: Path, tmp_path: Path) -> None:
 
 
 def test_writer_parts_are_usable_alone(tmp_path: Path) -> None:
-    from shards.video import probe
-
     payload = mp4(pictures(5))
     segment = video_corpus(tmp_path / "v", 1).items[0]
     with TarWriter(tmp_path / "train-000000.tar") as tar:
