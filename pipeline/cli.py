@@ -30,6 +30,30 @@ app.add_typer(ckpt_app, name="ckpt")
 register_evaluate(app)
 
 
+@shards_app.command(epilog="Example: slt shards features data/ph14t --recipe contrastive.yaml --out data/ph14t-dinov2")
+def features(
+    shards: Annotated[Path, typer.Argument(help="video shard set")],
+    recipe: Annotated[Path, typer.Option(help="recipe whose frozen backbone and image size are used")],
+    out: Annotated[Path, typer.Option(help="new folder for the feature set")],
+    sets: Annotated[list[str], typer.Option("--set", help="override a field of the recipe")] = [],  # noqa: B006
+    frame_stride: Annotated[int, typer.Option(min=1, help="store every n-th frame")] = 1,
+    workers: Annotated[int, typer.Option(min=0, help="processes that decode")] = 1,
+) -> None:
+    """Compute the features of a frozen backbone once and store them as shards.
+
+    A recipe that names the result under `data.train` skips decoding and the
+    backbone; what it exports still holds the backbone and translates videos.
+    """
+    from pipeline.features import extract
+    from shards.feature_build import FeatureOptions
+    from shards.progress import progress
+
+    options = FeatureOptions(frame_stride, workers)
+    with progress(f"features {out.name}") as show:
+        manifest = extract(recipe, sets, shards, out, options, lambda done, total: show(done, total, ""))
+    typer.echo(f"{out}: {manifest.counts['samples']} samples, {manifest.options['features']}")
+
+
 @app.command(epilog="Example: slt train launch/recipes/demo_contrastive.yaml --set train.steps=20")
 def train(
     recipe: Annotated[Path, typer.Argument(help="recipe YAML")],

@@ -14,9 +14,7 @@ from shards.reader import Reader, wanted_frames
 DTYPE = np.dtype("<f2")
 
 
-def read_features(
-    reader: Reader, sample: int, max_frames: int = 0, frame_stride: int = 1
-) -> NDArray[np.float16]:
+def read_features(reader: Reader, sample: int, max_frames: int = 0, frame_stride: int = 1) -> NDArray[np.float16]:
     """Features [T, D] of a clip, of the same frames that ``Reader.frames`` would decode.
 
     Args:

@@ -19,7 +19,7 @@ from pipeline.evaluate.metrics import Scores, score
 from pipeline.evaluate.protocols import get_protocol
 from pipeline.evaluate.report import merge_predictions, write_part, write_predictions, write_scores
 from pipeline.models.processing import LlavaSltProcessor
-from shards.index import ShardSet, read_index
+from shards.index import ShardSet, open_index
 from shards.loader import EvalLoader
 from shards.plan import Plan, PlanOptions, Source
 
@@ -89,7 +89,7 @@ def evaluate_export(
     """
     ranks, protocol = ranks or EvalRanks(), get_protocol(options.protocol)
     model, processor = load_export(export_dir, options.device, options.precision)
-    sets = [read_index(path) for path in shards]
+    sets = [open_index(path) for path in shards]
     loader = _loader(sets, processor, options, ranks)
     done = 0
 
@@ -136,8 +136,8 @@ def _loader(
 def expected_keys(loader: EvalLoader) -> list[str]:
     """`Prediction.key` of every sample that the ranks translate together, in the order of the split."""
     samples = loader.plan.epoch(0).elements["sample"][: loader.n_items].tolist()  # clips: one element per item
-    names = loader.plan.table.select(["corpus", "sample_id"]).take(samples).to_pylist()
-    return [f"{name['corpus']}/{name['sample_id']}" for name in names]
+    rows = (loader.plan.row(sample) for sample in samples)
+    return [f"{row.corpus}/{row.sample_id}" for row in rows]
 
 
 def _about(sets: list[ShardSet], loader: EvalLoader, options: EvaluateOptions) -> dict[str, object]:

@@ -1,0 +1,88 @@
+"""Frame features of a frozen backbone, computed once and stored as shards (`slt shards features`).
+
+Training on them skips video decoding and the backbone; the encoder that is exported still holds the backbone and
+translates raw video.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.config.load import load_recipe
+from pipeline.errors import RecipeError
+from pipeline.models.registry import build_visual
+from pipeline.models.visual import HierarchicalVisualEncoder
+from shards.feature_build import FeatureOptions, write_features
+from shards.schema import Manifest
+
+_FRAMES_PER_PASS = 64
+
+
+class FrozenBackbone:
+    """The backbone of a recipe's visual encoder as `write_features` wants it: frames in, features out.
+
+    Args:
+        encoder: built by `build_visual`; its backbone must be pretrained and frozen.
+        device: where it runs.
+    """
+
+    def __init__(self, encoder: HierarchicalVisualEncoder, device: torch.device) -> None:
+        config = encoder.config
+        encoder.to(device)  # type: ignore[arg-type]  # transformers annotates only its own overload
+        self.encoder, self.device = encoder.eval(), device
+        self.image_pixels: int = config.image_pixels
+        self.frames_per_pass = config.frames_per_pass or _FRAMES_PER_PASS
+        self.identity: dict[str, Any] = {
+            "fingerprint": config.backbone_fingerprint,
+            "width": encoder.frame_projection.in_features,
+            "pool": config.pool,
+            "image_pixels": config.image_pixels,
+            "precision": str(encoder.dtype).removeprefix("torch."),
+        }
+
+    def __call__(self, frames_THWC: np.ndarray) -> np.ndarray:
+        """uint8 [T, H, W, 3] -> float32 [T, P]."""
+        parts = torch.from_numpy(frames_THWC).split(self.frames_per_pass)
+        with torch.inference_mode():
+            return torch.cat([self.encoder.pooled(part.to(self.device)).float().cpu() for part in parts]).numpy()
+
+
+def extract(
+    recipe: str | Path,
+    sets: Sequence[str],
+    shards: Path,
+    out: Path,
+    options: FeatureOptions,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """Write the features of every clip of `shards` to the folder `out`.
+
+    Args:
+        recipe: its `model.visual` names the backbone, its `data.image_pixels` the size.
+        sets: overrides, as for training.
+        shards: a video shard set.
+        out: new folder; a killed extraction continues.
+        on_progress: called with (clips done, clips in all).
+
+    Raises:
+        RecipeError: the recipe has no visual encoder, or its backbone has random weights or would train.
+        DataError: the shards are unusable.
+    """
+    loaded = load_recipe(recipe, list(sets))
+    visual = loaded.model.visual
+    if visual is None:
+        raise RecipeError(f"{recipe}: has no model.visual, so there is no backbone to compute features with")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if loaded.train.precision == "bf16" else torch.float32
+    encoder = build_visual(visual, loaded.data.image_pixels, dtype)
+    if not encoder.config.backbone_fingerprint:
+        raise RecipeError(
+            f"{recipe}: model.visual.backbone must be pretrained (path) and frozen (train: frozen); features of one"
+            " that is random or will change would be worthless"
+        )
+    return write_features(shards, out, FrozenBackbone(encoder, device), options, on_progress)

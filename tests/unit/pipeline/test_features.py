@@ -1,0 +1,107 @@
+"""Frame features of a recipe's frozen backbone: extraction, and training batches that hold them instead of frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from pipeline.config.schema import BackboneConfig
+from pipeline.errors import RecipeError
+from pipeline.evaluate.clips import FetchFrames, holds_features
+from pipeline.features import extract
+from pipeline.models.frame_level import new_backbone
+from pipeline.models.registry import build_visual
+from pipeline.models.visual import HierarchicalVisualEncoder
+from pipeline.stages.batches import check_features, clip_tensors
+from shards.build import BuildOptions, build
+from shards.errors import DataError
+from shards.feature_build import FeatureOptions
+from shards.index import read_index
+from shards.plan import Plan, PlanOptions, Source
+from shards.reader import Reader
+from tests.unit.pipeline.config.recipes import CONTRASTIVE, PRETRAINING, write
+from tests.unit.pipeline.models.tiny import PIXELS, visual_config
+from tests.unit.shards.making import video_corpus
+
+VIT = {
+    "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+    "image_size": PIXELS, "patch_size": 16,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``videos``, a pretrained ``vit``, ``recipe.yaml`` naming it, and its ``features``."""
+    folder = tmp_path_factory.mktemp("features")
+    build(video_corpus(folder / "source", 5), folder / "videos", BuildOptions())
+    torch.manual_seed(0)
+    new_backbone(AutoConfig.for_model("vit", **VIT)).save_pretrained(folder / "vit")
+    backbone = f"path: {folder / 'vit'}\n      train: frozen"
+    text = CONTRASTIVE.replace("tiny: {width: 96, heads: 3, patch_pixels: 16}", backbone)
+    text = text.replace("data:\n", f"data:\n  image_pixels: {PIXELS}\n")
+    recipe = write(folder, text)
+    extract(recipe, [], folder / "videos", folder / "features", FeatureOptions())
+    return folder
+
+
+def plan(folder: Path) -> Plan:
+    return Plan([Source(read_index(folder))], PlanOptions("clip", shuffle=False))
+
+
+def encoder(world: Path, train: str = "frozen", pool: str = "cls") -> HierarchicalVisualEncoder:
+    backbone = BackboneConfig(path=str(world / "vit"), train=train, pool=pool)
+    torch.manual_seed(1)
+    return build_visual(visual_config(backbone=backbone), PIXELS, torch.float32).eval()
+
+
+def test_batches_of_features_give_what_batches_of_frames_give(world: Path) -> None:
+    fetch = FetchFrames(max_frames=6, frame_stride=1, image_pixels=PIXELS)
+    model, outputs = encoder(world), []
+    for name in ("videos", "features"):
+        reader = Reader(plan(world / name))
+        assert holds_features(reader.plan) == (name == "features")
+        items = [reader.plan.epoch(0).item(number) for number in range(5)]
+        batch = clip_tensors([fetch(reader, item) for item in items])
+        assert batch["frame_lengths_B"].tolist() == [6] * 5 and len(batch["rows"]) == 5
+        with torch.no_grad():
+            outputs.append(model(batch["frames_NHWC"], batch["frame_lengths_B"]))
+    # Random weights hardly tell frames apart, and clips are centred: what float16 rounds away weighs more than usual.
+    torch.testing.assert_close(outputs[0].words_BSD, outputs[1].words_BSD, atol=3e-2, rtol=0)
+    torch.testing.assert_close(outputs[0].sentence_BD, outputs[1].sentence_BD, atol=3e-2, rtol=0)
+
+
+def test_features_of_another_backbone_or_of_one_that_trains_are_refused(world: Path) -> None:
+    features = plan(world / "features")
+    check_features(features, encoder(world))
+    check_features(plan(world / "videos"), encoder(world, train="full"))
+    with pytest.raises(RecipeError, match=r"lets the backbone change; set it to frozen"):
+        check_features(features, encoder(world, train="full"))
+    with pytest.raises(RecipeError, match=r"of another backbone or preprocessing .*'pool': 'cls'"):
+        check_features(features, encoder(world, pool="mean"))
+
+
+def test_videos_and_features_do_not_mix(world: Path) -> None:
+    sources = [Source(read_index(world / name)) for name in ("videos", "features")]
+    with pytest.raises(DataError, match="videos and stored features in one plan"):
+        Plan(sources, PlanOptions("clip"))
+
+
+def test_recipes_without_a_frozen_pretrained_backbone(world: Path, tmp_path: Path) -> None:
+    for text, words in ((CONTRASTIVE, r"must be pretrained \(path\) and frozen"), (PRETRAINING, "no model.visual")):
+        with pytest.raises(RecipeError, match=words):
+            extract(write(tmp_path, text), [], world / "videos", tmp_path / "out", FeatureOptions())
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "thin"
+    words = ["shards", "features", str(world / "videos"), "--recipe", str(world / "recipe.yaml"), "--out", str(out)]
+    result = CliRunner().invoke(app, [*words, "--frame-stride", "2"])
+    assert result.exit_code == 0, result.output
+    assert "5 samples" in result.output and "'width': 24" in result.output
+    assert read_index(out).row(0).frames == 5
