@@ -25,7 +25,7 @@ TEST_ENV := DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF
 PYTEST := $(BIN)/python -m pytest -o faulthandler_timeout=900
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-ablations test test-fast test-gpu check format reference bench clean force
+.PHONY: help setup demo demo-ablations test test-fast test-gpu check format reference bench bench-peers clean force
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -67,7 +67,11 @@ format: setup ## Apply ruff's fixes and formatting
 reference: setup ## Write docs/recipe-reference.md from the recipe's types
 	$(BIN)/python -m tests.unit.test_recipe_reference
 
+bench-peers: setup ## The other loaders that ours is measured against, in an environment of their own (.peers)
+	$(BIN)/python benchmarks/peers/environment.py
+
 bench: setup ## Every benchmark this machine can run, quickly (one alone: python benchmarks/NAME.py)
+	@"$(BIN)/python" -m pip install --disable-pip-version-check --quiet -c constraints.txt torch==$(TORCH) -e '.[dev,bench]'
 	@for file in $$(grep -l -e --quick benchmarks/*.py); do echo "== $$file"; $(BIN)/python "$$file" --quick || exit 1; done
 
 clean: ## Remove caches and build outputs; environments and runs stay

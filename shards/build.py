@@ -1,322 +1,290 @@
 """Build a shard set from a corpus: parallel, deterministic, restartable, complete or absent.
 
 Shards are cut by the annotations alone (every ``samples_per_shard`` segments of a split), so their bytes do not depend
-on the number of processes. Work happens in ``.<out>.building`` beside the target; a finished shard leaves a part file
-there, and a killed build continues after the last one. The folder gets its name in one rename at the very end.
+on the number of processes, the engine or the parts of an array job. A finished shard leaves a part record in the work
+place (``build_work``), and a killed build continues after the last one. Index and manifest come at the very end.
 """
 
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
-import errno
-import fcntl
-import functools
-import itertools
 import json
 import logging
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 
+from shards.build_engines import ENGINES, Todo
 from shards.build_plan import BuildOptions, ShardTask, Survey, build_identity, shard_tasks, survey_corpus
+from shards.build_shard import Finished
+from shards.build_work import SKIPPED_NAME, Part, Sources, Work, full_disk_named, open_work
 from shards.errors import DataError
-from shards.index import MANIFEST_NAME, fingerprint, read_manifest, rows_to_table, write_atomic, write_index
-from shards.prepare import PreparedVideo, Skip, ordered_map, prepare_documents, prepare_videos
-from shards.schema import Corpus, IndexRow, Manifest, Segment
-from shards.writer import TarWriter, add_documents, add_video
+from shards.index import fingerprint, rows_to_table
+from shards.prepare import EXCLUDED, PreparedVideo, Skip
+from shards.schema import Corpus, IndexRow, Manifest
 
+__all__ = ["SKIPPED_NAME", "BuildOptions", "BuildProgress", "BuildRun", "Part", "build", "build_part", "merge"]
 logger = logging.getLogger(__name__)
-SKIPPED_NAME = "skipped.jsonl"
-_PLAN_NAME, _LOCK_NAME, _PARTS = "build.json", "lock", "parts"
-_DOCUMENTS_PER_UNIT = 512
+_FAULTS_TO_JUDGE = (
+    20  # a build that must fail goes on until it has seen this many, so that the report shows the pattern
+)
 
 
 @dataclass(frozen=True, slots=True)
 class BuildProgress:
-    """State of a running build, after every sample (video) or group of documents (text)."""
+    """State of a running build, after every few samples (local) or every shard (Ray)."""
 
     done: int
     """Segments handled, including skipped ones and those of shards finished by an earlier run."""
     total: int
     skipped: int
     shard: str
+    before: int = 0
+    """Segments of ``done`` that an earlier run handled."""
+    bytes: int = 0
+    """Stored by this run."""
+    seconds: float = 0.0
+    """Duration of the videos stored by this run."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRun:
+    """Where and by whom a build is done; nothing here changes a byte of the result."""
+
+    workers: int = 1
+    """Processes that transcode or tokenise; for Ray the tasks under way, 0 = the cores of the cluster."""
+    engine: Literal["local", "ray"] = "local"
+    scratch: Path | None = None
+    """Local folder for shards on their way to an object store; None = the system's temporary folder."""
+    storage_options: Mapping[str, Any] | None = None
+    """Options of the object store for fsspec; None = its configuration files."""
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise DataError(f"unknown engine {self.engine!r}", where="--engine", fix=f"use {' or '.join(ENGINES)}")
+
+
+Report = Callable[[BuildProgress], None] | None
 
 
 def build(
     corpus: Corpus,
-    out: Path,
+    out: Path | str,
     options: BuildOptions,
-    workers: int = 1,
-    on_progress: Callable[[BuildProgress], None] | None = None,
+    workers: int | BuildRun = 1,
+    on_progress: Report = None,
 ) -> Manifest:
-    """Write the shard set of ``corpus`` to the folder ``out``.
+    """Write the shard set of ``corpus`` to the folder or object store prefix ``out``.
 
-    A finished ``out`` made from the same annotations and options is returned as it is; a killed build continues.
+    A finished ``out`` made from the same annotations and options is returned as it is; a killed build, and one whose
+    parts were built elsewhere, continues.
 
     Args:
         corpus: yields the same segments in the same order every time it is asked.
-        out: new or empty folder.
-        workers: processes that transcode or tokenise.
+        out: new or empty folder, or a URL (``s3://bucket/prefix``).
+        workers: processes that transcode or tokenise, or all settings of the run.
         on_progress: called in this process.
 
     Raises:
         DataError: unusable annotations, too many skipped segments, ``out`` holds something else, or the disk is full.
     """
-    out = Path(os.path.abspath(out))
-    survey = survey_corpus(corpus, options)
-    identity = build_identity(corpus, options, survey)
-    if (finished := _finished(out, identity)) is not None:
-        return finished
-    work = out.with_name(f".{out.name}.building")
-    try:
-        with _exclusive(work):
-            if not _only_rename_missing(work, identity):
-                _start(work, identity)
-                _write_shards(corpus, work, options, survey, (workers, on_progress))
-                _finish(work, options, survey, identity)
-            shutil.rmtree(work / _PARTS, ignore_errors=True)
-            for name in (_PLAN_NAME, _LOCK_NAME):
-                (work / name).unlink(missing_ok=True)
-            work.rename(out)
-            _sync_folder(out.parent)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError(
-                "the disk is full",
-                where=str(work),
-                fix="free some space and run the same command again: finished shards are kept",
-            ) from error
-        raise DataError(f"cannot write ({error})", where=str(out), fix="choose a folder you can write to") from error
-    return read_manifest(out)
+    return _Build(corpus, out, options, _as_run(workers)).everything(on_progress)
 
 
-def _finished(out: Path, identity: dict[str, Any]) -> Manifest | None:
-    """The manifest of an ``out`` that already holds this build; None when there is nothing yet; DataError otherwise."""
-    if os.path.ismount(out):
-        raise DataError("the folder is a mount point and cannot be renamed to", where=str(out), fix=f"use {out}/shards")
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return None
-    if not (out / MANIFEST_NAME).is_file():
-        raise DataError("not empty and not a shard set", where=str(out), fix="choose another --out")
-    manifest = read_manifest(out)
-    differing = sorted(
-        key
-        for key in manifest.options.keys() | identity["options"].keys()
-        if manifest.options.get(key) != identity["options"].get(key)
-    )
-    if differing:
-        raise DataError(
-            f"holds a shard set made otherwise; different: {', '.join(differing)}",
-            where=str(out),
-            fix="choose another --out, or delete this folder first",
-        )
-    logger.info("%s is complete already: %s", out, manifest.splits)
-    return manifest
+def build_part(
+    corpus: Corpus, out: Path | str, options: BuildOptions, part: Part, run: BuildRun, on_progress: Report = None
+) -> int:
+    """Write one share of the shards into the work place of ``out`` and leave the rest to other processes or machines.
+
+    Returns:
+        The number of shards in this share. ``merge`` or ``build`` finishes the set.
+
+    Raises:
+        DataError: as for :func:`build`; another process works on the same share, or a build with other options there.
+    """
+    return _Build(corpus, out, options, run).share(part, on_progress)
 
 
-@contextlib.contextmanager
-def _exclusive(work: Path) -> Iterator[None]:
-    """Hold the working folder for this process alone."""
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / _LOCK_NAME).open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                "another build is writing here", where=str(work), fix="wait for it, or choose another --out"
-            ) from None
-        yield
+def merge(corpus: Corpus, out: Path | str, options: BuildOptions, run: BuildRun) -> Manifest:
+    """Finish a shard set whose parts are all built. Raises DataError naming the parts and shards that are missing."""
+    return _Build(corpus, out, options, run).merge()
 
 
-def _only_rename_missing(work: Path, identity: dict[str, Any]) -> bool:
-    return (work / MANIFEST_NAME).exists() and read_manifest(work).options == identity["options"]
+def _as_run(workers: int | BuildRun) -> BuildRun:
+    return workers if isinstance(workers, BuildRun) else BuildRun(workers)
 
 
-def _start(work: Path, identity: dict[str, Any]) -> None:
-    """Keep the parts of an interrupted build with the same identity, remove everything else."""
-    plan = work / _PLAN_NAME
-    wanted = json.dumps(identity, indent=1, sort_keys=True).encode()
-    if not plan.exists() or plan.read_bytes() != wanted:
-        for entry in work.iterdir():
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            elif entry.name != _LOCK_NAME:
-                entry.unlink()
-        write_atomic(plan, wanted)
-    (work / _PARTS).mkdir(exist_ok=True)
+class _Build:
+    """One build: the corpus is surveyed, the work place is known."""
 
+    def __init__(self, corpus: Corpus, out: Path | str, options: BuildOptions, run: BuildRun) -> None:
+        self.corpus, self.options, self.run = corpus, options, run
+        self.work: Work = open_work(out, run.scratch, run.storage_options)
+        self.survey: Survey = survey_corpus(corpus, options)
+        self.identity = build_identity(corpus, options, self.survey)
+        self.allowed = options.allowed_skips(corpus)
 
-def _write_shards(
-    corpus: Corpus,
-    work: Path,
-    options: BuildOptions,
-    survey: Survey,
-    run: tuple[int, Callable[[BuildProgress], None] | None],
-) -> None:
-    """Write every shard that has no part file yet."""
-    workers, on_progress = run
-    progress = _Reporter(survey.total, on_progress)
+    def everything(self, on_progress: Report) -> Manifest:
+        if (manifest := self._complete()) is not None:
+            return manifest
+        with full_disk_named(self.work.where), self.work.session(self.identity, None):
+            if not self.work.only_rename_missing(self.identity):
+                self._write_shards(None, on_progress)
+                self._finish()
+            return self.work.publish()
 
-    def units() -> Iterator[tuple[ShardTask, list[Segment]]]:
-        size = 1 if survey.kind == "video" else _DOCUMENTS_PER_UNIT
-        for task in shard_tasks(corpus, options, survey.kind):
-            if (part := _read_part(work, task.name)) is not None and part["digest"] == task.digest:
-                progress.add(task.name, len(task.segments) + len(task.skips), len(part["skips"]))
+    def share(self, part: Part, on_progress: Report) -> int:
+        if self._complete() is not None:
+            return 0
+        with full_disk_named(self.work.where), self.work.session(self.identity, part):
+            return self._write_shards(part, on_progress)
+
+    def merge(self) -> Manifest:
+        if (manifest := self._complete()) is not None:
+            return manifest
+        with full_disk_named(self.work.where), self.work.session(self.identity, None):
+            if not self.work.only_rename_missing(self.identity):
+                self._check_parts()
+                self._finish()
+            return self.work.publish()
+
+    def _complete(self) -> Manifest | None:
+        manifest = self.work.finished(self.identity)
+        if manifest is not None:
+            logger.info("%s is complete already: %s", self.work.where, manifest.splits)
+        return manifest
+
+    def _write_shards(self, part: Part | None, on_progress: Report) -> int:
+        """Write every shard of the share that has no valid record yet; returns how many shards the share has."""
+        counter = _Counter(self, on_progress)
+        if part is not None:
+            counter.total = sum(_segments(task) for task in self._tasks(part))
+        todo = self._unfinished(part, counter)
+        ENGINES[self.run.engine](self.work, todo, self.options, self.survey.kind, (self.run.workers, counter))
+        return counter.shards
+
+    def _tasks(self, part: Part | None = None) -> Iterator[ShardTask]:
+        """The shards of a share, or all; read from the annotations anew, so that no list of segments is kept."""
+        tasks = shard_tasks(self.corpus, self.options, self.survey.kind)
+        return (task for task in tasks if part is None or part.has(task))
+
+    def _unfinished(self, part: Part | None, counter: _Counter) -> Iterator[Todo]:
+        states = Sources()
+        for task in self._tasks(part):
+            counter.shards += 1
+            sources = states.digest(task)
+            record = self.work.read_part(task.name)
+            if record is None or (record["digest"], record["sources"]) != (task.digest, sources):
+                yield Todo(task, sources)
                 continue
-            for start in range(0, max(1, len(task.segments)), size):
-                yield task, task.segments[start : start + size]
+            skips = [skip for values in record["skips"] if not (skip := Skip(**values)).excluded]
+            counter.resumed(Finished(task.name, _segments(task), skips, 0, 0.0))
 
-    prepare: Callable[[list[Segment]], list[Any]] = (
-        functools.partial(prepare_videos, options=options.video)
-        if survey.kind == "video"
-        else functools.partial(prepare_documents, tokenizer=options.tokenizer)
-    )
-    store = _store_videos if survey.kind == "video" else _store_documents
-    with contextlib.closing(ordered_map(prepare, units(), workers)) as prepared:
-        for task, first in prepared:
-            progress.add(task.name, len(task.skips), len(task.skips))
-            results = progress.watch(task, first, prepared)
-            with TarWriter(work / task.name) as tar:
-                rows, skips = store(tar, task, results, options)
-            _write_part(work, tar, rows, task, skips)
+    def _check_parts(self) -> None:
+        """Every shard must be there."""
+        missing = [task for task in self._tasks() if _unusable(self.work.read_part(task.name), task)]
+        if not missing:
+            return
+        names = ", ".join(task.name for task in missing[:5]) + (", ..." if len(missing) > 5 else "")
+        shares = self.work.shares()
+        parts = (
+            sorted({f"{task.number % of + 1}/{of}" for of in shares for task in missing}) if len(shares) == 1 else []
+        )
+        said = f"; part {', '.join(parts)}" if parts else ""
+        raise DataError(
+            f"{len(missing)} shards are missing ({names}){said}",
+            where=self.work.where,
+            fix="run the missing parts again, or run without --merge to build the rest here",
+        )
+
+    def _finish(self) -> None:
+        """Join the part records into skipped.jsonl, index.parquet and, last, manifest.json."""
+        manifest = Manifest(self.survey.kind, options=self.identity["options"], versions=self.identity["versions"])
+        tables, skips = [], []
+        splits: collections.Counter[str] = collections.Counter()
+        for name, part in self.work.parts():
+            skips += [Skip(**values) for values in part["skips"]]
+            if not part["rows"]:
+                continue
+            rows = [IndexRow(*values) for values in part["rows"]]
+            tables.append(rows_to_table(rows))
+            splits.update(row.split for row in rows)
+            manifest.shards.append({"name": name, "samples": len(rows), "size": part["size"], "sha256": part["sha256"]})
+        faults = [skip for skip in skips if not skip.excluded]
+        if self.over_budget(len(faults)) or not tables:
+            raise self.budget_error(faults)
+        manifest.splits = dict(sorted(splits.items()))
+        manifest.counts = _counts(splits.total(), skips)
+        lines = "".join(json.dumps(dataclasses.asdict(skip), ensure_ascii=False) + "\n" for skip in skips)
+        table = pa.concat_tables(tables)
+        manifest.fingerprint = fingerprint(manifest.shards, table)
+        self.work.finish(table, manifest, lines.encode())
+
+    def over_budget(self, skipped: int) -> bool:
+        """Whether so many faults fail the build, whatever the segments still to come are like."""
+        return skipped > self.allowed * self.survey.total
+
+    def budget_error(self, faults: list[Skip]) -> DataError:
+        reasons = dict(collections.Counter(skip.reason for skip in faults))
+        examples = "; ".join(f"{skip.origin or skip.id}: {skip.reason} {skip.detail}".strip() for skip in faults[:3])
+        return DataError(
+            f"{len(faults)} of {self.survey.total} segments cannot be used ({reasons}), "
+            f"allowed: {self.allowed:.1%}. First: {examples}",
+            where=self.work.where,
+            fix="repair the media or its root folder, or raise --max-skipped-fraction",
+        )
 
 
-class _Reporter:
-    """Counts handled segments and tells the caller."""
+class _Counter:
+    """Counts handled segments, tells the caller, and stops a build that has skipped too many already."""
 
-    def __init__(self, total: int, on_progress: Callable[[BuildProgress], None] | None) -> None:
-        self.total, self.on_progress = total, on_progress
-        self.done = self.skipped = 0
+    def __init__(self, owner: _Build, on_progress: Report) -> None:
+        self.owner, self.on_progress = owner, on_progress
+        self.total = owner.survey.total
+        self.shards = self.done = self.before = self.bytes = 0
+        self.seconds = 0.0
+        self.faults: list[Skip] = []
 
-    def add(self, shard: str, done: int, skipped: int) -> None:
-        self.done, self.skipped = self.done + done, self.skipped + skipped
+    def resumed(self, found: Finished) -> None:
+        self.before += found.segments
+        self._add(found)
+
+    def samples(self, shard: str, results: list[Any]) -> None:
+        skips = [result for result in results if isinstance(result, Skip)]
+        videos = [result for result in results if isinstance(result, PreparedVideo)]
+        size = sum(len(video.payload) for video in videos)
+        seconds = sum(video.info.duration_seconds for video in videos)
+        self._add(Finished(shard, len(results), skips, size, seconds))
+
+    def shard(self, done: Finished) -> None:
+        self._add(done)
+
+    def _add(self, found: Finished) -> None:
+        self.done += found.segments
+        self.bytes, self.seconds = self.bytes + found.bytes, self.seconds + found.seconds
+        self.faults += found.skips
         if self.on_progress is not None:
-            self.on_progress(BuildProgress(self.done, self.total, self.skipped, shard))
-
-    def watch(self, task: ShardTask, results: list[Any], more: Iterator[tuple[ShardTask, list[Any]]]) -> Iterator[Any]:
-        """One result per segment of ``task``: those at hand, then as many units of ``more`` as it still needs."""
-        left = len(task.segments)
-        while left:
-            yield from results
-            self.add(task.name, len(results), sum(isinstance(result, Skip) for result in results))
-            left -= len(results)
-            if left:
-                results = next(more)[1]
+            counts = (self.done, self.total, len(self.faults), found.shard)
+            self.on_progress(BuildProgress(*counts, self.before, self.bytes, self.seconds))
+        if len(self.faults) >= _FAULTS_TO_JUDGE and self.owner.over_budget(len(self.faults)):
+            raise self.owner.budget_error(self.faults)
 
 
-def _store_videos(
-    tar: TarWriter, task: ShardTask, results: Iterator[PreparedVideo | Skip], _: BuildOptions
-) -> tuple[list[IndexRow], list[Skip]]:
-    rows, skips = [], []
-    for segment, result in zip(task.segments, results, strict=True):
-        if isinstance(result, Skip):
-            skips.append(result)
-        else:
-            rows.append(add_video(tar, segment, result.payload, result.info))
-    return rows, skips
+def _segments(task: ShardTask) -> int:
+    return len(task.segments) + sum(not skip.excluded for skip in task.skips)
 
 
-def _store_documents(
-    tar: TarWriter, task: ShardTask, results: Iterator[np.ndarray], options: BuildOptions
-) -> tuple[list[IndexRow], list[Skip]]:
-    rows: list[IndexRow] = []
-    stem, members = task.name.removesuffix(".tar"), itertools.count()
-    segments: list[Segment] = []
-    tokens: list[np.ndarray] = []
-    waiting = 0
-    for number, (segment, ids) in enumerate(zip(task.segments, results, strict=True), 1):
-        segments.append(segment)
-        tokens.append(ids)
-        waiting += len(ids)
-        if waiting >= options.tokens_per_member or number == len(task.segments):
-            rows += add_documents(tar, f"{stem}-{next(members):04d}", segments, tokens)
-            segments, tokens, waiting = [], [], 0
-    return rows, []
+def _unusable(part: dict[str, Any] | None, task: ShardTask) -> bool:
+    return part is None or part["digest"] != task.digest
 
 
-def _write_part(work: Path, tar: TarWriter, rows: list[IndexRow], task: ShardTask, skips: list[Skip]) -> None:
-    """Record a finished shard; from here on an interrupted build does not write it again."""
-    if not rows:
-        tar.path.unlink()
-    _sync_folder(work)
-    part = {
-        "digest": task.digest,
-        "size": tar.size,
-        "sha256": tar.digest.hexdigest(),
-        "skips": [dataclasses.asdict(skip) for skip in [*task.skips, *skips]],
-        "rows": [dataclasses.astuple(row) for row in rows],
-    }
-    write_atomic(work / _PARTS / f"{task.name}.json", json.dumps(part).encode())
-
-
-def _read_part(work: Path, name: str) -> dict[str, Any] | None:
-    """A finished shard's record, when its tar is there as well."""
-    path = work / _PARTS / f"{name}.json"
-    if not path.exists():
-        return None
-    part = json.loads(path.read_bytes())
-    tar = work / name
-    if part["rows"] and not (tar.exists() and tar.stat().st_size == part["size"]):
-        return None
-    return part
-
-
-def _finish(work: Path, options: BuildOptions, survey: Survey, identity: dict[str, Any]) -> None:
-    """Join the parts into skipped.jsonl, index.parquet and, last, manifest.json."""
-    manifest = Manifest(survey.kind, options=identity["options"], versions=identity["versions"])
-    tables, skips = [], []
-    splits: collections.Counter[str] = collections.Counter()
-    for path in sorted((work / _PARTS).glob("*.tar.json")):
-        part = json.loads(path.read_bytes())
-        skips += part["skips"]
-        if not part["rows"]:
-            continue
-        rows = [IndexRow(*values) for values in part["rows"]]
-        tables.append(rows_to_table(rows))
-        splits.update(row.split for row in rows)
-        name = path.name.removesuffix(".json")
-        manifest.shards.append({"name": name, "samples": len(rows), "size": part["size"], "sha256": part["sha256"]})
-    _check_skips(work, skips, survey.total, options.max_skipped_fraction)
-    reasons = collections.Counter(skip["reason"] for skip in skips)
-    manifest.splits = dict(sorted(splits.items()))
-    manifest.counts = {"samples": splits.total(), "skipped": len(skips)}
-    manifest.counts |= {f"skipped/{reason}": number for reason, number in sorted(reasons.items())}
-    lines = "".join(json.dumps(skip, ensure_ascii=False) + "\n" for skip in skips)
-    write_atomic(work / SKIPPED_NAME, lines.encode())
-    table = pa.concat_tables(tables)
-    manifest.fingerprint = fingerprint(manifest.shards, table)
-    write_index(work, table, manifest)
-
-
-def _check_skips(work: Path, skips: list[dict[str, Any]], total: int, allowed: float) -> None:
-    if len(skips) <= allowed * total and len(skips) < total:
-        return
-    for path in (work / _PARTS).glob("*.json"):  # the media may be repaired before the next run: look at it again
-        if json.loads(path.read_bytes())["skips"]:
-            path.unlink()
-    reasons = collections.Counter(skip["reason"] for skip in skips)
-    examples = "; ".join(
-        f"{skip['origin'] or skip['id']}: {skip['reason']} {skip['detail']}".strip() for skip in skips[:3]
-    )
-    raise DataError(
-        f"{len(skips)} of {total} segments cannot be used ({dict(reasons)}), allowed: {allowed:.1%}. First: {examples}",
-        where=str(work),
-        fix="repair the media or its root folder, or raise --max-skipped-fraction",
-    )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames inside ``folder`` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _counts(samples: int, skips: list[Skip]) -> dict[str, int]:
+    """samples, skipped, ``skipped/<reason>`` and ``excluded/<reason>``."""
+    reasons = collections.Counter(skip.reason for skip in skips)
+    skipped = {f"skipped/{name}": n for name, n in sorted(reasons.items()) if not name.startswith(EXCLUDED)}
+    excluded = {name: n for name, n in sorted(reasons.items()) if name.startswith(EXCLUDED)}
+    return {"samples": samples, "skipped": sum(skipped.values()), **skipped, **excluded}

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -14,10 +15,14 @@ from typing import Any
 import av
 
 from shards.errors import DataError
-from shards.prepare import Skip
-from shards.schema import Corpus, Kind, Segment
+from shards.prepare import EXCLUDED, Skip
+from shards.schema import Corpus, Crop, FrameFolder, Kind, Segment, VideoFile
 from shards.text import load_tokenizer, token_dtype, tokenizer_fingerprint
 from shards.video import VideoOptions
+
+DEFAULT_SKIPPED_FRACTION = 0.05
+_SPLIT_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_SEGMENTS_PER_UNIT, _OVERLAP_SECONDS, _DOCUMENTS_PER_UNIT = 8, 1.0, 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +31,21 @@ class BuildOptions:
 
     video: VideoOptions = field(default_factory=VideoOptions)
     tokenizer: str = ""
-    """Hugging Face tokenizer folder; required for text corpora."""
+    """Hugging Face tokenizer folder; required for text corpora. With video, it counts the tokens of the texts."""
     samples_per_shard: int = 256
     """Video segments per tar; about 40 MB at 256 pixels."""
     documents_per_shard: int = 65536
     tokens_per_member: int = 1_000_000
     """Documents are concatenated into members of about this many token ids."""
-    max_skipped_fraction: float = 0.05
-    """A build that leaves out more than this part of the segments fails."""
+    max_skipped_fraction: float | None = None
+    """A build that leaves out more than this part of the segments fails. None = what the corpus says is usual, or
+    0.05. Segments that a published filter excludes do not count."""
+
+    def allowed_skips(self, corpus: Corpus) -> float:
+        """The fraction of segments of ``corpus`` that may be skipped."""
+        if self.max_skipped_fraction is not None:
+            return self.max_skipped_fraction
+        return float(getattr(corpus, "max_skipped_fraction", None) or DEFAULT_SKIPPED_FRACTION)
 
     def __post_init__(self) -> None:
         if min(self.samples_per_shard, self.documents_per_shard, self.tokens_per_member) < 1:
@@ -45,8 +57,11 @@ class ShardTask:
     """One tar to write: its name, its segments in order, and the digest of everything annotated about them."""
 
     name: str
+    number: int
+    """Place among all shards of the build, in the order they fill up."""
     segments: list[Segment]
     skips: list[Skip]
+    """Segments that need no look at the media: excluded by a published filter, or without text."""
     digest: str
 
     def __str__(self) -> str:
@@ -59,6 +74,8 @@ class Survey:
 
     kind: Kind = "video"
     total: int = 0
+    """Segments to build; those a published filter excludes are not among them."""
+    excluded: int = 0
     digest: str = ""
     shards: int = 0
     corpora: list[str] = field(default_factory=list)
@@ -71,8 +88,17 @@ def survey_corpus(corpus: Corpus, options: BuildOptions) -> Survey:
     names: dict[str, None] = {}
     kinds: dict[Kind, str] = {}
     for segment in corpus.segments():
-        survey.total += 1
-        kinds.setdefault("text" if segment.media is None else "video", segment.origin)
+        if not _SPLIT_NAME.fullmatch(segment.split):
+            raise DataError(
+                f"{segment.split!r} is no name of a split",
+                where=segment.origin,
+                fix="use small letters, digits and _, for example train, dev, test or test_aligned",
+            )
+        if segment.excluded:
+            survey.excluded += 1
+        else:
+            survey.total += 1
+            kinds.setdefault("text" if segment.media is None else "video", segment.origin)
         identity = hashlib.blake2b(f"{segment.corpus}\0{segment.id}".encode(), digest_size=8).digest()
         if identity in seen:
             first = next(
@@ -88,7 +114,7 @@ def survey_corpus(corpus: Corpus, options: BuildOptions) -> Survey:
         digest.update(_segment_digest(segment))
     if len(kinds) != 1:
         raise DataError(
-            "no segments at all" if not kinds else f"video and text segments are mixed ({kinds})",
+            _nothing(survey) if not kinds else f"video and text segments are mixed ({kinds})",
             where=corpus.name,
             fix="check the corpus options" if not kinds else "build two shard sets",
         )
@@ -98,37 +124,82 @@ def survey_corpus(corpus: Corpus, options: BuildOptions) -> Survey:
     return survey
 
 
+def _nothing(survey: Survey) -> str:
+    return f"all {survey.excluded} segments are excluded" if survey.excluded else "no segments at all"
+
+
 def shard_tasks(corpus: Corpus, options: BuildOptions, kind: Kind) -> Iterator[ShardTask]:
     """The shards of a build in the order they fill up: a pure function of annotations and options."""
     size = options.samples_per_shard if kind == "video" else options.documents_per_shard
     waiting: dict[str, list[Segment]] = {}
+    filled: collections.Counter[str] = collections.Counter()
     numbers: collections.Counter[str] = collections.Counter()
 
     def task(split: str) -> ShardTask:
         segments = waiting.pop(split)
+        del filled[split]
         digest = hashlib.sha256(b"".join(_segment_digest(segment) for segment in segments)).hexdigest()
-        name = f"{split}-{numbers[split]:06d}.tar"
+        name, number = f"{split}-{numbers[split]:06d}.tar", numbers.total()
         numbers[split] += 1
-        skips = [Skip(s.id, s.split, "empty_text", "", s.origin) for s in segments if not s.text.strip()]
-        return ShardTask(name, [segment for segment in segments if segment.text.strip()], skips, digest)
+        skips = [Skip(s.id, s.split, reason, "", s.origin) for s in segments if (reason := _skip_reason(s))]
+        return ShardTask(name, number, [segment for segment in segments if not _skip_reason(segment)], skips, digest)
 
     for segment in corpus.segments():
         waiting.setdefault(segment.split, []).append(segment)
-        if len(waiting[segment.split]) == size:
+        filled[segment.split] += not segment.excluded  # a shard is full by what is built
+        if filled[segment.split] == size:
             yield task(segment.split)
     for split in list(waiting):
         yield task(split)
 
 
+def _skip_reason(segment: Segment) -> str:
+    """Why a segment is left out without a look at its media; empty when it is not."""
+    if segment.excluded:
+        return f"{EXCLUDED}{segment.excluded}"
+    return "" if segment.text.strip() else "empty_text"
+
+
+def work_units(task: ShardTask, kind: Kind) -> Iterator[list[Segment]]:
+    """The segments of a shard in the pieces that one process handles at once, in order.
+
+    Consecutive pieces of one video stay together, because they share the decoding between key frames.
+    """
+    if kind == "text":
+        for start in range(0, len(task.segments), _DOCUMENTS_PER_UNIT):
+            yield task.segments[start : start + _DOCUMENTS_PER_UNIT]
+        return
+    unit: list[Segment] = []
+    for segment in task.segments:
+        if unit and not (len(unit) < _SEGMENTS_PER_UNIT and _continues(unit[-1].media, segment.media)):
+            yield unit
+            unit = []
+        unit.append(segment)
+    if unit:
+        yield unit
+
+
+def _continues(first: VideoFile | FrameFolder | None, second: VideoFile | FrameFolder | None) -> bool:
+    """Whether the second piece begins after the first one began and hardly before it ends."""
+    if not (isinstance(first, VideoFile) and isinstance(second, VideoFile) and first.path == second.path):
+        return False
+    if first.start_seconds is None or first.end_seconds is None or second.start_seconds is None:
+        return False
+    return second.start_seconds >= max(first.start_seconds, first.end_seconds - _OVERLAP_SECONDS)
+
+
 def _segment_digest(segment: Segment) -> bytes:
     """Digest of what is annotated; media by file name, so that a corpus may move to another disk."""
     values = [getattr(segment, name) for name in ("corpus", "id", "split", "text", "gloss", "signer")]
-    values += [segment.language, segment.sign_language]
+    values += [segment.language, segment.sign_language, segment.excluded]
     if segment.media is not None:
-        media = dataclasses.asdict(segment.media)
-        rest = [media[key] for key in sorted(media) if key != "path"]
+        rest = [_plain(getattr(segment.media, key)) for key in sorted(type(segment.media).__slots__) if key != "path"]
         values += [type(segment.media).__name__, segment.media.path.name, *rest]
     return hashlib.sha256(json.dumps(values).encode()).digest()
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if isinstance(value, Crop) else value
 
 
 def build_identity(corpus: Corpus, options: BuildOptions, survey: Survey) -> dict[str, Any]:
@@ -138,6 +209,9 @@ def build_identity(corpus: Corpus, options: BuildOptions, survey: Survey) -> dic
     if survey.kind == "video":
         stored |= {"samples_per_shard": options.samples_per_shard, "video": dataclasses.asdict(options.video)}
         versions |= {"av": av.__version__, "libavcodec": ".".join(map(str, av.library_versions["libavcodec"]))}
+        if options.tokenizer:
+            stored |= {"text_tokenizer": tokenizer_fingerprint(load_tokenizer(options.tokenizer))}
+            versions |= {"tokenizers": version("tokenizers")}
     else:
         tokenizer = load_tokenizer(options.tokenizer)
         stored |= {name: getattr(options, name) for name in ("documents_per_shard", "tokens_per_member")}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +18,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from shards.errors import DataError
 from shards.schema import FORMAT_VERSION, IndexRow, Manifest
 
 INDEX_NAME, MANIFEST_NAME = "index.parquet", "manifest.json"
+NAMES = ("shard", "split", "corpus", "language", "sign_language", "signer")
+"""Columns of few different texts: an opened index holds them as numbers into a list of names."""
+MAPPED_ABOVE = 64 << 20
+"""Bytes of an index, uncompressed, from which on it is memory-mapped."""
+BATCH_ROWS = 1 << 16
 _UINT32 = ("crc32", "meta_crc32")
 _INT32 = ("frames", "width", "height", "tokens")
 
@@ -34,6 +44,13 @@ def index_schema() -> pa.Schema:
     return pa.schema(fields)
 
 
+class _ShardEntry(TypedDict):
+    name: str
+    samples: int
+    size: int
+    sha256: str
+
+
 @dataclass(frozen=True)
 class ShardSet:
     """A folder of shards with its manifest and index (one table row per sample, in shard order)."""
@@ -41,6 +58,10 @@ class ShardSet:
     dir: Path
     manifest: Manifest
     table: pa.Table
+    cache: Path | None = None
+    """Where a memory-mapped copy of the index may be written when the folder is read-only."""
+    mapped: pa.Buffer | None = dataclasses.field(default=None, repr=False, compare=False)
+    """The file that ``table`` is a view of, when it is memory-mapped."""
 
     @property
     def fingerprint(self) -> str:
@@ -72,7 +93,8 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a shard set. Raises DataError when it is missing, unreadable or of another format version."""
     path = Path(folder) / MANIFEST_NAME
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text)
     except FileNotFoundError:
         raise DataError(
             "no manifest.json: not a shard set, or its build did not finish",
@@ -84,13 +106,25 @@ def read_manifest(folder: Path) -> Manifest:
             f"unreadable manifest ({error})", where=str(path), fix="rebuild or copy the shard set again"
         ) from error
     known = {field.name for field in dataclasses.fields(Manifest)}
-    if values.get("format_version") != FORMAT_VERSION or set(values) != known:
+    if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION or set(values) != known:
+        found = values if isinstance(values, dict) else {}
         raise DataError(
-            f"format version {values.get('format_version')!r} with fields {sorted(values)}, expected {FORMAT_VERSION}",
+            f"format version {found.get('format_version')!r} with fields {sorted(found)}, expected {FORMAT_VERSION} "
+            f"with {sorted(known)}",
             where=str(path),
             fix="build the shards with this version of the program",
         )
-    return Manifest(**values)
+    try:
+        manifest = TypeAdapter(Manifest).validate_json(text, strict=True)
+        TypeAdapter(list[_ShardEntry]).validate_python(manifest.shards, strict=True)
+        return manifest
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(
+            f"field {'.'.join(map(str, first['loc']))}: {first['msg']}, it is {first['input']!r}",
+            where=str(path),
+            fix="run `slt shards index DIR` on a copy without this file, or copy the shard set again",
+        ) from None
 
 
 def read_index(folder: Path | str, columns: Sequence[str] | None = None) -> ShardSet:
@@ -109,27 +143,134 @@ def read_index(folder: Path | str, columns: Sequence[str] | None = None) -> Shar
     try:
         with path.open("rb") as handle:  # given a path, Arrow keeps the file open until the garbage collector comes
             table = pq.read_table(handle, columns=list(columns) if columns is not None else None)
+        table.validate(full=True)  # texts that are not UTF-8 would surface anywhere later
     except (OSError, pa.ArrowException) as error:
-        raise DataError(
-            f"unreadable index ({error})", where=str(path), fix="run `slt shards index DIR` to write it again"
-        ) from error
+        raise _unreadable_index(path, error) from error
+    _check_index(table, list(columns) if columns is not None else index_schema().names, manifest, path)
+    return ShardSet(folder, manifest, table)
+
+
+def _unreadable_index(path: Path, error: Exception) -> DataError:
+    return DataError(f"unreadable index ({error})", where=str(path), fix="run `slt shards index DIR` to write it again")
+
+
+def _check_index(table: pa.Table, columns: list[str], manifest: Manifest, path: Path) -> None:
     expected = sum(manifest.splits.values())
-    wanted = list(columns) if columns is not None else index_schema().names
-    if table.num_rows != expected or table.column_names != wanted:
+    if table.num_rows != expected or table.column_names != columns:
         raise DataError(
             f"{table.num_rows} rows with columns {table.column_names}; the manifest says {expected} samples",
             where=str(path),
             fix="run `slt shards index DIR` to write it again",
         )
-    return ShardSet(folder, manifest, table)
+
+
+def open_index(folder: Path | str, cache: Path | str | None = None) -> ShardSet:
+    """Open a shard set to read from it for long, in many processes: what training and evaluation use.
+
+    A large index (64 MiB and more) is memory-mapped, so that all processes of a host share it: an uncompressed copy,
+    ``index-<fingerprint>.arrow``, is made once beside ``index.parquet``, or in ``cache`` where the folder is
+    read-only. A smaller one is read as :func:`read_index` does. The columns NAMES may come as Arrow dictionaries.
+
+    Raises:
+        DataError: as :func:`read_index`; or the copy is needed and can be written nowhere.
+    """
+    folder, cache = Path(folder), Path(cache) if cache is not None else None
+    manifest = read_manifest(folder)
+    if _uncompressed_bytes(folder / INDEX_NAME) < MAPPED_ABOVE:
+        return dataclasses.replace(read_index(folder), cache=cache)
+    path = _mapped_copy(folder, manifest, cache)
+    try:
+        with pa.memory_map(str(path)) as file:
+            mapped = file.read_buffer()
+        table = pa.ipc.open_file(mapped).read_all()
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"unreadable copy of the index ({error})", where=str(path), fix="delete this file; it is made again"
+        ) from error
+    _check_index(table, index_schema().names, manifest, path)
+    return ShardSet(folder, manifest, table, cache, mapped)
+
+
+def with_numbered_names(table: pa.Table) -> pa.Table:
+    """The table with its NAMES as Arrow dictionaries, the same one in every batch."""
+    for name in NAMES:
+        if not pa.types.is_dictionary(table.column(name).type):
+            table = table.set_column(table.column_names.index(name), name, table.column(name).dictionary_encode())
+    return table.unify_dictionaries()
+
+
+def _uncompressed_bytes(path: Path) -> int:
+    try:
+        metadata = pq.read_metadata(path)
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable_index(path, error) from error
+    return sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+
+
+def _mapped_copy(folder: Path, manifest: Manifest, cache: Path | None) -> Path:
+    """The memory-mapped copy of an index, made when there is none."""
+    name = f"index-{manifest.fingerprint[:16]}.arrow"
+    places = [folder / name, *([cache / name] if cache is not None else [])]
+    for place in places:
+        if place.exists():
+            return place
+    writable = [place for place in places if os.access(place.parent, os.W_OK)]
+    if not writable:
+        raise DataError(
+            "the index is large and needs a memory-mapped copy, and the folder for it is read-only",
+            where=", ".join(str(place.parent) for place in places),
+            fix="open it once as a user who may write there, or name an existing cache folder that is writable",
+        )
+    with (folder / INDEX_NAME).open("rb") as handle:
+        with contextlib.suppress(OSError):  # where files cannot be locked, several processes make one copy each
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if not writable[0].exists():
+            _write_mapped(handle, writable[0])
+    return writable[0]
+
+
+def _write_mapped(source: BinaryIO, target: Path) -> None:
+    """Copy a parquet index into an Arrow file, batch by batch; it appears complete or not at all."""
+    parquet = pq.ParquetFile(source)
+    names = {name: _distinct(parquet, name) for name in NAMES}
+    numbered = pa.dictionary(pa.int32(), pa.string())
+    schema = pa.schema([field.with_type(numbered) if field.name in names else field for field in index_schema()])
+    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with partial.open("xb") as handle:
+            with pa.ipc.new_file(handle, schema) as writer:
+                for batch in parquet.iter_batches(BATCH_ROWS, columns=schema.names):
+                    arrays = [
+                        pa.DictionaryArray.from_arrays(pc.index_in(array, names[name]).cast(pa.int32()), names[name])
+                        if name in names
+                        else array
+                        for name, array in zip(schema.names, batch.columns, strict=True)
+                    ]
+                    writer.write_batch(pa.record_batch(arrays, schema=schema))
+            sync(handle)
+        partial.rename(target)
+    except OSError as error:
+        raise DataError(
+            f"cannot write the memory-mapped copy of the index ({error})", where=str(target), fix="make room there"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _distinct(parquet: pq.ParquetFile, name: str) -> pa.Array:
+    """The values of a column in the order of their first row."""
+    found: dict[str, None] = {}
+    for batch in parquet.iter_batches(BATCH_ROWS, columns=[name]):
+        found.update(dict.fromkeys(batch.column(0).unique().to_pylist()))
+    return pa.array(found, pa.string())
 
 
 def rows_to_table(rows: Iterable[IndexRow]) -> pa.Table:
     """IndexRows as an Arrow table with the columns of :func:`index_schema`."""
     schema, names = index_schema(), index_schema().names
     batches, block = [], list(rows)
-    for start in range(0, len(block), 1 << 16):  # bounded batches: one string column may exceed 2 GiB in total
-        part = block[start : start + (1 << 16)]
+    for start in range(0, len(block), BATCH_ROWS):  # bounded batches: one string column may exceed 2 GiB in total
+        part = block[start : start + BATCH_ROWS]
         arrays = [pa.array([getattr(row, name) for row in part], schema.field(name).type) for name in names]
         batches.append(pa.record_batch(arrays, schema=schema))
     return pa.Table.from_batches(batches, schema=schema)
@@ -139,7 +280,7 @@ def write_index(folder: Path, table: pa.Table, manifest: Manifest) -> None:
     """Write ``index.parquet`` and then, last, ``manifest.json``; both appear complete or not at all."""
     partial = folder / (INDEX_NAME + ".tmp")
     with partial.open("wb") as handle:
-        pq.write_table(table, handle, compression="zstd", row_group_size=1 << 16, store_schema=False)
+        pq.write_table(table, handle, compression="zstd", row_group_size=BATCH_ROWS, store_schema=False)
         sync(handle)
     partial.rename(folder / INDEX_NAME)
     write_atomic(folder / MANIFEST_NAME, json.dumps(manifest.to_dict(), indent=1, ensure_ascii=False).encode() + b"\n")

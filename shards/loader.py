@@ -1,36 +1,34 @@
-"""Batches for training and evaluation: the plan's items, read and collated by worker processes.
+"""Batches for training and evaluation: the plan's items, read and collated in this process or by workers.
 
 Which item goes to which rank, accumulation slot and worker is arithmetic on the plan, so global batches do not depend
-on the world size or the number of workers, and no worker holds any state. Workers come from a fork server: forking
-the training process would copy its threads' locks (gloo, CUDA), and spawning costs each worker an import of torch
-(measured: 2.9 s and 148 MB private per pair of spawned workers, 1.25 s once and 11 MB each from the fork server).
+on the world size or the number of workers, and no worker holds any state. While the workers start, this process makes
+the micro-batches itself: the first one comes at once, and it is the same.
 """
 
 from __future__ import annotations
 
+import copyreg
+import io
 import logging
 import math
-import multiprocessing
-import multiprocessing.forkserver
-import signal
-import threading
+import pickle
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from multiprocessing.context import ForkServerContext
-from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
 
+from shards.access import Remote
 from shards.errors import DataError
+from shards.packing import Items, joined
 from shards.plan import Cursor, Plan
+from shards.prefetch import Prefetcher
 from shards.reader import Reader
 from shards.step import LoaderOptions, Request, StepBatch
 from shards.substitute import BadSample, Fetch, fetch_item
+from shards.workers import Made, Workers, fork_server
 
 logger = logging.getLogger(__name__)
 
@@ -38,162 +36,138 @@ Batch = dict[str, Any]
 Collate = Callable[[list[list[Any]]], Batch]
 """``collate(items)``: per item its raw samples -> one micro-batch. Runs in the worker."""
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-"""What a scheduler or a terminal sends to every process of a job; only the trainer may act on it."""
-_POLL_SECONDS = 2.0  # how soon a dead worker is noticed
-_INLINE_BYTES = 1 << 18
+
+_INSIDE_BYTES = 32 << 10
+"""Most bytes of tensors and arrays that are part of a pickle, and so copied when it is read."""
 
 
 class _Made(NamedTuple):
-    """What a worker hands back. An error travels as a value: torch would keep only its text."""
+    """A micro-batch, or the error that came instead: it travels as a value, so that it keeps its parts."""
 
     batch: Batch | None
     bad: list[BadSample]
     error: DataError | None = None
 
-
-@dataclass(frozen=True, slots=True)
-class _Inline:
-    """A small tensor as an array: it travels through the pipe, which costs a third of a shared memory segment."""
-
-    array: np.ndarray
-
-
-def _packed(batch: Batch) -> Batch:
-    return {
-        name: _Inline(value.numpy())
-        if isinstance(value, torch.Tensor) and value.nbytes <= _INLINE_BYTES and value.dtype != torch.bfloat16
-        else value
-        for name, value in batch.items()
-    }
+    def opened(self) -> _Made:
+        """Itself; raises the error that came instead."""
+        if self.error is not None:
+            raise self.error
+        return self
 
 
-def _opened(made: _Made) -> _Made:
-    """The batch as collated; raises the error that came instead."""
-    if made.error is not None:
-        raise made.error
-    batch = made.batch or {}
-    tensors = {name: torch.from_numpy(value.array) for name, value in batch.items() if isinstance(value, _Inline)}
-    return made._replace(batch={**batch, **tensors})
+@dataclass
+class _Maker:
+    """Makes micro-batches of requests; stateless, so any process can make any of them."""
 
+    reader: Reader
+    fetch: Fetch
+    collate: Collate
+    substitute: bool
 
-class _MicroBatches(Dataset[_Made]):
-    """Map-style dataset from requests to micro-batches; stateless, so any worker can make any of them."""
+    def begin(self) -> None:
+        """Once in every worker: one thread each, as there are several of them."""
+        torch.set_num_threads(1)
 
-    def __init__(self, reader: Reader, fetch: Fetch, collate: Collate, substitute: bool) -> None:
-        self.reader, self.fetch, self.collate, self.substitute = reader, fetch, collate, substitute
+    def made(self, request: Request) -> _Made:
+        """The micro-batch of a request."""
+        items = request.items()
+        self.reader.announce(items)
+        return self._made(request, items)
 
-    def __getitem__(self, request: Request) -> _Made:
+    def _made(self, request: Request, items: Items) -> _Made:
         raws: list[list[Any]] = []
         bad: list[BadSample] = []
         try:
-            for number, item in enumerate(request.items()):
+            for number, item in enumerate(items):
                 if self.substitute:
-                    after = Cursor(request.step_end.epoch, request.step_end.item + request.first + number)
-                    found, replaced = fetch_item(self.reader, self.fetch, item, after)
+                    found, replaced = fetch_item(self.reader, self.fetch, item, request.after(number))
                     raws.append(found)
                     bad += replaced
                 else:
                     raws.append(list(self.fetch(self.reader, item)))
-            return _Made(_packed(self.collate(raws)), bad)
+            return _Made(self.collate(raws), bad)
         except DataError as error:
             return _Made(None, bad, error)
 
-
-class _Requests(Sampler[Request]):
-    """The requests a DataLoader hands to its workers, made anew for every iteration."""
-
-    def __init__(self, make: Callable[[], Iterator[Request]]) -> None:
-        self.make = make
-
-    def __iter__(self) -> Iterator[Request]:
-        return self.make()
+    def make(self, requests: list[Request]) -> list[Made]:
+        """The same for several requests, whose samples are read together; pickled, the bytes of large tensors and
+        arrays apart."""
+        found = [request.items() for request in requests]
+        self.reader.announce(joined(found))
+        reducers = {**copyreg.dispatch_table, torch.Tensor: _reduced}
+        return [_pickled(self._made(*of), reducers) for of in zip(requests, found, strict=True)]
 
 
-def _as_made(made: Any) -> Any:
-    """In place of torch's default conversion, which would walk through the batch."""
-    return made
+def _pickled(made: _Made, reducers: dict[Any, Any]) -> Made:
+    stream = io.BytesIO()
+    apart: list[memoryview] = []
+    inside = 0
+
+    def stays(buffer: pickle.PickleBuffer) -> bool:
+        """Small ones are copied: what keeps one of them must not keep a whole message."""
+        nonlocal inside
+        raw = buffer.raw()
+        if inside + raw.nbytes <= _INSIDE_BYTES:
+            inside += raw.nbytes
+            return True
+        apart.append(raw)
+        return False
+
+    pickler = pickle.Pickler(stream, protocol=5, buffer_callback=stays)
+    pickler.dispatch_table = reducers
+    pickler.dump(made)
+    return stream.getvalue(), apart
 
 
-def _start_worker(worker: int) -> None:
-    del worker
-    torch.set_num_threads(1)
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+def _reduced(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """A tensor as an array, whose bytes pickle leaves out."""
+    plain = tensor.detach().cpu().contiguous()
+    if plain.dtype == torch.bfloat16:  # NumPy has no such type
+        return _tensor, (plain.view(torch.int16).numpy(), torch.bfloat16)
+    return _tensor, (plain.numpy(), None)
 
 
-def _fork_server() -> ForkServerContext:
-    """The fork server with torch imported, deaf to the signals meant for the trainer.
+def _tensor(array: Any, dtype: torch.dtype | None) -> torch.Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor if dtype is None else tensor.view(dtype)
 
-    Ignored signals are inherited, so they are ignored here while it starts, and blocked so that none is lost meanwhile.
+
+def preload_workers(*modules: str) -> None:
+    """Begin to import what worker processes need, torch above all, beside whatever the caller does next.
+
+    Called before a model is built, it saves the workers' start in the first steps; without it everything works alike.
+    The first call of a process counts.
+
+    Args:
+        modules: where the fetch and collate functions are, and what they import.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.utils.data", __name__])
-    numbers = _SIGNALS if threading.current_thread() is threading.main_thread() else ()
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    handlers = [signal.signal(number, signal.SIG_IGN) for number in numbers]
-    try:
-        multiprocessing.forkserver.ensure_running()
-    finally:
-        for number, handler in zip(numbers, handlers, strict=True):
-            signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    return context
-
-
-def _kill(workers: list[BaseProcess]) -> None:
-    """End stateless readers at once: waiting for one that hangs in a read would hang this process too."""
-    for process in workers:
-        process.kill()
+    fork_server(["__main__", "torch", __name__, *sorted(set(modules) - {"__main__"})])
 
 
 class _Stream:
-    """Micro-batches in the order of the requests, from worker processes or inline."""
+    """Micro-batches in the order of the requests, by worker processes or by this one."""
 
-    def __init__(self, dataset: _MicroBatches, requests: _Requests, options: LoaderOptions) -> None:
-        self.timeout_seconds = options.timeout_seconds
-        parallel: dict[str, Any] = {}
+    def __init__(self, maker: _Maker, requests: Iterator[Request], options: LoaderOptions) -> None:
+        self._maker, self._requests = maker, requests
+        self._workers: Workers | None = None
         if options.workers:
-            parallel = {
-                "multiprocessing_context": _fork_server(),
-                "prefetch_factor": options.prefetch,
-                "timeout": min(_POLL_SECONDS, options.timeout_seconds),
-                "worker_init_fn": _start_worker,
-            }
-        before = set(multiprocessing.active_children())
-        data: DataLoader[_Made] = DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=requests,
-            num_workers=options.workers,
-            collate_fn=_as_made,
-            generator=torch.Generator(),  # the default one would advance the training's random numbers
-            **parallel,
-        )
-        self.batches = iter(data)
-        workers = [process for process in multiprocessing.active_children() if process not in before]
-        self.stop = weakref.finalize(self, _kill, workers)
+            parts = (maker.fetch, maker.collate)
+            preload_workers(*(getattr(part, "__module__", type(part).__module__) for part in parts))
+            self._workers = Workers(maker, options.workers, options.prefetch, options.timeout_seconds)
 
     def __iter__(self) -> Iterator[_Made]:
         return self
 
     def __next__(self) -> _Made:
-        deadline = time.monotonic() + self.timeout_seconds
-        while True:
-            try:
-                made = next(self.batches)
-            except RuntimeError as error:
-                if str(error).startswith("DataLoader timed out") and time.monotonic() < deadline:
-                    continue  # no worker died; it may be a slow read
-                if not str(error).startswith(("DataLoader worker (pid", "DataLoader timed out")):
-                    raise
-                self.stop()
-                raise DataError(
-                    f"a loader process died or sent nothing for {self.timeout_seconds:.0f} s ({error})",
-                    where="data loader",
-                    fix="look for the out-of-memory killer and for hung file systems; lower data.workers",
-                ) from error
-            return _opened(made)
+        workers = self._workers
+        if workers is None or not (workers.waiting or workers.started()):
+            return self._maker.made(next(self._requests)).opened()
+        workers.fill(self._requests)
+        if not workers.waiting:
+            raise StopIteration
+        made: _Made = workers.take()
+        workers.fill(self._requests)  # before this one is used: no worker waits for the consumer
+        return made.opened()
 
 
 class StepLoader:
@@ -227,17 +201,19 @@ class StepLoader:
         self.cursor = cursor or Cursor()
         """Where the next step begins."""
         self.bad_samples: dict[int, BadSample] = {}
-        """Damaged samples this process has replaced so far, by sample number."""
-        self._dataset = _MicroBatches(Reader(plan, options.verify), fetch, collate, substitute=True)
+        """Damaged samples this process has replaced so far, by sample number. How many are too many is decided by the
+        trainer, for all ranks at the same step."""
+        reader = Reader(plan, options.verify, remote=options.remote)
+        self._maker = _Maker(reader, fetch, collate, substitute=True)
 
     def __iter__(self) -> Iterator[StepBatch]:
-        stream = _Stream(self._dataset, _Requests(self._requests), self.options)
+        stream = _Stream(self._maker, self._requests(), self.options)
         while True:
             begin = time.perf_counter()
             made = [next(stream) for _ in range(self.options.accumulation_steps)]
             waited = time.perf_counter() - begin
             skipped = [bad for part in made for bad in part.bad]
-            self._count(skipped)
+            self._report(skipped)
             self.cursor = self.plan.advance(self.cursor, self.options.global_batch)
             batches = [part.batch for part in made if part.batch is not None]
             yield StepBatch(batches, self.cursor, skipped, waited, self.options.global_batch)
@@ -252,28 +228,38 @@ class StepLoader:
 
     def _requests(self) -> Iterator[Request]:
         """Requests of this rank from the current cursor on; runs ahead of the steps by the prefetch."""
-        begin, options = self.cursor, self.options
+        prefetcher = Prefetcher(self.plan.shards, self.options.remote)
+        coming = self._shards(self.cursor)
+        for begin, end in self._steps(self.cursor):
+            if prefetcher.active:
+                prefetcher.step(coming)
+            for slot in range(self.options.accumulation_steps):
+                offset = self.options.slot_offset(slot)
+                yield Request.of(self._items(begin, slot), end, offset)
+
+    def _steps(self, begin: Cursor) -> Iterator[tuple[Cursor, Cursor]]:
+        """Where each step begins and ends."""
         while True:
-            end = self.plan.advance(begin, options.global_batch)
-            for slot in range(options.accumulation_steps):
-                offset = options.slot_offset(slot)
-                items, _ = self.plan.items(self.plan.advance(begin, offset), options.micro_batch)
-                yield Request.of(items, end, offset)
+            end = self.plan.advance(begin, self.options.global_batch)
+            yield begin, end
             begin = end
 
-    def _count(self, skipped: list[BadSample]) -> None:
+    def _items(self, begin: Cursor, slot: int) -> Items:
+        """This rank's items of an accumulation slot."""
+        offset, count = self.options.slot_offset(slot), self.options.micro_batch
+        return self.plan.take(self.plan.advance(begin, offset), count)[0]
+
+    def _shards(self, begin: Cursor) -> Iterator[list[int]]:
+        """The shards this rank reads in each step."""
+        for start, _ in self._steps(begin):
+            items = [self._items(start, slot) for slot in range(self.options.accumulation_steps)]
+            yield np.unique(self.plan.shard_of[joined(items).elements["sample"]]).tolist()
+
+    def _report(self, skipped: list[BadSample]) -> None:
         for bad in skipped:
             if bad.sample not in self.bad_samples:
                 logger.warning("damaged sample replaced: %s", bad)
             self.bad_samples[bad.sample] = bad
-        if len(self.bad_samples) > self.options.max_bad_samples:
-            latest = list(self.bad_samples.values())[-1]
-            raise DataError(
-                f"{len(self.bad_samples)} damaged samples, more than max_bad_samples={self.options.max_bad_samples}; "
-                f"the latest: {latest.reason}",
-                where=f"{latest.shard}:{latest.key}",
-                fix="run `slt shards lint DIR` and rebuild or copy the shards, or raise data.max_bad_samples",
-            )
 
 
 @dataclass
@@ -296,10 +282,11 @@ class EvalLoader:
     """Items over all ranks; 0 = all."""
     workers: int = 0
     timeout_seconds: float = 600.0
-    _dataset: _MicroBatches = field(init=False, repr=False)
+    remote: Remote = field(default_factory=Remote)
+    _maker: _Maker = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._dataset = _MicroBatches(Reader(self.plan), self.fetch, self.collate, substitute=False)
+        self._maker = _Maker(Reader(self.plan, remote=self.remote), self.fetch, self.collate, substitute=False)
         self.n_items = min(self.plan.items_per_epoch, self.max_samples or self.plan.items_per_epoch)
 
     def __len__(self) -> int:
@@ -311,7 +298,7 @@ class EvalLoader:
         """This rank's micro-batches with the sample number of every element in them."""
         requests = list(self._requests())
         options = LoaderOptions(self.rank, self.world_size, 1, 1, self.workers, timeout_seconds=self.timeout_seconds)
-        stream = _Stream(self._dataset, _Requests(lambda: iter(requests)), options)
+        stream = _Stream(self._maker, iter(requests), options)
         for request, made in zip(requests, stream, strict=True):
             assert made.batch is not None  # without substitutes there is a batch or an error
             yield made.batch, [int(sample) for item in request.items() for sample in item["sample"]]
@@ -328,7 +315,7 @@ class EvalLoader:
             made += 1
             yield batch, samples
         if made < len(self) and filler is None:  # fewer items than ranks
-            filler = _opened(self._dataset[Request.of([self.plan.epoch(0).item(0)], Cursor())]).batch
+            filler = self._maker.made(Request.of([self.plan.epoch(0).item(0)], Cursor())).opened().batch
         for _ in range(made, len(self)):
             assert filler is not None
             yield filler, []

@@ -1,4 +1,4 @@
-"""The order of an epoch: seeded block shuffle, mixing of weighted sources, no equal texts close together.
+"""The order of a source: an endless stream of shuffled passes, any range of which can be computed on its own.
 
 Everything here is a pure function of integers. Random numbers are raw Philox output ranked by a stable sort, and not
 ``Generator.permutation``: NumPy keeps the raw stream fixed for ever but may change what its generators make of it,
@@ -7,8 +7,7 @@ and an order that changes with a NumPy upgrade would break every resume.
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +20,11 @@ LANES = 64
 """Blocks far apart that are read side by side."""
 WINDOW = 256
 """Samples of one lane that are mixed: 64 lanes x 256 samples are the reach of the shuffle."""
-FULL_SHUFFLE_BELOW = 4096
-"""Smaller sets fit in memory many times over: a full permutation costs nothing."""
+FULL_SHUFFLE_BELOW = LANES * WINDOW
+"""Smaller sets lie within the reach anyway, and in memory: a full permutation mixes them better and costs nothing."""
 
-_BLOCKS, _LANES, _FIXED_BLOCKS, _FIXED_LANES, _GROUPS = range(1, 6)  # first word of every seed: independent streams
+_BLOCKS, _WINDOWS, _GROUPS = range(1, 4)  # first word of every seed: independent streams
+_LAST = 2**64 - 1
 
 
 def raw_keys(count: int, *identity: int) -> NDArray[np.uint64]:
@@ -37,158 +37,83 @@ def permutation(count: int, *identity: int) -> Ints:
     return np.argsort(raw_keys(count, *identity), kind="stable").astype(np.int64)
 
 
-def shuffle_windows(windows: Ints, *identity: int) -> Ints:
-    """Positions reordered inside runs of equal ``windows`` (non-decreasing window numbers)."""
-    keys = windows.astype(np.uint64) << np.uint64(40) | raw_keys(len(windows), *identity) >> np.uint64(24)
+class Stream:
+    """A source's samples for ever: pass after pass, each in an order of its own.
+
+    A pass of fewer than 16 384 samples is a plain permutation. In a larger one, neighbours part while reads stay local:
+    blocks of 32 neighbours are permuted, the result is cut into 64 lanes, each lane is shuffled inside windows of 256,
+    and the lanes are read in turn. What a range costs is the range, rounded to whole windows (16 384 samples), and the
+    permutation of the pass's blocks, which is kept.
+
+    Args:
+        count: samples of the source.
+        seed: seed of the run.
+        source: number of the source in the plan.
+        shuffle: False keeps the order of the index.
+    """
+
+    def __init__(self, count: int, seed: int, source: int, shuffle: bool = True) -> None:
+        self.count, self.seed, self.source, self.shuffle = count, seed, source, shuffle
+        self._blocks = lru_cache(maxsize=2)(self._make_blocks)
+        self._whole = lru_cache(maxsize=2)(self._make_whole)
+
+    def take(self, begin: int, end: int) -> Ints:
+        """Samples at the positions ``[begin, end)`` of the stream; position ``p`` lies in pass ``p // count``."""
+        parts = []
+        while begin < end:
+            number, first = divmod(begin, self.count)
+            last = min(self.count, first + end - begin)
+            parts.append(self._pass(number, first, last))
+            begin += last - first
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+    def _pass(self, number: int, first: int, last: int) -> Ints:
+        if not self.shuffle:
+            return np.arange(first, last, dtype=np.int64)
+        if self.count < FULL_SHUFFLE_BELOW:
+            return self._whole(number)[first:last]
+        reach = LANES * WINDOW
+        windows = range(first // reach, -(-last // reach))
+        mixed = np.concatenate([self._window(number, window) for window in windows])
+        return mixed[first - windows.start * reach : last - windows.start * reach]
+
+    def _window(self, number: int, window: int) -> Ints:
+        """Samples of one window of all lanes, the lanes in turn."""
+        rows, longer = divmod(self.count, LANES)  # the first lanes hold one sample more
+        first = window * WINDOW
+        height = min(WINDOW, rows + (longer > 0) - first)
+        keys = raw_keys(LANES * height, _WINDOWS, self.seed, self.source, number, window).reshape(LANES, height)
+        if first + height > rows:
+            keys[longer:, -1] = _LAST  # the row the shorter lanes do not have: it stays last and is cut off
+        lanes = np.arange(LANES, dtype=np.int64)
+        begins = lanes * rows + np.minimum(lanes, longer) + first
+        places = begins[:, None] + np.argsort(keys, axis=1, kind="stable")
+        return self._samples(number, places.T.ravel()[: self.count - first * LANES])
+
+    def _samples(self, number: int, places: Ints) -> Ints:
+        """What lies at these places of the permuted blocks."""
+        blocks, short, gap = self._blocks(number)
+        places = places + np.where(places >= short, gap, 0)
+        return blocks[places // BLOCK] * np.int64(BLOCK) + places % BLOCK
+
+    def _make_blocks(self, number: int) -> tuple[NDArray[np.int32], int, int]:
+        """The permuted blocks, where the incomplete one among them ends, and how much it lacks."""
+        count = -(-self.count // BLOCK)
+        blocks = permutation(count, _BLOCKS, self.seed, self.source, number).astype(np.int32)
+        lacking = -self.count % BLOCK
+        incomplete = int((blocks == count - 1).argmax())
+        return blocks, (incomplete + 1) * BLOCK - lacking, lacking
+
+    def _make_whole(self, number: int) -> Ints:
+        return permutation(self.count, _BLOCKS, self.seed, self.source, number)
+
+
+def shuffle_groups(windows: Ints, *identity: int) -> Ints:
+    """Order of length-sorted groups: mixed inside the window they were sorted in, which keeps reads local.
+
+    Args:
+        windows: [n] window of each group, non-decreasing.
+        identity: seed, epoch and chunk.
+    """
+    keys = windows.astype(np.uint64) << np.uint64(40) | raw_keys(len(windows), _GROUPS, *identity) >> np.uint64(24)
     return np.argsort(keys, kind="stable").astype(np.int64)
-
-
-def local_shuffle(count: int, *identity: int, streams: tuple[int, int] = (_BLOCKS, _LANES)) -> Ints:
-    """``range(count)`` shuffled so that neighbours part while reads stay local.
-
-    Blocks of 32 neighbours are permuted and dealt to 64 lanes, each lane is shuffled inside windows of 256, and the
-    lanes are read in turn. Below 4096 samples it is a plain permutation.
-    """
-    if count < FULL_SHUFFLE_BELOW:
-        return permutation(count, streams[0], *identity)
-    blocks = permutation(-(-count // BLOCK), streams[0], *identity)
-    members = (blocks[:, None] * BLOCK + np.arange(BLOCK)).ravel()
-    rows = -(-count // LANES)
-    lanes = np.full(LANES * rows, -1, dtype=np.int64)
-    lanes[:count] = members[members < count]
-    window = np.arange(LANES * rows, dtype=np.int64)
-    window = (window // rows) * (-(-rows // WINDOW)) + window % rows // WINDOW
-    lanes = lanes[shuffle_windows(window, streams[1], *identity)]
-    mixed = lanes.reshape(LANES, rows).T.ravel()
-    return mixed[mixed >= 0]
-
-
-def source_pass(count: int, weight: float, seed: int, epoch: int, source: int, shuffle: bool = True) -> Ints:
-    """The samples one source contributes to an epoch: ``floor(weight)`` full passes and a fraction of one more.
-
-    The fraction is a window that moves through a fixed order of blocks from epoch to epoch, so weight 0.5 shows every
-    sample once in two epochs. A weight below one contributes at least one sample.
-    """
-    whole = int(weight)
-    rest = min(count, max(round((weight - whole) * count), 0 if whole else 1))
-    parts = [
-        local_shuffle(count, seed, epoch, source, number) if shuffle else np.arange(count, dtype=np.int64)
-        for number in range(whole)
-    ]
-    if rest:
-        if shuffle:
-            fixed = local_shuffle(count, seed, source, streams=(_FIXED_BLOCKS, _FIXED_LANES))
-            chosen = np.sort(np.take(fixed, np.arange(epoch * rest, (epoch + 1) * rest), mode="wrap"))
-            parts.append(chosen[local_shuffle(rest, seed, epoch, source, whole)])
-        else:
-            parts.append(np.arange(rest, dtype=np.int64))
-    return np.concatenate(parts)
-
-
-def epoch_order(counts: Sequence[int], weights: Sequence[float], seed: int, epoch: int, shuffle: bool = True) -> Ints:
-    """Global sample numbers of one epoch: every source's passes, spread evenly over the epoch.
-
-    Sample numbers run through the sources one after another. Without ``shuffle`` the sources follow one another in
-    index order.
-    """
-    firsts = np.concatenate([[0], np.cumsum(counts)])
-    passes = [
-        source_pass(count, weight, seed, epoch, source, shuffle) + firsts[source]
-        for source, (count, weight) in enumerate(zip(counts, weights, strict=True))
-    ]
-    merged = np.concatenate(passes)
-    if not shuffle or len(passes) == 1:
-        return merged
-    position = np.concatenate([(np.arange(len(part)) + 0.5) / len(part) for part in passes])
-    return merged[np.argsort(position, kind="stable")]
-
-
-def shuffle_groups(windows: Ints, seed: int, epoch: int) -> Ints:
-    """Order of length-sorted groups: mixed inside the window they were sorted in, which keeps reads local."""
-    return shuffle_windows(windows, _GROUPS, seed, epoch)
-
-
-def tag_items(starts: Ints, hashes: Ints) -> list[tuple[int, ...]]:
-    """Per item the texts that also occur elsewhere in the epoch (small numbers); all other texts cannot collide."""
-    _, text, counts = np.unique(hashes, return_inverse=True, return_counts=True)
-    repeated = (counts[text] > 1).nonzero()[0]
-    tags: list[tuple[int, ...]] = [()] * (len(starts) - 1)
-    owner = np.searchsorted(starts, repeated, side="right") - 1
-    for item, number in zip(owner.tolist(), text[repeated].tolist(), strict=True):
-        tags[item] = (*tags[item], number)
-    return tags
-
-
-def spread_texts(tags: Sequence[tuple[int, ...]], distance: int) -> tuple[Ints, int]:
-    """Reorder items so that any ``distance`` consecutive ones share no text; returns (order, items left in conflict).
-
-    An item that would come too soon waits until its texts are far enough back. What still waits at the end is inserted
-    where the order has room for it: an insertion only moves other items apart. What fits nowhere keeps its place.
-    """
-    if not any(tags):
-        return np.arange(len(tags), dtype=np.int64), 0
-    ready: dict[int, int] = {}  # text -> first position at which it may come again
-    order: list[int] = []
-    waiting: list[tuple[int, int]] = []
-    for item in range(len(tags)):
-        while waiting and waiting[0][0] <= len(order):
-            _place(heapq.heappop(waiting)[1], tags, ready, order, waiting, distance)
-        if tags[item]:
-            _place(item, tags, ready, order, waiting, distance)
-        else:
-            order.append(item)
-    while waiting and waiting[0][0] <= len(order):
-        _place(heapq.heappop(waiting)[1], tags, ready, order, waiting, distance)
-    left = sorted(item for _, item in waiting)
-    points, stuck = _gaps(order, left, tags, distance)
-    return np.insert(np.asarray(order, dtype=np.int64), points, left), stuck
-
-
-def _place(
-    item: int,
-    tags: Sequence[tuple[int, ...]],
-    ready: dict[int, int],
-    order: list[int],
-    waiting: list[tuple[int, int]],
-    distance: int,
-) -> None:
-    earliest = max((ready.get(text, 0) for text in tags[item]), default=0)
-    if earliest > len(order):
-        heapq.heappush(waiting, (earliest, item))
-        return
-    for text in tags[item]:
-        ready[text] = len(order) + distance
-    order.append(item)
-
-
-def _gaps(
-    order: Sequence[int], left: Sequence[int], tags: Sequence[tuple[int, ...]], distance: int
-) -> tuple[list[int], int]:
-    """Where in ``order`` each left-over item can be inserted; the middle of its widest gap."""
-    wanted = {text for item in left for text in tags[item]}
-    places: dict[int, list[int]] = {text: [] for text in wanted}
-    for position, item in enumerate(order):
-        for text in tags[item]:
-            if text in wanted:
-                places[text].append(position)
-    points, stuck = [], 0
-    for item in left:
-        # Inserted before position p, the item is p - q away from an earlier q and q + 1 - p from a later one.
-        blocked = ((q + 2 - distance, q + distance - 1) for text in tags[item] for q in places[text])
-        point = _widest_gap(blocked, len(order))
-        if point is None:
-            point, stuck = min(item, len(order)), stuck + 1
-        points.append(point)
-        for text in tags[item]:
-            places[text].append(point)
-    return points, stuck
-
-
-def _widest_gap(blocked: Iterable[tuple[int, int]], end: int) -> int | None:
-    """Middle of the longest run of ``0..end`` outside the closed intervals ``blocked``; None when there is none."""
-    best_length, best, free = 0, None, 0
-    for low, high in sorted([*blocked, (end + 1, end + 1)]):
-        if low - free > best_length:
-            best_length, best = low - free, (free + low - 1) // 2
-        free = max(free, high + 1)
-    return best

@@ -1,12 +1,13 @@
-"""Items of an epoch: packs of documents, clips, or groups of clips of similar length. NumPy and plain lists only.
+"""Items of a chunk: packs of documents or clips, clips, or groups of clips of similar length. NumPy and plain lists.
 
-Best-fit over 64 open packs reaches within half a percent of packing the whole epoch at once, in one streaming pass
+Best-fit over 64 open packs reaches within half a percent of packing everything at once, in one streaming pass
 (Ding et al., arXiv 2404.10830, pack this way to avoid cutting documents).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from shards.order import Ints
 
 ELEMENT = np.dtype([("sample", np.int64), ("start", np.int32), ("length", np.int32)])
-"""One sample of an item: tokens ``[start, start + length)`` of a document, or all ``length`` frames of a clip."""
+"""One sample of an item: tokens ``[start, start + length)`` of a document, all ``length`` frames of a clip, or all
+``length`` tokens of a clip with its text."""
 
 Elements = NDArray[np.void]
 
@@ -25,29 +27,65 @@ _NUMBER = (1 << _NUMBER_BITS) - 1
 
 
 @dataclass(frozen=True, slots=True)
-class EpochItems:
-    """The items of one epoch in order: item ``i`` is ``elements[starts[i]:starts[i + 1]]``."""
+class Items:
+    """Consecutive items of a plan: item ``i`` is ``elements[starts[i]:starts[i + 1]]``."""
 
     starts: Ints
     """[n_items + 1]"""
     elements: Elements
     """[n_elements] of ELEMENT"""
     repeated_texts: int = 0
-    """Items that share a text with another one closer than the global batch, because no order avoids it."""
+    """Items that share a text with one of the items shortly before them, because no order avoids it."""
+
+    @classmethod
+    def of_bytes(cls, elements: bytes, sizes: Sequence[int]) -> Items:
+        """Items of so many elements each, whose bytes are given."""
+        return cls(_starts(np.asarray(sizes, dtype=np.int64)), np.frombuffer(elements, dtype=ELEMENT))
 
     def __len__(self) -> int:
         return len(self.starts) - 1
+
+    def sizes(self) -> Ints:
+        """[n_items] elements of every item."""
+        return np.diff(self.starts)
+
+    def __iter__(self) -> Iterator[Elements]:
+        """The elements of every item, as views."""
+        bounds = self.starts.tolist()
+        return map(self.elements.__getitem__, map(slice, bounds[:-1], bounds[1:]))
 
     def item(self, number: int) -> Elements:
         """The elements of one item, as a view."""
         return self.elements[self.starts[number] : self.starts[number + 1]]
 
-    def reorder(self, order: Ints, repeated_texts: int) -> EpochItems:
+    def part(self, begin: int, end: int) -> Items:
+        """The items ``[begin, end)``, as views."""
+        starts = self.starts[begin : end + 1]
+        return Items(starts - starts[0], self.elements[starts[0] : starts[-1]])
+
+    def reorder(self, order: Ints, repeated_texts: int) -> Items:
         """The same items in another order."""
         sizes = np.diff(self.starts)[order]
         starts = _starts(sizes)
         gather = np.repeat(self.starts[:-1][order] - starts[:-1], sizes) + np.arange(starts[-1])
-        return EpochItems(starts, self.elements[gather], repeated_texts)
+        return Items(starts, self.elements[gather], repeated_texts)
+
+
+def as_items(items: Items | Sequence[Elements]) -> Items:
+    """The same items in one piece."""
+    if isinstance(items, Items):
+        return items
+    if not items:
+        return Items(_starts(np.empty(0, dtype=np.int64)), np.empty(0, dtype=ELEMENT))
+    return Items(_starts(np.fromiter(map(len, items), dtype=np.int64, count=len(items))), np.concatenate(items))
+
+
+def joined(parts: Sequence[Items]) -> Items:
+    """Items one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    starts = _starts(np.concatenate([np.diff(part.starts) for part in parts]))
+    return Items(starts, np.concatenate([p.elements for p in parts]), sum(p.repeated_texts for p in parts))
 
 
 def _starts(sizes: Ints) -> Ints:
@@ -60,9 +98,9 @@ def _elements(samples: Ints, starts: Ints | int, lengths: Ints) -> Elements:
     return elements
 
 
-def clips(order: Ints, lengths: Ints) -> EpochItems:
+def clips(order: Ints, lengths: Ints) -> Items:
     """One clip per item. ``lengths`` [len(order)] are frames."""
-    return EpochItems(np.arange(len(order) + 1, dtype=np.int64), _elements(order, 0, lengths))
+    return Items(np.arange(len(order) + 1, dtype=np.int64), _elements(order, 0, lengths))
 
 
 def sort_windows(lengths: Ints, window: int) -> Ints:
@@ -131,25 +169,25 @@ def _repack(assigned: Ints, lengths: Ints, unfilled: list[int], capacity: int) -
         assigned[pieces] = np.asarray(unfilled, dtype=np.int64)[new]
 
 
-def pack(order: Ints, lengths: Ints, block_tokens: int) -> EpochItems:
+def pack(order: Ints, lengths: Ints, block_tokens: int) -> Items:
     """Documents packed into blocks of ``block_tokens``: every token exactly once, only over-long documents cut.
 
     Args:
-        order: sample numbers in epoch order.
+        order: sample numbers in order.
         lengths: [len(order)] tokens of each.
         block_tokens: tokens per pack.
     """
     pieces = cut_documents(order, lengths, block_tokens)
     packs, count = best_fit(pieces["length"].astype(np.int64), block_tokens)
     by_pack = np.argsort(packs, kind="stable")
-    return EpochItems(_starts(np.bincount(packs, minlength=count)), pieces[by_pack])
+    return Items(_starts(np.bincount(packs, minlength=count)), pieces[by_pack])
 
 
-def group(order: Ints, lengths: Ints, budget: int, window: int, hashes: Ints | None = None) -> tuple[EpochItems, Ints]:
+def group(order: Ints, lengths: Ints, budget: int, window: int, hashes: Ints | None = None) -> tuple[Items, Ints]:
     """Clips of similar length grouped so that ``clips x longest`` stays within ``budget`` frames.
 
     Args:
-        order: sample numbers in epoch order.
+        order: sample numbers in order.
         lengths: [len(order)] frames of each clip; one longer than the budget forms a group of its own.
         budget: frames per group, padding included.
         window: clips sorted by length together; 0 groups them in the order they come.
@@ -167,34 +205,63 @@ def group(order: Ints, lengths: Ints, budget: int, window: int, hashes: Ints | N
     for begin in range(0, len(order), step):
         waiting = list(range(begin, min(begin + step, len(order))))
         while waiting:
-            made, waiting = _fill_groups(waiting, sorted_lengths, texts, budget)
+            made, waiting = _fill_groups(waiting, sorted_lengths, texts, budget, window > 0)
             groups += made
             windows += [begin // step] * len(made)
     chosen = np.fromiter(chain.from_iterable(groups), dtype=np.int64, count=len(order))
     sizes = np.fromiter(map(len, groups), dtype=np.int64, count=len(groups))
     picked = positions[chosen]
-    items = EpochItems(_starts(sizes), _elements(order[picked], 0, lengths[picked]))
+    items = Items(_starts(sizes), _elements(order[picked], 0, lengths[picked]))
     return items, np.asarray(windows, dtype=np.int64)
 
 
 def _fill_groups(
-    candidates: list[int], lengths: list[int], texts: list[int] | None, budget: int
+    candidates: list[int], lengths: list[int], texts: list[int] | None, budget: int, ascending: bool
 ) -> tuple[list[list[int]], list[int]]:
     """One greedy pass: the groups made, and the candidates set aside because their text was already in the group."""
-    groups: list[list[int]] = [[]]
+    sizes = [lengths[position] for position in candidates]
+    names = [texts[position] for position in candidates] if texts is not None else None
+    groups: list[list[int]] = []
     aside: list[int] = []
-    longest = 0
-    seen: set[int] = set()
-    for position in candidates:
-        length = lengths[position]
-        if groups[-1] and (len(groups[-1]) + 1) * max(longest, length) > budget:
-            groups.append([])
-            longest, seen = 0, set()
-        if texts is not None:
-            if texts[position] in seen:
-                aside.append(position)
+    begin = 0
+    while begin < len(candidates):
+        end = _reach(sizes, begin, budget) if ascending else begin
+        if end > begin and (names is None or len(set(names[begin:end])) == end - begin):
+            groups.append(candidates[begin:end])
+        else:
+            members, skipped, end = _one_by_one(sizes, names, begin, budget)
+            groups.append([candidates[number] for number in members])
+            aside += skipped
+        begin = end
+    return groups, [candidates[number] for number in aside]
+
+
+def _reach(sizes: list[int], begin: int, budget: int) -> int:
+    """Where a group of ascending sizes from ``begin`` on must end; it holds at least one."""
+    low, high = begin + 1, min(begin + max(budget // max(sizes[begin], 1), 1), len(sizes))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if (middle - begin) * sizes[middle - 1] <= budget:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _one_by_one(sizes: list[int], names: list[int] | None, begin: int, budget: int) -> tuple[list[int], list[int], int]:
+    """A group from ``begin`` on: its members, what was set aside because of its text, and where the next one begins."""
+    members: list[int] = []
+    aside: list[int] = []
+    longest, seen = 0, set()
+    for number in range(begin, len(sizes)):
+        reach = max(longest, sizes[number])
+        if members and (len(members) + 1) * reach > budget:
+            return members, aside, number
+        if names is not None:
+            if names[number] in seen:
+                aside.append(number)
                 continue
-            seen.add(texts[position])
-        groups[-1].append(position)
-        longest = max(longest, length)
-    return groups, aside
+            seen.add(names[number])
+        members.append(number)
+        longest = reach
+    return members, aside, len(sizes)

@@ -10,22 +10,31 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from typing import TypeVar
 
 import numpy as np
 
 from shards.errors import DataError
-from shards.media import IMAGE_SUFFIXES
+from shards.media import IMAGE_SUFFIXES, MissingFrames
 from shards.schema import FrameFolder, Segment, VideoFile
 from shards.text import load_tokenizer, tokenise
-from shards.video import VideoInfo, VideoOptions, probe, transcode
+from shards.video import (
+    VideoInfo,
+    VideoOptions,
+    probe,
+    ready_payload,
+    ready_structure,
+    transcode,
+    transcode_pieces,
+)
 
 logger = logging.getLogger(__name__)
 Tag = TypeVar("Tag")
 Unit = TypeVar("Unit")
 Result = TypeVar("Result")
+EXCLUDED = "excluded/"
 _IN_FLIGHT_PER_WORKER = 4
 
 
@@ -36,9 +45,14 @@ class Skip:
     id: str
     split: str
     reason: str
-    """``missing_media`` | ``unreadable_media`` | ``empty_text``."""
+    """``missing_media`` | ``unreadable_media`` | ``missing_frames`` | ``empty_text`` | ``excluded/<why>``."""
     detail: str
     origin: str
+
+    @property
+    def excluded(self) -> bool:
+        """Whether a published filter left the segment out: not a fault, and not part of the skip budget."""
+        return self.reason.startswith(EXCLUDED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +69,54 @@ def has_media(media: VideoFile | FrameFolder) -> bool:
 
 
 def prepare_videos(segments: Sequence[Segment], options: VideoOptions) -> list[PreparedVideo | Skip]:
-    """:func:`prepare_video` of each segment."""
-    return [prepare_video(segment, options) for segment in segments]
+    """Transcode segments; several are pieces of one file in order of their starts.
+
+    Unusable media becomes a Skip with its reason.
+    """
+    media = [segment.media for segment in segments]
+    pieces = [item for item in media if isinstance(item, VideoFile)]
+    if len(pieces) < len(media) or len(media) == 1 or not has_media(pieces[0]):
+        return [prepare_video(segment, options) for segment in segments]
+    found = transcode_pieces(pieces, options)
+    return [_prepared(segment, result) for segment, result in zip(segments, found, strict=True)]
 
 
 def prepare_video(segment: Segment, options: VideoOptions) -> PreparedVideo | Skip:
     """Transcode one segment; unusable media becomes a Skip with its reason."""
-    assert segment.media is not None
-    if not has_media(segment.media):
-        detail = f"{segment.media.path} does not exist or holds no frames"
-        return Skip(segment.id, segment.split, "missing_media", detail, segment.origin)
+    media = segment.media
+    assert media is not None
+    if not has_media(media):
+        return Skip(segment.id, segment.split, "missing_media", _absent(media), segment.origin)
     try:
-        payload = transcode(segment.media, options)
-        return PreparedVideo(payload, probe(payload))
+        if isinstance(media, VideoFile) and (ready := ready_payload(media, options)) is not None:
+            return PreparedVideo(*ready)
+        return _prepared(segment, transcode(media, replace(options, keep_ready=False)))
     except DataError as error:
-        detail = f"{error.where}: {error.what}"
-        return Skip(segment.id, segment.split, "unreadable_media", detail, segment.origin)
+        return _prepared(segment, error)
+
+
+def prepare_at_once(segments: Sequence[Segment], options: VideoOptions) -> list[PreparedVideo | Skip] | None:
+    """What :func:`prepare_videos` returns, when reading the file is all the work: a file that is stored unchanged and
+    checked by its headers. None = it is more work, or another kind of file."""
+    [segment, *more] = segments
+    if more or options.validate != "headers" or not isinstance(segment.media, VideoFile):
+        return None
+    try:
+        ready = ready_structure(segment.media, options)
+    except DataError as error:
+        return [_prepared(segment, error)]
+    return None if ready is None else [PreparedVideo(*ready)]
+
+
+def _absent(media: VideoFile | FrameFolder) -> str:
+    return f"{media.path} does not exist or holds no frames"
+
+
+def _prepared(segment: Segment, result: bytes | DataError) -> PreparedVideo | Skip:
+    if isinstance(result, bytes):
+        return PreparedVideo(result, probe(result))
+    reason = "missing_frames" if isinstance(result, MissingFrames) else "unreadable_media"
+    return Skip(segment.id, segment.split, reason, f"{result.where}: {result.what}", segment.origin)
 
 
 def prepare_documents(segments: Sequence[Segment], tokenizer: str) -> list[np.ndarray]:
@@ -79,11 +125,21 @@ def prepare_documents(segments: Sequence[Segment], tokenizer: str) -> list[np.nd
 
 
 def ordered_map(
-    function: Callable[[Unit], Result], units: Iterator[tuple[Tag, Unit]], workers: int
+    function: Callable[[Unit], Result],
+    units: Iterator[tuple[Tag, Unit]],
+    workers: int,
+    at_once: Callable[[Unit], Result | None] | None = None,
 ) -> Generator[tuple[Tag, Result], None, None]:
     """``(tag, function(unit))`` in order, by ``workers`` processes (0 or 1: this one) that run a bounded number ahead.
 
-    Raises DataError naming the tag in work when a process dies, e.g. killed for memory.
+    Args:
+        function: can be sent to another process, like its results.
+        units: what to do.
+        workers: no process is started before there is work for it.
+        at_once: asked first, in this process: the result of a unit that is not worth sending, else None.
+
+    Raises:
+        DataError: naming the tag in work when a process dies, e.g. killed for memory.
     """
     if workers <= 1:
         for tag, unit in units:
@@ -96,7 +152,8 @@ def ordered_map(
     try:
         for tag, unit in units:
             in_work = in_work or str(tag)
-            pending.append((tag, pool.submit(function, unit)))
+            result = at_once(unit) if at_once is not None else None
+            pending.append((tag, pool.submit(function, unit) if result is None else _done(result)))
             if len(pending) >= workers * _IN_FLIGHT_PER_WORKER:
                 done, future = pending.popleft()
                 in_work = str(done)
@@ -113,6 +170,12 @@ def ordered_map(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _done(result: Result) -> Future[Result]:
+    future: Future[Result] = Future()
+    future.set_result(result)
+    return future
 
 
 def _exit_with_parent() -> None:

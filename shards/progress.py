@@ -14,9 +14,10 @@ _PLAIN_LINE_SECONDS = 10.0
 
 
 class Show(Protocol):
-    """Called with what is done, what there is in all, and a note to show beside it."""
+    """Called with what is done, what there is in all, a note to show beside it, and how much of it an earlier run did:
+    that part does not count for the rate and the time left."""
 
-    def __call__(self, done: int, total: int, note: str = "") -> None: ...
+    def __call__(self, done: int, total: int, note: str = "", before: int = 0) -> None: ...
 
 
 @contextlib.contextmanager
@@ -43,7 +44,16 @@ def progress(what: str) -> Iterator[Show]:
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=None, note="")
-        yield lambda done, total, note="": bar.update(task, completed=done, total=total, note=note)
+        known = 0
+
+        def show(done: int, total: int, note: str = "", before: int = 0) -> None:
+            nonlocal known
+            if before > known:  # forget the speed: it would count what was there already
+                known = before
+                bar.reset(task, completed=done, total=total, note=note)
+            bar.update(task, completed=done, total=total, note=note)
+
+        yield show
 
 
 class _PlainProgress:
@@ -52,11 +62,14 @@ class _PlainProgress:
     def __init__(self, what: str) -> None:
         self.what, self.began, self.last = what, time.monotonic(), time.monotonic()
 
-    def __call__(self, done: int, total: int, note: str = "") -> None:
+    def __call__(self, done: int, total: int, note: str = "", before: int = 0) -> None:
         now = time.monotonic()
         if now - self.last < _PLAIN_LINE_SECONDS and done < total:
             return
         self.last = now
-        rate = done / max(1e-9, now - self.began)
-        left = (total - done) / rate if rate else 0.0
-        typer.echo(f"{self.what}: {done}/{total} {rate:.1f}/s, {left:.0f} s left {note}".rstrip(), err=True)
+        rate = (done - before) / max(1e-9, now - self.began)
+        left = f"{(total - done) / rate:.0f} s left" if rate else "time left unknown"
+        typer.echo(
+            f"{self.what}: {done}/{total} {rate:.1f}/s, {left if done < total else '0 s left'} {note}".rstrip(),
+            err=True,
+        )

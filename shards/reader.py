@@ -1,29 +1,34 @@
-"""Reads the bytes of samples: one ranged read per member, checked against the CRC-32 of the index.
+"""Reads the bytes of samples, checked against the CRC-32 of the index: local files, a node cache, or an object store.
 
-Local files only; ``_open`` is the seam where object stores come in.
+What a micro-batch needs is announced before it is asked for, so that it can be read in few large pieces.
 """
 
 from __future__ import annotations
 
 import errno
 import json
-import os
-import zlib
-from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from isal.isal_zlib import crc32  # the CRC-32 of zlib at ten times its speed
 from numpy.typing import NDArray
 
+from shards import packing
+from shards.access import Remote, ShardBytes
+from shards.checksums import Joiner
 from shards.errors import DataError
-from shards.packing import ELEMENT, Elements
+from shards.packing import ELEMENT, Elements, Items
+from shards.packs import Pack, Tokens, as_tokens, in_order, intact, packs_of
 from shards.plan import Plan, kept_frames
+from shards.schema import IndexRow
+from shards.spans import Ints
+from shards.store import StoreError
 from shards.video import decode
 
 _DATA_ERRNO = (errno.ENOENT, errno.EACCES, errno.EIO, errno.ESTALE, errno.EISDIR, errno.ENOTDIR)
-_TOKEN_TYPES: dict[int, str] = {2: "<u2", 4: "<u4"}
-
-Tokens = NDArray[np.unsignedinteger[Any]]
+_READ_AHEAD = 32 << 20
+"""Most bytes of announced clips read at once."""
 
 
 class Reader:
@@ -35,107 +40,176 @@ class Reader:
         plan: says where each sample lies.
         verify: compare the CRC-32 of every member that is read whole.
         open_files: shard files kept open; the one unused longest is closed.
+        remote: how the shards of remote sets are read.
     """
 
-    def __init__(self, plan: Plan, verify: bool = True, open_files: int = 64) -> None:
-        self.plan, self.verify, self.open_files = plan, verify, open_files
-        self._handles: OrderedDict[int, int] = OrderedDict()
-        self._pid = os.getpid()
+    def __init__(self, plan: Plan, verify: bool = True, open_files: int = 64, remote: Remote | None = None) -> None:
+        self.plan, self.verify, self.open_files, self.remote = plan, verify, open_files, remote or Remote()
+        self._bytes = ShardBytes(plan.shards, self.remote, open_files)
+        self._joiner = Joiner()
+        self.announce([])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"plan": self.plan, "verify": self.verify, "open_files": self.open_files}
+        return {"plan": self.plan, "verify": self.verify, "open_files": self.open_files, "remote": self.remote}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
     def close(self) -> None:
         """Close all shard files; the next read opens them again."""
-        handles, self._handles = self._handles, OrderedDict()
-        for handle in handles.values():
-            os.close(handle)
+        self._bytes.close()
 
-    def __del__(self) -> None:
-        if getattr(self, "_pid", None) == os.getpid():
-            self.close()
+    # -- members -------------------------------------------------------------------------------------------------
+    def announce(self, items: Sequence[Elements] | Items) -> None:
+        """The items asked for next, in order. Reading one of them may read several at once; damage is reported where
+        it is asked for. What was announced before is forgotten."""
+        self._announced = items
+        self._waiting: list[int] | None = None
+        """Samples of the announced items whose payloads were not read yet, in order."""
+        self._payloads: dict[int, memoryview] = {}
+        self._rows: dict[int, IndexRow] | None = None
+        self._packs: dict[bytes, Pack] | None = None
 
-    def payload(self, sample: int, start: int = 0, length: int | None = None) -> bytes:
+    def payload(self, sample: int, start: int = 0, length: int | None = None) -> memoryview:
         """Bytes ``[start, start + length)`` of a sample's payload; ``length`` None reads to its end.
+
+        The view is cheap; ``bytes(view)`` makes a copy that can be pickled.
 
         Raises DataError naming shard and key: the file is missing or too short, or the CRC-32 of the whole payload
         does not match (a part cannot be checked).
         """
+        if start == 0 and length is None:
+            found = self._payloads.get(sample)
+            if found is None and self._is_waiting(sample):
+                self._read_payloads(sample)
+                found = self._payloads.get(sample)
+            if found is not None:
+                return found
         columns = self.plan.columns
         size = int(columns["size"][sample])
         wanted = size - start if length is None else length
         if start < 0 or wanted < 0 or start + wanted > size:
             raise self.error(sample, f"bytes {start}..{start + wanted} asked of a payload of {size} bytes")
-        data = self._read(sample, int(self.plan.shard_of[sample]), int(columns["offset"][sample]) + start, wanted)
-        if self.verify and wanted == size and zlib.crc32(data) != columns["crc32"][sample]:
-            raise self.error(sample, "the bytes do not match the CRC-32 in the index")
-        return data
+        crc = int(columns["crc32"][sample]) if wanted == size else -1
+        return self._one(sample, int(columns["offset"][sample]) + start, wanted, crc)
 
     def meta(self, sample: int) -> dict[str, Any]:
-        """The sample's ``.json`` member. Raises DataError when it is damaged, or for a text document."""
+        """The sample's ``.json`` member; ``row`` holds the same and more, and reads nothing.
+
+        Raises DataError when it is damaged, or for a text document.
+        """
         columns = self.plan.columns
         offset = int(columns["meta_offset"][sample])
         if offset < 0:
             raise self.error(sample, "a text document has no metadata member")
-        data = self._read(sample, int(self.plan.shard_of[sample]), offset, int(columns["meta_size"][sample]))
-        if self.verify and zlib.crc32(data) != columns["meta_crc32"][sample]:
-            raise self.error(sample, "the metadata does not match its CRC-32 in the index")
+        size, crc = int(columns["meta_size"][sample]), int(columns["meta_crc32"][sample])
+        data = self._one(sample, offset, size, crc, "the metadata does not match its")
         try:
-            values: dict[str, Any] = json.loads(data)
+            values: dict[str, Any] = json.loads(bytes(data))
         except ValueError as problem:
             raise self.error(sample, f"the metadata is not JSON ({problem})") from problem
         return values
 
-    def tokens(self, element: np.void) -> Tokens:
-        """Token ids [length] (uint16 or uint32, as stored) of one element of a pack. Read-only."""
-        return self.documents(np.asarray([element], dtype=ELEMENT))[0]
+    def row(self, sample: int) -> IndexRow:
+        """The index row of a sample; those of all announced ones are made together."""
+        if self._rows is None:
+            samples = self._samples()
+            self._rows = dict(zip(samples, self.plan.rows(np.asarray(samples, dtype=np.int64)), strict=True))
+        found = self._rows.get(sample)
+        return self.plan.row(sample) if found is None else found
+
+    def _samples(self) -> list[int]:
+        """The announced samples, each once, in order."""
+        elements = packing.as_items(self._announced).elements
+        return list(dict.fromkeys(elements["sample"].tolist()))
+
+    def _is_waiting(self, sample: int) -> bool:
+        if self._waiting is None:
+            self._waiting = self._samples()
+        return sample in self._waiting
+
+    def _read_payloads(self, first: int) -> None:
+        """Payloads of announced samples from this one on; what is damaged is left out."""
+        assert self._waiting is not None
+        begin = self._waiting.index(first)
+        samples = np.asarray(self._waiting[begin:], dtype=np.int64)
+        places = self.plan.numbers(("shard", "offset", "size", "crc32"), samples)
+        count = max(1, int(places[2].cumsum().searchsorted(_READ_AHEAD, side="right")))
+        shards, offsets, sizes, crcs = (place[:count].tolist() for place in places)
+        numbers = self._waiting[begin : begin + count]
+        del self._waiting[begin : begin + count]
+        self._payloads = {}
+        try:
+            for sample, view, crc in zip(numbers, self._bytes.views(shards, offsets, sizes), crcs, strict=True):
+                if not self.verify or crc32(view) == crc:
+                    self._payloads[sample] = view
+        except StoreError:
+            raise
+        except (OSError, EOFError, DataError):
+            pass  # whoever asks for the damaged one gets the error, the others their bytes
+
+    # -- documents -----------------------------------------------------------------------------------------------
+    def pack(self, item: Elements) -> Pack:
+        """The documents of an item, one after another. Raises DataError for a damaged one."""
+        if self._packs is None:
+            self._packs = self._read_packs(packing.as_items(self._announced))
+        found = self._packs.get(item.tobytes())
+        return self._one_pack(item) if found is None else found
 
     def documents(self, item: Elements) -> list[Tokens]:
-        """Token ids of every element of a pack, in order: ``tokens`` for all of them at a fraction of the cost."""
-        columns, samples = self.plan.columns, item["sample"]
-        sizes, counts, offsets = columns["size"][samples], columns["tokens"][samples], columns["offset"][samples]
+        """Token ids [length] (uint16 or uint32, as stored) of every element of a pack, in order. Read-only."""
+        return self.pack(item).documents()
+
+    def tokens(self, element: np.void) -> Tokens:
+        """``documents`` for one element."""
+        return self.documents(np.asarray([element], dtype=ELEMENT))[0]
+
+    def _read_packs(self, items: Items) -> dict[bytes, Pack]:
+        """The packs of every announced item, by its bytes; an item with a damaged document is left out."""
+        if not len(items):
+            return {}
+        try:
+            shards, offsets, sizes, widths, crcs = self._addresses(items.elements)
+            data, begins = self._bytes.read(shards, offsets, sizes)
+        except StoreError:
+            raise
+        except (OSError, EOFError, DataError):
+            return {}  # the damaged one is found item by item
+        ordered = in_order(data, begins, sizes, int(widths.min()))
+        packs = packs_of(as_tokens(ordered, sizes, widths), sizes // widths, items.starts)
+        found = dict(zip((item.tobytes() for item in items), packs, strict=True))
+        if self.verify:
+            good = intact(self._joiner, ordered, sizes, crcs, items.starts[:-1])
+            for number in np.flatnonzero(~good).tolist():
+                found.pop(items.item(number).tobytes(), None)
+        return found
+
+    def _addresses(self, elements: Elements) -> tuple[Ints, Ints, Ints, Ints, Ints]:
+        """Shard, offset, size, bytes per token and CRC-32 (-1 for a part of a document) of every element."""
+        samples = elements["sample"]
+        names = ("shard", "offset", "size", "tokens", "crc32")
+        shards, offsets, sizes, counts, crcs = self.plan.numbers(names, samples)
         widths = sizes // np.maximum(counts, 1)
         wrong = ((widths != 2) & (widths != 4)) | (sizes != counts * widths)
         if wrong.any():
             first = int(np.argmax(wrong))
             what = f"{sizes[first]} bytes cannot hold {counts[first]} tokens of 2 or 4 bytes"
             raise self.error(int(samples[first]), what)
-        whole = (item["length"] == counts) & self.verify
-        rows = zip(
-            samples.tolist(),
-            self.plan.shard_of[samples].tolist(),
-            (offsets + item["start"] * widths).tolist(),
-            (item["length"] * widths).tolist(),
-            np.where(whole, columns["crc32"][samples], -1).tolist(),
-            strict=True,
-        )
-        return [
-            np.frombuffer(data, _TOKEN_TYPES[width])
-            for data, width in zip(self._read_all(list(rows)), widths.tolist(), strict=True)
-        ]
+        lengths = elements["length"].astype(np.int64)
+        parts = lengths != counts
+        if parts.any():
+            crcs = np.where(parts, -1, crcs)
+            offsets = offsets + elements["start"].astype(np.int64) * widths
+        return shards, offsets, lengths * widths, widths, crcs
 
-    def _read_all(self, rows: list[tuple[int, int, int, int, int]]) -> list[bytes]:
-        """The bytes of (sample, shard, offset, size, crc32 or -1); a plain loop, for a pack is many small reads."""
-        shards = {shard: sample for sample, shard, *_ in rows}
-        if len(shards) > self.open_files:  # opening one would close another
-            return [data for row in rows for data in self._read_all([row])]
-        handles = {shard: self._open(sample, shard) for shard, sample in shards.items()}
-        found = []
-        for sample, shard, offset, size, crc in rows:
-            try:
-                data = os.pread(handles[shard], size, offset)
-            except OSError:
-                data = b""
-            if len(data) < size or (crc >= 0 and zlib.crc32(data) != crc):
-                data = self._read(sample, shard, offset, size)  # again, now with every error explained
-                if crc >= 0 and zlib.crc32(data) != crc:
-                    raise self.error(sample, "the bytes do not match the CRC-32 in the index")
-            found.append(data)
-        return found
+    def _one_pack(self, item: Elements) -> Pack:
+        """The documents of one item, every error explained."""
+        _, offsets, sizes, widths, crcs = self._addresses(item)
+        rows = zip(item["sample"].tolist(), offsets.tolist(), sizes.tolist(), crcs.tolist(), strict=True)
+        data = b"".join(self._one(sample, offset, size, crc) for sample, offset, size, crc in rows)
+        return Pack(as_tokens(np.frombuffer(data, dtype=np.uint8), sizes, widths), sizes // widths)
 
+    # -- frames --------------------------------------------------------------------------------------------------
     def frames(
         self, sample: int, max_frames: int = 0, frame_stride: int = 1, size: int | None = None
     ) -> NDArray[np.uint8]:
@@ -148,10 +222,10 @@ class Reader:
             size: side of the square image in pixels (short side resized, then centre crop); None = as stored.
         """
         stored = int(self.plan.columns["frames"][sample])
-        return decode(
-            self.payload(sample), stored, wanted_frames(stored, max_frames, frame_stride), size, self.where(sample)
-        )
+        wanted = wanted_frames(stored, max_frames, frame_stride)
+        return decode(bytes(self.payload(sample)), stored, wanted, size, self.where(sample))
 
+    # -- errors --------------------------------------------------------------------------------------------------
     def where(self, sample: int) -> str:
         """``shard:key (corpus/id)`` of a sample, for messages."""
         row = self.plan.row(sample)
@@ -163,35 +237,26 @@ class Reader:
             what, where=self.where(sample), fix="run `slt shards lint DIR`, then copy or rebuild the shard"
         )
 
-    def _read(self, sample: int, shard: int, offset: int, size: int) -> bytes:
-        handle = self._open(sample, shard)
-        try:
-            data = os.pread(handle, size, offset)
-            while len(data) < size:  # a network file system may deliver less than asked
-                more = os.pread(handle, size - len(data), offset + len(data))
-                if not more:
-                    what = f"the shard is truncated: bytes {offset}..{offset + size} reach past its end"
-                    raise self.error(sample, what)
-                data += more
-        except OSError as problem:
-            raise self._explained(sample, problem) from problem
-        return data
-
-    def _open(self, sample: int, shard: int) -> int:
-        """A file descriptor of this process for a shard; object stores would be fetched here."""
-        if self._pid != os.getpid():
-            self._handles, self._pid = OrderedDict(), os.getpid()
-        handle = self._handles.get(shard)
-        if handle is not None:
-            self._handles.move_to_end(shard)
-            return handle
-        if len(self._handles) >= self.open_files:
-            os.close(self._handles.popitem(last=False)[1])
-        try:
-            handle = self._handles[shard] = os.open(self.plan.shards[shard], os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as problem:
-            raise self._explained(sample, problem) from problem
-        return handle
+    def _one(
+        self, sample: int, offset: int, size: int, crc: int, what: str = "the bytes do not match the"
+    ) -> memoryview:
+        """One range of a sample's shard, every error explained; -1 as CRC-32 expects nothing."""
+        shard = int(self.plan.shard_of[sample])
+        place = (np.asarray([value], dtype=np.int64) for value in (shard, offset, size))
+        shards, offsets, sizes = place
+        for _ in range(2):
+            try:
+                view = self._bytes.read(shards, offsets, sizes)[0].data
+            except EOFError:
+                end = f"the shard is truncated: bytes {offset}..{offset + size} reach past its end"
+                raise self.error(sample, end) from None
+            except OSError as problem:
+                raise self._explained(sample, problem) from problem
+            if not self.verify or crc < 0 or crc32(view) == crc:
+                return view
+            if not self._bytes.refresh(shard):
+                break
+        raise self.error(sample, f"{what} CRC-32 in the index")
 
     def _explained(self, sample: int, problem: OSError) -> Exception:
         """A DataError for what is the data's or its storage's fault; anything else (too many open files) as it is."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from shards.packing import ELEMENT, Elements
+from shards.access import Remote
+from shards.packing import Elements, Items, as_items
 from shards.plan import Cursor
 from shards.substitute import BadSample
 
@@ -24,14 +24,14 @@ class LoaderOptions:
     """Items per forward on one rank."""
     workers: int = 0
     """Processes reading ahead; 0 reads in the calling process."""
-    max_bad_samples: int = 100
-    """Distinct damaged samples this process replaces before it gives up."""
     prefetch: int = 2
     """Micro-batches each worker keeps ready; ``workers x prefetch`` of them occupy shared memory."""
     verify: bool = True
     """Compare the CRC-32 of every sample that is read."""
     timeout_seconds: float = 600.0
     """Longest wait for a worker before the run stops (a hung file system otherwise hangs every rank)."""
+    remote: Remote = field(default_factory=Remote)
+    """How the shards of remote sets are read."""
 
     @property
     def accumulation_steps(self) -> int:
@@ -67,12 +67,17 @@ class Request(NamedTuple):
     first: int
     """Position of the first item in the step; spreads the substitutes of a step."""
 
-    def items(self) -> list[Elements]:
+    def items(self) -> Items:
         """The items to read."""
-        elements = np.frombuffer(self.elements, dtype=ELEMENT)
-        return np.split(elements, np.cumsum(self.sizes)[:-1])
+        return Items.of_bytes(self.elements, self.sizes)
+
+    def after(self, number: int) -> Callable[[], Cursor]:
+        """Where the search for what replaces a sample of an item begins; computed when it is called."""
+        end = self.step_end
+        return lambda: Cursor(end.epoch, end.chunk, end.item + self.first + number)
 
     @classmethod
-    def of(cls, items: list[Elements], step_end: Cursor, first: int = 0) -> Request:
+    def of(cls, items: Items | Sequence[Elements], step_end: Cursor, first: int = 0) -> Request:
         """The request for these items."""
-        return cls(b"".join(item.tobytes() for item in items), tuple(map(len, items)), step_end, first)
+        found = as_items(items)
+        return cls(found.elements.tobytes(), tuple(found.sizes().tolist()), step_end, first)

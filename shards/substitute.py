@@ -16,6 +16,7 @@ from shards.errors import DataError
 from shards.packing import Elements
 from shards.plan import Cursor, Plan
 from shards.reader import Reader
+from shards.store import StoreError
 
 Fetch = Callable[[Reader, Elements], list[Any]]
 """``fetch(reader, item)``: one raw sample per element of the item, in order. Raises DataError for a damaged one."""
@@ -38,20 +39,26 @@ class BadSample:
         return f"{self.shard}:{self.key}: {self.reason.splitlines()[0]} (read sample {self.substitute} instead)"
 
 
-def fetch_item(reader: Reader, fetch: Fetch, item: Elements, after: Cursor) -> tuple[list[Any], list[BadSample]]:
+def fetch_item(
+    reader: Reader, fetch: Fetch, item: Elements, after: Callable[[], Cursor]
+) -> tuple[list[Any], list[BadSample]]:
     """The raw samples of an item, damaged ones replaced.
 
     Args:
         reader: reads the plan's samples.
         fetch: makes raw samples of elements.
         item: the elements wanted.
-        after: where the search for substitutes begins; beyond the step, so that none is in the step already.
+        after: where the search for substitutes begins; beyond the step, so that none is in the step already. Asked
+            only when there is a damaged sample.
 
     Raises:
+        StoreError: the storage does not answer; what cannot be read now is no damaged sample.
         DataError: nothing readable can take the place of the only sample of an item.
     """
     try:
         return list(fetch(reader, item)), []
+    except StoreError:
+        raise
     except DataError:
         pass  # which sample it was is found below, one by one
     raws: list[Any] = []
@@ -61,9 +68,11 @@ def fetch_item(reader: Reader, fetch: Fetch, item: Elements, after: Cursor) -> t
         element = item[number : number + 1]
         try:
             raws += fetch(reader, element)
+        except StoreError:
+            raise
         except DataError as problem:
             sample = int(element["sample"][0])
-            found, substitute = _substitute(reader, fetch, _room(reader.plan, item, number), after, used)
+            found, substitute = _substitute(reader, fetch, _room(reader.plan, item, number), after(), used)
             raws += found
             used.add(substitute)
             row = reader.plan.row(sample)
@@ -81,7 +90,7 @@ def fetch_item(reader: Reader, fetch: Fetch, item: Elements, after: Cursor) -> t
 def _room(plan: Plan, item: Elements, number: int) -> int:
     """Tokens or frames a substitute may have so that the item stays within its budget."""
     lengths = item["length"].astype(np.int64)
-    if plan.options.kind == "pack":
+    if plan.options.kind in ("pack", "sequence"):
         return int(lengths[number] + plan.options.block_tokens - lengths.sum())
     if plan.options.kind == "group":
         return int(max(lengths.max(), (plan.options.frame_budget or 0) // len(item)))
@@ -97,6 +106,8 @@ def _substitute(reader: Reader, fetch: Fetch, room: int, after: Cursor, used: se
                 continue
             try:
                 return list(fetch(reader, item[number : number + 1])), sample
+            except StoreError:
+                raise
             except DataError:
                 used.add(sample)  # will be reported when its own turn comes
     return [], -1

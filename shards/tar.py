@@ -7,15 +7,18 @@ of the archive and thereby loses every later sample without a word.
 from __future__ import annotations
 
 import os
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from isal.isal_zlib import crc32
+
 from shards.errors import DataError
+from shards.store import Folder
 
 BLOCK = 512
 _CHUNK = 1 << 20
+_LONGEST_NUMBER = 12  # a pax record is at most as long as its member, which is at most 8 GiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,36 +31,43 @@ class Member:
     crc32: int
 
 
-def index_tar(path: Path | str) -> list[Member]:
+def index_tar(path: Path | str, folder: Folder | None = None) -> list[Member]:
     """Every regular file of a tar with its payload address and CRC-32.
 
     Understands ustar, GNU long names and pax headers. Raises DataError naming shard and byte offset for a damaged
     header checksum, a truncated member, missing end-of-archive blocks, or zeros where a header should be.
+
+    Args:
+        path: of the tar; with ``folder`` its name there.
+        folder: holds the tar; an object store is read in large ranges.
     """
-    path = Path(path)
-    members: list[Member] = []
+    place = Path(path) if folder is None else Path(folder.join(str(path)))
     try:
-        with path.open("rb", buffering=_CHUNK) as handle:
-            total = os.fstat(handle.fileno()).st_size
-            position, long_name = 0, None
-            while (block := _header(handle, position, total, path)) is not None:
-                size, kind = _size(block, position, path), block[156:157]
-                payload = position + BLOCK
-                if payload + size > total:
-                    raise _damage(
-                        path, position, f"member of {size} bytes is cut off, the file ends at byte {total}", "truncated"
-                    )
-                if kind in b"Lxg":
-                    override = _override(kind, handle.read(size), position, path)
-                    long_name = override if kind in b"Lx" and override is not None else long_name
-                elif kind in b"07\0":
-                    members.append(Member(long_name or _name(block), payload, size, _crc(handle, size)))
-                    long_name = None
-                else:
-                    long_name = None
-                position = payload + -(-size // BLOCK) * BLOCK
+        with place.open("rb", buffering=_CHUNK) if folder is None else folder.open(str(path)) as handle:
+            return _members(handle, place)
     except OSError as error:
         raise DataError(f"cannot read the shard ({error.strerror})", where=str(path), fix="check the path") from error
+
+
+def _members(handle: BinaryIO, path: Path) -> list[Member]:
+    members: list[Member] = []
+    total = handle.seek(0, os.SEEK_END)
+    position, long_name = 0, None
+    while (block := _header(handle, position, total, path)) is not None:
+        size, kind = _size(block, position, path), block[156:157]
+        payload = position + BLOCK
+        if payload + size > total:
+            what = f"member of {size} bytes is cut off, the file ends at byte {total}"
+            raise _damage(path, position, what, "truncated")
+        if kind in b"Lxg":
+            override = _override(kind, handle.read(size), position, path)
+            long_name = override if kind in b"Lx" and override is not None else long_name
+        elif kind in b"07\0":
+            members.append(Member(long_name or _name(block), payload, size, _crc(handle, size, position, path)))
+            long_name = None
+        else:
+            long_name = None
+        position = payload + -(-size // BLOCK) * BLOCK
     return members
 
 
@@ -87,13 +97,13 @@ def _header(handle: BinaryIO, position: int, total: int, path: Path) -> bytes | 
 
 
 def _number(field: bytes) -> int | None:
-    """Octal or base-256 number of a tar header; None when it is neither."""
+    """Octal or base-256 number of a tar header; None when it is neither, or negative."""
     if field[0] & 0x80:
-        return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
-    try:
-        return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
-    except ValueError:
+        return None if field[0] == 0xFF else int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
+    digits = field.split(b"\0", 1)[0].strip()
+    if digits.strip(b"01234567"):
         return None
+    return int(digits or b"0", 8)
 
 
 def _size(block: bytes, position: int, path: Path) -> int:
@@ -115,20 +125,25 @@ def _override(kind: bytes, payload: bytes, position: int, path: Path) -> str | N
     """The name given by a GNU long-name member or a pax record ``LEN path=VALUE``."""
     if kind == b"L":
         return payload.rstrip(b"\0").decode("utf-8", "surrogateescape")
-    while payload:
-        length, _, _ = payload.partition(b" ")
-        if not length.isdigit() or int(length) <= len(length):
-            raise _damage(path, position, f"unreadable pax record {payload[:40]!r}", "bad_header")
-        record, payload = payload[: int(length)], payload[int(length) :]
-        key, _, value = record[len(length) + 1 :].rstrip(b"\n").partition(b"=")
+    at = 0
+    while at < len(payload):
+        digits, _, _ = payload[at : at + _LONGEST_NUMBER].partition(b" ")
+        end = at + int(digits) if digits.isdigit() else at
+        record = payload[at + len(digits) + 1 : end]
+        if end > len(payload) or record[-1:] != b"\n":
+            raise _damage(path, position, f"unreadable pax record {payload[at : at + 40]!r}", "bad_header")
+        key, _, value = record[:-1].partition(b"=")
         if key == b"path":
             return value.decode("utf-8", "surrogateescape")
+        at = end
     return None
 
 
-def _crc(handle: BinaryIO, size: int) -> int:
+def _crc(handle: BinaryIO, size: int, position: int, path: Path) -> int:
     crc = 0
     while size:
         chunk = handle.read(min(size, _CHUNK))
-        crc, size = zlib.crc32(chunk, crc), size - len(chunk)
+        if not chunk:
+            raise _damage(path, position, "the file became shorter while it was read", "truncated")
+        crc, size = crc32(chunk, crc), size - len(chunk)
     return crc

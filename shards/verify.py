@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import zlib
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+from isal.isal_zlib import crc32
 
 from shards.errors import DataError
-from shards.index import INDEX_NAME, file_sha256, fingerprint, read_index
+from shards.index import INDEX_NAME, MANIFEST_NAME, file_sha256, fingerprint, read_index
+from shards.store import Folder, open_folder
 from shards.tar import Member, index_tar
 
 
@@ -28,12 +31,26 @@ class Problem:
         return f"{self.shard}{':' + self.key if self.key else ''}: {self.rule}: {self.detail}"
 
 
-def verify(folder: Path | str) -> list[Problem]:
+def verify(location: Path | str, storage_options: Mapping[str, Any] | None = None) -> list[Problem]:
     """Re-read every byte of a shard set and compare it with index and manifest; an empty list means intact.
+
+    Args:
+        location: folder or URL; shards of an object store are copied to a temporary folder one after another.
+        storage_options: see :func:`shards.store.open_folder`.
 
     Raises DataError only when the set cannot be opened at all.
     """
-    shard_set = read_index(folder)
+    folder = open_folder(location, storage_options)
+    if folder.is_local:
+        return _verify(folder, Path(folder.location))
+    with tempfile.TemporaryDirectory(prefix="slt-verify-") as scratch:
+        for name in (MANIFEST_NAME, INDEX_NAME):
+            folder.download(name, Path(scratch) / name)
+        return _verify(folder, Path(scratch))
+
+
+def _verify(folder: Folder, local: Path) -> list[Problem]:
+    shard_set = read_index(local)
     problems = []
     if (found := fingerprint(shard_set.manifest.shards, shard_set.table)) != shard_set.fingerprint:
         problems.append(Problem(INDEX_NAME, "", "fingerprint", f"content is {found}, manifest says otherwise"))
@@ -43,7 +60,12 @@ def verify(folder: Path | str) -> list[Problem]:
     names = np.asarray(shard_set.table.column("shard").to_pylist(), dtype=object)
     for name, shard in listed.items():
         rows = shard_set.table.filter(pa.array(names == name)).to_pylist()
-        problems += verify_shard(shard_set.dir / name, shard, rows)
+        path = local / name
+        if not folder.is_local and folder.exists(name):
+            folder.download(name, path)
+        problems += verify_shard(path, shard, rows)
+        if not folder.is_local:
+            path.unlink(missing_ok=True)
     return problems
 
 
@@ -83,7 +105,7 @@ def _verify_row(handle: BinaryIO, members: dict[int, Member], row: dict[str, Any
             found = member.crc32
         else:
             handle.seek(offset)
-            found = zlib.crc32(handle.read(size))
+            found = crc32(handle.read(size))
         if found != crc:
             problems.append(
                 Problem(row["shard"], row["key"], "crc32", f"bytes {offset}+{size} of {row['sample_id']} were changed")

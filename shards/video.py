@@ -9,21 +9,35 @@ from __future__ import annotations
 
 import io
 import itertools
+import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import numpy as np
-from av.video.reformatter import Colorspace, VideoReformatter
+from av.video.reformatter import VideoReformatter
 
 from shards.errors import DataError
-from shards.media import FIX_MEDIA, OpenVideo, constant_rate, cut, decoded, folder_frames, packets
+from shards.media import (
+    FIX_MEDIA,
+    DecodingPass,
+    OpenVideo,
+    constant_rate,
+    decoded,
+    decoded_packets,
+    folder_frames,
+    packets,
+)
+from shards.mp4 import NotSure, check_samples, read_mp4
+from shards.picture import Pictures, tag_colours
 from shards.schema import FrameFolder, VideoFile
 
-_END_TOLERANCE_SECONDS = 1.0  # subtitles often outlast the video a little; more means the wrong video
+logger = logging.getLogger(__name__)
+_FURTHER_BACK_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +66,14 @@ class VideoOptions:
     preset: str = "medium"
     keep_ready: bool = True
     """Store files that already have this form unchanged instead of encoding them a second time."""
+    validate: Literal["full", "headers"] = "full"
+    """How files that are stored unchanged are checked: ``headers`` reads their structure, which is many times faster
+    and does not notice damaged pictures; ``full`` decodes every frame as well. Files of a structure that
+    ``shards.mp4`` does not know are always decoded."""
 
     def __post_init__(self) -> None:
+        if self.validate not in ("full", "headers"):
+            raise DataError(f"validate {self.validate!r}", where="video options", fix="use full or headers")
         if self.short_side < 0 or self.fps < 0 or self.gop < 1 or not 0 <= self.crf <= 51:
             raise DataError(
                 f"short_side {self.short_side}, fps {self.fps}: need >= 0; gop {self.gop}: >= 1; crf {self.crf}: 0..51",
@@ -61,45 +81,72 @@ class VideoOptions:
                 fix="correct the option",
             )
 
+    def accepts(self, width: int, height: int, fps: Fraction | None) -> bool:
+        """Whether video of this size and rate is stored without scaling and without another rate."""
+        return (
+            not (self.short_side and min(width, height) > self.short_side)
+            and not (self.fps and fps != Fraction(self.fps).limit_denominator(1001))
+            and width % 2 == height % 2 == 0
+        )
+
 
 def probe(source: Path | bytes) -> VideoInfo:
     """Read the container header of a file or of bytes. Raises DataError when there is no readable video stream."""
     with OpenVideo(source, str(source) if isinstance(source, Path) else "") as (container, stream, where):
         frames = stream.frames or sum(packet.size > 0 for packet in packets(container, stream, where))
-        fps = float(stream.average_rate or stream.guessed_rate or 0)
-        seconds = float(stream.duration * stream.time_base) if stream.duration else frames / fps if fps else 0.0
-        context = stream.codec_context
-        return VideoInfo(frames, fps, context.width, context.height, seconds, context.name)
+        return _info(stream, frames)
+
+
+def _info(stream: Any, frames: int) -> VideoInfo:
+    fps = float(stream.average_rate or stream.guessed_rate or 0)
+    seconds = float(stream.duration * stream.time_base) if stream.duration else frames / fps if fps else 0.0
+    context = stream.codec_context
+    return VideoInfo(frames, fps, context.width, context.height, seconds, context.name)
 
 
 def transcode(media: VideoFile | FrameFolder, options: VideoOptions) -> bytes:
-    """Cut, resize and encode one segment to the stored form; the same input gives the same bytes.
+    """Cut, crop, resize and encode one segment to the stored form; the same input gives the same bytes.
 
     Returns:
-        An mp4 file: H.264, yuv420p, constant ``options.fps``, a key frame at least every ``options.gop`` frames, no
-        B-frames, no audio.
+        An mp4 file: H.264, yuv420p, limited range, constant ``options.fps``, a key frame at least every
+        ``options.gop`` frames, no B-frames, no audio; the colour matrix of the source, named in the stream.
 
     Raises:
         DataError: media missing, truncated or damaged, no video stream, or no frame between the two times.
     """
-    where = str(media.path)
     if isinstance(media, FrameFolder):
-        rate = options.fps or media.fps
+        rate, where = options.fps or media.fps, str(media.path)
         slots = constant_rate(folder_frames(media), rate, 0.0, 1 / media.fps)
-        return _encode(slots, rate, options, where)
-    if not media.path.is_file():
-        raise DataError("the file does not exist", where=where, fix=FIX_MEDIA)
-    if options.keep_ready and media.start_seconds is None and media.end_seconds is None:
-        payload = media.path.read_bytes()
-        if _is_ready(payload, options, where):
-            return payload
-    try:
-        return _transcode_file(media, options, where, seek=True)
-    except DataError:
-        if not media.start_seconds:
-            raise
-        # After a seek into an open GOP the first frames may lack their references: read from the beginning instead.
-        return _transcode_file(media, options, where, seek=False)
+        return _encode(slots, rate, Pictures(None, options.short_side, 1, where), options)
+    if media.path.is_file() and (ready := ready_payload(media, options)) is not None:
+        return ready[0]
+    [result] = transcode_pieces([media], options)
+    if isinstance(result, DataError):
+        raise result
+    return result
+
+
+def transcode_pieces(pieces: Sequence[VideoFile], options: VideoOptions) -> list[bytes | DataError]:
+    """Pieces of one file in order of their starts, encoded; stretches they share are decoded once.
+
+    The bytes of a piece do not depend on the others. A piece that cannot be used is a DataError in its place.
+    """
+    path = pieces[0].path
+    if not path.is_file():
+        return [DataError("the file does not exist", where=str(path), fix=FIX_MEDIA) for _ in pieces]
+    results: list[bytes | DataError] = []
+    while len(results) < len(pieces):
+        rest = pieces[len(results) :]
+        found = _transcode_pass(rest, options, back=0.0)
+        if isinstance(found[-1], DataError):
+            if len(found) > 1:
+                found.pop()  # the damage may lie between the pieces: try this one again alone
+            elif rest[0].start_seconds:
+                # the key frame before the piece may be unusable, or the file's index poor: decode from further back
+                [again] = _transcode_pass(rest[:1], options, back=_FURTHER_BACK_SECONDS)
+                found = found if isinstance(again, DataError) else [again]
+        results += found
+    return results
 
 
 def decode(
@@ -176,6 +223,7 @@ def _seek(container: Any, stream: Any, frame: int) -> int:
 
 
 def _to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter, size: int | None) -> np.ndarray:
+    tag_colours(frame)
     if size is None:
         return reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
     scale = size / min(frame.width, frame.height)
@@ -187,99 +235,131 @@ def _to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter, size: int | Non
     return image[top : top + size, left : left + size]
 
 
-def _is_ready(payload: bytes, options: VideoOptions, where: str) -> bool:
-    """Whether a file already has the stored form and decodes completely (damage raises DataError)."""
-    with OpenVideo(payload, where) as (container, stream, _):
-        context = stream.codec_context
-        short = min(context.width, context.height)
-        if (
-            len(container.streams) != 1
-            or "mp4" not in container.format.name
-            or (context.name, context.pix_fmt) != ("h264", "yuv420p")
-            or (options.short_side and short > options.short_side)
-            or (options.fps and stream.average_rate != Fraction(options.fps).limit_denominator(1001))
-            or stream.start_time
-        ):
-            return False
-        times: list[int] = []
-        keys: list[int] = []
-        for packet in packets(container, stream, where):
-            if packet.pts is not None:
-                keys += [len(times)] if packet.is_keyframe else []
-                times.append(packet.pts)
+def ready_payload(media: VideoFile, options: VideoOptions) -> tuple[bytes, VideoInfo] | None:
+    """A file that already has the stored form; None when it must be encoded. Damage raises DataError."""
+    known = ready_structure(media, options)
+    if known is not None and options.validate == "headers":
+        return known
+    if not _kept_whole(media, options):
+        return None
+    with OpenVideo(media.path, str(media.path)) as (container, stream, where):
+        if not _has_stored_form(container, stream, options):
+            return None
+        found = list(packets(container, stream, where))
+        times = [packet.pts for packet in found if packet.pts is not None]
+        keys = [place for place, packet in enumerate(found) if packet.is_keyframe and packet.pts is not None]
         steps = set(np.diff(sorted(times)))
         if not keys or len(steps) > 1 or max(np.diff([*keys, len(times)])) > options.gop or keys[0]:
-            return False
-    with OpenVideo(payload, where) as (container, stream, _):
+            return None
         count, turned = 0, False
-        for frame in decoded(container, stream, where):
+        for frame in decoded_packets(found, where):
             count, turned = count + 1, turned or frame.rotation != 0
-    if count != len(times) or (stream.frames and count != stream.frames):
-        raise DataError(f"{count} frames decode of {len(times)} stored", where=where, fix=FIX_MEDIA)
-    return not turned
+        if count != len(times) or (stream.frames and len(times) != stream.frames):
+            raise DataError(f"{count} frames decode of {len(times)} stored", where=where, fix=FIX_MEDIA)
+        return None if turned else (media.path.read_bytes(), _info(stream, len(times)))
 
 
-def _transcode_file(media: VideoFile, options: VideoOptions, where: str, seek: bool) -> bytes:
-    with OpenVideo(media.path, where) as (container, stream, _):
-        source_rate = stream.average_rate or stream.guessed_rate
-        if not source_rate:
-            raise DataError("no frame rate: a still image or an empty stream", where=where, fix=FIX_MEDIA)
-        rate = options.fps or float(source_rate)
-        origin = float((stream.start_time or 0) * stream.time_base)
-        if seek and media.start_seconds:
-            container.seek(int((origin + media.start_seconds) / stream.time_base), stream=stream, backward=True)
-        declared = None
-        if media.end_seconds is not None:
-            declared = media.end_seconds - _END_TOLERANCE_SECONDS
-        elif stream.duration:
-            declared = float(stream.duration * stream.time_base) * 0.95 - 0.5
-        timed = cut(decoded(container, stream, where), media, origin, declared, where)
-        slots = constant_rate(timed, rate, media.start_seconds or 0.0, float(1 / source_rate))
-        return _encode(slots, rate, options, where)
+def _kept_whole(media: VideoFile, options: VideoOptions) -> bool:
+    return options.keep_ready and (media.start_seconds, media.end_seconds, media.crop) == (None, None, None)
 
 
-def _stored_size(width: int, height: int, aspect: float, short_side: int) -> tuple[int, int]:
-    """Even width and height with square pixels and the wanted short side; never enlarged."""
-    wide = width * aspect
-    scale = min(1.0, short_side / min(wide, height)) if short_side else 1.0
-    return max(2, round(wide * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
+def ready_structure(media: VideoFile, options: VideoOptions) -> tuple[bytes, VideoInfo] | None:
+    """A file whose boxes and units say that it has the stored form and is whole; no picture is decoded.
+
+    Returns:
+        None for every other file: it has another form, is missing, or is of a kind that ``shards.mp4`` does not read.
+
+    Raises:
+        DataError: the structure is damaged.
+    """
+    if not _kept_whole(media, options):
+        return None
+    where = str(media.path)
+    try:
+        with open(where, "rb", buffering=0) as handle:
+            descriptor = handle.fileno()
+            size = os.fstat(descriptor).st_size
+            track = read_mp4(lambda offset, count: os.pread(descriptor, count, offset), size, where, options.accepts)
+            if track.longest_gop > options.gop:
+                return None
+            payload = handle.readall()
+        check_samples(track, payload, where)
+    except (NotSure, OSError) as reason:  # libav looks at it next, and names what it cannot read
+        logger.debug("%s: left to libav (%s)", where, reason)
+        return None
+    fps = float(track.fps)
+    return payload, VideoInfo(track.frames, fps, track.width, track.height, track.frames / fps, "h264")
 
 
-def _encode(frames: Iterator[av.VideoFrame], fps: float, options: VideoOptions, where: str) -> bytes:
-    """Encode frames with x264, one thread. The BT.601 limited-range result matches what ``decode`` assumes."""
+def _has_stored_form(container: Any, stream: Any, options: VideoOptions) -> bool:
+    """Whether the header promises the stored form."""
+    context = stream.codec_context
+    return (
+        len(container.streams) == 1
+        and "mp4" in container.format.name
+        and (context.name, context.pix_fmt) == ("h264", "yuv420p")
+        and options.accepts(context.width, context.height, stream.average_rate)
+        and (stream.sample_aspect_ratio or 1) == 1
+        and not stream.start_time
+    )
+
+
+def _transcode_pass(pieces: Sequence[VideoFile], options: VideoOptions, back: float) -> list[bytes | DataError]:
+    """The pieces up to and including the first unusable one.
+
+    ``back``: decode from this many seconds before the first piece.
+    """
+    results: list[bytes | DataError] = []
+    try:
+        with OpenVideo(pieces[0].path, str(pieces[0].path)) as (container, stream, where):
+            source = DecodingPass(container, stream, where)
+            rate = options.fps or 1 / source.frame_seconds
+            for number, piece in enumerate(pieces):
+                start = piece.start_seconds or 0.0
+                if number:
+                    source.skip_to(start)
+                elif start and not source.seek(start - back):
+                    source.seek(start - _FURTHER_BACK_SECONDS)
+                following = [later.start_seconds or 0.0 for later in pieces[number + 1 : number + 2]]
+                timed = source.piece(piece, *following)
+                slots = constant_rate(timed, rate, start, source.frame_seconds)
+                pictures = Pictures(piece.crop, options.short_side, stream.sample_aspect_ratio, where)
+                results.append(_encode(slots, rate, pictures, options))
+    except DataError as error:
+        results.append(error)
+    return results
+
+
+def _encode(frames: Iterator[av.VideoFrame], fps: float, pictures: Pictures, options: VideoOptions) -> bytes:
+    """Encode frames with x264, one thread."""
     rate = Fraction(fps).limit_denominator(1001)
-    buffer, reformatter, stream = io.BytesIO(), VideoReformatter(), None
+    buffer, stream = io.BytesIO(), None
     with av.open(buffer, "w", format="mp4", options={"fflags": "bitexact"}) as output:
         for number, frame in enumerate(frames):
+            picture = pictures(frame)
             if stream is None:
-                aspect = float(getattr(frame, "sample_aspect_ratio", None) or 1)
-                width, height = _stored_size(frame.width, frame.height, aspect, options.short_side)
-                stream = _new_stream(output, rate, options, (width, height))
-            rgb = reformatter.reformat(
-                frame, width=width, height=height, format="rgb24", interpolation="BICUBIC", threads=1
-            )
-            picture = reformatter.reformat(
-                av.VideoFrame.from_ndarray(rgb.to_ndarray(), "rgb24"),
-                format="yuv420p",
-                dst_colorspace=Colorspace.ITU601,
-                threads=1,
-            )
+                stream = _new_stream(output, rate, options, picture)
             picture.pts, picture.time_base = number, 1 / rate
             output.mux(stream.encode(picture))
         if stream is None:
-            raise DataError("no frame between the two times", where=where, fix="check start and end of the annotation")
+            raise DataError(
+                "no frame between the two times", where=pictures.where, fix="check start and end of the annotation"
+            )
         output.mux(stream.encode())
     return buffer.getvalue()
 
 
-def _new_stream(output: Any, rate: Fraction, options: VideoOptions, size: tuple[int, int]) -> Any:
+def _new_stream(output: Any, rate: Fraction, options: VideoOptions, first: av.VideoFrame) -> Any:
     settings = {"crf": str(options.crf), "preset": options.preset, "tune": "fastdecode", "flags": "+bitexact"}
+    settings["a53cc"] = "0"  # captions of the broadcast would be copied into the pictures
     # Without cpu-independent, x264's float SIMD for macroblock trees differs between CPUs, and even between two runs
     # on one CPU (measured: 1 encoding in 30 had other bytes).
     settings["x264-params"] = "threads=1:lookahead-threads=1:sync-lookahead=0:cpu-independent=1"
     stream = output.add_stream("libx264", rate=rate, options=settings)
-    stream.width, stream.height = size
+    stream.width, stream.height = first.width, first.height
     stream.pix_fmt, stream.time_base = "yuv420p", 1 / rate
     context = stream.codec_context
     context.gop_size, context.max_b_frames, context.thread_count, context.thread_type = options.gop, 0, 1, "NONE"
+    context.color_range, context.colorspace = first.color_range, first.colorspace
+    context.color_primaries, context.color_trc = first.color_primaries, first.color_trc
     return stream

@@ -13,7 +13,7 @@ MODELS = ("torch", "deepspeed", "transformers")
 
 
 def output_of_light_start(app: str, arguments: Sequence[str], heavy: Sequence[str]) -> str:
-    """What ``arguments`` print when given to the typer app of module ``app``; fails when a ``heavy`` one is imported."""
+    """What ``arguments`` print when given to the typer app of module ``app``; fails if a ``heavy`` one is imported."""
     program = (
         f"import sys\nfrom typer.testing import CliRunner\nfrom {app} import app\n"
         f"result = CliRunner().invoke(app, {list(arguments)!r})\n"

@@ -27,6 +27,7 @@ _UNREAD = {
     "contrastive": ("continued_pretraining", "connector", "model.llm", "model.connector", "data.block_tokens"),
     "connector": ("contrastive", "model.text_encoder", "data.block_tokens"),
 }  # fmt: skip
+_SECRETS = frozenset({"key", "secret", "token", "password", "aws_access_key_id", "aws_secret_access_key"})
 
 
 def cross_field_problems(recipe: Recipe) -> list[Problem]:
@@ -173,8 +174,43 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
     if recipe.train.eval_every_steps and not data.eval:
         text = f"train.eval_every_steps={recipe.train.eval_every_steps} but data.eval is empty; add a source or set 0"
         yield Problem(text, ("train.eval_every_steps", "data.eval"))
+    yield from _remote(recipe)
+    for number, source in enumerate(data.train):
+        if text := _weight_problem(source.weight):
+            yield Problem(f"data.train.{number}.weight {text}", (f"data.train.{number}.weight",))
     yield from _repeated_sources(data.train, "data.train", "raise its weight instead")
     yield from _repeated_sources(data.eval, "data.eval", "keep one")
+
+
+def _weight_problem(weight: float | list[tuple[int, float]]) -> str:
+    """What is wrong with a source's weight or curriculum; empty when nothing is."""
+    if isinstance(weight, float):
+        return "" if weight > 0 else f"must be positive, it is {weight:g}"
+    epochs = [epoch for epoch, _ in weight]
+    if not weight or min(epochs) < 0 or sorted(set(epochs)) != epochs:
+        return f"needs [epoch, weight] points in ascending order of epochs, they are {weight}"
+    if min(value for _, value in weight) < 0 or not any(value for _, value in weight):
+        return f"needs weights of at least 0 and one above, they are {weight}"
+    return ""
+
+
+def _remote(recipe: Recipe) -> Iterator[Problem]:
+    data = recipe.data
+    remote = next((s.shards for s in (*data.train, *data.eval) if "://" in s.shards), None)
+    if remote is not None and data.cache_dir is None:
+        yield Problem(f"data.cache_dir is missing: {remote} is in an object store; name a node-local folder", ("data",))
+    if data.access == "cache" and not data.cache_gib:
+        text = "data.access=cache needs data.cache_gib, the most that cached shards may take on a host"
+        yield Problem(text, ("data.access", "data.cache_gib"))
+    if data.cache_gib and data.cache_dir is None:
+        yield Problem("data.cache_gib needs data.cache_dir, a node-local folder", ("data.cache_gib", "data.cache_dir"))
+    secrets = sorted(name for name in data.storage_options if name.lower() in _SECRETS)
+    if secrets:
+        text = (
+            f"data.storage_options.{secrets[0]} would be written into every run and export; put credentials into the "
+            "store's own files (for S3 ~/.aws/credentials) or fsspec's configuration"
+        )
+        yield Problem(text, ("data.storage_options",))
 
 
 def _repeated_sources(sources: Iterable[SourceConfig], name: str, fix: str) -> Iterator[Problem]:

@@ -135,12 +135,14 @@ class SourceConfig(Section):
     """One shard set (or a part of it) and how often an epoch shows it."""
 
     shards: str
-    """Folder with manifest.json and index.parquet."""
+    """Folder, or URL in an object store (`s3://bucket/set`), with manifest.json and index.parquet."""
     split: str = "train"
     corpus: str | None = None
     """Only samples of this corpus; default all."""
-    weight: float = Field(default=1.0, gt=0)
-    """Passes over this source per epoch; 2.0 shows every sample twice, 0.5 a seeded half."""
+    weight: float | list[tuple[int, float]] = 1.0
+    """Passes over this source per epoch (2.0 shows every sample twice, 0.5 half of them, the other half next); with
+    `data.epoch_samples` its proportion of an epoch. A list of [epoch, weight] points is a curriculum: linear between
+    them, constant outside, 0 leaves the source out."""
 
 
 class DataConfig(Section):
@@ -160,6 +162,17 @@ class DataConfig(Section):
     """Sort by length inside windows of this many items (0 = off); order stays a pure function of the seed."""
     unique_texts: bool = False
     """No text occurs twice in a global batch (contrastive)."""
+    epoch_samples: int = Field(default=0, ge=0)
+    """Samples per epoch over all sources, their weights being proportions; 0 = weights count passes."""
+    access: Literal["auto", "ranged", "cache"] = "auto"
+    """How shards in object stores are read: only the bytes wanted (`ranged`), or whole ones through the `cache` of the
+    host; `auto`: cache when cache_gib is set."""
+    cache_dir: str | None = None
+    """Node-local folder for what is fetched from object stores (needed there), and for copies of large indices."""
+    cache_gib: float = Field(default=0.0, ge=0)
+    """Most that cached shards may take on a host, over all sets."""
+    storage_options: dict[str, object] = {}
+    """For the object store's fsspec file system (`endpoint_url`, `profile`); credentials belong in its own files."""
     workers: int = Field(default=1, ge=0)
     """Loader processes per rank."""
     max_bad_samples: int = Field(default=100, ge=0)

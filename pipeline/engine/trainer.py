@@ -24,7 +24,7 @@ from pipeline.engine.state import TrainState, seed_everything
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED, DivergedError, RecipeError
 from pipeline.stages.base import AnyStage, Normaliser, frozen_names, move_all
 from shards.errors import DataError
-from shards.loader import LoaderOptions, StepBatch, StepLoader
+from shards.loader import LoaderOptions, StepBatch, StepLoader, preload_workers
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,8 @@ class Trainer:
         resume = find_resume(self.run_dir, self.resolved)
         universal = self._universal(resume)
         stage = self.stage
+        if self.recipe.data.workers:
+            preload_workers(type(stage).__module__)  # while the model is built
         stage.zero_stage = int(self.resolved.ds_config["zero_optimization"]["stage"])
         self.plan = stage.plan(self.recipe.data.train, train=True)
         self.total_steps = self._total_steps()
@@ -82,10 +84,11 @@ class Trainer:
         if train.steps is not None:
             return train.steps
         assert train.epochs is not None  # checked when the recipe was loaded
-        steps = int(len(self.plan.epoch(0)) * train.epochs) // train.global_batch
+        items = self.plan.items_per_epoch
+        steps = int(items * train.epochs) // train.global_batch
         if steps == 0:
             raise RecipeError(
-                f"train.epochs={train.epochs} of {len(self.plan.epoch(0))} items is less than one global batch of "
+                f"train.epochs={train.epochs} of {items} items is less than one global batch of "
                 f"{train.global_batch}; lower train.global_batch or raise train.epochs"
             )
         return steps
@@ -94,7 +97,7 @@ class Trainer:
         train, data = self.recipe.train, self.recipe.data
         options = LoaderOptions(
             rank=self.ranks.rank, world_size=self.ranks.world_size, global_batch=train.global_batch,
-            micro_batch=train.micro_batch, workers=data.workers, max_bad_samples=data.max_bad_samples,
+            micro_batch=train.micro_batch, workers=data.workers, remote=self.stage.remote(),
         )  # fmt: skip
         loader = StepLoader(self.plan, self.stage.fetch(), self.stage.collate(), options)
         if self.state.step:

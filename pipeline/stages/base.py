@@ -17,7 +17,9 @@ from torch import nn
 
 from pipeline.config.schema import Recipe, SourceConfig
 from pipeline.errors import RecipeError
-from shards.index import read_index
+from shards.access import Remote
+from shards.index import ShardSet
+from shards.opening import open_shards
 from shards.plan import Plan, PlanOptions, Source
 
 logger = logging.getLogger(__name__)
@@ -115,9 +117,19 @@ class Stage(abc.ABC):
     def plan(self, sources: list[SourceConfig], train: bool) -> Plan:
         """The order of the given sources."""
         return Plan(
-            [Source(read_index(Path(s.shards)), s.split, s.corpus, s.weight) for s in sources],
+            [Source(self.open_shards(s.shards), s.split, s.corpus, s.weight) for s in sources],
             self.plan_options(train),
         )
+
+    def open_shards(self, location: str) -> ShardSet:
+        """A shard set of the recipe, local or in an object store."""
+        data = self.recipe.data
+        return open_shards(location, data.cache_dir, data.storage_options)
+
+    def remote(self) -> Remote:
+        """How shards in object stores are read."""
+        data = self.recipe.data
+        return Remote(data.access, data.cache_gib, dict(data.storage_options))
 
     # -- training ------------------------------------------------------------------------------------------------
     def reduce(self, sums: dict[str, float]) -> dict[str, float]:

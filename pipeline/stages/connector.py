@@ -30,7 +30,6 @@ from pipeline.stages.base import (
     to_device,
 )
 from pipeline.stages.batches import TranslationCollate, check_features
-from shards.index import read_index
 from shards.loader import EvalLoader
 from shards.plan import Plan, PlanOptions
 
@@ -60,6 +59,7 @@ class ConnectorStage(SummedStage):
             kind="group" if data.frame_budget and train else "clip",
             frame_budget=data.frame_budget,
             length_window=data.length_window if train else 0,
+            epoch_samples=data.epoch_samples if train else 0,
             shuffle=train,
             max_frames=data.max_frames,
             frame_stride=data.frame_stride,
@@ -110,7 +110,7 @@ class ConnectorStage(SummedStage):
         loader = EvalLoader(
             self.plan(self.recipe.data.eval, train=False), self.fetch(),
             CollatePrompts(self.processor), rank=self.rank, world_size=self.world_size,
-            micro_batch=self.recipe.train.micro_batch, max_samples=config.eval_samples,
+            micro_batch=self.recipe.train.micro_batch, max_samples=config.eval_samples, remote=self.remote(),
         )  # fmt: skip
         options = GenerationOptions(
             num_beams=config.num_beams,
@@ -148,7 +148,7 @@ class ConnectorStage(SummedStage):
             module.generation_config.save_pretrained(folder)
         self.processor.save_pretrained(folder)
         # how the training shards store video: `slt translate` brings any other video into this form first
-        stored = read_index(Path(self.recipe.data.train[0].shards)).manifest.options
+        stored = self.open_shards(self.recipe.data.train[0].shards).manifest.options
         if "video" in stored:
             (folder / VIDEO_FORM).write_text(json.dumps(stored["video"], indent=1), encoding="utf-8")
         tied = ["llm.lm_head.weight"] if getattr(module.llm.config, "tie_word_embeddings", False) else []

@@ -79,7 +79,13 @@ class ContinuedPretraining(SummedStage):
 
     def plan_options(self, train: bool) -> PlanOptions:
         data = self.recipe.data
-        return PlanOptions(seed=self.recipe.seed, kind="pack", block_tokens=data.block_tokens, shuffle=train)
+        return PlanOptions(
+            seed=self.recipe.seed,
+            kind="pack",
+            block_tokens=data.block_tokens,
+            epoch_samples=data.epoch_samples if train else 0,
+            shuffle=train,
+        )
 
     def fetch(self) -> Callable[..., Any]:
         return fetch_pack
@@ -127,13 +133,14 @@ class ContinuedPretraining(SummedStage):
     def _corpora(self, source: SourceConfig) -> list[str]:
         if source.corpus is not None:
             return [source.corpus]
-        return sorted(self.plan([source], train=False).table["corpus"].unique().to_pylist())
+        return self.plan([source], train=False).corpora()
 
     def _evaluate_corpus(self, model: Callable[..., Any], source: SourceConfig) -> torch.Tensor:
         train = self.recipe.train
         loader = EvalLoader(
             self.plan([source], train=False), self.fetch(), self.collate(), rank=self.rank,
             world_size=self.world_size, micro_batch=train.micro_batch, max_batches=train.eval_batches,
+            remote=self.remote(),
         )  # fmt: skip
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         with torch.no_grad():

@@ -62,6 +62,7 @@ class Contrastive(CachedStage):
             seed=self.recipe.seed,
             kind="clip",
             length_window=data.length_window if train else 0,
+            epoch_samples=data.epoch_samples if train else 0,
             unique_texts_window=self.recipe.train.global_batch if train and data.unique_texts else 0,
             shuffle=train,
             max_frames=data.max_frames,
@@ -80,7 +81,7 @@ class Contrastive(CachedStage):
 
     def prepare(self, plans: list[Plan]) -> None:
         """Encode every distinct text once, each rank its share; then the text encoder is dropped."""
-        texts = sorted({text for plan in plans for text in plan.table["text"].unique().to_pylist()})
+        texts = sorted({text for plan in plans for text in plan.column("text").unique().to_pylist()})
         self.cache = TextFeatureCache(Path(self.recipe.run_dir) / "text_features")
         self.cache.build(texts, self.text_encoder, self.rank, self.world_size, dist.barrier)
         del self.text_encoder  # a large model nobody needs any more
@@ -150,7 +151,7 @@ class Contrastive(CachedStage):
         loader = EvalLoader(
             self.plan(self.recipe.data.eval, train=False), self.fetch(), self.collate(), rank=self.rank,
             world_size=self.world_size, micro_batch=self.recipe.train.micro_batch,
-            max_batches=self.recipe.train.eval_batches,
+            max_batches=self.recipe.train.eval_batches, remote=self.remote(),
         )  # fmt: skip
         found: dict[int, tuple[torch.Tensor, torch.Tensor, int]] = {}
         with torch.no_grad():

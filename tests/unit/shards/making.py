@@ -116,6 +116,12 @@ def die_at_three(number: int) -> int:
     return number
 
 
+def die_at_once(segments: list[Segment]) -> list[Any]:
+    """Work for a builder process that kills it."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return list(segments)
+
+
 def text_corpus(documents: int, split: str = "train") -> ListCorpus:
     rng = np.random.default_rng(3)
     items = [

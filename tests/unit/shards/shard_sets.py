@@ -84,7 +84,7 @@ def _segment(number: int) -> Segment:
 
 def fetch_payload(reader: Reader, item: Elements) -> list[tuple[int, bytes]]:
     """Raw sample = its number and its bytes; at module level, so that workers can import it."""
-    return [(int(element["sample"]), reader.payload(int(element["sample"]))) for element in item]
+    return [(int(element["sample"]), bytes(reader.payload(int(element["sample"])))) for element in item]
 
 
 def fetch_tokens(reader: Reader, item: Elements) -> list[tuple[int, np.ndarray]]:

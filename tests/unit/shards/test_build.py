@@ -6,11 +6,7 @@ import dataclasses
 import errno
 import json
 import os
-import random
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +14,8 @@ import numpy as np
 import pytest
 import webdataset
 
-import shards.build
+import shards.build_engines
+import shards.build_work
 import shards.writer
 from shards.build import SKIPPED_NAME, BuildOptions, BuildProgress, build
 from shards.errors import DataError
@@ -29,7 +26,6 @@ from shards.schema import FrameFolder, Segment, VideoFile
 from shards.text import load_tokenizer, tokenise
 from shards.verify import verify
 from shards.video import VideoOptions, decode
-from tests.source_tree import ROOT
 from tests.unit.shards.making import (
     ListCorpus,
     audio_only,
@@ -37,7 +33,6 @@ from tests.unit.shards.making import (
     mp4,
     pictures,
     save_tokenizer,
-    stored_corpus,
     text_corpus,
     video_corpus,
 )
@@ -108,7 +103,7 @@ def test_bytes_do_not_depend_on_workers(built: Path, corpus: ListCorpus, tmp_pat
 
 def test_finished_result_is_returned_at_once(built: Path, corpus: ListCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.stat().st_mtime_ns for path in built.iterdir()}
-    monkeypatch.setattr(shards.build, "ordered_map", lambda *_: pytest.fail("work was done again"))
+    monkeypatch.setattr(shards.build_engines, "ordered_map", lambda *_: pytest.fail("work was done again"))
     assert build(corpus, built, SMALL).splits == {"dev": 1, "train": 7}
     assert before == {path: path.stat().st_mtime_ns for path in built.iterdir()}
 
@@ -170,43 +165,6 @@ def test_progress_counts_every_segment(corpus: ListCorpus, tmp_path: Path) -> No
     assert [state.done for state in seen] == sorted(state.done for state in seen)
 
 
-BUILD_SCRIPT = """
-import pathlib, sys, time
-sys.path.insert(0, {root!r})
-from shards.build import BuildOptions, build
-from tests.unit.shards.making import stored_corpus
-if __name__ == "__main__":
-    videos, out = map(pathlib.Path, sys.argv[1:])
-    build(stored_corpus(videos), out, BuildOptions(samples_per_shard=3), 2, lambda _: time.sleep(0.02))
-"""
-
-
-def test_kill_9_at_any_moment_then_the_same_bytes(tmp_path: Path) -> None:
-    videos = tmp_path / "videos"
-    video_corpus(videos, 12)
-    build(stored_corpus(videos), tmp_path / "whole", SMALL)
-    script = tmp_path / "build.py"
-    script.write_text(BUILD_SCRIPT.format(root=str(ROOT)))
-    out, work = tmp_path / "set", tmp_path / ".set.building"
-    rng, kills = random.Random(4), 0
-    for shard in (0, 2):  # killed inside the first and inside the third shard
-        process = subprocess.Popen([sys.executable, str(script), str(videos), str(out)], start_new_session=True)
-        deadline = time.monotonic() + 60
-        while not (work / f"train-00000{shard}.tar.tmp").exists() and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        time.sleep(rng.random() * 0.05)
-        os.kill(process.pid, signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
-        assert not out.exists(), "a killed build must not leave a result under its final name"
-    assert kills == 2
-    finished = sorted(path.name for path in (work / "parts").iterdir())
-    assert "train-000000.tar.json" in finished, "nothing was kept"
-    build(stored_corpus(videos), out, SMALL)
-    assert content(out) == content(tmp_path / "whole")
-    assert not work.exists()
-
-
 @pytest.mark.parametrize("step", ["parts", "manifest", "rename"])
 def test_death_while_finishing(
     corpus: ListCorpus, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
@@ -218,8 +176,8 @@ def test_death_while_finishing(
         if step == "rename":
             patch.setattr(Path, "rename", lambda self, to: die() if self.suffix == ".building" else os.rename(self, to))
         else:
-            patch.setattr(shards.build.shutil, "rmtree", die) if step == "parts" else patch.setattr(
-                shards.build, "write_index", die
+            patch.setattr(shards.build_work.LocalWork, "_clear", die) if step == "parts" else patch.setattr(
+                shards.build_work, "write_index", die
             )
         build(corpus, tmp_path / "set", SMALL)
     assert not (tmp_path / "set").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,10 @@ from shards.build import BuildOptions, build
 from shards.corpora import REGISTRY, convert, corpus_class, make_corpus
 from shards.corpora.phoenix14t import Phoenix14T
 from shards.corpora.rows import read_jsonl, read_lines, read_table
-from shards.corpora.table import Table, seconds
 from shards.corpora.text import Text
 from shards.errors import DataError
 from shards.lint import lint
-from shards.schema import FrameFolder, Segment, VideoFile
+from shards.schema import FrameFolder, Segment
 from tests.unit.shards.making import pictures
 
 HEADER = "name|video|start|end|speaker|orth|translation"
@@ -174,113 +172,6 @@ class TestReading:
         path.write_text("{no}\n")
         with pytest.raises(DataError, match=r"a\.jsonl:1: not JSON .*\n  fix: one object per line"):
             list(read_jsonl(path, ["id"]))
-
-
-class TestTable:
-    def table(self, folder: Path, name: str = "a.tsv", content: str = 'id\tmedia\ttext\n1\tv.mp4\tein "Satz\n') -> Path:
-        (folder / name).write_text(content, encoding="utf-8")
-        return folder / name
-
-    def test_defaults(self, tmp_path: Path) -> None:
-        (segment,) = only(Table(table=self.table(tmp_path), language="sk", sign_language="svk", corpus="spj"))
-        assert segment == Segment(
-            "spj",
-            "1",
-            "train",
-            'ein "Satz',
-            VideoFile(tmp_path / "v.mp4"),
-            "sk",
-            "svk",
-            origin=f"{tmp_path / 'a.tsv'}:2",
-        )
-
-    def test_how2sign_columns(self, tmp_path: Path) -> None:
-        header = "VIDEO_ID\tVIDEO_NAME\tSENTENCE_ID\tSENTENCE_NAME\tSTART_REALIGNED\tEND_REALIGNED\tSENTENCE"
-        row = '-x\t-x-5-rgb_front\t-x_0\t-x_0-5-rgb_front\t1.25\t3.5\tHe said, "go".'
-        path = self.table(tmp_path, "how2sign_realigned_train.csv", f"{header}\n{row}\n")
-        options = {
-            "table": str(path), "delimiter": "tab", "id": "SENTENCE_NAME", "media": "VIDEO_NAME",
-            "media_suffix": ".mp4", "start": "START_REALIGNED", "end": "END_REALIGNED", "text": "SENTENCE",
-            "split": "train", "media_root": str(tmp_path / "videos"), "language": "en", "sign_language": "ase",
-        }  # fmt: skip
-        (segment,) = only(make_corpus("table", options))
-        assert segment.media == VideoFile(tmp_path / "videos" / "-x-5-rgb_front.mp4", 1.25, 3.5)
-        assert (segment.id, segment.text) == ("-x_0-5-rgb_front", 'He said, "go".')
-        with pytest.raises(DataError, match=r"the delimiter ',' does not occur .*\n  fix: it looks separated by '\\t'"):
-            only(make_corpus("table", {**options, "delimiter": ""}))
-
-    def test_columns_for_split_language_signer(self, tmp_path: Path) -> None:
-        content = "id,media,text,part,lang,who,signs\n1,a,x,val,de,s1,A B\n2,b,y,Test,en,s2,C\n"
-        path = self.table(tmp_path, "a.csv", content)
-        corpus = Table(table=path, split="part", language="lang", signer="who", gloss="signs")
-        found = [(s.split, s.language, s.signer, s.gloss) for s in only(corpus)]
-        assert found == [("dev", "de", "s1", "A B"), ("test", "en", "s2", "C")]
-        path.write_text(content.replace("val", "extra"))
-        with pytest.raises(DataError, match=r"a\.csv:2: split 'extra'\n  fix: use one of train, dev, test"):
-            only(corpus)
-
-    def test_json_lines_and_folders_of_frames(self, tmp_path: Path) -> None:
-        path = self.table(tmp_path, "a.jsonl", json.dumps({"id": 7, "media": "f", "text": None}) + "\n")
-        (segment,) = only(Table(table=path, frames_fps=30.0, frames_pattern="*.jpg"))
-        assert segment.media == FrameFolder(tmp_path / "f", "*.jpg", 30.0)
-        assert (segment.id, segment.text) == ("7", "")
-
-    def test_hashed_fractions(self, tmp_path: Path) -> None:
-        rows = "".join(f"s{number}\tv.mp4\tx\n" for number in range(2000))
-        path = self.table(tmp_path, content="id\tmedia\ttext\n" + rows)
-        corpus = Table(table=path, dev_fraction=0.1, test_fraction=0.2)
-        splits = {segment.id: segment.split for segment in only(corpus)}
-        shares = [list(splits.values()).count(name) / 2000 for name in ("train", "dev", "test")]
-        assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.03)
-        path.write_text("id\tmedia\ttext\n" + "".join(reversed(rows.splitlines(keepends=True)[:500])))
-        assert all(splits[segment.id] == segment.split for segment in only(corpus)), "a row's split depends on others"
-        other = Table(table=path, dev_fraction=0.1, test_fraction=0.2, split_seed=1)
-        assert any(splits[segment.id] != segment.split for segment in only(other))
-
-    def test_ids_from_media_and_times(self, tmp_path: Path) -> None:
-        path = self.table(tmp_path, content="media\tfrom\tto\ttext\nv.mp4\t1\t00:00:02.5\tx\n\t\t\ty\n")
-        corpus = Table(table=path, id="", start="from", end="to")
-        with pytest.raises(DataError, match=r"a\.tsv:3: the identifier is empty"):
-            only(corpus)
-        path.write_text("media\tfrom\tto\ttext\nv.mp4\t1\t00:00:02.5\tx\n")
-        (segment,) = only(corpus)
-        assert segment.id == "v.mp4@1@00:00:02.5" and segment.media == VideoFile(tmp_path / "v.mp4", 1.0, 2.5)
-
-    def test_a_row_without_media_is_missing_media(self, tmp_path: Path) -> None:
-        path = self.table(tmp_path, content="id\tmedia\ttext\n1\t\tx\n")
-        with pytest.raises(DataError, match="'missing_media': 1"):
-            build(Table(table=path), tmp_path / "set", BuildOptions())
-
-    @pytest.mark.parametrize(
-        ("cell", "expected"),
-        [("", None), ("12.5", 12.5), ("01:02", 62.0), ("1:00:00.250", 3600.25), ("00:00:01,5", 1.5), ("7.", 7.0)],
-    )
-    def test_times(self, cell: str, expected: float | None) -> None:
-        assert seconds(cell, "here") == expected
-
-    @pytest.mark.parametrize("cell", ["x", "-1", "1:2:3:4", "1e3"])
-    def test_times_that_are_none(self, cell: str) -> None:
-        with pytest.raises(DataError, match=r"here: .* is not a time\n  fix: use seconds or HH:MM:SS\.mmm"):
-            seconds(cell, "here")
-
-    def test_wrong_options(self, tmp_path: Path) -> None:
-        path = self.table(tmp_path)
-        with pytest.raises(
-            DataError, match=r"a\.tsv:1: no column 'txt'; the header is .*\n  fix: did you mean 'text'\?"
-        ):
-            only(Table(table=path, text="txt"))
-        with pytest.raises(DataError, match=r"split='part' is neither a column of .* nor train, dev or test"):
-            Table(table=path, split="part")
-        with pytest.raises(DataError, match="language='German' is neither a column"):
-            Table(table=path, language="German")
-        with pytest.raises(DataError, match=r"dev_fraction 0\.6 \+ test_fraction 0\.6 is not within 0\.\.1"):
-            Table(table=path, dev_fraction=0.6, test_fraction=0.6)
-        with pytest.raises(DataError, match="delimiter '::' is not one character"):
-            Table(table=path, delimiter="::")
-        with pytest.raises(DataError, match=r"cannot tell the delimiter of a \.dat file"):
-            Table(table=self.table(tmp_path, "a.dat"))
-        with pytest.raises(DataError, match=r"gone\.tsv: cannot be read"):
-            Table(table=tmp_path / "gone.tsv")
 
 
 class TestText:

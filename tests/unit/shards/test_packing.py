@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.packing import EpochItems, best_fit, clips, cut_documents, group, pack, sort_windows
+from shards.packing import Items, best_fit, clips, cut_documents, group, pack, sort_windows
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=120)
 
@@ -103,7 +103,7 @@ def test_sorting_by_length_stays_inside_its_window() -> None:
 
 
 def test_reordering_items_keeps_their_elements() -> None:
-    items = EpochItems(np.asarray([0, 2, 3, 6]), clips(np.arange(6), np.arange(6)).elements)
+    items = Items(np.asarray([0, 2, 3, 6]), clips(np.arange(6), np.arange(6)).elements)
     turned = items.reorder(np.asarray([2, 0, 1]), 4)
     assert [turned.item(n)["sample"].tolist() for n in range(3)] == [[3, 4, 5], [0, 1], [2]]
     assert turned.repeated_texts == 4

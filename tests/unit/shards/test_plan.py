@@ -24,11 +24,14 @@ OPTIONS = {
     "clip": PlanOptions("clip"),
     "pack": PlanOptions("pack", block_tokens=40),
     "group": PlanOptions("group", frame_budget=128, length_window=16),
+    "sequence": PlanOptions("sequence", block_tokens=40, frames_per_token=4, prompt_tokens=1, tokenizer="abc"),
 }
 
 
 def make(kind: str, lengths: list[int], seed: int = 0, **changes: object) -> Plan:
     shard_set = in_memory("text" if kind == "pack" else "video", lengths)
+    if kind == "sequence":
+        shard_set.manifest.options["text_tokenizer"] = "abc"
     return Plan([Source(shard_set)], dataclasses.replace(OPTIONS[kind], seed=seed, **changes))  # type: ignore[arg-type]
 
 
@@ -46,6 +49,8 @@ def tokens_of(items: list[np.ndarray]) -> Counter[tuple[int, int]]:
 def test_an_epoch_shows_every_token_and_frame_exactly_once(kind: str, lengths: list[int], seed: int, e: int) -> None:
     plan = make(kind, lengths, seed)
     items = [plan.epoch(e).item(number) for number in range(len(plan.epoch(e)))]
+    if kind == "sequence":
+        lengths = [-(-length // 4) + 1 for length in lengths]
     expected = Counter((sample, position) for sample, length in enumerate(lengths) for position in range(length))
     assert tokens_of(items) == expected
 
@@ -117,6 +122,7 @@ def test_stats_add_up() -> None:
     stats = make("pack", [20, 20, 30, 10, 100]).stats(0)
     assert stats == {
         "items": 5, "samples": 5, "tokens": 180, "utilisation": 0.9, "padding": pytest.approx(0.1), "repeated_texts": 0,
+        "left_out": 0,
     }  # fmt: skip
     groups = make("group", [10, 10, 64, 64]).stats(0)
     assert groups["frames"] == 148 and groups["utilisation"] == 1.0 and groups["items"] == 2
@@ -124,7 +130,7 @@ def test_stats_add_up() -> None:
 
 def test_lengths_are_the_frames_a_clip_delivers() -> None:
     plan = make("clip", [100, 99, 3, 1], max_frames=40, frame_stride=2)
-    assert plan.lengths.tolist() == [40, 40, 2, 1]
+    assert plan.chunks.lengths(np.arange(4)).tolist() == [40, 40, 2, 1]
     assert kept_frames(101, 0, 4) == 26
 
 
@@ -139,19 +145,62 @@ def test_sources_are_selected_weighted_and_mixed() -> None:
     assert plan.shard_path(6) == Path("/nowhere/b/train-000000.tar")
 
 
+def test_epochs_of_a_fixed_size_and_schedules() -> None:
+    first, second = in_memory("video", [5] * 60, "a"), in_memory("video", [5] * 10, "b")
+    sources = [Source(first, weight=[(0, 1.0), (2, 0.5)]), Source(second, weight=0.5)]  # type: ignore[arg-type]
+    plan = Plan(sources, PlanOptions("clip", epoch_samples=30))
+    drawn = [np.bincount(plan.epoch(e).elements["sample"] >= 60).tolist() for e in range(4)]
+    assert drawn == [[20, 10], [18, 12], [15, 15], [15, 15]]
+    shown = np.concatenate([plan.epoch(e).elements["sample"] for e in range(4)])
+    assert np.array_equal(np.sort(np.bincount(shown)[:60]), [1] * 52 + [2] * 8)
+    described = plan.describe(1)
+    assert described["epoch_samples"] == 30 and [s["epoch_samples"] for s in described["sources"]] == [18, 12]
+    assert described["sources"][0]["weight"] == "0:1,2:0.5" and json.dumps(described)
+
+
 def test_empty_documents_are_left_out() -> None:
     plan = make("pack", [0, 5, 0, 6])
     assert plan.n_samples == 2 and [plan.row(s).key for s in (0, 1)] == ["set1", "set3"]
+    assert plan.stats()["left_out"] == 2 and plan.stats()["samples"] == 2
+    with pytest.raises(DataError, match="none of the 2 samples with split 'train' and corpus 'any' can be shown"):
+        make("pack", [0, 0])
+
+
+def test_sequences_too_long_are_refused_or_counted() -> None:
+    tokens = [3, 30, 20, 2]
+    shard_set = in_memory("video", [40, 100, 200, 8], tokens=tokens)  # 10 + 3 + 1, 25 + 30 + 1, 50 + 20 + 1, 2 + 2 + 1
+    shard_set.manifest.options["text_tokenizer"] = "abc"
+    with pytest.raises(
+        DataError, match="2 samples are longer than block_tokens=40; the longest has 71 tokens"
+    ) as error:
+        Plan([Source(shard_set)], OPTIONS["sequence"])
+    assert "train-000000.tar:set2 (set/set2)" in str(error.value)
+    plan = Plan([Source(shard_set)], dataclasses.replace(OPTIONS["sequence"], drop_longer=True))
+    assert plan.stats() == {
+        "items": 1, "samples": 2, "tokens": 19, "utilisation": 19 / 40, "padding": pytest.approx(21 / 40),
+        "repeated_texts": 0, "left_out": 2,
+    }  # fmt: skip
+    short = Plan([Source(shard_set)], dataclasses.replace(OPTIONS["sequence"], max_frames=36))
+    assert sorted(short.epoch(0).elements["length"].tolist()) == [5, 13, 30, 40]
+
+
+def test_sequences_need_tokens_counted_by_the_right_tokenizer() -> None:
+    shard_set = in_memory("video", [5])
+    with pytest.raises(DataError, match="counted by tokenizer none, the plan needs abc"):
+        Plan([Source(shard_set)], OPTIONS["sequence"])
+    shard_set.manifest.options["text_tokenizer"] = "def"
+    with pytest.raises(DataError, match="counted by tokenizer def, the plan needs abc"):
+        Plan([Source(shard_set)], OPTIONS["sequence"])
 
 
 def test_a_state_is_small_and_restores() -> None:
     sources = [Source(in_memory("video", [5] * 4, f"corpus-{n}")) for n in range(40)]
     plan = Plan(sources, PlanOptions("clip", seed=3))
-    state = json.loads(json.dumps(plan.state(Cursor(1, 2, 6))))
+    state = json.loads(json.dumps(plan.state(Cursor(1, 0, 2, 162))))
     assert len(json.dumps(state)) < 1024
-    assert plan.restore(state) == Cursor(1, 2, 6)
+    assert plan.restore(state) == Cursor(1, 0, 2, 162)
     del state["identity"]  # a trainer may keep cursor and fingerprint only
-    assert plan.restore(state) == Cursor(1, 2, 6)
+    assert plan.restore(state) == Cursor(1, 0, 2, 162)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +235,18 @@ def test_a_damaged_cursor_is_refused() -> None:
     plan = make("clip", [5])
     with pytest.raises(DataError, match="with non-negative integers"):
         plan.restore({"epoch": 0, "fingerprint": plan.fingerprint})
-    assert Cursor.from_dict(Cursor(1, 2, 3).to_dict()) == Cursor(1, 2, 3)
+    assert Cursor.from_dict(Cursor(1, 2, 3, 4).to_dict()) == Cursor(1, 2, 3, 4)
+    with pytest.raises(DataError, match="chunk 1 is beyond the 1 of epoch 2"):
+        plan.restore(plan.state(Cursor(2, 1, 0, 5)))
+
+
+def test_a_state_of_an_older_order_is_refused() -> None:
+    plan = make("clip", [5])
+    old = {"epoch": 0, "item": 0, "consumed": 0, "fingerprint": "0" * 32}
+    with pytest.raises(DataError, match="belongs to another order of samples: order_version: was 1, is 2"):
+        plan.restore({**old, "identity": {**plan.identity, "order_version": 1, "frame_stride": 3}})
+    with pytest.raises(DataError, match="different plan options"):
+        plan.restore(old)
 
 
 def test_sources_that_match_nothing_name_what_there_is() -> None:
@@ -202,6 +262,12 @@ def test_sources_that_match_nothing_name_what_there_is() -> None:
     [
         (PlanOptions("pack"), "block_tokens must be positive for kind 'pack'"),
         (PlanOptions("group"), "frame_budget must be positive"),
+        (PlanOptions("sequence", block_tokens=8), "frames_per_token must be positive for kind 'sequence', it is 0"),
+        (
+            PlanOptions("pack", block_tokens=8, unique_texts_window=4),
+            "unique_texts_window has no meaning for kind 'pack'",
+        ),
+        (PlanOptions("clip", epoch_samples=-1), "epoch_samples must not be negative"),
         (PlanOptions("clip", seed=-1), "seed must not be negative"),
         (PlanOptions("clip", frame_stride=0), "frame_stride must be positive"),
     ],
@@ -216,6 +282,11 @@ def test_sources_are_required_and_weights_positive() -> None:
         Plan([], PlanOptions("clip"))
     with pytest.raises(DataError, match=r"weight of .* must be positive, it is 0"):
         Plan([Source(in_memory("video", [5]), weight=0)], PlanOptions("clip"))
+    scheduled = Source(in_memory("video", [5]), weight=[(0, 1.0), (2, 0.0)])  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="plan options: all weights are 0 in epoch 2"):
+        Plan([scheduled], PlanOptions("clip"))
+    with pytest.raises(DataError, match=r"weight of .* must be a number or a list of \(epoch, weight\) points"):
+        Plan([Source(in_memory("video", [5]), weight=["x"])], PlanOptions("clip"))  # type: ignore[list-item]
 
 
 def test_a_plan_travels_to_a_worker_by_reading_the_index_again(tmp_path: Path) -> None:
@@ -237,7 +308,31 @@ def test_a_plan_travels_to_a_worker_by_reading_the_index_again(tmp_path: Path) -
 
 def test_a_hundred_thousand_clips_are_planned_within_a_second() -> None:
     thousand = in_memory("video", [10 + number % 200 for number in range(1000)])
-    plan = Plan([Source(thousand)] * 100, OPTIONS["group"])
     begin = time.process_time()
-    plan.epoch(0)
-    assert plan.n_samples == 100_000 and time.process_time() - begin < 1.0
+    plan = Plan([Source(thousand)] * 100, OPTIONS["group"])
+    for chunk in range(plan.chunks.count(0)):
+        plan.chunks.make(0, chunk)
+    assert plan.n_samples == 100_000 and time.process_time() - begin < 1.5
+
+
+def test_the_next_chunk_is_made_before_it_is_asked_for() -> None:
+    plan = Plan([Source(in_memory("video", [10] * 1000))] * 70, PlanOptions("clip"))
+    _, cursor = plan.items(Cursor(), 40_000)
+    assert cursor.chunk == 1 and plan.items_per_epoch == 70_000 and plan.chunks.count(0) == 2
+    plan.items(cursor, 1)
+    key, _, future = plan._ahead  # type: ignore[misc]
+    assert key == (1, 0)
+    made, after = plan.items(Cursor(1, 0, 0, 70_000), 2)
+    assert future.done() and after == Cursor(1, 0, 2, 70_002)
+    fresh = Plan(plan.sources, plan.options)
+    assert [item.tolist() for item in made] == [item.tolist() for item in fresh.items(Cursor(1), 2)[0]]
+
+
+def test_an_error_in_the_thread_reaches_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan([Source(in_memory("video", [10] * 1000))] * 70, PlanOptions("clip"))
+    cursor = plan.advance(Cursor(), 0)
+    plan._chunk(0, 0)
+    monkeypatch.setattr(plan.chunks, "make", lambda *key: 1 // 0)
+    plan.items(cursor, 1)
+    with pytest.raises(ZeroDivisionError):
+        plan.items(Cursor(0, 1), 1)

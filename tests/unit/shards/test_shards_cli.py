@@ -6,12 +6,13 @@ import json
 import re
 from pathlib import Path
 
+import fsspec
 import pytest
 from typer.testing import CliRunner
 
-from shards import cli
 from shards.build_plan import BuildOptions
 from shards.cli import app
+from shards.cli_build import BuildSettings, build_options
 from shards.index import read_index
 from shards.progress import progress
 from tests.unit.shards.making import mp4, pictures, save_tokenizer
@@ -123,7 +124,7 @@ def test_lint(built: Path, tmp_path: Path) -> None:
     blob[row.offset + 200] ^= 1
     (tmp_path / row.shard).write_bytes(blob)
     result = run("lint", tmp_path, "--workers", 1)
-    assert result.exit_code == 4 and f"{row.shard}:{row.key}: crc32: bytes" in result.stdout
+    assert result.exit_code == 4 and f"{row.shard}:{row.key}  bytes" in result.stdout
     report = json.loads(run("lint", tmp_path, "--json", "--workers", 1).stdout)
     assert report["ok"] is False and row.key in [problem["key"] for problem in report["problems"]]
     assert run("lint", tmp_path / "gone").exit_code == 4
@@ -150,17 +151,52 @@ def test_stats(built: Path) -> None:
 
 
 def test_corpora() -> None:
-    assert run("corpora").stdout.split() == ["phoenix14t", "synthetic", "table", "text"]
+    names = run("corpora").stdout.split()
+    assert names == sorted(names) == json.loads(run("corpora", "--json").stdout)
+    assert {"phoenix14t", "synthetic", "table", "text"} <= set(names)
     result = run("corpora", "table")
     assert "--media-root  Path | None, default None" in result.stdout and "--table  Path, required" in result.stdout
     assert "--templates  list[str], optional" in run("corpora", "text").stdout
     assert run("corpora", "tabel").exit_code == 4
 
 
-def test_corpora_counts_segments_without_building(table: Path, tmp_path: Path) -> None:
+def test_corpora_reports_without_building(table: Path, tmp_path: Path) -> None:
     (tmp_path / "t.tsv").write_text(table.read_text() + "s9\tgone.mp4\t\n")
     words = ("--table", tmp_path / "t.tsv", "--media-root", table.parent, "--media", "video", "--text", "satz")
-    assert run("corpora", "table", *words).stdout == "train: segments 6, empty_text 1, missing_media 1\n"
+    lines = run("corpora", "table", *words, "--missing", tmp_path / "missing").stdout.splitlines()
+    assert dict(zip(re.split("  +", lines[0]), re.split("  +", lines[1]), strict=True))["usable"] == "5"
+    assert (tmp_path / "missing" / "missing.txt").read_text() == f"{table.parent}/gone.mp4\n"
+    report = json.loads(run("corpora", "table", *words, "--filter", "min_words=9", "--json").stdout)
+    assert sum(report["splits"]["train"]["excluded"].values()) >= 5
+
+
+def test_parts_merge_and_json(table: Path, tmp_path: Path) -> None:
+    corpus = ("--table", table, "--media", "video", "--text", "satz", "--store", "samples_per_shard=2")
+    out = ("--out", tmp_path / "s", "--workers", 1)
+    result = run("build", "table", *corpus, *out, "--part", "1/2")
+    assert result.exit_code == 0 and "part 1/2 is done, 2 shards; --merge" in result.stdout
+    result = run("build", "table", *corpus, *out, "--merge")
+    assert result.exit_code == 4 and "1 shards are missing (train-000001.tar); part 2/2" in result.stderr
+    assert json.loads(run("build", "table", *corpus, *out, "--part", "2/2", "--json").stdout)["shards"] == 1
+    result = run("build", "table", *corpus, *out, "--part", "2/2", "--merge")
+    assert result.exit_code == 4 and "--part and --merge exclude each other" in result.stderr
+    summary = json.loads(run("build", "table", *corpus, *out, "--merge", "--json").stdout)
+    assert (summary["shards"], summary["counts"]) == (3, {"samples": 5, "skipped": 0})
+    report = json.loads((tmp_path / "s" / "report.json").read_text())
+    assert report == summary["report"] and report["splits"]["train"]["built"] == 5
+
+
+def test_filters_and_an_object_store(table: Path, tmp_path: Path) -> None:
+    lines = table.read_text().splitlines()
+    (tmp_path / "t.tsv").write_text("\n".join([*lines, "s9\tv0.mp4\tkurz"]) + "\n")
+    corpus = ("--table", tmp_path / "t.tsv", "--media-root", table.parent, "--media", "video", "--text", "satz")
+    out = ("--out", "memory://cli/set", "--scratch", tmp_path / "scratch", "--workers", 1)
+    result = run("build", "table", *corpus, *out, "--filter", "min_words=2")
+    assert result.exit_code == 0, result.output
+    assert "{'train': 5}, samples 5, skipped 0, excluded/too_short 1" in result.stdout
+    assert "too_short" in fsspec.filesystem("memory").cat_file("/cli/set/report.json").decode()
+    result = run("build", "table", *corpus, *out, "--filter", "words=2")
+    assert result.exit_code == 4 and "--filter: unknown option 'words'\n  fix: known: " in result.stderr
 
 
 @pytest.mark.parametrize("verb", ["build", "corpora", "index", "lint", "stats"])
@@ -173,11 +209,11 @@ def test_help_ends_with_an_example(verb: str) -> None:
 def test_terminal_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with progress("build x") as show:
-        show(3, 10, "train-000000.tar")
+        show(2, 10, "train-000000.tar", 2)
+        show(3, 10, "train-000000.tar", 2)
         show(10, 10, "train-000001.tar")
     assert "10/10" in capsys.readouterr().err
 
 
 def test_defaults_are_the_documented_ones() -> None:
-    options = cli._build_options({}, "", 0.05)
-    assert options == BuildOptions()
+    assert build_options(BuildSettings()) == BuildOptions()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from shards.errors import DataError
-from shards.media import constant_rate, cut, decoded
+from shards.media import DecodingPass, constant_rate, decoded
 from shards.schema import FrameFolder, VideoFile
 from shards.video import VideoOptions, decode, probe, transcode
 from tests.unit.shards.making import audio_only, bar_position, mp4, pictures
@@ -194,18 +194,31 @@ def test_decoding_the_same_bytes_is_repeatable_and_so_is_encoding(tmp_path: Path
     assert len(results) == 1, "x264 gives other bytes from time to time"
 
 
-def test_concealed_damage_and_missing_time_stamps() -> None:
-    class Frame:
-        is_corrupt, time = True, None
+class StubFrame:
+    is_corrupt, time = True, None
 
-    class Container:
-        def decode(self, _: object) -> list[Frame]:
-            return [Frame()]
 
+class StubPacket:
+    pts = 0
+
+    def decode(self) -> list[StubFrame]:
+        return [StubFrame()]
+
+
+class StubContainer:
+    start_time, time_base, average_rate = 0, 1, 25
+
+    def demux(self, _: object) -> list[StubPacket]:
+        return [StubPacket()]
+
+
+def test_concealed_damage_and_missing_time_stamps(monkeypatch: pytest.MonkeyPatch) -> None:
+    container = StubContainer()
     with pytest.raises(DataError, match=r"s:k: damaged frame at"):
-        list(decoded(Container(), None, "s:k"))
+        list(decoded(container, None, "s:k"))
+    monkeypatch.setattr(StubFrame, "is_corrupt", False)
     with pytest.raises(DataError, match=r"s:k: frames without time stamps\n  fix: remux the file"):
-        list(cut(iter([Frame()]), VideoFile(Path("x")), 0.0, None, "s:k"))  # type: ignore[list-item]
+        list(DecodingPass(container, container, "s:k").piece(VideoFile(Path("x"))))
 
 
 def test_zero_length_and_garbage_files(tmp_path: Path) -> None:

@@ -1,0 +1,114 @@
+"""Writing one shard of a build: prepared segments -> tar, index rows, skips and the part record."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from shards.build_plan import BuildOptions, ShardTask, work_units
+from shards.build_work import Work, part_record
+from shards.prepare import PreparedVideo, Skip, prepare_at_once, prepare_documents, prepare_videos
+from shards.schema import IndexRow, Kind, Segment
+from shards.text import load_tokenizer, tokenise
+from shards.writer import TarWriter, add_documents, add_video
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What one shard came to, for counting."""
+
+    shard: str
+    segments: int
+    """Segments handled; those a published filter excludes are not among them."""
+    skips: list[Skip]
+    bytes: int
+    seconds: float
+    """Duration of the stored videos."""
+
+
+def preparer(options: BuildOptions, kind: Kind) -> Callable[[list[Segment]], list[Any]]:
+    """The function that prepares one unit of segments; it can be sent to another process."""
+    if kind == "video":
+        return functools.partial(prepare_videos, options=options.video)
+    return functools.partial(prepare_documents, tokenizer=options.tokenizer)
+
+
+def preparer_at_once(options: BuildOptions, kind: Kind) -> Callable[[list[Segment]], list[Any] | None] | None:
+    """The function that prepares units too small to be sent to another process; None when there are none."""
+    if kind == "video" and options.video.keep_ready and options.video.validate == "headers":
+        return functools.partial(prepare_at_once, options=options.video)
+    return None
+
+
+def build_shard(work: Work, task: ShardTask, sources: str, options: BuildOptions, kind: Kind) -> Finished:
+    """Prepare and write one whole shard in this process."""
+    prepare = preparer(options, kind)
+    results = itertools.chain.from_iterable(prepare(unit) for unit in work_units(task, kind))
+    return write_shard(work, task, sources, results, options)
+
+
+def write_shard(work: Work, task: ShardTask, sources: str, results: Iterator[Any], options: BuildOptions) -> Finished:
+    """Write a shard from one result per segment and keep it with its record.
+
+    Args:
+        sources: state of the media before they were read (``Sources.digest``).
+        results: PreparedVideo or Skip per segment, or token ids.
+    """
+    video = bool(task.segments) and task.segments[0].media is not None
+    with work.scratch() as folder:
+        with TarWriter(folder / task.name) as tar:
+            rows, skips = (_store_videos if video else _store_documents)(tar, task, results, options)
+        work.store(tar, task.name, rows, part_record(tar, rows, task, skips, sources))
+    return finished(task, rows, skips, tar.size)
+
+
+def finished(task: ShardTask, rows: list[IndexRow], skips: list[Skip], size: int) -> Finished:
+    """The counts of a shard from its rows and skips."""
+    own = [skip for skip in task.skips if not skip.excluded]
+    seconds = sum(row.duration_seconds for row in rows)
+    return Finished(task.name, len(task.segments) + len(own), [*own, *skips], size if rows else 0, seconds)
+
+
+def _store_videos(
+    tar: TarWriter, task: ShardTask, results: Iterator[PreparedVideo | Skip], options: BuildOptions
+) -> tuple[list[IndexRow], list[Skip]]:
+    rows, skips = [], []
+    tokens = _text_tokens(task.segments, options.tokenizer)
+    for segment, number, result in zip(task.segments, tokens, results, strict=True):
+        if isinstance(result, Skip):
+            skips.append(result)
+        else:
+            rows.append(add_video(tar, segment, result.payload, result.info, number))
+    return rows, skips
+
+
+def _text_tokens(segments: list[Segment], tokenizer: str) -> list[int]:
+    """Token ids of each text with the end-of-sequence token and without a beginning one; 0 without a tokenizer."""
+    if not tokenizer:
+        return [0] * len(segments)
+    loaded = load_tokenizer(tokenizer)
+    begins = loaded.bos_token_id not in (None, loaded.eos_token_id)
+    return [len(ids) - begins for ids in tokenise([segment.text for segment in segments], loaded)]
+
+
+def _store_documents(
+    tar: TarWriter, task: ShardTask, results: Iterator[np.ndarray], options: BuildOptions
+) -> tuple[list[IndexRow], list[Skip]]:
+    rows: list[IndexRow] = []
+    stem, members = task.name.removesuffix(".tar"), itertools.count()
+    segments: list[Segment] = []
+    tokens: list[np.ndarray] = []
+    waiting = 0
+    for number, (segment, ids) in enumerate(zip(task.segments, results, strict=True), 1):
+        segments.append(segment)
+        tokens.append(ids)
+        waiting += len(ids)
+        if waiting >= options.tokens_per_member or number == len(task.segments):
+            rows += add_documents(tar, f"{stem}-{next(members):04d}", segments, tokens)
+            segments, tokens, waiting = [], [], 0
+    return rows, []
