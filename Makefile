@@ -24,6 +24,10 @@ TEST_ENV := DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF
 # A test that hangs shows every thread's stack after a quarter of an hour instead of nothing until CI's own limit.
 PYTEST := $(BIN)/python -m pytest -o faulthandler_timeout=900
 
+# Unit tests are independent of each other; the rest start processes of their own and run one after another.
+PARALLEL := -n auto --maxprocesses 8 --dist loadfile
+NOTHING_SELECTED := 5
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-ablations test test-fast test-gpu check format reference bench bench-peers clean force
 
@@ -47,10 +51,11 @@ demo-ablations: setup ## The demo with one stage left out at a time: what each i
 	$(BIN)/slt demo-ablations $(ARGS)
 
 test: setup check ## Style, types and the whole test suite (ARGS="-k name" narrows it)
-	$(TEST_ENV) $(PYTEST) --durations=10 $(ARGS)
+	$(TEST_ENV) $(PYTEST) $(PARALLEL) tests/unit $(ARGS) || test $$? -eq $(NOTHING_SELECTED)
+	$(TEST_ENV) $(PYTEST) --ignore=tests/unit --durations=10 tests $(ARGS) || test $$? -eq $(NOTHING_SELECTED)
 
 test-fast: setup ## Unit tests only
-	$(TEST_ENV) $(PYTEST) tests/unit $(ARGS)
+	$(TEST_ENV) $(PYTEST) $(PARALLEL) tests/unit $(ARGS)
 
 test-gpu: setup ## Tests that need a CUDA device
 	HF_HUB_OFFLINE=1 $(PYTEST) -m gpu $(ARGS)
