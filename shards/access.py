@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,7 +31,8 @@ Bytes = NDArray[np.uint8]
 
 LOCAL_GAP = 8 << 10  # a read call costs as much as copying so many bytes
 REMOTE_GAP = 256 << 10  # a request costs as much as receiving so many bytes
-_SMALLEST_BLOCK = 1 << 20
+_SMALLEST_BLOCK = 128 << 10  # bytes; less is cheap to allocate
+_BLOCKS = 6
 
 
 @dataclass(frozen=True)
@@ -77,49 +78,53 @@ class Source(Protocol):
         ...
 
 
-class _Memory:
+class Memory:
     """Memory for what is read, used again when no view of it is left: fresh pages cost more than reading into them."""
 
-    _MOST_FREE = 4
-
     def __init__(self) -> None:
-        self._blocks: list[tuple[Bytes, weakref.ref[Bytes]]] = []
+        self._blocks: deque[tuple[Bytes, weakref.ref[Bytes]]] = deque(maxlen=_BLOCKS)
 
-    def lease(self, size: int) -> memoryview:
-        """Writable memory; free again when this view and all that was cut from it are gone."""
-        free = [block for block, lease in self._blocks if lease() is None]
-        fitting = [block for block in free if size <= len(block) <= max(_SMALLEST_BLOCK, 4 * size)]
-        block = min(fitting, key=len) if fitting else np.empty(max(_SMALLEST_BLOCK, size * 5 // 4), dtype=np.uint8)
-        dropped = {id(block), *map(id, free[: max(0, len(free) - self._MOST_FREE)])}
-        self._blocks = [pair for pair in self._blocks if id(pair[0]) not in dropped]
-        lease = block[:size]
-        self._blocks.append((block, weakref.ref(lease)))
-        return lease.data
+    def lease(self, size: int) -> Bytes:
+        """[size] writable bytes; free again when this array and all that was cut from it are gone."""
+        if size < _SMALLEST_BLOCK:
+            return np.empty(size, dtype=np.uint8)
+        for number, (block, lease) in enumerate(self._blocks):
+            if lease() is None and size <= len(block) <= 4 * size:
+                del self._blocks[number]
+                break
+        else:
+            block = np.empty(size * 5 // 4, dtype=np.uint8)
+        leased = block[:size]
+        self._blocks.append((block, weakref.ref(leased)))  # the oldest is forgotten: whoever holds it frees it
+        return leased
 
 
 class LocalFiles:
     """Shards on a file system. At most ``open_files`` stay open; the one unused longest is closed."""
 
     gap = LOCAL_GAP
-    worth_merging = LOCAL_GAP // 4
+    worth_merging = 8 * LOCAL_GAP
 
     def __init__(self, open_files: int) -> None:
         self.open_files = open_files
         self._files: OrderedDict[Path, int] = OrderedDict()
-        self._memory = _Memory()
+        self._memory = Memory()
 
     def read(self, names: Sequence[Path], offsets: Sequence[int], sizes: Sequence[int]) -> Bytes:
         joined = np.empty(sum(sizes), dtype=np.uint8)
         view, at = joined.data, 0
+        last = None
         for name, offset, size in zip(names, offsets, sizes, strict=True):
-            _fill(self._open(name), view[at : at + size], offset)
+            if name is not last:
+                handle, last = self._open(name), name
+            _fill(handle, view[at : at + size], offset)
             at += size
         return joined
 
     def views(self, names: Sequence[Path], offsets: Sequence[int], sizes: Sequence[int]) -> Iterator[memoryview]:
         # Not by a memory map: a page that cannot be read would kill the process, and asking for the pages first costs
         # as much as the copy.
-        memory, at = self._memory.lease(sum(sizes)), 0
+        memory, at = self._memory.lease(sum(sizes)).data, 0
         for name, offset, size in zip(names, offsets, sizes, strict=True):
             view = memory[at : at + size]
             _fill(self._open(name), view, offset)

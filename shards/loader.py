@@ -15,6 +15,7 @@ import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +38,8 @@ Collate = Callable[[list[list[Any]]], Batch]
 """``collate(items)``: per item its raw samples -> one micro-batch. Runs in the worker."""
 
 
+_TOGETHER = 16
+"""Most micro-batches read together by this process: small samples then lie close enough to share a read."""
 _INSIDE_BYTES = 32 << 10
 """Most bytes of tensors and arrays that are part of a pickle, and so copied when it is read."""
 
@@ -70,9 +73,13 @@ class _Maker:
 
     def made(self, request: Request) -> _Made:
         """The micro-batch of a request."""
-        items = request.items()
-        self.reader.announce(items)
-        return self._made(request, items)
+        return next(self.made_together([request]))
+
+    def made_together(self, requests: list[Request]) -> Iterator[_Made]:
+        """The micro-batches of requests (at least one), whose samples are read together."""
+        found = [request.items() for request in requests]
+        self.reader.announce(joined(found))
+        return map(self._made, requests, found)
 
     def _made(self, request: Request, items: Items) -> _Made:
         raws: list[list[Any]] = []
@@ -90,12 +97,9 @@ class _Maker:
             return _Made(None, bad, error)
 
     def make(self, requests: list[Request]) -> list[Made]:
-        """The same for several requests, whose samples are read together; pickled, the bytes of large tensors and
-        arrays apart."""
-        found = [request.items() for request in requests]
-        self.reader.announce(joined(found))
+        """The same, pickled; the bytes of large tensors and arrays apart."""
         reducers = {**copyreg.dispatch_table, torch.Tensor: _reduced}
-        return [_pickled(self._made(*of), reducers) for of in zip(requests, found, strict=True)]
+        return [_pickled(made, reducers) for made in self.made_together(requests)]
 
 
 def _pickled(made: _Made, reducers: dict[Any, Any]) -> Made:
@@ -149,6 +153,8 @@ class _Stream:
 
     def __init__(self, maker: _Maker, requests: Iterator[Request], options: LoaderOptions) -> None:
         self._maker, self._requests = maker, requests
+        self._here: Iterator[_Made] = iter(())
+        self._together = 1
         self._workers: Workers | None = None
         if options.workers:
             parts = (maker.fetch, maker.collate)
@@ -160,7 +166,9 @@ class _Stream:
 
     def __next__(self) -> _Made:
         workers = self._workers
-        if workers is None or not (workers.waiting or workers.started()):
+        if workers is None:
+            return self._made_here().opened()
+        if not (workers.waiting or workers.started()):
             return self._maker.made(next(self._requests)).opened()
         workers.fill(self._requests)
         if not workers.waiting:
@@ -168,6 +176,17 @@ class _Stream:
         made: _Made = workers.take()
         workers.fill(self._requests)  # before this one is used: no worker waits for the consumer
         return made.opened()
+
+    def _made_here(self) -> _Made:
+        made = next(self._here, None)
+        if made is None:
+            requests = list(islice(self._requests, self._together))
+            if not requests:
+                raise StopIteration
+            self._together = min(2 * self._together, _TOGETHER)  # the first one comes at once
+            self._here = self._maker.made_together(requests)
+            made = next(self._here)
+        return made
 
 
 class StepLoader:

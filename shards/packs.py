@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 from isal.isal_zlib import crc32  # the CRC-32 of zlib at ten times its speed
@@ -15,11 +14,11 @@ from shards.checksums import Joiner
 from shards.spans import Ints
 
 TOKEN_TYPES: dict[int, str] = {2: "<u2", 4: "<u4"}
+_COPIED_WHOLE = 512  # bytes; longer documents are copied one by one faster than token by token
 Tokens = NDArray[np.unsignedinteger[Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class Pack:
+class Pack(NamedTuple):
     """Documents one after another, or parts of documents."""
 
     ids: Tokens
@@ -29,78 +28,72 @@ class Pack:
 
     def documents(self) -> list[Tokens]:
         """The token ids of every document, as views."""
-        return _slices(self.ids, self.lengths)
+        ends = np.cumsum(self.lengths)
+        return cut(self.ids, ends - self.lengths, ends)
 
 
-def packs_of(ids: Tokens, lengths: Ints, starts: Ints) -> list[Pack]:
-    """Packs, as views of one array of their documents.
+class Documents(NamedTuple):
+    """Documents of packs, or parts of documents, in bytes that were read; those of a pack are neighbours."""
 
-    Args:
-        ids: the documents one after another.
-        lengths: tokens of each.
-        starts: [packs + 1] number of the first document of every pack.
-    """
-    ends = np.concatenate([[0], np.cumsum(lengths)])[starts].tolist()
-    bounds = starts.tolist()
-    rows = zip(ends[:-1], ends[1:], bounds[:-1], bounds[1:], strict=True)
-    return [Pack(ids[begin:end], lengths[first:last]) for begin, end, first, last in rows]
+    data: Bytes
+    begins: Ints
+    """First byte of each."""
+    sizes: Ints
+    widths: Ints
+    """Bytes per token of each: 2 or 4."""
+    starts: Ints
+    """[packs + 1] number of the first document of every pack."""
 
+    def packs(self) -> list[Pack]:
+        """The packs, as views of the data."""
+        bounds, lengths = self.starts.tolist(), self.sizes // self.widths
+        width = int(self.widths[0])
+        if (self.widths != width).any() or (self.begins % width).any():
+            rows = zip(cut(self.data, self.begins, self.begins + self.sizes), self.widths.tolist(), strict=True)
+            documents = [np.frombuffer(part.tobytes(), TOKEN_TYPES[width]) for part, width in rows]
+            ids = [np.concatenate(documents[first:last]) for first, last in pairwise(bounds)]
+        else:
+            whole = self.data[: len(self.data) // width * width].view(TOKEN_TYPES[width])
+            firsts, lasts = self.starts[:-1], self.starts[1:] - 1
+            ids = cut(whole, self.begins[firsts] // width, (self.begins + self.sizes)[lasts] // width)
+        return list(map(Pack, ids, cut(lengths, self.starts[:-1], self.starts[1:])))
 
-def in_order(data: Bytes, begins: Ints, sizes: Ints, width: int) -> Bytes:
-    """The ranges of the bytes one after another; no copy where they lie so already. ``width``: a divisor of sizes."""
-    if len(data) % width or (begins % width).any():
-        return np.frombuffer(b"".join(data.data[b : b + s] for b, s in _pairs(begins, sizes)), dtype=np.uint8)
-    counts, firsts = sizes // width, begins // width
-    ends = np.cumsum(counts)
-    shifts = firsts - ends + counts
-    if not shifts.any():
-        return data[: int(ends[-1]) * width]
-    places = np.repeat(shifts, counts)
-    places += np.arange(len(places))
-    found: Bytes = data.view(f"<u{width}").take(places).view(np.uint8)
-    found.flags.writeable = False
-    return found
+    def intact(self, crcs: Ints, joiner: Joiner) -> NDArray[np.bool_]:
+        """[packs] which packs hold the bytes their CRC-32s (-1 = unknown) promise.
 
-
-def as_tokens(ordered: Bytes, sizes: Ints, widths: Ints) -> Tokens:
-    """Documents one after another as token ids, each of ``widths`` bytes."""
-    width = int(widths[0])
-    if (widths == width).all():
-        return ordered.view(TOKEN_TYPES[width])
-    parts = zip(_slices(ordered, sizes), widths.tolist(), strict=True)
-    return np.concatenate([np.frombuffer(part, TOKEN_TYPES[width]) for part, width in parts])
-
-
-def intact(joiner: Joiner, ordered: Bytes, sizes: Ints, crcs: Ints, starts: Ints) -> NDArray[np.bool_]:
-    """[packs] which packs hold the bytes their CRC-32s promise.
-
-    A pack is checked in one pass against what the CRC-32s of its documents give together.
-
-    Args:
-        joiner: joins them.
-        ordered: the documents one after another.
-        sizes: bytes of each.
-        crcs: CRC-32 of each; -1 = unknown.
-        starts: [packs] number of the first document of every pack.
-    """
-    unknown = crcs < 0
-    first = unknown.copy()
-    first[1:] |= unknown[:-1]
-    first[starts] = True
-    runs = np.flatnonzero(first)
-    bounds = np.append(np.cumsum(sizes)[runs] - sizes[runs], sizes.sum()).tolist()
-    parts = map(ordered.data.__getitem__, map(slice, bounds[:-1], bounds[1:]))
-    found = np.fromiter(map(crc32, parts), dtype=np.int64, count=len(runs))
-    wrong = (found != joiner.runs(crcs, sizes, runs)) & ~unknown[runs]
-    good = np.ones(len(starts), dtype=bool)
-    good[starts.searchsorted(runs[wrong], side="right") - 1] = False
-    return good
+        Every pack is read once: its CRC-32 is compared with what those of its documents give together.
+        """
+        unknown = crcs < 0
+        first = unknown.copy()
+        first[1:] |= unknown[:-1]
+        first[self.starts[:-1]] = True
+        runs = np.flatnonzero(first)
+        ends = (self.begins + self.sizes)[np.append(runs[1:], len(crcs)) - 1]
+        parts = map(self.data.data.__getitem__, map(slice, self.begins[runs].tolist(), ends.tolist()))
+        found = np.fromiter(map(crc32, parts), dtype=np.int64, count=len(runs))
+        wrong = (found != joiner.runs(crcs, self.sizes, runs)) & ~unknown[runs]
+        good = np.ones(len(self.starts) - 1, dtype=bool)
+        good[self.starts.searchsorted(runs[wrong], side="right") - 1] = False
+        return good
 
 
-def _slices(values: NDArray[Any], lengths: Ints) -> list[Any]:
-    ends = np.cumsum(lengths)
-    return list(map(values.__getitem__, map(slice, (ends - lengths).tolist(), ends.tolist())))
+def in_order(found: Documents) -> Documents:
+    """The same with the documents of a pack beside one another; as they are where packs are single documents."""
+    data, begins, sizes, widths, starts = found
+    ends = np.cumsum(sizes)
+    if len(starts) == len(sizes) + 1 or (begins == ends - sizes).all():
+        return found
+    width = int(widths.min())
+    if len(data) % width or (begins % width).any() or int(ends[-1]) > _COPIED_WHOLE * len(sizes):
+        ordered = np.concatenate(cut(data, begins, begins + sizes))
+    else:
+        places = np.repeat((begins - ends + sizes) // width, sizes // width)
+        places += np.arange(len(places))
+        ordered = data.view(f"<u{width}").take(places).view(np.uint8)
+    ordered.flags.writeable = False
+    return Documents(ordered, ends - sizes, sizes, widths, starts)
 
 
-def _pairs(begins: Ints, sizes: Ints) -> Iterable[tuple[int, int]]:
-    return zip(begins.tolist(), sizes.tolist(), strict=True)
+def cut(values: NDArray[Any], begins: Ints, ends: Ints) -> list[Any]:
+    """Many parts of an array, as views."""
+    return list(map(values.__getitem__, map(slice, begins.tolist(), ends.tolist())))

@@ -169,24 +169,17 @@ class Samples:
 
     def rows(self, samples: Ints) -> list[IndexRow]:
         """The index rows of these samples."""
-        found: list[IndexRow | None] = [None] * len(samples)
-        places: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
-        for at, sample in enumerate(samples.tolist()):
-            source = bisect_right(self._firsts, sample) - 1
-            row = int(self._rows[source][sample - self._firsts[source]])
-            number = bisect_right(self._batch_rows[source], row) - 1
-            ats, rows = places.setdefault((source, number), ([], []))
-            ats.append(at)
-            rows.append(row - self._batch_rows[source][number])
-        for (source, number), (ats, rows) in places.items():
-            for at, made in zip(ats, self._reader(source, number).rows(rows), strict=True):
-                found[at] = made
-        return found  # type: ignore[return-value]  # every place was filled
 
-    def _reader(self, source: int, batch: int) -> RowReader:
+        def of_source(source: int, samples: Ints) -> list[IndexRow]:
+            batches = self._batch_rows[source]
+            return _by_part(batches, self._rows[source][samples], lambda batch, rows: self._reader(source, batch)(rows))
+
+        return _by_part(self._firsts, samples, of_source)
+
+    def _reader(self, source: int, batch: int) -> Callable[[Ints], list[IndexRow]]:
         if (source, batch) not in self._readers:
             self._readers[source, batch] = RowReader(self._batches[source][batch])
-        return self._readers[source, batch]
+        return self._readers[source, batch].rows
 
     def column(self, name: str) -> pa.ChunkedArray:
         """A column of the index for all samples, text included: for small sets, or one column at a time."""
@@ -200,6 +193,19 @@ class Samples:
     def distinct(self, name: str) -> list[str]:
         """The values of one of the NAMES that occur, sorted."""
         return sorted(self.column(name).unique().to_pylist())
+
+
+def _by_part(firsts: Sequence[int], numbers: Ints, read: Callable[[int, Ints], list[IndexRow]]) -> list[IndexRow]:
+    """``read(part, numbers counted from the part's first)`` for numbers that run through parts, in their order."""
+    if len(firsts) == 2:
+        return read(0, numbers)
+    parts = np.searchsorted(firsts, numbers, side="right") - 1
+    found = np.empty(len(numbers), dtype=object)
+    for part in np.unique(parts).tolist():
+        mine = parts == part
+        found[mine] = read(part, numbers[mine] - firsts[part])
+    rows: list[IndexRow] = found.tolist()
+    return rows
 
 
 def _select(batches: Sequence[pa.RecordBatch], wanted: tuple[str, str | None], choose: Choose) -> tuple[_Rows, int]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from shards.order import Ints
 from shards.schema import IndexRow
 
-_Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
-_Values = Callable[[_Rows], list[Any]]
+_Values = Callable[[Ints], list[Any]]
 
 
 class RowReader:
@@ -21,10 +21,9 @@ class RowReader:
     def __init__(self, batch: pa.RecordBatch) -> None:
         self._columns = [_values_of(batch.column(field.name)) for field in dataclasses.fields(IndexRow)]
 
-    def rows(self, numbers: Sequence[int]) -> list[IndexRow]:
+    def rows(self, numbers: Ints) -> list[IndexRow]:
         """The rows with these numbers, counted from the first of the batch."""
-        wanted = np.asarray(numbers, dtype=np.int64)
-        return list(map(IndexRow, *(values(wanted) for values in self._columns)))
+        return list(map(IndexRow, *(values(numbers) for values in self._columns)))
 
 
 def _values_of(column: pa.Array) -> _Values:
@@ -43,7 +42,7 @@ def _texts_of(column: pa.Array) -> _Values:
     offsets = np.frombuffer(bounds, dtype=np.int32)[column.offset :]
     view = memoryview(data) if data is not None else memoryview(b"")
 
-    def texts(rows: _Rows) -> list[str]:
+    def texts(rows: Ints) -> list[str]:
         return [
             str(view[begin:end], "utf-8")
             for begin, end in zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True)

@@ -19,7 +19,7 @@ from shards.access import Remote, ShardBytes
 from shards.checksums import Joiner
 from shards.errors import DataError
 from shards.packing import ELEMENT, Elements, Items
-from shards.packs import Pack, Tokens, as_tokens, in_order, intact, packs_of
+from shards.packs import Documents, Pack, Tokens, in_order
 from shards.plan import Plan, kept_frames
 from shards.schema import IndexRow
 from shards.spans import Ints
@@ -27,7 +27,7 @@ from shards.store import StoreError
 from shards.video import decode
 
 _DATA_ERRNO = (errno.ENOENT, errno.EACCES, errno.EIO, errno.ESTALE, errno.EISDIR, errno.ENOTDIR)
-_READ_AHEAD = 32 << 20
+_READ_AHEAD = 1 << 22
 """Most bytes of announced clips read at once."""
 
 
@@ -175,12 +175,10 @@ class Reader:
             raise
         except (OSError, EOFError, DataError):
             return {}  # the damaged one is found item by item
-        ordered = in_order(data, begins, sizes, int(widths.min()))
-        packs = packs_of(as_tokens(ordered, sizes, widths), sizes // widths, items.starts)
-        found = dict(zip((item.tobytes() for item in items), packs, strict=True))
+        documents = in_order(Documents(data, begins, sizes, widths, items.starts))
+        found = dict(zip((item.tobytes() for item in items), documents.packs(), strict=True))
         if self.verify:
-            good = intact(self._joiner, ordered, sizes, crcs, items.starts[:-1])
-            for number in np.flatnonzero(~good).tolist():
+            for number in np.flatnonzero(~documents.intact(crcs, self._joiner)).tolist():
                 found.pop(items.item(number).tobytes(), None)
         return found
 
@@ -207,7 +205,8 @@ class Reader:
         _, offsets, sizes, widths, crcs = self._addresses(item)
         rows = zip(item["sample"].tolist(), offsets.tolist(), sizes.tolist(), crcs.tolist(), strict=True)
         data = b"".join(self._one(sample, offset, size, crc) for sample, offset, size, crc in rows)
-        return Pack(as_tokens(np.frombuffer(data, dtype=np.uint8), sizes, widths), sizes // widths)
+        starts, begins = np.asarray([0, len(item)]), np.cumsum(sizes) - sizes
+        return Documents(np.frombuffer(data, dtype=np.uint8), begins, sizes, widths, starts).packs()[0]
 
     # -- frames --------------------------------------------------------------------------------------------------
     def frames(

@@ -25,7 +25,8 @@ class LoaderOptions:
     workers: int = 0
     """Processes reading ahead; 0 reads in the calling process."""
     prefetch: int = 2
-    """Micro-batches each worker keeps ready; ``workers x prefetch`` of them occupy shared memory."""
+    """Messages each worker keeps ready: a micro-batch each, or up to 8 small ones (20 ms of work, 1 MiB). ``workers x
+    prefetch`` of them occupy shared memory."""
     verify: bool = True
     """Compare the CRC-32 of every sample that is read."""
     timeout_seconds: float = 600.0

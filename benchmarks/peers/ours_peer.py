@@ -47,11 +47,20 @@ def flat_clips(items: list[list[Any]]) -> dict[str, Any]:
 def collate_texts(items: list[list[Pack]], tokens: int) -> dict[str, Any]:
     """What ``collate_packs`` makes, and ``collate_blocks`` without the lengths."""
     packs = [pack for item in items for pack in item]
-    ids = np.zeros((len(packs), tokens), dtype=np.int16)
-    for row, pack in zip(ids, packs, strict=True):
-        row[: len(pack.ids)] = pack.ids
     lengths = np.concatenate([pack.lengths for pack in packs])
-    return {"ids": torch.from_numpy(ids), "lengths": torch.from_numpy(lengths), "n": len(lengths), "pid": os.getpid()}
+    if int(lengths.sum()) == len(packs) * tokens:
+        ids = np.concatenate([pack.ids for pack in packs]).reshape(-1, tokens)
+    else:
+        ids = np.empty((len(packs), tokens), dtype="<u2")
+        for row, pack in zip(ids, packs, strict=True):
+            row[: len(pack.ids)] = pack.ids
+            row[len(pack.ids) :] = 0
+    return {
+        "ids": torch.from_numpy(ids.view(np.int16)),
+        "lengths": torch.from_numpy(lengths),
+        "n": len(lengths),
+        "pid": os.getpid(),
+    }
 
 
 def _plan(folder: Path, kind: str, shuffle: bool) -> Plan:

@@ -31,7 +31,7 @@ class FetchFrames:
     image_pixels: int
 
     def __call__(self, reader: Reader, item: np.ndarray) -> list[tuple[np.ndarray, Any]]:
-        return [(self._frames(reader, int(sample)), reader.plan.row(int(sample))) for sample in item["sample"]]
+        return [(self._frames(reader, int(sample)), reader.row(int(sample))) for sample in item["sample"]]
 
     def _frames(self, reader: Reader, sample: int) -> np.ndarray:
         if holds_features(reader.plan):

@@ -1,6 +1,6 @@
 """Raw samples -> micro-batches, run in loader workers: picklable callables without a model.
 
-Shape suffixes: B items of the micro-batch, L tokens, N frames packed over samples, H W C image.
+Shape suffixes: B items of the micro-batch, L tokens, D documents of a row, N frames packed over samples, H W C image.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from pipeline.losses import IGNORE_LABEL
 from pipeline.models.attention import packed_kwargs
 from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.visual import HierarchicalVisualEncoder
+from shards.packs import Pack
 from shards.plan import Plan
 from shards.reader import Reader
 
 
-def fetch_pack(reader: Reader, item: np.ndarray) -> list[np.ndarray]:
-    """One pack: the token ids of each of its documents."""
-    return list(reader.documents(item))
+def fetch_pack(reader: Reader, item: np.ndarray) -> list[Pack]:
+    """One pack: its documents one after another."""
+    return [reader.pack(item)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,26 +34,26 @@ class PackCollate:
     block_tokens: int
     pad_id: int
 
-    def __call__(self, packs: list[list[np.ndarray]]) -> dict[str, Any]:
-        shape = (len(packs), self.block_tokens)
+    def __call__(self, items: list[list[Pack]]) -> dict[str, Any]:
+        """``items``: of every row its packs, more than one where a document was replaced."""
+        shape = (len(items), self.block_tokens)
         ids_BL = np.full(shape, self.pad_id, dtype=np.int64)
         labels_BL = np.full(shape, IGNORE_LABEL, dtype=np.int64)
         documents_BL = np.full(shape, -1, dtype=np.int64)
-        lengths: list[int] = []
-        for row, documents in enumerate(packs):
-            at = 0
-            for number, document in enumerate(documents):
-                end = at + len(document)
-                ids_BL[row, at:end] = document
-                labels_BL[row, at + 1 : end] = document[1:]
-                documents_BL[row, at:end] = number
-                lengths.append(len(document))
-                at = end
+        for ids_L, labels_L, documents_L, packs in zip(ids_BL, labels_BL, documents_BL, items, strict=True):
+            lengths_D = np.concatenate([pack.lengths for pack in packs])
+            ends_D = np.cumsum(lengths_D)
+            filled = int(ends_D[-1])
+            np.concatenate([pack.ids for pack in packs], out=ids_L[:filled])
+            labels_L[:filled] = ids_L[:filled]
+            labels_L[ends_D - lengths_D] = IGNORE_LABEL
+            documents_L[:filled] = np.repeat(np.arange(len(lengths_D)), lengths_D)
+        lengths = np.concatenate([pack.lengths for packs in items for pack in packs])
         return {
             "input_ids_BL": torch.from_numpy(ids_BL),
             "labels_BL": torch.from_numpy(labels_BL),
             "packed": packed_kwargs(torch.from_numpy(documents_BL)),
-            "document_lengths": torch.tensor(lengths),
+            "document_lengths": torch.from_numpy(lengths),
             "valid_tokens": int((labels_BL != IGNORE_LABEL).sum()),
             "samples": len(lengths),
         }

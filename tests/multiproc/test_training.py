@@ -17,6 +17,8 @@ import pytest
 from pipeline.engine.checkpoint import TAG, Checkpoint, latest_checkpoint, list_checkpoints
 from pipeline.engine.zero import fp32_state
 from pipeline.errors import EXIT_DATA, EXIT_DIVERGED, EXIT_PREEMPTED, EXIT_USER
+from pipeline.features import extract
+from shards.feature_build import FeatureOptions
 from shards.index import read_index
 from tests.jobs import World, finish, rows, run_job, start_ranks, wait_for
 
@@ -212,3 +214,15 @@ def test_damaged_samples_are_replaced_on_every_rank_alike_and_too_many_stop_the_
     codes, output = finish(start_ranks(stage, sets, 2))
     assert EXIT_DATA in codes, output[-3000:]
     assert "damaged samples, more than" in output and "slt shards lint" in output
+
+
+def test_stored_features_train_like_their_frames(world: World, whole: Runs, tmp_path: Path) -> None:
+    """The same steps on features of the frozen backbone: the losses differ by what float16 rounds away."""
+    sets = world.sets("connector", tmp_path / "run", 2, **SETTINGS)
+    extract("demo_connector", sets, world.video, tmp_path / "features", FeatureOptions())
+    run_job("connector", [*sets, f"data.train=[{{shards: {tmp_path / 'features'}}}]"], 2)
+    on_features, on_frames = rows(tmp_path / "run"), rows(whole("connector"))
+    assert on_features.keys() == on_frames.keys()
+    assert [on_features[step] for step in sorted(on_features)] == pytest.approx(
+        [on_frames[step] for step in sorted(on_frames)], rel=5e-3
+    )

@@ -12,14 +12,19 @@ import torch
 
 from pipeline.models.processing import LlavaSltProcessor, ProcessorOptions
 from pipeline.stages.batches import ContrastiveCollate, PackCollate, TranslationCollate, clip_tensors
+from shards.packs import Pack
 from tests.unit.pipeline.models.tiny import bpe_tokenizer
 
 PAD = 9
 
 
-def documents(*lengths_and_first: tuple[int, int]) -> list[np.ndarray]:
+def documents(*lengths_and_first: tuple[int, int]) -> list[Pack]:
     """Token ids counted up from a first id."""
-    return [np.arange(first, first + length, dtype=np.uint16) for length, first in lengths_and_first]
+    return [pack_of(*(np.arange(first, first + length, dtype=np.uint16) for length, first in lengths_and_first))]
+
+
+def pack_of(*documents: np.ndarray) -> Pack:
+    return Pack(np.concatenate(documents), np.array([len(document) for document in documents]))
 
 
 def test_packs_by_hand() -> None:
@@ -50,11 +55,13 @@ def test_every_label_is_the_next_token_of_its_own_document() -> None:
     assert (positions_BL[labelled_BL] > 0).all(), "a first token has nothing before it to be predicted from"
     previous_BL = ids_BL.roll(1, dims=1)
     assert ((ids_BL - previous_BL)[labelled_BL] == 1).all(), "the token before a labelled one is of the same document"
-    assert batch["valid_tokens"] == int(labelled_BL.sum()) == sum(len(d) - 1 for pack in packs for d in pack)
+    assert (
+        batch["valid_tokens"] == int(labelled_BL.sum()) == sum(len(d) - 1 for [pack] in packs for d in pack.documents())
+    )
 
 
 def test_a_document_of_one_token_and_pad_ids_that_occur_in_text() -> None:
-    batch = PackCollate(5, PAD)([[np.array([7]), np.array([PAD, 8, PAD])]])
+    batch = PackCollate(5, PAD)([[pack_of(np.array([7]), np.array([PAD, 8, PAD]))]])
     assert batch["input_ids_BL"].tolist() == [[7, PAD, 8, PAD, PAD]]
     assert batch["labels_BL"].tolist() == [[-100, -100, 8, PAD, -100]], "a real token that equals the padding counts"
     assert batch["valid_tokens"] == 2
