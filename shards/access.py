@@ -5,10 +5,11 @@ All read *spans*, (shard, offset, size), into one buffer.
 
 from __future__ import annotations
 
+import errno
 import logging
+import mmap
 import os
-import weakref
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,8 +32,7 @@ Bytes = NDArray[np.uint8]
 
 LOCAL_GAP = 8 << 10  # a read call costs as much as copying so many bytes
 REMOTE_GAP = 256 << 10  # a request costs as much as receiving so many bytes
-_SMALLEST_BLOCK = 128 << 10  # bytes; less is cheap to allocate
-_BLOCKS = 6
+_POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14; the mmap module has no name for it
 
 
 @dataclass(frozen=True)
@@ -78,25 +78,32 @@ class Source(Protocol):
         ...
 
 
-class Memory:
-    """Memory for what is read, used again when no view of it is left: fresh pages cost more than reading into them."""
+class _File:
+    """An open shard, and its mapping once that was wanted."""
 
-    def __init__(self) -> None:
-        self._blocks: deque[tuple[Bytes, weakref.ref[Bytes]]] = deque(maxlen=_BLOCKS)
+    __slots__ = ("handle", "view", "whole")
 
-    def lease(self, size: int) -> Bytes:
-        """[size] writable bytes; free again when this array and all that was cut from it are gone."""
-        if size < _SMALLEST_BLOCK:
-            return np.empty(size, dtype=np.uint8)
-        for number, (block, lease) in enumerate(self._blocks):
-            if lease() is None and size <= len(block) <= 4 * size:
-                del self._blocks[number]
-                break
-        else:
-            block = np.empty(size * 5 // 4, dtype=np.uint8)
-        leased = block[:size]
-        self._blocks.append((block, weakref.ref(leased)))  # the oldest is forgotten: whoever holds it frees it
-        return leased
+    def __init__(self, handle: int) -> None:
+        self.handle = handle
+        self.whole: mmap.mmap | None = None
+        self.view = memoryview(b"")
+
+    def mapped(self, offset: int, size: int) -> memoryview:
+        """Bytes of the page cache, in place. Raises EOFError or OSError.
+
+        A page that cannot be read (a truncated file, a failing disk) would kill the process when it is touched, so the
+        pages are asked for here, where that is an error like any other.
+        """
+        if self.whole is None:
+            if not os.fstat(self.handle).st_size:
+                raise EOFError("the file is empty")
+            self.whole = mmap.mmap(self.handle, 0, prot=mmap.PROT_READ)
+            self.view = memoryview(self.whole)
+        if offset + size > len(self.whole):
+            raise EOFError(f"bytes {offset}..{offset + size} reach past the end of the mapped file")
+        begin = offset - offset % mmap.PAGESIZE
+        self.whole.madvise(_POPULATE_READ, begin, offset + size - begin)
+        return self.view[offset : offset + size]
 
 
 class LocalFiles:
@@ -107,8 +114,8 @@ class LocalFiles:
 
     def __init__(self, open_files: int) -> None:
         self.open_files = open_files
-        self._files: OrderedDict[Path, int] = OrderedDict()
-        self._memory = Memory()
+        self._files: OrderedDict[Path, _File] = OrderedDict()
+        self._can_map = True
 
     def read(self, names: Sequence[Path], offsets: Sequence[int], sizes: Sequence[int]) -> Bytes:
         joined = np.empty(sum(sizes), dtype=np.uint8)
@@ -116,20 +123,24 @@ class LocalFiles:
         last = None
         for name, offset, size in zip(names, offsets, sizes, strict=True):
             if name is not last:
-                handle, last = self._open(name), name
+                handle, last = self._open(name).handle, name
             _fill(handle, view[at : at + size], offset)
             at += size
         return joined
 
     def views(self, names: Sequence[Path], offsets: Sequence[int], sizes: Sequence[int]) -> Iterator[memoryview]:
-        # Not by a memory map: a page that cannot be read would kill the process, and asking for the pages first costs
-        # as much as the copy.
-        memory, at = self._memory.lease(sum(sizes)).data, 0
         for name, offset, size in zip(names, offsets, sizes, strict=True):
-            view = memory[at : at + size]
-            _fill(self._open(name), view, offset)
-            at += size
-            yield view.toreadonly()
+            if self._can_map:
+                try:
+                    view = self._open(name).mapped(offset, size)
+                except OSError as problem:
+                    if problem.errno != errno.EINVAL:
+                        raise
+                    self._can_map = False
+                    logger.info("this kernel (Linux < 5.14) cannot check mapped pages: shards are read by copies")
+            if not self._can_map:
+                view = LocalFiles.read(self, [name], [offset], [size]).data.toreadonly()
+            yield view
 
     def refresh(self, name: Path) -> bool:
         del name
@@ -137,18 +148,18 @@ class LocalFiles:
 
     def close(self) -> None:
         files, self._files = self._files, OrderedDict()
-        for handle in files.values():
-            os.close(handle)
+        for file in files.values():
+            os.close(file.handle)
 
-    def _open(self, name: Path) -> int:
-        handle = self._files.get(name)
-        if handle is not None:
+    def _open(self, name: Path) -> _File:
+        file = self._files.get(name)
+        if file is not None:
             self._files.move_to_end(name)
-            return handle
+            return file
         if len(self._files) >= self.open_files:
-            os.close(self._files.popitem(last=False)[1])
-        handle = self._files[name] = self._acquire(name)
-        return handle
+            os.close(self._files.popitem(last=False)[1].handle)
+        file = self._files[name] = _File(self._acquire(name))
+        return file
 
     def _acquire(self, name: Path) -> int:
         return os.open(name, os.O_RDONLY | os.O_CLOEXEC)
@@ -174,25 +185,25 @@ class CachedFiles(LocalFiles):
         if name in self._refreshed or name not in self._files:
             return False
         self._refreshed.add(name)
-        handle = self._files.pop(name)
-        self.cache.discard(name.name, handle)
-        os.close(handle)
+        file = self._files.pop(name)
+        self.cache.discard(name.name, file.handle)
+        os.close(file.handle)
         return True
 
     @contextmanager
     def _pinned(self, names: Sequence[Path]) -> Iterator[None]:
-        pinned: list[tuple[Path, int]] = []
+        pinned: list[_File] = []
         try:
             for name in dict.fromkeys(names):
-                handle = self._files.get(name)
-                if handle is not None and not pin(handle):  # evicted while it was not being read
-                    os.close(self._files.pop(name))
-                pinned.append((name, self._open(name)))
+                file = self._files.get(name)
+                if file is not None and not pin(file.handle):  # evicted while it was not being read
+                    os.close(self._files.pop(name).handle)
+                pinned.append(self._open(name))
             yield
         finally:
-            for name, handle in pinned:
-                if self._files.get(name) == handle:  # a closed one is unlocked already
-                    unpin(handle)
+            for file in pinned:
+                if file in self._files.values():  # a closed one is unlocked already
+                    unpin(file.handle)
 
     def _acquire(self, name: Path) -> int:
         return self.cache.open(name.name)

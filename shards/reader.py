@@ -27,7 +27,7 @@ from shards.store import StoreError
 from shards.video import decode
 
 _DATA_ERRNO = (errno.ENOENT, errno.EACCES, errno.EIO, errno.ESTALE, errno.EISDIR, errno.ENOTDIR)
-_READ_AHEAD = 1 << 22
+_READ_AHEAD = 32 << 20
 """Most bytes of announced clips read at once."""
 
 

@@ -1,7 +1,7 @@
 """What every side delivers, whatever it reads it from. Needs only NumPy and torch.
 
 * ``clips``: batches of 8; the bytes are read and touched where they would be decoded (in the worker), their sizes and
-  the parsed json arrive in the main process.
+  what their json says arrive in the main process.
 * ``blocks``: batches of 32 blocks of 2048 tokens, one block per member; a tensor [32, 2048] arrives.
 * ``documents``: short documents packed into blocks of 1024 tokens, batches of 32 blocks; a tensor [32, 1024] and the
   lengths arrive.

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.access import LocalFiles, Memory, Remote, ShardBytes
+from shards.access import LocalFiles, Remote, ShardBytes
 from shards.spans import merge
 
 BLOB = np.random.default_rng(0).integers(0, 256, 60_000, dtype=np.uint8).tobytes()
@@ -58,35 +58,28 @@ def test_views_and_joined_reads_are_the_same_bytes(shards: list[Path]) -> None:
     source.close()
 
 
-def test_ranges_past_the_end_are_errors(shards: list[Path], tmp_path: Path) -> None:
+def test_ranges_past_the_end_are_errors_not_signals(shards: list[Path], tmp_path: Path) -> None:
     files = LocalFiles(4)
     with pytest.raises(EOFError, match=r"bytes 59000..61000 reach past the end of the file"):
         files.read([shards[0]], [59_000], [2000])
     assert list(files.views([shards[0]], [0], [60_000])) == [BLOB]
+    with pytest.raises(EOFError, match=r"bytes 59000..61000 reach past the end of the mapped file"):
+        list(files.views([shards[0]], [59_000], [2000]))
     os.truncate(shards[0], 5000)
     views = files.views([shards[0], shards[0]], [0, 20_000], [2000, 2000])
     assert next(views) == BLOB[:2000]
-    with pytest.raises(EOFError, match=r"bytes 20000..22000 reach past the end of the file"):
-        next(views)
+    with pytest.raises(OSError, match="Bad address"):
+        next(views)  # touching these pages would be SIGBUS
     (tmp_path / "empty").write_bytes(b"")
-    with pytest.raises(EOFError, match=r"bytes 0..1 reach past the end of the file"):
+    with pytest.raises(EOFError, match="the file is empty"):
         list(files.views([tmp_path / "empty"], [0], [1]))
     files.close()
 
 
-def test_memory_is_used_again_when_no_view_is_left() -> None:
-    memory = Memory()
-    size = 1 << 20
-    leased = memory.lease(size)
-    address = leased.ctypes.data
-    part = leased.data[5:10].toreadonly()
-    del leased
-    assert memory.lease(size).ctypes.data != address, "a part is still held"
-    del part
-    again = [memory.lease(size) for _ in range(2)]
-    assert address in [leased.ctypes.data for leased in again]
-    assert len({leased.ctypes.data for leased in again}) == 2
-    small = [memory.lease(100) for _ in range(3)]
-    assert all(len(leased) == 100 for leased in small)
-    many = [memory.lease(size) for _ in range(20)]  # more than are remembered
-    assert len({leased.ctypes.data for leased in many + again}) == 22
+def test_kernels_that_cannot_check_pages_read_copies(shards: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shards.access._POPULATE_READ", 9999)  # unknown advice: EINVAL, as before Linux 5.14
+    files = LocalFiles(4)
+    for _ in range(2):
+        views = list(files.views([shards[0], shards[1]], [0, 5], [100, 50]))
+        assert views == [BLOB[:100], (BLOB[1:] + BLOB[:1])[5:55]] and all(view.readonly for view in views)
+    files.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from shards import index, plan_columns
 from shards.index import open_index, read_index
 from shards.plan_columns import NUMBERS, Samples
+from shards.schema import IndexRow
 from tests.unit.shards.shard_sets import in_memory, write_videos
 
 
@@ -66,3 +69,19 @@ def test_samples_of_a_mapped_index_are_views_of_it(tmp_path: Path, monkeypatch: 
         ((_, values, _),) = column._sources
         assert shard_set.mapped is not None and len(values._bounds) == 4
         assert values._file.ctypes.data == shard_set.mapped.address, "a view of the file"
+
+
+def test_rows_read_together_are_the_rows_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sources, the second mapped and in several batches; texts of any length and alphabet."""
+    monkeypatch.setattr(index, "MAPPED_ABOVE", 0)
+    monkeypatch.setattr(index, "BATCH_ROWS", 4)
+    texts = ["", "schnee", "Grüße ☃", "x" * 300, ""]
+    first = in_memory("text", [3] * 5, name="first", text=texts, split=["train", "dev", "train", "train", "dev"])
+    mapped = open_index(write_videos(tmp_path / "videos", [bytes(8)] * 13, [4] * 13))
+    samples = Samples([(first, "train", None), (mapped, "train", None)], everything)
+    wanted = np.array([15, 0, 3, 2, 14, 7, 7, 1])
+    found = samples.rows(wanted)
+    for field in dataclasses.fields(IndexRow):
+        assert [getattr(row, field.name) for row in found] == samples.column(field.name).take(wanted).to_pylist()
+    assert found == [samples.row(sample) for sample in wanted.tolist()] == pickle.loads(pickle.dumps(found))
+    assert found[1].text == "" and found[3].text == "x" * 300 and found[7].text == "Grüße ☃"

@@ -52,6 +52,12 @@ def test_payload_and_meta(videos: Reader) -> None:
         assert videos.meta(sample)["text"] == f"text number {sample}"
 
 
+def test_rows_are_those_of_the_plan_announced_or_not(videos: Reader) -> None:
+    videos.announce([videos.plan.epoch(0).item(number) for number in (3, 5, 3)])
+    for sample in range(25):
+        assert videos.row(sample) == videos.plan.row(sample)
+
+
 def test_a_range_outside_the_payload_is_refused(videos: Reader) -> None:
     with pytest.raises(DataError, match=r"000000.tar:clip0003 \(made/clip0003\): bytes 900..1100 asked of a payload"):
         videos.payload(3, 900, 200)
