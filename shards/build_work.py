@@ -25,7 +25,8 @@ import pyarrow as pa
 
 from shards.build_plan import ShardTask
 from shards.errors import DataError
-from shards.index import INDEX_NAME, MANIFEST_NAME, read_manifest, sync, write_atomic, write_index
+from shards.files import write_atomic
+from shards.index import INDEX_NAME, MANIFEST_NAME, read_manifest, write_index
 from shards.prepare import Skip
 from shards.schema import FrameFolder, IndexRow, Manifest, VideoFile
 from shards.store import Folder, is_remote, open_folder
@@ -172,7 +173,7 @@ class LocalWork:
                 elif plan.exists():
                     fix = "wait for it, or delete this folder"
                     check_same(json.loads(plan.read_bytes()), identity, self.where, fix)
-                self._write(plan, wanted)
+                write_atomic(plan, wanted)
             elif part is None:
                 for left in self.dir.glob(f"{_WRITING}*"):  # tars that a killed run was writing
                     shutil.rmtree(left)
@@ -209,7 +210,7 @@ class LocalWork:
         else:
             (self.dir / name).unlink(missing_ok=True)
         sync_folder(self.dir)
-        self._write(self.dir / _PARTS / f"{name}.json", record)
+        write_atomic(self.dir / _PARTS / f"{name}.json", record)
 
     def read_part(self, name: str) -> dict[str, Any] | None:
         """A finished shard's record, when its tar is there as well."""
@@ -254,17 +255,6 @@ class LocalWork:
                 shutil.rmtree(entry, ignore_errors=entry.name == _PARTS and bool(keep))
             else:
                 entry.unlink()
-
-    def _write(self, path: Path, payload: bytes) -> None:
-        """Like write_atomic, but two processes may write the same file at the same time."""
-        partial = path.with_name(f"{path.name}.{secrets.token_hex(6)}.tmp")
-        try:
-            with partial.open("wb") as handle:
-                handle.write(payload)
-                sync(handle)
-            partial.rename(path)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 class RemoteWork:

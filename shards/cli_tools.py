@@ -38,7 +38,7 @@ def lint(
     Errors break the set or make a sample unusable: exit code 4. Warnings are
     samples that look wrong: they fail only with --strict.
     """
-    from shards.index import write_atomic
+    from shards.files import write_atomic
     from shards.lint import lint as run
     from shards.lint_shard import LintOptions
 
@@ -91,7 +91,7 @@ def stats(
     as_json: Json = False,
 ) -> None:
     """Samples, hours, lengths, vocabulary, signers, sizes and what the splits share."""
-    from shards.sets import open_set
+    from shards.opening import open_set
     from shards.stats import describe
     from shards.store import open_folder
 

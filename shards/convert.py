@@ -21,8 +21,8 @@ from shards.convert_lmdb import image_suffix, is_video, read_lmdb
 from shards.convert_mds import read_mds
 from shards.corpora.rows import DELIMITERS, read_table
 from shards.errors import DataError
+from shards.opening import media_type
 from shards.schema import FrameFolder, Manifest, Segment, VideoFile
-from shards.sets import media_type
 from shards.tar import Member, index_tar
 
 logger = logging.getLogger(__name__)

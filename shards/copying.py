@@ -20,8 +20,8 @@ import pyarrow as pa
 
 from shards.errors import DataError
 from shards.index import ShardSet, fingerprint, rows_to_table, write_index
+from shards.opening import media_type
 from shards.schema import ANNOTATION, IndexRow, Manifest, Segment
-from shards.sets import media_type
 from shards.store import Folder
 from shards.verify import verify
 from shards.writer import TarWriter, Written, add_documents, dump_json, shard_key

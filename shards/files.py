@@ -35,6 +35,11 @@ def copy_file(source: Path, target: Path) -> str:
         return hashlib.file_digest(copied, "sha256").hexdigest()
 
 
+def write_atomic(path: Path, payload: bytes) -> None:
+    """Write a small file that appears complete or not at all; several processes may write it at the same time."""
+    put_file(path, lambda handle: handle.write(payload))
+
+
 def put_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Write under a name of its own in the same folder, flush to the disk, rename."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}.tmp")

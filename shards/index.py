@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from shards.errors import DataError
+from shards.files import put_file, write_atomic
 from shards.schema import FORMAT_VERSION, IndexRow, Manifest
 
 INDEX_NAME, MANIFEST_NAME = "index.parquet", "manifest.json"
@@ -278,21 +279,9 @@ def rows_to_table(rows: Iterable[IndexRow]) -> pa.Table:
 
 def write_index(folder: Path, table: pa.Table, manifest: Manifest) -> None:
     """Write ``index.parquet`` and then, last, ``manifest.json``; both appear complete or not at all."""
-    partial = folder / (INDEX_NAME + ".tmp")
-    with partial.open("wb") as handle:
-        pq.write_table(table, handle, compression="zstd", row_group_size=BATCH_ROWS, store_schema=False)
-        sync(handle)
-    partial.rename(folder / INDEX_NAME)
+    layout: dict[str, Any] = {"compression": "zstd", "row_group_size": BATCH_ROWS, "store_schema": False}
+    put_file(folder / INDEX_NAME, lambda handle: pq.write_table(table, handle, **layout))
     write_atomic(folder / MANIFEST_NAME, json.dumps(manifest.to_dict(), indent=1, ensure_ascii=False).encode() + b"\n")
-
-
-def write_atomic(path: Path, payload: bytes) -> None:
-    """Write a small file under a temporary name, flush it to disk and rename it."""
-    partial = path.with_name(path.name + ".tmp")
-    with partial.open("wb") as handle:
-        handle.write(payload)
-        sync(handle)
-    partial.rename(path)
 
 
 def sync(handle: BinaryIO) -> None:

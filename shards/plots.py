@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from shards.index import ShardSet, write_atomic
+from shards.files import write_atomic
+from shards.index import ShardSet
 from shards.stats import all_words, lengths, word_counts
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from shards.errors import DataError
 from shards.index import ShardSet
-from shards.sets import media_type, open_set
+from shards.opening import media_type, open_set
 from shards.stats import words
 from shards.store import open_folder
 from shards.text import load_tokenizer, tokenise

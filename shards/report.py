@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from shards.build import SKIPPED_NAME
-from shards.index import read_index, write_atomic
+from shards.files import write_atomic
+from shards.index import read_index
 from shards.prepare import has_media
 from shards.schema import Corpus, Segment, VideoFile, text_hash
 

@@ -17,10 +17,8 @@ from numpy.typing import NDArray
 
 from shards.index import ShardSet
 from shards.lint_text import is_unspaced
+from shards.opening import open_set
 from shards.packing import best_fit, cut_documents
-from shards.prepare import has_media
-from shards.schema import Corpus
-from shards.sets import open_set
 from shards.store import open_folder
 
 BLOCKS_TOKENS = (512, 1024, 2048, 4096)
@@ -55,17 +53,6 @@ def describe(shard_set: ShardSet, location: str) -> dict[str, Any]:
         "sizes": _sizes(table) if manifest.kind == "video" else {},
         "utilisation": utilisation(lengths(table), manifest.kind),
     }
-
-
-def segment_counts(corpus: Corpus) -> dict[str, dict[str, int]]:
-    """What a corpus yields before anything is built: segments per split, and how many lack text or media."""
-    found: dict[str, dict[str, int]] = {}
-    for segment in corpus.segments():
-        counts = found.setdefault(segment.split, {"segments": 0, "empty_text": 0, "missing_media": 0})
-        counts["segments"] += 1
-        counts["empty_text"] += not segment.text.strip()
-        counts["missing_media"] += segment.media is not None and not has_media(segment.media)
-    return found
 
 
 def words(text: str, language: str = "") -> list[str]:

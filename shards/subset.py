@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from shards.copying import Report, Source, write_copy
 from shards.errors import DataError
+from shards.opening import open_set
 from shards.schema import Manifest
-from shards.sets import open_set
 from shards.store import open_folder
 
 GROUPS = ("text", "signer")

@@ -9,9 +9,8 @@ import pytest
 
 from shards.errors import DataError
 from shards.schema import text_hash
-from shards.stats import describe, segment_counts, stats, utilisation, words
+from shards.stats import describe, stats, utilisation, words
 from shards.store import open_folder
-from tests.unit.shards.making import text_corpus, video_corpus
 from tests.unit.shards.shard_sets import in_memory, write_texts, write_videos
 
 TEXTS = ["Rain comes.", "rain  COMES.", "wind", "the wind", "snow"]
@@ -90,10 +89,3 @@ def test_utilisation() -> None:
     assert [row["best"] for row in rows] == [1.0, 1.0, 0.75] and all(row["plain"] <= row["best"] for row in rows)
     assert utilisation(np.zeros(3, np.int64), "text")["rows"][0] == {"size": 512, "plain": 0.0, "best": 0.0}
     assert utilisation(np.zeros(3, np.int64), "video")["rows"][0] == {"size": 8, "plain": 0.0, "best": 0.0}
-
-
-def test_segment_counts(tmp_path: Path) -> None:
-    corpus = video_corpus(tmp_path, 2)
-    (tmp_path / "clip.1.mp4").unlink()
-    assert segment_counts(corpus) == {"train": {"segments": 2, "empty_text": 0, "missing_media": 1}}
-    assert segment_counts(text_corpus(3))["train"]["missing_media"] == 0
