@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from shards.errors import DataError
 from shards.index import NAMES, ShardSet, with_numbered_names
 from shards.order import Ints
-from shards.plan_rows import RowReader
+from shards.plan_rows import RowReader, names_of
 from shards.schema import IndexRow
 
 NUMBERS = ("offset", "size", "crc32", "meta_offset", "meta_size", "meta_crc32", "frames", "tokens", "text_hash")
@@ -125,6 +125,7 @@ class Samples:
     def __init__(self, selections: Sequence[tuple[ShardSet, str, str | None]], choose: Choose) -> None:
         self._batches: list[list[pa.RecordBatch]] = []
         self._batch_rows: list[list[int]] = []
+        self._names: list[dict[str, list[str]]] = []
         self._rows: list[_Rows] = []
         columns: dict[str, list[tuple[_Rows, Numbers | _Pieces, int]]] = {name: [] for name in ("shard", *NUMBERS)}
         self.shards: list[Path] = []
@@ -140,7 +141,9 @@ class Samples:
             for name, found in columns.items():
                 added = len(self.shards) if name == "shard" else 0
                 found.append((rows, _joined([_numbers(b, name) for b in batches], shard_set.mapped), added))
-            self.shards += [shard_set.dir / name for name in batches[0].column("shard").dictionary.to_pylist()]
+            names = names_of(batches[0])
+            self.shards += [shard_set.dir / name for name in names["shard"]]
+            self._names.append(names)
             self._batches.append(batches)
             self._batch_rows.append(np.cumsum([0, *(batch.num_rows for batch in batches)]).tolist())
             self._rows.append(rows)
@@ -178,7 +181,7 @@ class Samples:
 
     def _reader(self, source: int, batch: int) -> Callable[[Ints], list[IndexRow]]:
         if (source, batch) not in self._readers:
-            self._readers[source, batch] = RowReader(self._batches[source][batch])
+            self._readers[source, batch] = RowReader(self._batches[source][batch], self._names[source])
         return self._readers[source, batch].rows
 
     def column(self, name: str) -> pa.ChunkedArray:

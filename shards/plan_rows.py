@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,19 +16,30 @@ _Values = Callable[[Ints], list[Any]]
 
 
 class RowReader:
-    """The rows of one batch of an index, whose columns are texts, numbers, and texts as Arrow dictionaries."""
+    """The rows of one batch of an index, whose columns are texts, numbers, and texts as Arrow dictionaries.
 
-    def __init__(self, batch: pa.RecordBatch) -> None:
-        self._columns = [_values_of(batch.column(field.name)) for field in dataclasses.fields(IndexRow)]
+    Args:
+        batch: the columns of :class:`shards.schema.IndexRow`.
+        names: the values of those that are dictionaries, by column: batches share them, as there may be very many.
+    """
+
+    def __init__(self, batch: pa.RecordBatch, names: Mapping[str, list[str]]) -> None:
+        fields = [field.name for field in dataclasses.fields(IndexRow)]
+        self._columns = [_values_of(batch.column(name), names.get(name, [])) for name in fields]
 
     def rows(self, numbers: Ints) -> list[IndexRow]:
         """The rows with these numbers, counted from the first of the batch."""
         return list(map(IndexRow, *(values(numbers) for values in self._columns)))
 
 
-def _values_of(column: pa.Array) -> _Values:
+def names_of(batch: pa.RecordBatch) -> dict[str, list[str]]:
+    """The values of the columns that are dictionaries."""
+    columns = {name: batch.column(name) for name in batch.schema.names}
+    return {name: c.dictionary.to_pylist() for name, c in columns.items() if pa.types.is_dictionary(c.type)}
+
+
+def _values_of(column: pa.Array, names: list[str]) -> _Values:
     if pa.types.is_dictionary(column.type):
-        names: list[str] = column.dictionary.to_pylist()
         numbers = column.indices.to_numpy()
         return lambda rows: [names[number] for number in numbers[rows].tolist()]
     if pa.types.is_string(column.type):
