@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import mmap
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from shards.cache import ShardCache, pin, remote_of, unpin
 from shards.errors import DataError
+from shards.mapped import MappedFile
 from shards.spans import LONGEST_SPAN, Ints, Spans, merge
 from shards.store import Folder
 
@@ -32,7 +32,6 @@ Bytes = NDArray[np.uint8]
 
 LOCAL_GAP = 8 << 10  # a read call costs as much as copying so many bytes
 REMOTE_GAP = 256 << 10  # a request costs as much as receiving so many bytes
-_POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14; the mmap module has no name for it
 
 
 @dataclass(frozen=True)
@@ -78,34 +77,6 @@ class Source(Protocol):
         ...
 
 
-class _File:
-    """An open shard, and its mapping once that was wanted."""
-
-    __slots__ = ("handle", "view", "whole")
-
-    def __init__(self, handle: int) -> None:
-        self.handle = handle
-        self.whole: mmap.mmap | None = None
-        self.view = memoryview(b"")
-
-    def mapped(self, offset: int, size: int) -> memoryview:
-        """Bytes of the page cache, in place. Raises EOFError or OSError.
-
-        A page that cannot be read (a truncated file, a failing disk) would kill the process when it is touched, so the
-        pages are asked for here, where that is an error like any other.
-        """
-        if self.whole is None:
-            if not os.fstat(self.handle).st_size:
-                raise EOFError("the file is empty")
-            self.whole = mmap.mmap(self.handle, 0, prot=mmap.PROT_READ)
-            self.view = memoryview(self.whole)
-        if offset + size > len(self.whole):
-            raise EOFError(f"bytes {offset}..{offset + size} reach past the end of the mapped file")
-        begin = offset - offset % mmap.PAGESIZE
-        self.whole.madvise(_POPULATE_READ, begin, offset + size - begin)
-        return self.view[offset : offset + size]
-
-
 class LocalFiles:
     """Shards on a file system. At most ``open_files`` stay open; the one unused longest is closed."""
 
@@ -114,7 +85,7 @@ class LocalFiles:
 
     def __init__(self, open_files: int) -> None:
         self.open_files = open_files
-        self._files: OrderedDict[Path, _File] = OrderedDict()
+        self._files: OrderedDict[Path, MappedFile] = OrderedDict()
         self._can_map = True
 
     def read(self, names: Sequence[Path], offsets: Sequence[int], sizes: Sequence[int]) -> Bytes:
@@ -129,10 +100,13 @@ class LocalFiles:
         return joined
 
     def views(self, names: Sequence[Path], offsets: Sequence[int], sizes: Sequence[int]) -> Iterator[memoryview]:
+        last = None
         for name, offset, size in zip(names, offsets, sizes, strict=True):
             if self._can_map:
                 try:
-                    view = self._open(name).mapped(offset, size)
+                    if name is not last:
+                        file, last = self._open(name), name
+                    view = file.view(offset, size)
                 except OSError as problem:
                     if problem.errno != errno.EINVAL:
                         raise
@@ -151,14 +125,14 @@ class LocalFiles:
         for file in files.values():
             os.close(file.handle)
 
-    def _open(self, name: Path) -> _File:
+    def _open(self, name: Path) -> MappedFile:
         file = self._files.get(name)
         if file is not None:
             self._files.move_to_end(name)
             return file
         if len(self._files) >= self.open_files:
             os.close(self._files.popitem(last=False)[1].handle)
-        file = self._files[name] = _File(self._acquire(name))
+        file = self._files[name] = MappedFile(self._acquire(name))
         return file
 
     def _acquire(self, name: Path) -> int:
@@ -192,7 +166,7 @@ class CachedFiles(LocalFiles):
 
     @contextmanager
     def _pinned(self, names: Sequence[Path]) -> Iterator[None]:
-        pinned: list[_File] = []
+        pinned: list[MappedFile] = []
         try:
             for name in dict.fromkeys(names):
                 file = self._files.get(name)

@@ -15,7 +15,7 @@ import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, islice, pairwise, starmap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,11 +23,11 @@ import torch
 
 from shards.access import Remote
 from shards.errors import DataError
-from shards.packing import Items, joined
+from shards.packing import Items
 from shards.plan import Cursor, Plan
 from shards.prefetch import Prefetcher
 from shards.reader import Reader
-from shards.step import LoaderOptions, Request, StepBatch
+from shards.step import LoaderOptions, Request, StepBatch, joined
 from shards.substitute import BadSample, Fetch, fetch_item
 from shards.workers import Made, Workers, fork_server
 
@@ -77,9 +77,10 @@ class _Maker:
 
     def made_together(self, requests: list[Request]) -> Iterator[_Made]:
         """The micro-batches of requests (at least one), whose samples are read together."""
-        found = [request.items() for request in requests]
-        self.reader.announce(joined(found))
-        return map(self._made, requests, found)
+        found = joined(requests)
+        self.reader.announce(found)
+        bounds = pairwise(accumulate((len(request.sizes) for request in requests), initial=0))
+        return map(self._made, requests, starmap(found.part, bounds))
 
     def _made(self, request: Request, items: Items) -> _Made:
         raws: list[list[Any]] = []
@@ -272,7 +273,7 @@ class StepLoader:
         """The shards this rank reads in each step."""
         for start, _ in self._steps(begin):
             items = [self._items(start, slot) for slot in range(self.options.accumulation_steps)]
-            yield np.unique(self.plan.shard_of[joined(items).elements["sample"]]).tolist()
+            yield np.unique(self.plan.shard_of[np.concatenate([part.elements["sample"] for part in items])]).tolist()
 
     def _report(self, skipped: list[BadSample]) -> None:
         for bad in skipped:
@@ -320,7 +321,7 @@ class EvalLoader:
         stream = _Stream(self._maker, iter(requests), options)
         for request, made in zip(requests, stream, strict=True):
             assert made.batch is not None  # without substitutes there is a batch or an error
-            yield made.batch, [int(sample) for item in request.items() for sample in item["sample"]]
+            yield made.batch, joined([request]).elements["sample"].tolist()
 
     def padded(self) -> Iterator[tuple[Batch, list[int]]]:
         """Like iterating, but the same number of batches on every rank, as collective calls need it.

@@ -14,10 +14,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -40,8 +39,7 @@ _KEPT_ELEMENTS = 1 << 16  # a step over a tiny set may span many epochs
 _MADE_AHEAD = 1 << 12  # elements from which on making a chunk takes longer than starting a thread
 
 
-@dataclass(frozen=True, slots=True)
-class Cursor:
+class Cursor(NamedTuple):
     """A position in the plan: the next item of a chunk, and the items consumed since the beginning of the run."""
 
     epoch: int = 0
@@ -52,12 +50,12 @@ class Cursor:
     consumed: int = 0
 
     def to_dict(self) -> dict[str, int]:
-        return dataclasses.asdict(self)
+        return self._asdict()
 
     @classmethod
     def from_dict(cls, values: Mapping[str, int]) -> Cursor:
         """Inverse of ``to_dict``. Raises DataError for anything else."""
-        names = [field.name for field in dataclasses.fields(cls)]
+        names = list(cls._fields)
         if set(values) != set(names) or any(not isinstance(v, int) or v < 0 for v in values.values()):
             raise DataError(
                 f"data cursor {dict(values)!r} is not {names} with non-negative integers",
@@ -280,7 +278,7 @@ class Plan:
                 where="data state of the checkpoint",
                 fix="restore the shards and data options of the original run, or start a new run from its weights",
             )
-        cursor = Cursor.from_dict({field.name: state.get(field.name, -1) for field in dataclasses.fields(Cursor)})
+        cursor = Cursor.from_dict({name: state.get(name, -1) for name in Cursor._fields})
         if cursor.chunk >= self.chunks.count(cursor.epoch):
             raise DataError(
                 f"chunk {cursor.chunk} is beyond the {self.chunks.count(cursor.epoch)} of epoch {cursor.epoch}",

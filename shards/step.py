@@ -44,8 +44,7 @@ class LoaderOptions:
         return (slot * self.world_size + self.rank) * self.micro_batch
 
 
-@dataclass(frozen=True, slots=True)
-class StepBatch:
+class StepBatch(NamedTuple):
     """This rank's share of one optimizer step."""
 
     micro_batches: list[dict[str, Any]]
@@ -63,14 +62,11 @@ class Request(NamedTuple):
     """A micro-batch to make: plain bytes, because small arrays are slow to pickle."""
 
     elements: bytes
-    sizes: tuple[int, ...]
+    sizes: list[int]
+    """Elements of every item."""
     step_end: Cursor
     first: int
     """Position of the first item in the step; spreads the substitutes of a step."""
-
-    def items(self) -> Items:
-        """The items to read."""
-        return Items.of_bytes(self.elements, self.sizes)
 
     def after(self, number: int) -> Callable[[], Cursor]:
         """Where the search for what replaces a sample of an item begins; computed when it is called."""
@@ -81,4 +77,10 @@ class Request(NamedTuple):
     def of(cls, items: Items | Sequence[Elements], step_end: Cursor, first: int = 0) -> Request:
         """The request for these items."""
         found = as_items(items)
-        return cls(found.elements.tobytes(), tuple(found.sizes().tolist()), step_end, first)
+        return cls(found.elements.tobytes(), found.sizes().tolist(), step_end, first)
+
+
+def joined(requests: Sequence[Request]) -> Items:
+    """The items of all requests, one after another."""
+    sizes = [size for request in requests for size in request.sizes]
+    return Items.of_bytes(b"".join([request.elements for request in requests]), sizes)

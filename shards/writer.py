@@ -33,7 +33,7 @@ from shards.video import VideoInfo
 _KEY_CHARACTERS = 64
 _RECORD = tarfile.RECORDSIZE  # archives are padded to whole records, as tar itself does
 _WRITE_BYTES, _WRITE_PARTS, _SYNC_BYTES = (
-    1 << 18,
+    1 << 20,
     512,
     16 << 20,
 )  # gathered for one writev, which takes up to 1024 parts

@@ -77,7 +77,7 @@ def test_ranges_past_the_end_are_errors_not_signals(shards: list[Path], tmp_path
 
 
 def test_kernels_that_cannot_check_pages_read_copies(shards: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.access._POPULATE_READ", 9999)  # unknown advice: EINVAL, as before Linux 5.14
+    monkeypatch.setattr("shards.mapped._POPULATE_READ", 9999)  # unknown advice: EINVAL, as before Linux 5.14
     files = LocalFiles(4)
     for _ in range(2):
         views = list(files.views([shards[0], shards[1]], [0, 5], [100, 50]))
