@@ -77,7 +77,9 @@ bench-peers: setup ## The other loaders that ours is measured against, in an env
 
 bench: setup ## Every benchmark this machine can run, quickly (one alone: python benchmarks/NAME.py)
 	@"$(BIN)/python" -m pip install --disable-pip-version-check --quiet -c constraints.txt torch==$(TORCH) -e '.[dev,bench]'
-	@for file in $$(grep -l -e --quick benchmarks/*.py); do echo "== $$file"; $(BIN)/python "$$file" --quick || exit 1; done
+	@missed=; for file in $$(grep -l -e --quick benchmarks/*.py); do \
+		echo "== $$file"; $(BIN)/python "$$file" --quick || missed="$$missed $$file"; done; \
+		test -z "$$missed" || { echo "a target was missed, or a peer was absent:$$missed"; exit 1; }
 
 clean: ## Remove caches and build outputs; environments and runs stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

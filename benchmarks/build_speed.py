@@ -273,7 +273,7 @@ def _fresh(folder: Path) -> Path:
     return folder
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer clips and runs")
     parser.add_argument("--only", help="one part: transcoding, long_video, scaling or passthrough")
@@ -288,7 +288,8 @@ def main() -> None:
             found = measure(Path(scratch), arguments.quick)
             rows += found if isinstance(found, list) else [found]
     write_receipt(rows, arguments.out, ("av", "numpy", "pyarrow"))
+    return 0 if all(row.reached for row in rows) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -87,9 +87,12 @@ def _local(folder: Folder, name: str, scratch: Path) -> tuple[Path, str]:
 
 def _check(before: Manifest | None, shards: list[dict[str, Any]], kinds: dict[Kind, str], where: str) -> None:
     if before is not None and before.shards != shards:
-        changed = [new["name"] for new in shards if new not in before.shards] or ["a shard is missing"]
+        changed = [new["name"] for new in shards if new not in before.shards]
+        missing = sorted({old["name"] for old in before.shards} - {new["name"] for new in shards})
+        found = [f"{name}: not the bytes its manifest was written for" for name in changed]
+        found += [f"{name} is missing" for name in missing]
         raise DataError(
-            f"{', '.join(changed[:3])}: not the bytes its manifest was written for",
+            "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if found[3:] else ""),
             where=where,
             fix="run `slt shards lint` to see the damage; delete manifest.json to accept the tars as they are",
         )

@@ -227,7 +227,16 @@ def _mapped_copy(folder: Path, manifest: Manifest, cache: Path | None) -> Path:
             fcntl.flock(handle, fcntl.LOCK_EX)
         if not writable[0].exists():
             _write_mapped(handle, writable[0])
+            if writable[0].parent == folder:  # a cache folder also serves other shard sets
+                _drop_copies(folder, writable[0])
     return writable[0]
+
+
+def _drop_copies(folder: Path, kept: Path) -> None:
+    """Delete the copies of what the index was before; whoever still reads one keeps its bytes."""
+    for other in folder.glob("index-*.arrow"):
+        if other != kept:
+            other.unlink(missing_ok=True)
 
 
 def _write_mapped(source: BinaryIO, target: Path) -> None:

@@ -111,7 +111,7 @@ def test_every_tool_names_the_damage(folder: Path, name: str) -> None:
     assert {problem.shard for problem in problems} >= {VICTIM}
     linted = {(problem.shard, problem.rule) for problem in lint(folder, LintOptions(decode=False)).problems}
     assert {(problem.shard, problem.rule) for problem in problems} <= linted
-    with pytest.raises(DataError, match="a shard is missing" if name == "missing" else VICTIM):
+    with pytest.raises(DataError, match=f"{VICTIM} is missing" if name == "missing" else VICTIM):
         adopt(folder)
 
 

@@ -51,6 +51,13 @@ def test_a_small_index_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch, tm
     )
 
 
+def test_a_new_index_replaces_the_copy_of_the_old_one(folder: Path) -> None:
+    (folder / "index-0123456789abcdef.arrow").write_bytes(b"of an index that was built anew since")
+    (folder / "index.parquet.arrow").write_bytes(b"somebody's own")
+    opened = open_index(folder)
+    assert copies(folder) == [f"index-{opened.fingerprint[:16]}.arrow", "index.parquet.arrow"]
+
+
 def test_many_makers_leave_one_copy(folder: Path) -> None:
     with ThreadPoolExecutor(6) as pool:
         opened = list(pool.map(lambda _: open_index(folder), range(12)))
