@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
@@ -72,8 +71,7 @@ def _block_row(tar: TarWriter, number: int, ids: np.ndarray) -> IndexRow:
     payload = buffer.getvalue()
     written = tar.add(f"{number:08d}.npy", payload)
     data, text = ids.tobytes(), f"block {number}"
-    values: dict[str, Any] = {field.name: "" for field in dataclasses.fields(IndexRow) if field.type == "str"}
-    values |= {field.name: 0 for field in dataclasses.fields(IndexRow) if field.type in ("int", "float")}
+    values: dict[str, Any] = {name: kind() for name, kind in get_type_hints(IndexRow).items()}
     values |= {"shard": tar.path.name, "key": f"{number:08d}", "sample_id": f"{number:08d}", "split": "train"}
     values |= {"corpus": "bench", "text": text, "text_hash": text_hash(text), "tokens": len(ids), "meta_offset": -1}
     values |= {"offset": written.offset + len(payload) - len(data), "size": len(data), "crc32": zlib.crc32(data)}

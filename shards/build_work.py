@@ -107,7 +107,7 @@ def part_record(tar: TarWriter, rows: list[IndexRow], task: ShardTask, skips: li
         "size": tar.size,
         "sha256": tar.digest.hexdigest(),
         "skips": [dataclasses.asdict(skip) for skip in [*task.skips, *skips]],
-        "rows": [[getattr(row, name) for name in IndexRow.__slots__] for row in rows],
+        "rows": [list(row) for row in rows],
     }
     return json.dumps(part).encode()
 

@@ -174,7 +174,7 @@ def _media(source: Source, tar: TarWriter, rows: list[IndexRow]) -> Iterator[lis
             "crc32": media.crc32,
         }
         place |= {"meta_offset": meta.offset, "meta_size": meta.size, "meta_crc32": meta.crc32}
-        yield [dataclasses.replace(row, **place)]
+        yield [row._replace(**place)]
 
 
 def _video(tar: TarWriter, key: str, payload: bytes) -> Written:

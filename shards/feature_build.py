@@ -153,7 +153,7 @@ class _Extraction:
                 "size": tar.size,
                 "sha256": tar.digest.hexdigest(),
                 "skips": [dataclasses.asdict(skip) for skip in skips],
-                "rows": [dataclasses.astuple(row) for row in rows],
+                "rows": [list(row) for row in rows],
             }
             self.work.store(tar, name, rows, json.dumps(part).encode())
 
@@ -171,7 +171,7 @@ class _Extraction:
         payload = buffer.getvalue()
         header = len(payload) - features_TD.nbytes
         annotation = {name: getattr(row, name) for name in ANNOTATION}
-        stored = {
+        stored: dict[str, Any] = {
             "frames": len(features_TD),
             "fps": row.fps / self.options.frame_stride,
             "duration_seconds": row.duration_seconds,
@@ -180,8 +180,8 @@ class _Extraction:
         }
         member = tar.add(f"{row.key}.npy", payload)
         meta = tar.add(f"{row.key}.json", dump_json({"id": row.sample_id, **annotation, **stored}))
-        return dataclasses.replace(
-            row, offset=member.offset + header, size=features_TD.nbytes, crc32=zlib.crc32(payload[header:]),
+        return row._replace(
+            offset=member.offset + header, size=features_TD.nbytes, crc32=zlib.crc32(payload[header:]),
             meta_offset=meta.offset, meta_size=meta.size, meta_crc32=meta.crc32, **stored,
         )  # fmt: skip
 

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -37,11 +37,11 @@ _INT32 = ("frames", "width", "height", "tokens")
 
 def index_schema() -> pa.Schema:
     """Columns of ``index.parquet``: the fields of IndexRow, in order."""
-    types = {"str": pa.string(), "float": pa.float64(), "int": pa.int64()}
+    types = {str: pa.string(), float: pa.float64(), int: pa.int64()}
     fields = []
-    for field in dataclasses.fields(IndexRow):
-        kind = pa.uint32() if field.name in _UINT32 else pa.int32() if field.name in _INT32 else types[str(field.type)]
-        fields.append(pa.field(field.name, kind, nullable=False))
+    for name, stored in get_type_hints(IndexRow).items():
+        kind = pa.uint32() if name in _UINT32 else pa.int32() if name in _INT32 else types[stored]
+        fields.append(pa.field(name, kind, nullable=False))
     return pa.schema(fields)
 
 

@@ -8,7 +8,6 @@ worker count. docs/data-order.md defines the order exactly.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import threading
 from collections import OrderedDict
@@ -138,7 +137,7 @@ class Plan:
     @property
     def table(self) -> pa.Table:
         """[n_samples] all columns of the index; for small sets."""
-        return pa.table({field.name: self.column(field.name) for field in dataclasses.fields(IndexRow)})
+        return pa.table({name: self.column(name) for name in IndexRow._fields})
 
     # -- items ---------------------------------------------------------------------------------------------------
     @cached_property

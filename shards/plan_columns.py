@@ -203,12 +203,11 @@ def _by_part(firsts: Sequence[int], numbers: Ints, read: Callable[[int, Ints], l
     if len(firsts) == 2:
         return read(0, numbers)
     parts = np.searchsorted(firsts, numbers, side="right") - 1
-    found = np.empty(len(numbers), dtype=object)
+    found: dict[int, IndexRow] = {}
     for part in np.unique(parts).tolist():
-        mine = parts == part
-        found[mine] = read(part, numbers[mine] - firsts[part])
-    rows: list[IndexRow] = found.tolist()
-    return rows
+        mine = np.flatnonzero(parts == part)
+        found.update(zip(mine.tolist(), read(part, numbers[mine] - firsts[part]), strict=True))
+    return [found[place] for place in range(len(numbers))]
 
 
 def _select(batches: Sequence[pa.RecordBatch], wanted: tuple[str, str | None], choose: Choose) -> tuple[_Rows, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,12 +23,11 @@ class RowReader:
     """
 
     def __init__(self, batch: pa.RecordBatch, names: Mapping[str, list[str]]) -> None:
-        fields = [field.name for field in dataclasses.fields(IndexRow)]
-        self._columns = [_values_of(batch.column(name), names.get(name, [])) for name in fields]
+        self._columns = [_values_of(batch.column(name), names.get(name, [])) for name in IndexRow._fields]
 
     def rows(self, numbers: Ints) -> list[IndexRow]:
         """The rows with these numbers, counted from the first of the batch."""
-        return list(map(IndexRow, *(values(numbers) for values in self._columns)))
+        return list(map(IndexRow._make, zip(*(values(numbers) for values in self._columns), strict=True)))
 
 
 def names_of(batch: pa.RecordBatch) -> dict[str, list[str]]:

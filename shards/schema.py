@@ -18,7 +18,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 FORMAT_VERSION = 1
 Kind = Literal["video", "text", "features"]
@@ -99,8 +99,7 @@ ANNOTATION = ("split", "corpus", "text", "language", "sign_language", "signer", 
 """What a sample's ``.json`` member says about it besides its id: fields of a Segment and of an IndexRow."""
 
 
-@dataclass(slots=True)
-class IndexRow:
+class IndexRow(NamedTuple):
     """One sample: where its bytes lie and all that ordering, mixing, packing and scoring need."""
 
     shard: str
@@ -133,10 +132,6 @@ class IndexRow:
     height: int
     tokens: int
     """Token ids of a text document (0 for video)."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Loader workers send one per sample: half the time of the default.
-        return IndexRow, tuple([getattr(self, name) for name in IndexRow.__slots__])
 
 
 @dataclass(slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import tarfile
@@ -91,7 +90,7 @@ def test_index_rules(video_set: Path, tmp_path: Path) -> None:
         "empty_sample": {"frames": 0},
     }
     for rule, change in cases.items():
-        rewrite(folder, [dataclasses.replace(rows[0], **change), *rows[1:]])  # type: ignore[arg-type]
+        rewrite(folder, [rows[0]._replace(**change), *rows[1:]])  # type: ignore[arg-type]
         assert rule in rules(folder), rule
     rewrite(folder, rows)
     assert rules(folder) == set()
@@ -110,7 +109,7 @@ def test_annotation_rules(video_set: Path, tmp_path: Path) -> None:
         "line_break": {"text": "satz\nnummer"},
     }
     for rule, change in cases.items():
-        rewrite(folder, [dataclasses.replace(rows[0], **change), *rows[1:]])  # type: ignore[arg-type]
+        rewrite(folder, [rows[0]._replace(**change), *rows[1:]])  # type: ignore[arg-type]
         report = lint(folder, LintOptions(decode=False))
         assert rule in report.by_rule() and report.warnings >= 1, rule
         assert RULES[rule].severity == "warning"
@@ -122,14 +121,12 @@ def test_duplicates_and_contamination(video_set: Path, tmp_path: Path) -> None:
     rows = list(read_index(folder).rows())
     again = {name: getattr(rows[0], name) for name in ("offset", "size", "crc32", "text", "text_hash")}
     manifest.splits = {"dev": 1, "train": 3}
-    rewrite(
-        folder, [rows[0], dataclasses.replace(rows[1], **again), *rows[2:3], dataclasses.replace(rows[3])], manifest
-    )
+    rewrite(folder, [rows[0], rows[1]._replace(**again), *rows[2:3], rows[3]], manifest)
     found = lint(folder, LintOptions(decode=False)).by_rule()
     assert [(p.key, p.detail) for p in found["duplicate_video"]] == [
         (rows[1].key, f"same bytes as {rows[0].shard}:{rows[0].key}")
     ]
-    rewrite(folder, [rows[0], dataclasses.replace(rows[1], split="dev", **again), *rows[2:]], manifest)
+    rewrite(folder, [rows[0], rows[1]._replace(split="dev", **again), *rows[2:]], manifest)
     found = lint(folder, LintOptions(decode=False)).by_rule()
     assert found["video_in_two_splits"][0].detail.endswith(" of train")
     assert [p.detail for p in found["text_in_train"]] == ["dev: 'satz nummer 0'"]
@@ -157,7 +154,7 @@ def test_token_ids_against_a_tokenizer(text_set: Path, tmp_path: Path) -> None:
     assert rules(folder, LintOptions(tokenizer=other)) == {"tokenizer"}
     shard_set = read_index(folder)
     rows = list(shard_set.rows())
-    changed = dataclasses.replace(rows[0], text="sonne", text_hash=text_hash("sonne"))
+    changed = rows[0]._replace(text="sonne", text_hash=text_hash("sonne"))
     rewrite(folder, [changed, *rows[1:]])
     (problem,) = lint(folder, LintOptions(tokenizer=same)).problems
     assert problem.rule == "tokens" and problem.detail.startswith("d:0: ") and "'sonne'" in problem.detail
@@ -177,7 +174,7 @@ def test_features(tmp_path: Path) -> None:
     folder = write_videos(tmp_path / "set", [values.tobytes(), bad.tobytes(), b"12"], [4, 4, 4])
     shard_set = read_index(folder)
     shard_set.manifest.kind = "features"
-    rewrite(folder, [dataclasses.replace(row, width=8) for row in shard_set.rows()], shard_set.manifest)
+    rewrite(folder, [row._replace(width=8) for row in shard_set.rows()], shard_set.manifest)
     found = lint(folder).by_rule()
     assert [p.detail for p in found["features"]] == ["NaN or infinite values", "2 bytes are not 4 rows of 8 float16"]
 
@@ -198,7 +195,7 @@ def test_object_stores(video_set: Path) -> None:
 def test_reports(video_set: Path, tmp_path: Path) -> None:
     folder = copy(video_set, tmp_path)
     rows = list(read_index(folder).rows())
-    rewrite(folder, [dataclasses.replace(rows[0], text_hash=5), dataclasses.replace(rows[1], language="ja"), *rows[2:]])
+    rewrite(folder, [rows[0]._replace(text_hash=5), rows[1]._replace(language="ja"), *rows[2:]])
     report = lint(folder, LintOptions(decode=False))
     values = report.to_dict()
     assert (values["errors"], values["warnings"], values["ok"]) == (report.errors, report.warnings, False)
@@ -227,7 +224,7 @@ def test_changed_index_is_noticed(video_set: Path, tmp_path: Path) -> None:
     folder = copy(video_set, tmp_path)
     shard_set = read_index(folder)
     rows = list(shard_set.rows())
-    write_index(folder, rows_to_table([dataclasses.replace(rows[0], fps=24.0), *rows[1:]]), shard_set.manifest)
+    write_index(folder, rows_to_table([rows[0]._replace(fps=24.0), *rows[1:]]), shard_set.manifest)
     assert "fingerprint" in rules(folder, LintOptions(decode=False))
 
 
@@ -248,7 +245,7 @@ def test_split_samples_and_duplicate_members(video_set: Path, tmp_path: Path) ->
 def test_damaged_documents(text_set: Path, tmp_path: Path) -> None:
     folder = copy(text_set, tmp_path)
     rows = list(read_index(folder).rows())
-    rewrite(folder, [dataclasses.replace(rows[0], tokens=rows[0].tokens + 1), *rows[1:]])
+    rewrite(folder, [rows[0]._replace(tokens=rows[0].tokens + 1), *rows[1:]])
     assert rules(folder) == {"documents"}
 
 
@@ -345,11 +342,11 @@ def test_an_npy_that_is_no_array(text_set: Path, tmp_path: Path) -> None:
 def test_a_json_member_that_is_no_json(video_set: Path, tmp_path: Path) -> None:
     folder = copy(video_set, tmp_path)
     rows = list(read_index(folder).rows())
-    bad = dataclasses.replace(rows[0], meta_size=rows[0].meta_size - 1, meta_crc32=0)
+    bad = rows[0]._replace(meta_size=rows[0].meta_size - 1, meta_crc32=0)
     payload = (folder / rows[0].shard).read_bytes()[bad.meta_offset : bad.meta_offset + bad.meta_size]
     import zlib
 
-    rewrite(folder, [dataclasses.replace(bad, meta_crc32=zlib.crc32(payload)), *rows[1:]])
+    rewrite(folder, [bad._replace(meta_crc32=zlib.crc32(payload)), *rows[1:]])
     assert "meta" in rules(folder)
 
 

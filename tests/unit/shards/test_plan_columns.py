@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pickle
 from pathlib import Path
 from typing import Any
@@ -81,7 +80,7 @@ def test_rows_read_together_are_the_rows_of_the_table(tmp_path: Path, monkeypatc
     samples = Samples([(first, "train", None), (mapped, "train", None)], everything)
     wanted = np.array([15, 0, 3, 2, 14, 7, 7, 1])
     found = samples.rows(wanted)
-    for field in dataclasses.fields(IndexRow):
-        assert [getattr(row, field.name) for row in found] == samples.column(field.name).take(wanted).to_pylist()
+    for name in IndexRow._fields:
+        assert [getattr(row, name) for row in found] == samples.column(name).take(wanted).to_pylist()
     assert found == [samples.row(sample) for sample in wanted.tolist()] == pickle.loads(pickle.dumps(found))
     assert found[1].text == "" and found[3].text == "x" * 300 and found[7].text == "Grüße ☃"
