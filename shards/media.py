@@ -1,4 +1,4 @@
-"""Reading source media: strict single-threaded decoding, cuts by time, folders of images, a constant frame rate.
+"""Reading source media: strict single-threaded decoding, cuts by time, a constant frame rate.
 
 ``err_detect=explode`` matters: by default FFmpeg conceals damaged frames. Every FFmpeg error becomes a DataError.
 """
@@ -11,25 +11,26 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import av
-import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from shards.errors import DataError
-from shards.schema import FrameFolder, VideoFile
+from shards.schema import VideoFile
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 FIX_MEDIA = "fetch the file again, or remove its row from the annotations"
 _EXPLODE = {"err_detect": "explode"}
 _END_TOLERANCE_SECONDS = 1.0  # subtitles often outlast the video a little; more means the wrong video
 _SEEK_EARLY_SECONDS = 0.2  # containers seek by decoding time, which is a few frames before display time
 _SLOT_EARLY = 0.25  # a frame up to a quarter slot early still counts for its slot: absorbs time stamp jitter
+_TOGETHER_SECONDS = 0.1  # sound begins a little before the picture in most files; players show no difference
+_LONGEST_GAP_SECONDS = 60.0  # a slide may stand for long; more is a jump of the time stamps
+_BACK_SECONDS, _MOST_BACK = 1.0, 5  # where two recordings were joined, a few frames may repeat
+_CLOCK = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
+_SAME = 1e-6  # seconds; times are compared after a division
 
-
-class MissingFrames(DataError):
-    """A folder of numbered images with gaps in the numbers."""
+Timed: TypeAlias = "tuple[float, av.VideoFrame | None]"
+"""(seconds, frame). The last one of a piece has no frame: it says until when the one before it is shown."""
 
 
 class OpenVideo:
@@ -43,16 +44,18 @@ class OpenVideo:
     def __enter__(self) -> tuple[Any, Any, str]:
         source = io.BytesIO(self.source) if isinstance(self.source, bytes) else str(self.source)
         try:
+            if isinstance(self.source, Path) and not self.source.stat().st_size:
+                raise DataError("the file is empty", where=self.where, fix=FIX_MEDIA)
             container = av.open(source, options=dict(_EXPLODE), metadata_errors="replace")  # titles of any encoding
         except FileNotFoundError:
             raise DataError("the file does not exist", where=self.where, fix=FIX_MEDIA) from None
         except (av.FFmpegError, OSError) as error:
-            raise DataError(f"not a readable video ({error})", where=self.where, fix=FIX_MEDIA) from error
+            raise DataError(f"not a readable video ({_said(error)})", where=self.where, fix=FIX_MEDIA) from error
         if not container.streams.video:
             kinds = ", ".join(sorted({str(stream.type) for stream in container.streams})) or "nothing"
             container.close()
             raise DataError(f"no video stream, only {kinds}", where=self.where, fix=FIX_MEDIA)
-        stream = container.streams.video[0]
+        stream = _main_stream(container)
         stream.thread_type = "NONE"
         stream.codec_context.options = dict(_EXPLODE)
         self.container = container
@@ -63,12 +66,25 @@ class OpenVideo:
             self.container.close()
 
 
+def _said(error: Any) -> str:
+    """The reason alone; FFmpeg's numbers mean nothing to anybody."""
+    return str(error.strerror or error)
+
+
+def _main_stream(container: Any) -> Any:
+    """The video stream that players show: no cover picture, and the one marked as default where there are several."""
+    pictures = [stream for stream in container.streams.video if stream.disposition & stream.disposition.attached_pic]
+    best = container.streams.best("video")
+    others = [stream for stream in container.streams.video if stream not in pictures]
+    return best if best in others or not others else others[0]
+
+
 def packets(container: Any, stream: Any, where: str) -> Iterator[Any]:
     """Demuxed packets of one stream, without decoding."""
     try:
         yield from container.demux(stream)
     except av.FFmpegError as error:
-        raise DataError(f"damaged or truncated video ({error})", where=where, fix=FIX_MEDIA) from error
+        raise DataError(f"damaged or truncated video ({_said(error)})", where=where, fix=FIX_MEDIA) from error
 
 
 def decoded(container: Any, stream: Any, where: str, after_seek: bool = False) -> Iterator[av.VideoFrame]:
@@ -89,7 +105,7 @@ def decoded_packets(found: Iterable[Any], where: str) -> Iterator[av.VideoFrame]
                     raise DataError(f"damaged frame at {frame.time} s", where=where, fix=FIX_MEDIA)
                 yield frame
     except av.FFmpegError as error:
-        raise DataError(f"damaged or truncated video ({error})", where=where, fix=FIX_MEDIA) from error
+        raise DataError(f"damaged or truncated video ({_said(error)})", where=where, fix=FIX_MEDIA) from error
 
 
 def _without_leading(found: Iterator[Any]) -> Iterator[Any]:
@@ -115,21 +131,37 @@ class DecodingPass:
     Neighbouring pieces share the decoding of the frames that lead to them. Between two pieces the pass jumps to a key
     frame when the file's index names a later one than the position reached.
 
+    Times count from where a player begins: at the first picture, or at the sound when that begins clearly earlier.
+
     Args:
         container, stream, where: from :class:`OpenVideo`.
     """
 
     def __init__(self, container: Any, stream: Any, where: str) -> None:
         self.container, self.stream, self.where = container, stream, where
-        self.origin = float((stream.start_time or 0) * stream.time_base)
         self.frame_seconds = 1 / stream_rate(stream, where)
+        self._numbered = container.format.name == "avi" and bool(stream.codec_context.has_b_frames)
+        """The times of such files are those of decoding; only the order of the frames is sure."""
+        self._can_seek = not self._numbered and container.format.name != "mpeg"
+        first = 0.0 if self._numbered else float((stream.start_time or 0) * stream.time_base)
+        begin = first if container.start_time is None or self._numbered else container.start_time / av.time_base
+        self.origin = begin if first - begin > _TOGETHER_SECONDS else first
+        self.first = first - self.origin
+        """Time of the first picture."""
         self.position = -math.inf
-        """Time of the last decoded frame, seconds from the start of the stream."""
+        """Time of the last decoded frame."""
         self._frames = self._decode()
         self._held: list[tuple[float, av.VideoFrame]] = []
+        """The last frame before the next piece and, where pieces overlap, its first ones."""
+
+    def begin(self, media: VideoFile) -> float:
+        """Where a piece begins: the first picture, unless its start is given."""
+        return self.first if media.start_seconds is None else media.start_seconds
 
     def seek(self, start: float) -> bool:
         """Go to the key frame before ``start``; False when the media landed behind it (a file with a poor index)."""
+        if not self._can_seek:
+            return True  # the next frames come from the beginning
         target = int((self.origin + max(0.0, start - _SEEK_EARLY_SECONDS)) / self.stream.time_base)
         try:
             self.container.seek(target, stream=self.stream, backward=True, any_frame=False)
@@ -138,150 +170,146 @@ class DecodingPass:
             self._frames, self._held = self._decode(), []
             return True
         self._frames, self._held = self._decode(after_seek=True), []
+        self.position = -math.inf
         first = next(self._frames, None)
         if first is None:
             return True  # nothing there: reading the piece reports it
         self._frames = itertools.chain([first], self._frames)
-        return first[0] <= start + self.frame_seconds
+        return first[0] <= max(start, self.first) + _SAME
 
     def skip_to(self, start: float) -> None:
-        """Jump ahead when that saves decoding; never backwards."""
-        if self._held:
+        """Jump ahead when that saves decoding; never backwards. Raises DataError when the media landed too late."""
+        if not self._can_seek or (self._held and self._held[-1][0] >= start - _SAME):
             return  # the piece begins in frames that are decoded already
         entries = self.stream.index_entries
         target = int((self.origin + max(0.0, start - _SEEK_EARLY_SECONDS)) / self.stream.time_base)
         found = entries.search_timestamp(target, backward=True, any_frame=False) if len(entries) else -1
         if found < 0:
             return
-        if float(entries[found].timestamp * self.stream.time_base) - self.origin > self.position + self.frame_seconds:
-            self.seek(start)
+        there = float(entries[found].timestamp * self.stream.time_base) - self.origin
+        if there > self.position + self.frame_seconds and not self.seek(start):
+            raise DataError(f"no way to {start:.2f} s by the file's index", where=self.where, fix=FIX_MEDIA)
 
-    def piece(self, media: VideoFile, following: float = math.inf) -> Iterator[tuple[float, av.VideoFrame]]:
-        """(seconds from the start of the stream, frame) inside one piece; checks that the media reaches its end.
+    def piece(self, media: VideoFile, following: float = math.inf) -> Iterator[Timed]:
+        """The frames inside one piece, with the one that is shown when it begins; checks that the media reaches its
+        end and that no time stamps jump.
 
         Args:
             media: the piece.
             following: start of the next piece; its frames are kept when this one reaches into it.
         """
-        start, end = media.start_seconds or 0.0, math.inf if media.end_seconds is None else media.end_seconds
+        start, end = self.begin(media), math.inf if media.end_seconds is None else media.end_seconds
         waiting, self._held = iter(self._held), []
-        for seconds, frame in itertools.chain(waiting, self._frames):
-            if seconds >= following - 1e-6:
-                self._held.append((seconds, frame))
-            if seconds >= end:
-                self._held += [item for item in waiting if item[0] >= following - 1e-6]
-                return
-            if seconds >= start - 1e-6:
-                yield seconds, frame
+        before: tuple[float, av.VideoFrame] | None = None
+        for item in itertools.chain(waiting, self._frames):
+            seconds = item[0]
+            self._keep(item, following)
+            if seconds >= start - _SAME:
+                if before is not None:
+                    self._check_gap(max(before[0], start), min(seconds, end))
+                    if before[0] < start - _SAME:
+                        yield before
+                if seconds >= end:
+                    for rest in waiting:
+                        self._keep(rest, following)
+                    yield end, None
+                    return
+                yield item
+            before = item
         self._check_end(media)
+        if before is not None:
+            yield min(before[0] + self.frame_seconds, end), None
+
+    def _keep(self, item: tuple[float, av.VideoFrame], following: float) -> None:
+        if item[0] < following - _SAME:
+            self._held = [item]
+        else:
+            self._held.append(item)
 
     def _decode(self, after_seek: bool = False) -> Iterator[tuple[float, av.VideoFrame]]:
-        for frame in decoded(self.container, self.stream, self.where, after_seek):
-            if frame.time is None:
-                raise DataError(
-                    "frames without time stamps", where=self.where, fix="remux the file (ffmpeg -i IN -c copy OUT.mp4)"
-                )
-            self.position = frame.time - self.origin
-            yield self.position, frame
+        back = 0
+        for number, frame in enumerate(decoded(self.container, self.stream, self.where, after_seek)):
+            seconds = number * self.frame_seconds if self._numbered else self._time(frame)
+            if seconds <= self.position:
+                back += 1
+                if self.position - seconds > _BACK_SECONDS or back > _MOST_BACK + number // 100:
+                    raise self._jump(self.position, seconds)
+                continue
+            self.position = seconds
+            yield seconds, frame
+
+    def _time(self, frame: av.VideoFrame) -> float:
+        if frame.time is None:
+            raise DataError(
+                "frames without time stamps", where=self.where, fix="remux the file (ffmpeg -i IN -c copy OUT.mp4)"
+            )
+        return float(frame.time) - self.origin
+
+    def _jump(self, last: float, seconds: float) -> DataError:
+        return DataError(
+            f"the time stamps jump from {last:.2f} s to {seconds:.2f} s",
+            where=self.where,
+            fix="give the file new ones (ffmpeg -i IN -vf setpts=N/FRAME_RATE/TB OUT.mp4), or remove its row from the "
+            "annotations",
+        )
+
+    def _check_gap(self, last: float, seconds: float) -> None:
+        if seconds - last > _LONGEST_GAP_SECONDS:
+            raise self._jump(last, seconds)
+
+    def explained(self, media: VideoFile, error: DataError) -> DataError:
+        """The error, or the plainer one that a piece beyond the end of the media deserves."""
+        declared, start = self._declared(), self.begin(media)
+        if declared is None or start <= declared + _END_TOLERANCE_SECONDS:
+            return error
+        return DataError(
+            f"the video ends at {declared:.2f} s, the segment begins at {start:.2f} s",
+            where=self.where,
+            fix="the annotation belongs to another video, or the download is truncated",
+        )
 
     def _check_end(self, media: VideoFile) -> None:
         """The media is over: was that to be expected?"""
         if self.position == -math.inf:
             raise DataError("no frame can be decoded", where=self.where, fix=FIX_MEDIA)
-        stream, declared = self.stream, None
         if media.end_seconds is not None:
-            declared = media.end_seconds - _END_TOLERANCE_SECONDS
-        elif stream.duration:
-            declared = float(stream.duration * stream.time_base) * 0.95 - 0.5
-        if declared is not None and self.position < declared:
+            expected, said = media.end_seconds - _END_TOLERANCE_SECONDS, "the segment"
+        else:
+            expected, said = (self._declared() or 0.0) * 0.95 - 0.5, "its header"
+        if self.position < expected:
             raise DataError(
-                f"the video ends at {self.position:.2f} s, "
-                f"{'the segment' if media.end_seconds else 'its header'} says later",
+                f"the video ends at {self.position:.2f} s, {said} says later",
                 where=self.where,
                 fix="the download is truncated, or the annotation belongs to another video",
             )
 
-
-def frame_files(media: FrameFolder) -> list[Path]:
-    """The images of a folder in playing order: by the number in their names where there is one, else by name.
-
-    Raises:
-        DataError: no such folder, or no image in it.
-        MissingFrames: the numbers have gaps.
-    """
-    if not media.path.is_dir():
-        raise DataError("no such frame folder", where=str(media.path), fix=FIX_MEDIA)
-    files = sorted(path for path in media.path.glob(media.pattern) if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        raise DataError(f"no image matches {media.pattern}", where=str(media.path), fix=FIX_MEDIA)
-    numbers = _numbers([path.stem for path in files])
-    if numbers is None:
-        return files
-    order = sorted(range(len(files)), key=lambda place: numbers[place])
-    counted = sorted(numbers)
-    step = min((later - earlier for earlier, later in itertools.pairwise(counted)), default=1)
-    if step == 0:
-        twice = next(number for number, later in itertools.pairwise(counted) if number == later)
-        raise DataError(f"two images have the number {twice}", where=str(media.path), fix="remove one of the two")
-    missing = sorted(set(range(counted[0], counted[-1] + 1, step)) - set(counted))
-    if missing:
-        shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
-        raise MissingFrames(
-            f"{len(missing)} of {len(files) + len(missing)} frames are missing: numbers {shown}",
-            where=str(media.path),
-            fix="unpack the archive again",
-        )
-    return [files[place] for place in order]
+    def _declared(self) -> float | None:
+        """End of the video by the header: of the stream, or of a file that holds nothing else."""
+        if self.stream.duration:
+            return self.first + float(self.stream.duration * self.stream.time_base)
+        for name, value in self.stream.metadata.items():  # Matroska, per stream: DURATION or DURATION-eng
+            if name.startswith("DURATION") and (found := _CLOCK.fullmatch(value)):
+                hours, minutes, seconds = map(float, found.groups())
+                return 3600 * hours + 60 * minutes + seconds - self.origin
+        alone = len(self.container.streams) == 1 and self.container.duration
+        return self.container.duration / av.time_base if alone else None
 
 
-def _numbers(stems: list[str]) -> list[int] | None:
-    """The one number in which the names differ; None when they differ otherwise."""
-    parts = [re.split(r"(\d+)", stem) for stem in stems]
-    if len({len(part) for part in parts}) != 1:
-        return None
-    columns = list(zip(*parts, strict=True))
-    differing = [place for place, column in enumerate(columns) if len(set(column)) > 1]
-    if len(differing) != 1 or differing[0] % 2 == 0:  # odd places hold the digits
-        return None
-    return [int(digits) for digits in columns[differing[0]]]
-
-
-def folder_frames(media: FrameFolder) -> Iterator[tuple[float, av.VideoFrame]]:
-    """(seconds, frame) of a folder of equally large images; other files in the folder are ignored."""
-    shape: tuple[int, ...] | None = None
-    for number, path in enumerate(frame_files(media)):
-        try:
-            with Image.open(path) as image:
-                pixels = np.asarray(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError, SyntaxError) as error:
-            raise DataError(f"not a readable image ({error})", where=str(path), fix=FIX_MEDIA) from error
-        shape = shape or pixels.shape
-        if pixels.shape != shape:
-            raise DataError(
-                f"{pixels.shape[:2]} pixels, the first frame has {shape[:2]}", where=str(path), fix=FIX_MEDIA
-            )
-        yield number / media.fps, av.VideoFrame.from_ndarray(pixels, "rgb24")
-
-
-def constant_rate(
-    timed: Iterator[tuple[float, av.VideoFrame]], rate: float, start: float, frame_seconds: float
-) -> Iterator[av.VideoFrame]:
+def constant_rate(timed: Iterator[Timed], rate: float, start: float, frame_seconds: float) -> Iterator[av.VideoFrame]:
     """Frames at a constant rate: slot k shows the first frame that falls into it, or else the frame before.
 
-    A gap before the first frame is filled with that frame, and the last one lasts for its own duration.
+    A gap before the first frame of all is filled with that frame; the last one is shown until the given end.
     """
     early = min(_SLOT_EARLY, frame_seconds * rate / 2)  # of fast media, the frame nearest to the slot's time
     shown: av.VideoFrame | None = None
-    done, seconds = 0, start
+    done = 0
     for seconds, frame in timed:
         slot = math.floor((seconds - start) * rate + early)
+        if frame is None:
+            yield from itertools.repeat(shown, slot - done if shown is not None else 0)
+            return
         if slot >= done:
-            for _ in range(slot - done if shown is not None else slot):
-                yield shown or frame
+            yield from itertools.repeat(shown or frame, slot - done)
             yield frame
             done = slot + 1
         shown = frame
-    total = math.floor((seconds + frame_seconds - start) * rate + early)
-    if shown is not None:
-        for _ in range(total - done):
-            yield shown

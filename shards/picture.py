@@ -10,19 +10,40 @@ from fractions import Fraction
 from typing import Any
 
 import av
+import numpy as np
 from av.filter import Graph
+from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from shards.errors import DataError
 from shards.schema import Crop
 
 _UNTAGGED, _RGB, _BT709 = 2, 0, 1
-_TURNS: dict[int, list[tuple[str, str | None]]] = {
-    0: [],
-    1: [("transpose", "cclock")],
-    2: [("hflip", None), ("vflip", None)],
-    3: [("transpose", "clock")],
+_Filters = list[tuple[str, str | None]]
+_UPRIGHT: dict[tuple[int, int, int, int], _Filters] = {
+    (1, 0, 0, 1): [],
+    (-1, 0, 0, 1): [("hflip", None)],
+    (1, 0, 0, -1): [("vflip", None)],
+    (-1, 0, 0, -1): [("hflip", None), ("vflip", None)],
+    (0, 1, -1, 0): [("transpose", "clock")],
+    (0, -1, 1, 0): [("transpose", "cclock")],
+    (0, 1, 1, 0): [("transpose", "cclock_flip")],
+    (0, -1, -1, 0): [("transpose", "clock_flip")],
 }
+"""What a display matrix asks for, by where it takes the first (a, b) and the second axis (c, d)."""
+
+
+def upright(frame: av.VideoFrame) -> _Filters:
+    """The filters that undo the turn or the mirror that phones store instead of turning the pixels."""
+    side_data: Any = frame.side_data  # PyAV's types call it a dict of numbers
+    data = side_data.get(SideDataType.DISPLAYMATRIX)
+    if data is None:
+        return []
+    axes = np.frombuffer(data, dtype="<i4", count=9).reshape(3, 3)[:2, :2].astype(np.float64)
+    across = abs(axes[0, 1]) > abs(axes[0, 0])
+    kept = axes * (np.eye(2)[::-1] if across else np.eye(2))  # to the nearest right angle
+    a, b, c, d = np.sign(kept).astype(int).ravel().tolist()
+    return _UPRIGHT.get((a, b, c, d), [])
 
 
 def tag_colours(frame: av.VideoFrame) -> None:
@@ -82,6 +103,11 @@ def stored_size(width: int, height: int, aspect: float, short_side: int) -> tupl
     return max(2, round(wide * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
 
 
+def _lies(turns: _Filters) -> bool:
+    """Whether the upright picture is as wide as the stored one is high."""
+    return any(name == "transpose" for name, _ in turns)
+
+
 class Pictures:
     """Converts the frames of one segment. All results have the size of the first one, also when the source changes.
 
@@ -117,11 +143,12 @@ class Pictures:
 
     def _convert(self, frame: av.VideoFrame) -> av.VideoFrame:
         tag_colours(frame)
-        turns = round(frame.rotation / 90) % 4
-        aspect = 1 / self.aspect if turns % 2 else self.aspect
-        part = self._upright_part(frame, turns, aspect)
+        turns = upright(frame)
+        aspect = 1 / self.aspect if _lies(turns) else self.aspect
+        field = frame.interlaced_frame and not turns
+        part = self._upright_part(frame, turns, aspect, field)
         if self.size is None:
-            self.size = stored_size(part.width, part.height, aspect, self.short_side)
+            self.size = stored_size(part.width, part.height * (2 if field else 1), aspect, self.short_side)
         rgb = part.format.is_rgb or part.colorspace == _RGB
         picture = self._reformatter.reformat(
             part,
@@ -136,17 +163,21 @@ class Pictures:
         picture.pict_type = 0  # otherwise x264 repeats the frame types of the source
         return picture
 
-    def _upright_part(self, frame: av.VideoFrame, turns: int, aspect: float) -> av.VideoFrame:
-        """Undo the display rotation that phones store instead of turning the pixels, then crop."""
-        if not turns and self.crop is None:
+    def _upright_part(self, frame: av.VideoFrame, turns: _Filters, aspect: float, field: bool) -> av.VideoFrame:
+        """Undo the display rotation that phones store instead of turning the pixels, then crop.
+
+        ``field``: of interlaced pictures only the first field is kept. Its lines are of one moment, and at the stored
+        sizes half the lines are enough; two moments in one picture show a moving hand as a comb.
+        """
+        if not turns and self.crop is None and not field:
             return frame
-        kind = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, turns)
+        kind = (field, frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, *turns)
         if kind != self._graph_for:
-            self._graph, self._graph_for = self._build_graph(frame, turns, aspect), kind
+            self._graph, self._graph_for = self._build_graph(frame, turns, aspect, field), kind
         self._graph.vpush(frame)
         return self._graph.vpull()
 
-    def _build_graph(self, frame: av.VideoFrame, turns: int, aspect: float) -> Graph:
+    def _build_graph(self, frame: av.VideoFrame, turns: _Filters, aspect: float, field: bool) -> Graph:
         graph = Graph()
         graph.threads = 1
         source = graph.add(
@@ -158,9 +189,12 @@ class Pictures:
             colorspace=str(int(frame.colorspace)),
             range=str(int(frame.color_range)),
         )
-        nodes = [source, *(graph.add(name, settings) for name, settings in _TURNS[turns])]
+        filters = [("field", "type=top")] if field else turns
+        nodes = [source, *(graph.add(name, settings) for name, settings in filters)]
         if self.crop is not None:
-            width, height = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
+            width, height = (frame.height, frame.width) if _lies(turns) else (frame.width, frame.height)
+            if field:
+                height, aspect = height // 2, aspect / 2
             x, y, wide, high = crop_box(self.crop, width, height, aspect)
             nodes.append(graph.add("crop", f"{wide}:{high}:{x}:{y}"))
         graph.link_nodes(*nodes, graph.add("buffersink")).configure()

@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 
 from shards.errors import DataError
-from shards.media import IMAGE_SUFFIXES, MissingFrames
+from shards.frame_folder import MissingFrames, is_frame
 from shards.schema import FrameFolder, Segment, VideoFile
 from shards.text import load_tokenizer, tokenise
 from shards.video import (
@@ -65,7 +65,7 @@ def has_media(media: VideoFile | FrameFolder) -> bool:
     """Whether the file exists, or the folder holds at least one frame."""
     if isinstance(media, VideoFile):
         return media.path.is_file()
-    return media.path.is_dir() and any(path.suffix.lower() in IMAGE_SUFFIXES for path in media.path.glob(media.pattern))
+    return media.path.is_dir() and any(map(is_frame, media.path.glob(media.pattern)))
 
 
 def prepare_videos(segments: Sequence[Segment], options: VideoOptions) -> list[PreparedVideo | Skip]:

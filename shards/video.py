@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import itertools
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from shards.errors import DataError
+from shards.frame_folder import folder_frames
 from shards.media import (
     FIX_MEDIA,
     DecodingPass,
@@ -29,11 +31,10 @@ from shards.media import (
     constant_rate,
     decoded,
     decoded_packets,
-    folder_frames,
     packets,
 )
 from shards.mp4 import NotSure, check_samples, read_mp4
-from shards.picture import Pictures, tag_colours
+from shards.picture import Pictures, tag_colours, upright
 from shards.schema import FrameFolder, VideoFile
 
 logger = logging.getLogger(__name__)
@@ -246,6 +247,8 @@ def ready_payload(media: VideoFile, options: VideoOptions) -> tuple[bytes, Video
         if not _has_stored_form(container, stream, options):
             return None
         found = list(packets(container, stream, where))
+        if any(packet.is_discard for packet in found):
+            return None  # an edit list leaves pictures out
         times = [packet.pts for packet in found if packet.pts is not None]
         keys = [place for place, packet in enumerate(found) if packet.is_keyframe and packet.pts is not None]
         steps = set(np.diff(sorted(times)))
@@ -253,7 +256,7 @@ def ready_payload(media: VideoFile, options: VideoOptions) -> tuple[bytes, Video
             return None
         count, turned = 0, False
         for frame in decoded_packets(found, where):
-            count, turned = count + 1, turned or frame.rotation != 0
+            count, turned = count + 1, turned or bool(upright(frame)) or frame.interlaced_frame
         if count != len(times) or (stream.frames and len(times) != stream.frames):
             raise DataError(f"{count} frames decode of {len(times)} stored", where=where, fix=FIX_MEDIA)
         return None if turned else (media.path.read_bytes(), _info(stream, len(times)))
@@ -307,26 +310,28 @@ def _has_stored_form(container: Any, stream: Any, options: VideoOptions) -> bool
 def _transcode_pass(pieces: Sequence[VideoFile], options: VideoOptions, back: float) -> list[bytes | DataError]:
     """The pieces up to and including the first unusable one.
 
-    ``back``: decode from this many seconds before the first piece.
+    ``back``: decode from this many seconds before the first piece, and from further back where the file's index names
+    no key frame there.
     """
     results: list[bytes | DataError] = []
+    source = None
     try:
         with OpenVideo(pieces[0].path, str(pieces[0].path)) as (container, stream, where):
             source = DecodingPass(container, stream, where)
             rate = options.fps or 1 / source.frame_seconds
             for number, piece in enumerate(pieces):
-                start = piece.start_seconds or 0.0
+                start = source.begin(piece)
                 if number:
                     source.skip_to(start)
-                elif start and not source.seek(start - back):
-                    source.seek(start - _FURTHER_BACK_SECONDS)
-                following = [later.start_seconds or 0.0 for later in pieces[number + 1 : number + 2]]
+                elif start - back > source.first and not source.seek(start - back):
+                    return _transcode_pass(pieces, options, math.inf if back else _FURTHER_BACK_SECONDS)
+                following = [source.begin(later) for later in pieces[number + 1 : number + 2]]
                 timed = source.piece(piece, *following)
                 slots = constant_rate(timed, rate, start, source.frame_seconds)
                 pictures = Pictures(piece.crop, options.short_side, stream.sample_aspect_ratio, where)
                 results.append(_encode(slots, rate, pictures, options))
     except DataError as error:
-        results.append(error)
+        results.append(source.explained(pieces[len(results)], error) if source is not None else error)
     return results
 
 

@@ -36,6 +36,23 @@ def patch_colours(image: np.ndarray) -> np.ndarray:
     return np.stack([image[height // 2 - 2 : height // 2 + 2, x - 1 : x + 2].mean((0, 1)) for x in middles])
 
 
+def numbered(frames: int, width: int = 128, height: int = 64) -> np.ndarray:
+    """uint8 [T, H, W, 3]: eight fields, four below each other in two columns, are the bits of the frame number."""
+    images = np.full((frames, height, width, 3), 90, np.uint8)
+    for number in range(frames):
+        for bit in range(8):
+            top, left = height // 4 * (bit % 4), width // 2 * (bit // 4)
+            images[number, top : top + height // 4, left : left + width // 2] = 220 if number >> bit & 1 else 20
+    return images
+
+
+def number_of(image: np.ndarray) -> int:
+    """The frame number of a picture of :func:`numbered`."""
+    high, wide = image.shape[0] // 4, image.shape[1] // 2
+    fields = [image[high * (bit % 4) :, wide * (bit // 4) :][:high, :wide].mean() for bit in range(8)]
+    return sum(int(field > 120) << bit for bit, field in enumerate(fields))
+
+
 def media(
     images: np.ndarray, container: str = "mp4", codec: str = "libx264", pix_fmt: str = "yuv420p", **options: Any
 ) -> bytes:
@@ -101,8 +118,12 @@ def remuxed(payload: bytes, container: str = "mp4", **options: str) -> bytes:
 
 def rotated(payload: bytes, degrees: int) -> bytes:
     """An mp4 whose track header tells players to turn the picture clockwise by 90, 180 or 270 degrees."""
-    one = 1 << 16
-    a, b, c, d = {90: (0, one, -one, 0), 180: (-one, 0, 0, -one), 270: (0, -one, one, 0)}[degrees]
+    return displayed(payload, {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[degrees])
+
+
+def displayed(payload: bytes, axes: tuple[int, int, int, int]) -> bytes:
+    """An mp4 whose track header tells players where the two axes go: (1, 0, 0, 1) is the picture as it is stored."""
+    a, b, c, d = (value << 16 for value in axes)
     start = payload.index(b"tkhd") + 4 + 40
     return payload[:start] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) + payload[start + 36 :]
 

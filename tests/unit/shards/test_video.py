@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -123,7 +124,7 @@ def test_variable_rate_becomes_constant(tmp_path: Path) -> None:
 @settings(max_examples=100, deadline=None)
 def test_constant_rate_fills_every_slot_in_order(gaps: list[float], rate: float, start: float) -> None:
     times = start + np.cumsum(gaps)
-    timed: Any = iter([(time, number) for number, time in enumerate(times)])
+    timed: Any = iter([*((time, number) for number, time in enumerate(times)), (times[-1] + 0.04, None)])
     slots: list[Any] = list(constant_rate(timed, rate, start, 0.04))
     assert slots == sorted(slots)
     assert abs(len(slots) - (times[-1] + 0.04 - start) * rate) <= 1.26
@@ -207,6 +208,7 @@ class StubPacket:
 
 class StubContainer:
     start_time, time_base, average_rate = 0, 1, 25
+    format = SimpleNamespace(name="stub")
 
     def demux(self, _: object) -> list[StubPacket]:
         return [StubPacket()]
@@ -222,9 +224,9 @@ def test_concealed_damage_and_missing_time_stamps(monkeypatch: pytest.MonkeyPatc
 
 
 def test_zero_length_and_garbage_files(tmp_path: Path) -> None:
-    for payload in (b"", b"not a video" * 100):
+    for payload, what in ((b"", "the file is empty"), (b"not a video" * 100, r"not a readable video \(Invalid data")):
         path = write(tmp_path, payload)
-        with pytest.raises(DataError, match=r"clip\.mp4: not a readable video"):
+        with pytest.raises(DataError, match=rf"clip\.mp4: {what}"):
             transcode(VideoFile(path), VideoOptions())
 
 
@@ -263,8 +265,10 @@ def test_truncated_video(tmp_path: Path, keep_ready: bool) -> None:
 
 def test_cut_outside_the_media(tmp_path: Path, stored: bytes) -> None:
     path = write(tmp_path, stored)
-    with pytest.raises(DataError, match=r"the video ends at 1\.56 s"):
+    with pytest.raises(DataError, match=r"the video ends at 1\.60 s, the segment begins at 5\.00 s"):
         transcode(VideoFile(path, 5.0, 8.0), VideoOptions())
+    with pytest.raises(DataError, match=r"the video ends at 1\.56 s, the segment says later"):
+        transcode(VideoFile(path, 1.0, 8.0), VideoOptions())
     with pytest.raises(DataError, match="no frame between the two times\n  fix: check start and end"):
         transcode(VideoFile(path, 1.0, 0.5), VideoOptions())
     assert probe(transcode(VideoFile(path, 1.0, 2.0), VideoOptions())).frames == 15, "a subtitle may outlast the video"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from shards.errors import DataError
-from shards.media import MissingFrames, frame_files
+from shards.frame_folder import MissingFrames, frame_files
 from shards.picture import Pictures, crop_box, stored_size
 from shards.prepare import PreparedVideo, Skip, prepare_videos
 from shards.schema import Crop, FrameFolder, Segment, VideoFile
@@ -25,7 +25,10 @@ from tests.unit.shards.media_files import (
     COLOURS,
     box_order,
     broken_stsz,
+    displayed,
     media,
+    number_of,
+    numbered,
     patch_colours,
     patches,
     remuxed,
@@ -119,6 +122,33 @@ def test_phones_store_portrait_video_turned(tmp_path: Path, degrees: int, pix_fm
     assert off(found[1]) <= 9 and found[1][3, 3].min() > 150, "the white line is at the top left"
 
 
+AXES = [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)] + [(0, b, c, 0) for b in (1, -1) for c in (1, -1)]
+
+
+@pytest.mark.parametrize("axes", AXES)
+def test_turned_and_mirrored_pictures_are_stored_upright(tmp_path: Path, axes: tuple[int, int, int, int]) -> None:
+    upright = numbered(3)[2:]
+    a, b, c, d = axes
+    stored_as = upright if a or d else upright.transpose(0, 2, 1, 3)
+    # the column x of the stored picture is shown at a * x + c * y, the row y at b * x + d * y
+    stored_as = stored_as[:, :, :: a or b][:, :: d or c]
+    found = stored(tmp_path, displayed(media(np.ascontiguousarray(stored_as)), axes))
+    assert found.shape == upright.shape and number_of(found[0]) == 2
+
+
+def test_one_field_of_interlaced_pictures_is_stored(tmp_path: Path) -> None:
+    first, second = numbered(43)[41:]
+    woven = first.copy()
+    woven[1::2] = second[1::2]
+    payload = media(np.stack([woven] * 3), "matroska", "mpeg2video", flags="+ilme+ildct", qmin=1, qmax=2)
+    found = stored(tmp_path, payload, name="a.mkv")
+    assert found.shape == (3, 64, 128, 3) and [number_of(image) for image in found] == [41] * 3
+    assert np.abs(found[1].astype(int) - first).mean() < 8
+    right = VideoFile(tmp_path / "a.mkv", crop=Crop(0.5, 0.0, 1.0, 1.0))
+    cropped = decode(transcode(right, AGAIN), 3)[1]
+    assert cropped.shape == (64, 64, 3) and np.abs(cropped.astype(int) - first[:, 64:]).mean() < 8
+
+
 def test_pixels_that_are_not_square(tmp_path: Path) -> None:
     found = stored(tmp_path, media(patches(2, 70, 80), aspect=2))
     assert found.shape == (2, 80, 140, 3) and off(found[1]) <= 12
@@ -166,7 +196,7 @@ def test_variable_rate_from_a_screen_recorder(tmp_path: Path) -> None:
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (40, 48, 64, 3), dtype=np.uint8)
     whole = remuxed(mp4(noise), movflags="faststart")
-    assert "not a readable video" in error_of(tmp_path, b"").what
+    assert error_of(tmp_path, b"").what == "the file is empty"
     assert "only audio" in error_of(tmp_path, audio_only()).what
     truncated = error_of(tmp_path, whole[: len(whole) // 2]).what
     assert "damaged or truncated" in truncated or "the video ends at" in truncated
