@@ -109,7 +109,14 @@ def prepare_at_once(segments: Sequence[Segment], options: VideoOptions) -> list[
 
 
 def _absent(media: VideoFile | FrameFolder) -> str:
-    return f"{media.path} does not exist or holds no frames"
+    path = media.path
+    if path.is_symlink() and not path.exists():
+        return f"{path} is a link that leads nowhere"
+    if not path.exists():
+        return f"{path} does not exist"
+    if isinstance(media, FrameFolder):
+        return f"{path} holds no image that matches {media.pattern}"
+    return f"{path} is a folder, not a video" if path.is_dir() else f"{path} is no regular file"
 
 
 def _prepared(segment: Segment, result: bytes | DataError) -> PreparedVideo | Skip:

@@ -42,7 +42,9 @@ class VideoFile:
 
     path: Path
     start_seconds: float | None = None
+    """Where the piece begins, seconds as a player shows them; None = at the first picture."""
     end_seconds: float | None = None
+    """The first moment that is not part of it; None = the end of the video."""
     crop: Crop | None = None
     """Keep only this part of every frame; None = the whole picture."""
 

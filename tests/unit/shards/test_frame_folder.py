@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ from PIL import Image
 
 from shards.errors import DataError
 from shards.frame_folder import folder_frames, frame_files
-from shards.schema import FrameFolder
+from shards.prepare import Skip, prepare_video
+from shards.schema import FrameFolder, Segment, VideoFile
+from shards.video import VideoOptions
 from tests.unit.shards.media_files import number_of, numbered
 
 
@@ -47,7 +50,24 @@ def test_leftovers_of_file_managers_are_no_frames(tmp_path: Path) -> None:
 
 def test_pixels_without_a_range_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "0.tiff")
-    with pytest.raises(
-        DataError, match=r"0\.tiff: pixels of mode 'F', whose range is not known\n  fix: convert"
-    ):
+    with pytest.raises(DataError, match=r"0\.tiff: pixels of mode 'F', whose range is not known\n  fix: convert"):
         frames(tmp_path)
+
+
+def test_what_is_no_media_is_said_plainly(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    os.mkfifo(tmp_path / "pipe")
+    expected = {
+        "gone": "gone does not exist",
+        "folder": "folder is a folder, not a video",
+        "link": "link is a link that leads nowhere",
+        "pipe": "pipe is no regular file",
+    }
+    media = {name: VideoFile(tmp_path / name) for name in expected}
+    skips = [prepare_video(Segment("c", name, "train", "text", media[name]), VideoOptions()) for name in expected]
+    folder = Segment("c", "images", "train", "text", FrameFolder(tmp_path / "folder", "*.png", 25.0))
+    skips.append(prepare_video(folder, VideoOptions()))
+    details = [skip.detail for skip in skips if isinstance(skip, Skip) and skip.reason == "missing_media"]
+    wanted = [*expected.values(), "folder holds no image that matches *.png"]
+    assert all(detail.endswith(what) for detail, what in zip(details, wanted, strict=True)), details
