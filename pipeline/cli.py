@@ -150,7 +150,9 @@ def demo_ablations(
 def main() -> None:
     """Entry point: user errors are one paragraph and an exit code, never a traceback."""
     set_defaults()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for ours in ("shards", "pipeline", "launch"):  # libraries tell INFO of no use here, such as where credentials lie
+        logging.getLogger(ours).setLevel(logging.INFO)
     try:
         app()
     except KeyboardInterrupt:

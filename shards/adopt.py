@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import logging
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 
 from shards.adopt_rows import tar_rows
 from shards.errors import DataError
+from shards.foreign import Note, TarSplits, folder_name, id_in_tar, is_one_tar, open_tars, repeating, tell_repeating
 from shards.index import INDEX_NAME, MANIFEST_NAME, file_sha256, fingerprint, read_manifest, rows_to_table, write_index
 from shards.schema import IndexRow, Kind, Manifest
-from shards.store import Folder, open_folder
+from shards.store import Folder
+
+logger = logging.getLogger(__name__)
 
 
 def adopt(
@@ -20,8 +24,12 @@ def adopt(
     corpus: str = "",
     on_progress: Callable[[int, int], None] | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    split: str = "",
+    on_note: Note = logger.warning,
 ) -> Manifest:
     """Write ``index.parquet`` and ``manifest.json`` for the tars of a folder.
+
+    Ids that start again in every tar get the tar's name before them (``a/000001``), those of the whole corpus.
 
     Args:
         location: folder or URL that holds ``*.tar``; shards of an object store are copied to a temporary folder one
@@ -29,15 +37,18 @@ def adopt(
         corpus: name for samples whose json does not give one; default: the folder's name.
         on_progress: called with (shards done, shards in all).
         storage_options: see :func:`shards.store.open_folder`.
+        split: for samples whose json does not give one; default: from the tars' names, see
+            :class:`shards.foreign.TarSplits`.
+        on_note: told what was left out or assumed.
 
     Raises:
-        DataError: no tars, a damaged tar, a sample that cannot be used (see :mod:`shards.adopt_rows`), or a tar whose
-            bytes an existing manifest knows to be different.
+        DataError: no such folder, no tars, compressed ones, a damaged tar, a sample that cannot be used (see
+            :mod:`shards.adopt_rows`), or a tar whose bytes an existing manifest knows to be different.
     """
-    folder = open_folder(location, storage_options)
-    names = folder.list(".tar")
-    if not names:
-        raise DataError("no *.tar files", where=str(location), fix="pass the folder that holds the shards")
+    if is_one_tar(str(location)):
+        raise DataError("a single file, a set is a folder", where=str(location), fix="pass the folder that holds it")
+    folder, names = open_tars(location, storage_options, on_note)
+    splits = TarSplits(names, folder_name(folder), split)
     rows: list[IndexRow] = []
     shards: list[dict[str, Any]] = []
     kinds: dict[Kind, str] = {}
@@ -45,7 +56,7 @@ def adopt(
         before = _manifest(folder, Path(scratch))
         for number, name in enumerate(names, 1):
             path, digest = _local(folder, name, Path(scratch))
-            kind, found = tar_rows(path, corpus or folder.location.rstrip("/").rpartition("/")[2])
+            kind, found = tar_rows(path, corpus or folder_name(folder), splits)
             if found:
                 kinds.setdefault(kind, name)
             rows += found
@@ -56,17 +67,35 @@ def adopt(
                 on_progress(number, len(names))
         _check(before, shards, kinds, str(location))
         manifest = before or Manifest(next(iter(kinds), "video"), options={"adopted": True})
-        manifest.shards = shards
-        manifest.splits = dict(sorted(collections.Counter(row.split for row in rows).items()))
-        manifest.counts = manifest.counts or {"samples": len(rows), "skipped": 0}
-        table = rows_to_table(rows)
-        manifest.fingerprint = fingerprint(shards, table)
-        target = folder.path("") if folder.is_local else Path(scratch)
-        write_index(target, table, manifest)
-        if not folder.is_local:
-            for name in (INDEX_NAME, MANIFEST_NAME):  # the manifest last: with it the set is complete
-                folder.upload(target / name, name)
+        _write(folder, Path(scratch), manifest, shards, _unique_ids(rows, on_note))
+    splits.tell(on_note)
     return manifest
+
+
+def _unique_ids(rows: list[IndexRow], on_note: Note) -> list[IndexRow]:
+    repeats = repeating((row.shard, row.corpus, row.sample_id) for row in rows)
+    tell_repeating(repeats, on_note)
+    if not repeats:
+        return rows
+    return [
+        row._replace(sample_id=id_in_tar(row.shard, row.sample_id)) if row.corpus in repeats else row for row in rows
+    ]
+
+
+def _write(
+    folder: Folder, scratch: Path, manifest: Manifest, shards: list[dict[str, Any]], rows: list[IndexRow]
+) -> None:
+    """Complete the manifest and put it beside the tars with the index."""
+    manifest.shards = shards
+    manifest.splits = dict(sorted(collections.Counter(row.split for row in rows).items()))
+    manifest.counts = manifest.counts or {"samples": len(rows), "skipped": 0}
+    table = rows_to_table(rows)
+    manifest.fingerprint = fingerprint(shards, table)
+    target = folder.path("") if folder.is_local else scratch
+    write_index(target, table, manifest)
+    if not folder.is_local:
+        for name in (INDEX_NAME, MANIFEST_NAME):  # the manifest last: with it the set is complete
+            folder.upload(target / name, name)
 
 
 def _manifest(folder: Folder, scratch: Path) -> Manifest | None:
@@ -87,9 +116,13 @@ def _local(folder: Folder, name: str, scratch: Path) -> tuple[Path, str]:
 
 def _check(before: Manifest | None, shards: list[dict[str, Any]], kinds: dict[Kind, str], where: str) -> None:
     if before is not None and before.shards != shards:
+        listed = {old["name"] for old in before.shards}
         changed = [new["name"] for new in shards if new not in before.shards]
-        missing = sorted({old["name"] for old in before.shards} - {new["name"] for new in shards})
-        found = [f"{name}: not the bytes its manifest was written for" for name in changed]
+        missing = sorted(listed - {new["name"] for new in shards})
+        found = [
+            f"{name}: " + ("not the bytes its manifest was written for" if name in listed else "not in the manifest")
+            for name in changed
+        ]
         found += [f"{name} is missing" for name in missing]
         raise DataError(
             "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if found[3:] else ""),

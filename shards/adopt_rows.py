@@ -24,6 +24,7 @@ import numpy as np
 from isal.isal_zlib import crc32
 
 from shards.errors import DataError
+from shards.foreign import TarSplits
 from shards.schema import ANNOTATION, IndexRow, Kind, text_hash
 from shards.tar import Member, index_tar
 from shards.video import probe
@@ -31,15 +32,15 @@ from shards.video import probe
 VIDEO_KINDS = frozenset({"mp4", "mkv", "webm", "mov", "avi", "m4v"})
 _IMAGE_KINDS = frozenset({"jpg", "jpeg", "png", "webp", "bmp"})
 _TEXT_FIELDS = ("text", "caption", "translation", "sentence")
-_SPLIT_PREFIXES = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}
 _NO_SAMPLE = re.compile(r"\.|__[^/]*__$")
 
 
-def tar_rows(path: Path, corpus: str) -> tuple[Kind, list[IndexRow]]:
+def tar_rows(path: Path, corpus: str, splits: TarSplits) -> tuple[Kind, list[IndexRow]]:
     """The kind of the samples of a tar (the last one's) and their index rows.
 
     Raises:
-        DataError: a damaged tar, samples of several kinds, or a sample that is none of the above.
+        DataError: a damaged tar, samples of several kinds, a sample that is none of the above, or one that names no
+            split in a tar whose name leaves it open.
     """
     groups: dict[str, dict[str, Member]] = {}
     for member in index_tar(path):
@@ -65,7 +66,7 @@ def tar_rows(path: Path, corpus: str) -> tuple[Kind, list[IndexRow]]:
     if len(kinds) > 1:
         mixed = " and ".join(f"{kind} ({key})" for kind, key in kinds.items())
         raise DataError(f"samples of several kinds: {mixed}", where=path.name, fix="put each kind into tars of its own")
-    return next(iter(kinds), "video"), rows
+    return next(iter(kinds), "video"), [row if row.split else row._replace(split=splits.of(path.name)) for row in rows]
 
 
 def _sample(
@@ -217,9 +218,12 @@ def _annotated(
         raise DataError(
             f"no text under {list(_TEXT_FIELDS)}", where=f"{path.name}:{key}", fix="add the text to its json or txt"
         )
-    others = {name: str(values.get(name, "")) for name in ("language", "sign_language", "signer", "gloss")}
+    others = {
+        name: "" if values.get(name) is None else str(values[name])
+        for name in ("language", "sign_language", "signer", "gloss")
+    }
     return {
-        "split": str(values.get("split") or _SPLIT_PREFIXES.get(path.name.partition("-")[0], "train")),
+        "split": str(values.get("split") or ""),
         "corpus": str(values.get("corpus") or corpus),
         "sample_id": str(values.get("id") or key),
         "text": text,

@@ -22,7 +22,7 @@ from shards.build_engines import ENGINES, Todo
 from shards.build_plan import BuildOptions, ShardTask, Survey, build_identity, shard_tasks, survey_corpus
 from shards.build_shard import Finished
 from shards.build_work import SKIPPED_NAME, Part, Sources, Work, full_disk_named, open_work
-from shards.errors import DataError
+from shards.errors import DataError, OptionError
 from shards.index import fingerprint, rows_to_table
 from shards.prepare import EXCLUDED, PreparedVideo, Skip
 from shards.schema import Corpus, IndexRow, Manifest
@@ -32,6 +32,15 @@ logger = logging.getLogger(__name__)
 _FAULTS_TO_JUDGE = (
     20  # a build that must fail goes on until it has seen this many, so that the report shows the pattern
 )
+
+
+_REPAIRS = {
+    "missing_media": "fetch the missing media or correct the folder they are looked for in",
+    "unreadable_media": "fetch or convert the unreadable media again",
+    "missing_frames": "complete the frame folders",
+    "empty_text": "fill the empty texts or remove their rows",
+    "wrong_times": "correct the times in the annotations",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +74,7 @@ class BuildRun:
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
-            raise DataError(f"unknown engine {self.engine!r}", where="--engine", fix=f"use {' or '.join(ENGINES)}")
+            raise OptionError(f"unknown engine {self.engine!r}", where="--engine", fix=f"use {' or '.join(ENGINES)}")
 
 
 Report = Callable[[BuildProgress], None] | None
@@ -97,11 +106,11 @@ def build(
 
 def build_part(
     corpus: Corpus, out: Path | str, options: BuildOptions, part: Part, run: BuildRun, on_progress: Report = None
-) -> int:
+) -> int | None:
     """Write one share of the shards into the work place of ``out`` and leave the rest to other processes or machines.
 
     Returns:
-        The number of shards in this share. ``merge`` or ``build`` finishes the set.
+        The number of shards in this share; ``merge`` or ``build`` finishes the set. None: it is finished already.
 
     Raises:
         DataError: as for :func:`build`; another process works on the same share, or a build with other options there.
@@ -137,9 +146,9 @@ class _Build:
                 self._finish()
             return self.work.publish()
 
-    def share(self, part: Part, on_progress: Report) -> int:
+    def share(self, part: Part, on_progress: Report) -> int | None:
         if self._complete() is not None:
-            return 0
+            return None
         with full_disk_named(self.work.where), self.work.session(self.identity, part):
             return self._write_shards(part, on_progress)
 
@@ -155,7 +164,7 @@ class _Build:
     def _complete(self) -> Manifest | None:
         manifest = self.work.finished(self.identity)
         if manifest is not None:
-            logger.info("%s is complete already: %s", self.work.where, manifest.splits)
+            logger.info("%s is complete already: %s", self.work.target, listed(manifest.splits))
         return manifest
 
     def _write_shards(self, part: Part | None, on_progress: Report) -> int:
@@ -197,7 +206,7 @@ class _Build:
         said = f"; part {', '.join(parts)}" if parts else ""
         raise DataError(
             f"{len(missing)} shards are missing ({names}){said}",
-            where=self.work.where,
+            where=self.work.target,
             fix="run the missing parts again, or run without --merge to build the rest here",
         )
 
@@ -219,23 +228,23 @@ class _Build:
             raise self.budget_error(faults)
         manifest.splits = dict(sorted(splits.items()))
         manifest.counts = _counts(splits.total(), skips)
-        lines = "".join(json.dumps(dataclasses.asdict(skip), ensure_ascii=False) + "\n" for skip in skips)
         table = pa.concat_tables(tables)
         manifest.fingerprint = fingerprint(manifest.shards, table)
-        self.work.finish(table, manifest, lines.encode())
+        self.work.finish(table, manifest, _lines(skips))
 
     def over_budget(self, skipped: int) -> bool:
         """Whether so many faults fail the build, whatever the segments still to come are like."""
         return skipped > self.allowed * self.survey.total
 
     def budget_error(self, faults: list[Skip]) -> DataError:
-        reasons = dict(collections.Counter(skip.reason for skip in faults))
+        reasons = dict(collections.Counter(skip.reason for skip in faults).most_common())
         examples = "; ".join(f"{skip.origin or skip.id}: {skip.reason} {skip.detail}".strip() for skip in faults[:3])
         return DataError(
-            f"{len(faults)} of {self.survey.total} segments cannot be used ({reasons}), "
-            f"allowed: {self.allowed:.1%}. First: {examples}",
-            where=self.work.where,
-            fix="repair the media or its root folder, or raise --max-skipped-fraction",
+            f"{len(faults)} of {self.survey.total} segments cannot be used ({listed(reasons)}), "
+            f"allowed: {self.allowed:.1%}. First: {examples}. All: {self.work.list_skipped(_lines(faults))}",
+            where=f"{self.corpus.name}, build of {self.work.target}",
+            fix="; ".join(_REPAIRS.get(reason, f"repair {reason}") for reason in reasons)
+            + "; or raise --max-skipped-fraction",
         )
 
 
@@ -272,6 +281,15 @@ class _Counter:
             self.on_progress(BuildProgress(*counts, self.before, self.bytes, self.seconds))
         if len(self.faults) >= _FAULTS_TO_JUDGE and self.owner.over_budget(len(self.faults)):
             raise self.owner.budget_error(self.faults)
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """``train 7096, dev 519``."""
+    return ", ".join(f"{name} {number}" for name, number in counts.items())
+
+
+def _lines(skips: list[Skip]) -> bytes:
+    return "".join(json.dumps(dataclasses.asdict(skip), ensure_ascii=False) + "\n" for skip in skips).encode()
 
 
 def _segments(task: ShardTask) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 import av
 
-from shards.errors import DataError
+from shards.errors import DataError, OptionError
 from shards.prepare import EXCLUDED, Skip
 from shards.schema import Corpus, Crop, FrameFolder, Kind, Segment, VideoFile
 from shards.text import load_tokenizer, token_dtype, tokenizer_fingerprint
@@ -49,7 +49,7 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         if min(self.samples_per_shard, self.documents_per_shard, self.tokens_per_member) < 1:
-            raise DataError("shard and member sizes must be >= 1", where="build options", fix="correct the option")
+            raise OptionError("shard and member sizes must be >= 1", where="build options", fix="correct the option")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def survey_corpus(corpus: Corpus, options: BuildOptions) -> Survey:
         else:
             survey.total += 1
             kinds.setdefault("text" if segment.media is None else "video", segment.origin)
-        identity = hashlib.blake2b(f"{segment.corpus}\0{segment.id}".encode(), digest_size=8).digest()
+        identity = segment_identity(segment)
         if identity in seen:
             first = next(
                 other.origin for other in corpus.segments() if (other.corpus, other.id) == (segment.corpus, segment.id)
@@ -114,18 +114,24 @@ def survey_corpus(corpus: Corpus, options: BuildOptions) -> Survey:
         digest.update(_segment_digest(segment))
     if len(kinds) != 1:
         raise DataError(
-            _nothing(survey) if not kinds else f"video and text segments are mixed ({kinds})",
+            nothing_to_build(survey.excluded) if not kinds else f"video and text segments are mixed ({kinds})",
             where=corpus.name,
             fix="check the corpus options" if not kinds else "build two shard sets",
         )
     survey.kind, survey.digest, survey.corpora = next(iter(kinds)), digest.hexdigest(), list(names)
     if survey.kind == "text" and not options.tokenizer:
-        raise DataError("a text corpus needs a tokenizer", where=corpus.name, fix="add --tokenizer FOLDER")
+        raise OptionError("a text corpus needs a tokenizer", where=corpus.name, fix="add --tokenizer FOLDER")
     return survey
 
 
-def _nothing(survey: Survey) -> str:
-    return f"all {survey.excluded} segments are excluded" if survey.excluded else "no segments at all"
+def nothing_to_build(excluded: int) -> str:
+    """Why there is nothing to build."""
+    return f"all {excluded} segments are excluded" if excluded else "no segments at all"
+
+
+def segment_identity(segment: Segment) -> bytes:
+    """8 bytes that stand for a segment's corpus and id."""
+    return hashlib.blake2b(f"{segment.corpus}\0{segment.id}".encode(), digest_size=8).digest()
 
 
 def shard_tasks(corpus: Corpus, options: BuildOptions, kind: Kind) -> Iterator[ShardTask]:
@@ -141,8 +147,9 @@ def shard_tasks(corpus: Corpus, options: BuildOptions, kind: Kind) -> Iterator[S
         digest = hashlib.sha256(b"".join(_segment_digest(segment) for segment in segments)).hexdigest()
         name, number = f"{split}-{numbers[split]:06d}.tar", numbers.total()
         numbers[split] += 1
-        skips = [Skip(s.id, s.split, reason, "", s.origin) for s in segments if (reason := _skip_reason(s))]
-        return ShardTask(name, number, [segment for segment in segments if not _skip_reason(segment)], skips, digest)
+        found = [(segment, *skip_reason(segment)) for segment in segments]
+        skips = [Skip(s.id, s.split, reason, detail, s.origin) for s, reason, detail in found if reason]
+        return ShardTask(name, number, [segment for segment, reason, _ in found if not reason], skips, digest)
 
     for segment in corpus.segments():
         waiting.setdefault(segment.split, []).append(segment)
@@ -153,11 +160,26 @@ def shard_tasks(corpus: Corpus, options: BuildOptions, kind: Kind) -> Iterator[S
         yield task(split)
 
 
-def _skip_reason(segment: Segment) -> str:
-    """Why a segment is left out without a look at its media; empty when it is not."""
+def skip_reason(segment: Segment) -> tuple[str, str]:
+    """(reason, detail) why a segment is left out without a look at its media; empty when it is not."""
     if segment.excluded:
-        return f"{EXCLUDED}{segment.excluded}"
-    return "" if segment.text.strip() else "empty_text"
+        return f"{EXCLUDED}{segment.excluded}", ""
+    if not segment.text.strip():
+        return "empty_text", ""
+    wrong = wrong_times(segment)
+    return ("wrong_times", wrong) if wrong else ("", "")
+
+
+def wrong_times(segment: Segment) -> str:
+    """What is wrong with the annotated times of a segment; empty when nothing is."""
+    if not isinstance(segment.media, VideoFile) or segment.media.end_seconds is None:
+        return ""
+    start, end = segment.media.start_seconds or 0.0, segment.media.end_seconds
+    if end > start:
+        return ""
+    return (
+        f"the end {end:g} s lies before the start {start:g} s" if end < start else f"start and end are both {end:g} s"
+    )
 
 
 def work_units(task: ShardTask, kind: Kind) -> Iterator[list[Segment]]:

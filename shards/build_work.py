@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 
 from shards.build_plan import ShardTask
-from shards.errors import DataError
+from shards.errors import DataError, OptionError
 from shards.files import write_atomic
 from shards.index import INDEX_NAME, MANIFEST_NAME, read_manifest, write_index
 from shards.prepare import Skip
@@ -47,10 +47,12 @@ class Part:
 
     @classmethod
     def parse(cls, text: str) -> Part:
-        """``3/8``. Raises DataError for anything else."""
+        """``3/8``. Raises OptionError for anything else."""
         found = re.fullmatch(r"(\d+)/(\d+)", text)
         if found is None or not 1 <= int(found[1]) <= int(found[2]):
-            raise DataError(f"{text!r} is no share", where="--part", fix="write I/N with 1 <= I <= N, for example 1/8")
+            raise OptionError(
+                f"{text!r} is no share", where="--part", fix="write I/N with 1 <= I <= N, for example 1/8"
+            )
         return cls(int(found[1]), int(found[2]))
 
     def __str__(self) -> str:
@@ -143,7 +145,7 @@ class LocalWork:
     def __init__(self, out: Path) -> None:
         self.out = out
         self.dir = out.with_name(f".{out.name}.building")
-        self.where = str(self.dir)
+        self.target, self.where = str(out), str(self.dir)
 
     def finished(self, identity: Identity) -> Manifest | None:
         """The manifest when the target holds this build; None when there is nothing yet; DataError otherwise."""
@@ -155,7 +157,7 @@ class LocalWork:
         if not out.exists() or (out.is_dir() and not any(out.iterdir())):
             return None
         if not (out / MANIFEST_NAME).is_file():
-            raise DataError("not empty and not a shard set", where=str(out), fix="choose another --out")
+            raise OptionError("not empty and not a shard set", where=str(out), fix="choose another --out")
         return _finished(read_manifest(out), identity, str(out))
 
     @contextlib.contextmanager
@@ -237,6 +239,11 @@ class LocalWork:
         write_atomic(self.dir / SKIPPED_NAME, skipped)
         write_index(self.dir, table, manifest)
 
+    def list_skipped(self, skipped: bytes) -> str:
+        """Write skipped.jsonl of a build that fails; returns its place."""
+        write_atomic(self.dir / SKIPPED_NAME, skipped)
+        return str(self.dir / SKIPPED_NAME)
+
     def publish(self) -> Manifest:
         """Give the finished folder its name."""
         manifest = read_manifest(self.dir)
@@ -267,7 +274,7 @@ class RemoteWork:
     def __init__(self, location: str, scratch: Path | None, storage_options: Mapping[str, Any] | None) -> None:
         self.folder: Folder = open_folder(location, storage_options)
         self.state: Folder = open_folder(f"{location.rstrip('/')}/{_STATE}", storage_options)
-        self.where = self.folder.location
+        self.target = self.where = self.folder.location
         self.base = scratch
         self._stored: set[str] = set()
         self._recorded: set[str] = set()
@@ -281,7 +288,7 @@ class RemoteWork:
             self._forget()  # a run that was killed after its last object leaves them
             return _finished(manifest, identity, self.where)
         if self.folder.list() and not self.state.exists(_PLAN_NAME):
-            raise DataError("not empty and not a shard set", where=self.where, fix="choose another --out")
+            raise OptionError("not empty and not a shard set", where=self.where, fix="choose another --out")
         return None
 
     @contextlib.contextmanager
@@ -343,6 +350,11 @@ class RemoteWork:
             self.folder.write(SKIPPED_NAME, skipped)
             self.folder.upload(folder / INDEX_NAME, INDEX_NAME)
             self.folder.upload(folder / MANIFEST_NAME, MANIFEST_NAME)
+
+    def list_skipped(self, skipped: bytes) -> str:
+        """Write skipped.jsonl of a build that fails; returns its place."""
+        self.state.write(SKIPPED_NAME, skipped)
+        return self.state.join(SKIPPED_NAME)
 
     def publish(self) -> Manifest:
         """Delete the part records; the manifest made the shard set complete."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +13,10 @@ import typer
 from shards import cli_build, cli_text, cli_tools
 from shards.cli_build import source_corpus
 from shards.cli_common import CORPUS_OPTIONS, Filters, Json, app, data_errors, extra_options
+from shards.errors import DataError
 from shards.progress import progress
 
+_WIDTH = 72
 __all__ = ["app", "cli_build", "cli_text", "cli_tools"]  # importing a module of verbs registers them on `app`
 
 
@@ -29,7 +32,8 @@ def corpora(
     """List the known corpora, or the options of one; with options, report on it.
 
     The report counts segments against the publication, and the media that are
-    missing. Nothing is built.
+    missing. Nothing is built. What a build would refuse, such as an id that
+    occurs twice, is listed as a fault: exit code 4.
     """
     from shards.corpora import REGISTRY
 
@@ -48,43 +52,66 @@ def _report(corpus: Any, missing: Path | None, as_json: bool) -> None:
     if missing is not None:
         write_missing(report, missing)
     typer.echo(json.dumps(report, ensure_ascii=False) if as_json else "\n".join(report_lines(report)))
+    if report["faults"]:
+        raise typer.Exit(DataError.exit_code)
 
 
 def _describe(name: str) -> None:
     """Print what a corpus is and its options."""
     import inspect
 
-    from shards.corpora import corpus_class
+    from shards.corpora import corpus_class, option_meanings
 
     cls = corpus_class(name)
+    meanings = option_meanings(cls)
     typer.echo(f"{name}: {inspect.getdoc(inspect.getmodule(cls))}\n\nOptions:")
     for key, parameter in inspect.signature(cls).parameters.items():
         default = "required" if parameter.default is parameter.empty else f"default {parameter.default!r}"
         default = "optional" if "factory" in default else default
         typer.echo(f"  --{key.replace('_', '-')}  {parameter.annotation}, {default}")
+        for line in textwrap.wrap(meanings.get(key, ""), _WIDTH):
+            typer.echo(f"      {line}")
 
 
-@app.command(epilog="Example: slt shards index data/ph14t/train-000000.tar --json")
+@app.command(epilog="Example: slt shards index data/foreign --split test")
 @data_errors
 def index(
-    path: Annotated[Path, typer.Argument(help="folder of tars: index it; one .tar: list its members")],
+    path: Annotated[str, typer.Argument(help="folder of tars or its URL: index it; one .tar: list its members")],
     corpus: Annotated[str, typer.Option(help="corpus name for samples whose json has none")] = "",
+    split: Annotated[
+        str, typer.Option(help="split of samples whose json has none; default: the word in the tar's name, else train")
+    ] = "",
     as_json: Json = False,
 ) -> None:
-    """Index WebDataset tars made elsewhere, or list the members of one tar with offsets and checksums."""
-    if path.is_file():
+    """Index WebDataset tars made elsewhere, or list the members of one tar with offsets and checksums.
+
+    The split of a sample is that of its json, or a word in its tar's name
+    (train, dev, val, test, eval ...: phoenix-test-000.tar), or the folder's
+    name. Only where none of the tars names a split, all are train. Ids that
+    occur in several tars become TAR/ID.
+    """
+    from shards.foreign import is_one_tar, open_tars
+
+    if is_one_tar(path):
         from shards.tar import index_tar
 
-        members = [dataclasses.asdict(member) for member in index_tar(path)]
+        folder, names = open_tars(path)
+        members = [dataclasses.asdict(member) for member in index_tar(names[0], folder)]
         lines = [f"{m['offset']:>12} {m['size']:>10} {m['crc32']:08x} {m['name']}" for m in members]
         typer.echo(json.dumps(members) if as_json else "\n".join(lines))
         return
     from shards.adopt import adopt
+    from shards.build import listed
 
-    with progress(f"index {path.name}") as show:
-        manifest = adopt(path, corpus, lambda done, total: show(done, total, ""))
+    notes: list[str] = []
+    with progress(f"index {Path(path).name}") as show:
+        manifest = adopt(path, corpus, lambda done, total: show(done, total, ""), split=split, on_note=notes.append)
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
     typer.echo(
-        json.dumps(manifest.to_dict()) if as_json else f"{path}: {len(manifest.shards)} shards, {manifest.splits}"
+        json.dumps(manifest.to_dict())
+        if as_json
+        else f"{path}: {len(manifest.shards)} shards; {listed(manifest.splits)}"
     )
 
 

@@ -22,7 +22,7 @@ from shards.cli_common import (
     pairs,
     with_settings,
 )
-from shards.errors import DataError
+from shards.errors import OptionError
 from shards.progress import progress
 
 if TYPE_CHECKING:
@@ -83,7 +83,9 @@ def build(
     began = time.monotonic()
     if settings.part:
         if settings.merge:
-            raise DataError("--part and --merge exclude each other", where="build", fix="merge when all parts are done")
+            raise OptionError(
+                "--part and --merge exclude each other", where="build", fix="merge when all parts are done"
+            )
         _build_part(source, out, options, settings, run)
         return
     if settings.merge:
@@ -99,7 +101,7 @@ def source_corpus(name: str, options: dict[str, str], filters: list[str]) -> Cor
     """The corpus with its options, wrapped in the text filters where there are any."""
     import typing
 
-    from shards.corpora import convert, make_corpus
+    from shards.corpora import convert, make_corpus, nearest
 
     corpus = make_corpus(name, options)
     if not filters:
@@ -111,7 +113,7 @@ def source_corpus(name: str, options: dict[str, str], filters: list[str]) -> Cor
     given = pairs(filters, "--filter")
     for key in given:
         if key not in hints:
-            raise DataError(f"unknown option {key!r}", where="--filter", fix=f"known: {', '.join(sorted(hints))}")
+            raise OptionError(f"unknown option {key!r}", where="--filter", fix=nearest(key, sorted(hints)))
     chosen = {key: convert(value, hints[key], f"--filter {key}") for key, value in given.items()}
     return cast("Corpus", filtered(corpus, FilterOptions(**chosen)))
 
@@ -121,7 +123,7 @@ def build_options(settings: BuildSettings) -> BuildOptions:
     import typing
 
     from shards.build import BuildOptions
-    from shards.corpora import convert
+    from shards.corpora import convert, nearest
     from shards.video import VideoOptions
 
     video_hints, build_hints = typing.get_type_hints(VideoOptions), typing.get_type_hints(BuildOptions)
@@ -129,7 +131,7 @@ def build_options(settings: BuildSettings) -> BuildOptions:
     stored = pairs(settings.storage, "--store")
     for key in stored:
         if key not in known:
-            raise DataError(f"unknown option {key!r}", where="--store", fix=f"known: {', '.join(known)}")
+            raise OptionError(f"unknown option {key!r}", where="--store", fix=nearest(key, known))
     hints = build_hints | video_hints
     values = {key: convert(value, hints[key], f"--store {key}") for key, value in stored.items()}
     video = VideoOptions(**{key: value for key, value in values.items() if key in video_hints})
@@ -159,7 +161,9 @@ def _build_part(source: Corpus, out: str, options: BuildOptions, settings: Build
     with progress(f"build {Path(out).name} part {part}") as show:
         shards = build_part(source, out, options, part, run, _Shown(show))
     if settings.as_json:
-        typer.echo(json.dumps({"out": out, "part": str(part), "shards": shards}))
+        typer.echo(json.dumps({"out": out, "part": str(part), "shards": shards, "finished": shards is None}))
+    elif shards is None:
+        typer.echo(f"{out}: finished already, nothing to do for part {part}")
     else:
         typer.echo(f"{out}: part {part} is done, {shards} shards; --merge joins the parts when all are")
 
@@ -185,6 +189,7 @@ def _write_report(source: Corpus, out: str) -> dict[str, Any]:
 
 
 def _summary(out: str, manifest: Manifest, report: dict[str, Any], seconds: float, as_json: bool) -> None:
+    from shards.build import listed
     from shards.report import report_lines
 
     size = sum(shard["size"] for shard in manifest.shards)
@@ -202,6 +207,5 @@ def _summary(out: str, manifest: Manifest, report: dict[str, Any], seconds: floa
         typer.echo(json.dumps(figures, ensure_ascii=False))
         return
     typer.echo("\n".join(report_lines(report)))
-    counts = ", ".join(f"{name} {number}" for name, number in manifest.counts.items())
-    shards = f"{len(manifest.shards)} shards, {size / 1e6:.1f} MB, fingerprint {manifest.fingerprint[:12]}"
-    typer.echo(f"{out}: {shards}, {manifest.splits}, {counts}")
+    typer.echo(f"{out}: {len(manifest.shards)} shards, {size / 1e6:.1f} MB, fingerprint {manifest.fingerprint[:12]}")
+    typer.echo(f"samples: {listed(manifest.splits)}; skipped: {manifest.counts['skipped']}")

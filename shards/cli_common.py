@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shards.errors import DataError
+from shards.errors import DataError, OptionError
 
 app = typer.Typer(
     help="Pack corpora into shards, index, check and describe them.",
@@ -32,7 +32,7 @@ Workers = Annotated[int, typer.Option(min=0, help="processes, 0 = all cores; the
 
 
 def data_errors(verb: Callable[..., None]) -> Callable[..., None]:
-    """A DataError ends the verb with one paragraph on stderr and exit code 4."""
+    """A DataError ends the verb with one paragraph on stderr and its exit code: 4, or 2 for a wrong option."""
 
     @functools.wraps(verb)
     def wrapped(*args: Any, **kwargs: Any) -> None:
@@ -79,16 +79,21 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 def extra_options(arguments: list[str]) -> dict[str, str]:
-    """``--media-root M --dev-fraction=0.1 --option signers=3`` as corpus options. Raises DataError for other words."""
+    """``--media-root M --dev-fraction=0.1 --option signers=3`` as corpus options. Raises OptionError for other
+    words, and for an option that comes twice."""
+    from shards.corpora import add_once
+
     found: dict[str, str] = {}
     rest = list(arguments)
     while rest:
         flag = rest.pop(0)
         name, equals, value = flag.removeprefix("--").partition("=")
         if not flag.startswith("--") or not (equals or rest):
-            raise DataError(f"cannot read {flag!r}", where="corpus options", fix="write --key value")
+            raise OptionError(f"cannot read {flag!r}", where="corpus options", fix="write --key value")
         value = value if equals else rest.pop(0)
-        found |= pairs([value], "--option") if name == "option" else {name.replace("-", "_"): value}
+        given = pairs([value], "--option") if name == "option" else {name.replace("-", "_"): value}
+        for key, part in given.items():
+            add_once(found, key, part, "corpus options")
     return found
 
 
@@ -98,8 +103,7 @@ def cores() -> int:
 
 
 def pairs(values: list[str], flag: str) -> dict[str, str]:
-    """``["a=1", "b=2"]`` as a dict. Raises DataError naming ``flag`` for a value without ``=``."""
-    broken = [value for value in values if "=" not in value]
-    if broken:
-        raise DataError(f"{broken[0]!r} is not key=value", where=flag, fix=f"write {flag} key=value")
-    return dict(value.split("=", 1) for value in values)
+    """``["a=1", "b=2"]`` as a dict. Raises OptionError naming ``flag`` for a value without ``=`` or a repeated key."""
+    from shards.corpora import named_values
+
+    return named_values(values, flag)

@@ -49,6 +49,7 @@ def _show(report: ContaminationReport) -> None:
 
     console = Console()
     table = Table("evaluation texts", "number", "equal in train", "overlapping", "part", "too short to overlap")
+    table.columns[0].overflow, table.columns[0].min_width = "fold", 32  # long paths differ at their ends
     for split in report.splits:
         part = (split.exact + split.near) / max(1, split.texts)
         figures = (split.texts, split.exact, split.near, f"{part:.1%}", split.short)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from shards.cli_common import Json, Workers, app, cores, data_errors, pairs, with_settings
-from shards.errors import DataError
+from shards.errors import DataError, OptionError
 from shards.progress import progress
 
 if TYPE_CHECKING:
@@ -76,10 +76,11 @@ def _show_report(report: LintReport) -> None:
         table.add_row(Text(known.severity, style=style), Text(rule), f"{len(problems):,}", shown)
     if report.problems:
         console.print(table)
-    size = f"{report.frames} frames" if report.frames else f"{report.tokens} tokens"
+    size = f", {report.tokens} tokens" if report.tokens else ""  # only texts have them; features have neither
+    size = f", {report.frames} frames" if report.frames else size
     verdict = "ok" if not report.problems else f"{report.errors} errors, {report.warnings} warnings"
     typer.echo(
-        f"{report.dir}: {verdict}; {report.shards} shards, {report.samples} samples, {size}, {report.seconds:.1f} s"
+        f"{report.dir}: {verdict}; {report.shards} shards, {report.samples} samples{size}, {report.seconds:.1f} s"
     )
 
 
@@ -145,11 +146,12 @@ def head(
     samples: Annotated[int, typer.Option(min=1, help="samples of every split")] = 32,
 ) -> None:
     """Copy the first samples of every split into a small shard set, without encoding anything again."""
+    from shards.build import listed
     from shards.subset import head as run
 
     with progress(f"head {out.name}") as show:
         manifest = run(location, out, samples, lambda done, total: show(done, total, ""))
-    typer.echo(f"{out}: {manifest.splits}, fingerprint {manifest.fingerprint[:12]}")
+    typer.echo(f"{out}: {listed(manifest.splits)}; fingerprint {manifest.fingerprint[:12]}")
 
 
 @app.command(epilog="Example: slt shards split data/mine --out data/mine-split --fractions train=0.9,dev=0.1")
@@ -165,6 +167,7 @@ def split(
     seed: Annotated[int, typer.Option(help="another seed draws other splits")] = 0,
 ) -> None:
     """Draw the splits of a set anew so that no text (or signer) is in two of them; bytes are copied, not encoded."""
+    from shards.build import listed
     from shards.subset import split as run
 
     parts = {}
@@ -172,10 +175,12 @@ def split(
         try:
             parts[name.strip()] = float(value)
         except ValueError:
-            raise DataError(f"{value!r} is not a number", where=f"--fractions {name}", fix="write train=0.9") from None
+            raise OptionError(
+                f"{value!r} is not a number", where=f"--fractions {name}", fix="write train=0.9"
+            ) from None
     with progress(f"split {out.name}") as show:
         manifest = run(location, out, parts, group or ["text"], seed, lambda done, total: show(done, total, ""))
-    typer.echo(f"{out}: {manifest.splits}, fingerprint {manifest.fingerprint[:12]}")
+    typer.echo(f"{out}: {listed(manifest.splits)}; fingerprint {manifest.fingerprint[:12]}")
 
 
 @dataclass(frozen=True)
@@ -185,7 +190,10 @@ class ConvertSettings:
     store_format: Annotated[str, typer.Option("--format", help="wds | lmdb | mds")] = "wds"
     table: Annotated[Path | None, typer.Option(help="annotations by id: .tsv, .csv (quoted) or .psv (|)")] = None
     columns: Annotated[str, typer.Option(help="which column is which: id=name,text=translation")] = ""
-    defaults: Annotated[str, typer.Option(help="for samples that do not say: language=de,sign_language=gsg")] = ""
+    defaults: Annotated[str, typer.Option(help="for samples that do not say: language=de,split=test")] = ""
+    max_skipped_fraction: Annotated[
+        float | None, typer.Option(min=0, max=1, help="more unusable samples fail; default: 0.05")
+    ] = None
     fps: Annotated[float, typer.Option(help="frame rate of stores that hold images")] = 25.0
     storage: Annotated[list[str], typer.Option("--store", help="how samples are stored: short_side=224")] = field(
         default_factory=list
@@ -200,11 +208,18 @@ class ConvertSettings:
 @data_errors
 @with_settings(ConvertSettings)
 def convert(
-    source: Annotated[Path, typer.Argument(help="folder of tars, LMDB database(s), or MDS folder")],
+    source: Annotated[str, typer.Argument(help="folder of tars or its URL, LMDB database(s), or MDS folder")],
     out: Annotated[Path, typer.Option(help="new folder")],
     settings: ConvertSettings,
 ) -> None:
-    """Make a shard set from another project's store: WebDataset tars, LMDB frames, MosaicML MDS."""
+    """Make a shard set from another project's store: WebDataset tars, LMDB frames, MosaicML MDS.
+
+    The split of a sample is that of its row or json, or a word in its tar's
+    name (train, dev, val, test, eval ...: phoenix-test-000.tar), or that of
+    --defaults, or the folder's name. Only where nothing names a split, all
+    are train. Ids that occur in several tars become TAR/ID.
+    """
+    from shards.build import listed
     from shards.cli_build import BuildSettings, build_options
     from shards.convert import ConvertOptions
     from shards.convert import convert as run
@@ -218,12 +233,16 @@ def convert(
         _named(settings.columns, "--columns"),
         _named(settings.defaults, "--defaults"),
     )
-    form = build_options(BuildSettings(storage=settings.storage))
+    form = build_options(BuildSettings(storage=settings.storage, max_skipped_fraction=settings.max_skipped_fraction))
     workers = settings.workers or cores()
+    notes: list[str] = []
     with progress(f"convert {out.name}") as show:
-        manifest = run(options, out, form, workers, lambda state: show(state.done, state.total, state.shard))
-    counts = ", ".join(f"{name} {number}" for name, number in manifest.counts.items())
-    typer.echo(f"{out}: {manifest.splits}, {counts}, fingerprint {manifest.fingerprint[:12]}")
+        manifest = run(
+            options, out, form, workers, lambda state: show(state.done, state.total, state.shard), notes.append
+        )
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+    typer.echo(f"{out}: {listed(manifest.splits)}; {listed(manifest.counts)}; fingerprint {manifest.fingerprint[:12]}")
 
 
 def _named(text: str, flag: str) -> dict[str, str]:

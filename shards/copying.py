@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from shards.errors import DataError
+from shards.errors import DataError, OptionError
 from shards.index import ShardSet, fingerprint, rows_to_table, write_index
 from shards.opening import media_type
 from shards.schema import ANNOTATION, IndexRow, Manifest, Segment
@@ -89,7 +89,7 @@ def write_copy(
     """
     out = Path(os.path.abspath(out))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise DataError("the folder is not empty", where=str(out), fix="choose a new folder for the copy")
+        raise OptionError("the folder is not empty", where=str(out), fix="choose a new folder for the copy")
     work = out.with_name(f".{out.name}.copying")
     shutil.rmtree(work, ignore_errors=True)
     try:

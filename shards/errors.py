@@ -19,8 +19,14 @@ class DataError(Exception):
         super().__init__(": ".join(part for part in (where, what) if part) + (f"\n  fix: {fix}" if fix else ""))
 
     def __reduce__(self) -> tuple[object, ...]:  # keeps the three parts when a worker process raises it
-        return _rebuild, (self.what, self.where, self.fix)
+        return _rebuild, (type(self), self.what, self.where, self.fix)
 
 
-def _rebuild(what: str, where: str, fix: str) -> DataError:
-    return DataError(what, where=where, fix=fix)
+class OptionError(DataError):
+    """An option or argument that cannot be used, whatever the data hold."""
+
+    exit_code = 2
+
+
+def _rebuild(kind: type[DataError], what: str, where: str, fix: str) -> DataError:
+    return kind(what, where=where, fix=fix)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from shards.dedup import Signatures, first_of_equals, near_duplicates, text_hashes
-from shards.errors import DataError
+from shards.errors import DataError, OptionError
 from shards.filter_options import FilterOptions
 from shards.filter_overlap import ContaminationReport, EvaluationTexts
 from shards.filter_rules import REASONS, TextRules, language_library
@@ -42,7 +42,8 @@ def filtered(corpus: Corpus, options: FilterOptions) -> Filtered:
 
     Raises:
         DataError: an unknown language, or evaluation texts that cannot be read. Iterating raises DataError when the
-            corpus yields other segments than before.
+            corpus yields other segments than before, and OptionError when there is nothing that the rules work on:
+            no such split, or no evaluation texts.
     """
     return Filtered(corpus, options)
 
@@ -60,7 +61,7 @@ class Filtered:
         if options.against:
             recorded["against"] = sorted(map(identity, options.against))  # by content: the folder may move
         self.settings: dict[str, Any] = {**getattr(corpus, "settings", {}), "filter": recorded}
-        for name in ("published", "max_skipped_fraction"):
+        for name in ("published", "max_skipped_fraction", "notes"):
             if hasattr(corpus, name):
                 setattr(self, name, getattr(corpus, name))
         self._decided: _Decisions | None = None
@@ -143,8 +144,10 @@ def _decide(corpus: Corpus, options: FilterOptions, rules: TextRules) -> _Decisi
     decided = _Decisions()
     evaluation, exclude = _evaluation(corpus, options)
     candidates: dict[str, _Candidates] = {}
+    splits: dict[str, None] = {}
     for segments in _blocks(corpus.segments()):
         decided.digests.append(_digest(segments))
+        splits.update(dict.fromkeys(segment.split for segment in segments))
         start = len(decided.codes)
         decided.codes += bytes(len(segments))
         folded = {
@@ -169,6 +172,13 @@ def _decide(corpus: Corpus, options: FilterOptions, rules: TextRules) -> _Decisi
                 if split not in candidates:
                     candidates[split] = _Candidates(options)
                 candidates[split].append([start + number for number in numbers], [folded[number] for number in numbers])
+    missing = [split for split in options.splits if split not in splits]
+    if missing:
+        raise OptionError(
+            f"the corpus has no split {', '.join(map(repr, missing))} to filter; it has {', '.join(splits) or 'none'}",
+            where="--filter splits",
+            fix=f"add --filter splits={','.join(splits) or 'train'}",
+        )
     for found in candidates.values():
         found.mark(decided.codes, options)
     if evaluation is not None:
@@ -202,6 +212,12 @@ def _evaluation(corpus: Corpus, options: FilterOptions) -> tuple[EvaluationTexts
         for split in dict.fromkeys(segment.split for segment in others):
             part = [segment for segment in others if segment.split == split]
             found.add(split, [segment.text for segment in part], [segment.origin or segment.id for segment in part])
+    if not len(found) and options.contamination in ("exclude", "report"):
+        raise OptionError(
+            f"contamination={options.contamination}, but there are no evaluation texts",
+            where="--filter",
+            fix="add --filter against=FILE_OR_SHARD_SET, or build with another split than train",
+        )
     exclude = options.contamination == "exclude" or (options.contamination == "auto" and text_only)
     return (found, exclude) if len(found) else (None, exclude)
 
@@ -222,11 +238,16 @@ def contamination(
     """
     options = FilterOptions(contamination_words=words, contamination_overlap=overlap)
     folders, found = list(train), EvaluationTexts(options.contamination_words, options.contamination_overlap)
-    for location in list(evaluation) or [folder.location for folder in folders]:
-        for block in evaluation_texts(location):
+    given = list(evaluation)
+    for location in given or [folder.location for folder in folders]:
+        for block in evaluation_texts(location, train_too=bool(given)):  # no set is compared with itself
             found.add(block.split, block.texts, block.origins)
     if not len(found):
-        raise DataError("no evaluation texts", where="evaluation", fix="name shard sets with splits other than train")
+        raise DataError(
+            "no evaluation texts: no split but train",
+            where="evaluation",
+            fix="give --against: text files or shard sets",
+        )
     for folder in folders:
         for block in shard_set_texts(folder):
             folded = {number: text for number, given in enumerate(block.texts) if (text := fold_text(given))}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shards.dedup import LOWEST_THRESHOLD
-from shards.errors import DataError
+from shards.errors import OptionError
 
 CONTAMINATION_MODES = ("auto", "off", "report", "exclude")
 
@@ -63,31 +63,33 @@ class FilterOptions:
         self._check_fractions()
         if self.contamination not in CONTAMINATION_MODES:
             known = ", ".join(CONTAMINATION_MODES)
-            raise DataError(f"contamination {self.contamination!r}", where="filter", fix=f"use one of {known}")
+            raise OptionError(f"contamination {self.contamination!r}", where="filter", fix=f"use one of {known}")
         if self.against and self.contamination == "off":
-            raise DataError("against has no effect with contamination off", where="filter", fix="remove one of the two")
+            raise OptionError(
+                "against has no effect with contamination off", where="filter", fix="remove one of the two"
+            )
 
     def _check_limits(self) -> None:
         for name in ("min_characters", "max_characters", "min_words", "max_words", "language_min_characters"):
             if getattr(self, name) < 0:
-                raise DataError(f"{name} is {getattr(self, name)}", where="filter", fix="use 0 or more")
+                raise OptionError(f"{name} is {getattr(self, name)}", where="filter", fix="use 0 or more")
         for name in ("near_duplicate_words", "permutations", "contamination_words"):
             if getattr(self, name) < 1:
-                raise DataError(f"{name} is {getattr(self, name)}", where="filter", fix="use 1 or more")
+                raise OptionError(f"{name} is {getattr(self, name)}", where="filter", fix="use 1 or more")
         for unit in ("characters", "words"):
             low, high = getattr(self, f"min_{unit}"), getattr(self, f"max_{unit}")
             if high and low > high:
-                raise DataError(f"min_{unit} {low} is above max_{unit} {high}", where="filter", fix="exchange them")
+                raise OptionError(f"min_{unit} {low} is above max_{unit} {high}", where="filter", fix="exchange them")
 
     def _check_fractions(self) -> None:
         names = ("max_symbol_fraction", "max_digit_fraction", "max_repeated_line_fraction")
         for name in (*names, "language_confidence", "contamination_overlap"):
             if not 0 <= getattr(self, name) <= 1:
-                raise DataError(
+                raise OptionError(
                     f"{name} {getattr(self, name)} is not within 0..1", where="filter", fix="use a fraction"
                 )
         if self.near_duplicates and not LOWEST_THRESHOLD <= self.near_duplicates <= 1:
-            raise DataError(
+            raise OptionError(
                 f"near_duplicates {self.near_duplicates} is not within {LOWEST_THRESHOLD}..1",
                 where="filter",
                 fix="0.8 is usual; 0 keeps near duplicates",

@@ -7,7 +7,7 @@ import unicodedata
 from importlib.metadata import version
 from typing import Any
 
-from shards.errors import DataError
+from shards.errors import OptionError
 from shards.filter_options import FilterOptions
 
 _JUDGED_CHARACTERS = 200
@@ -19,7 +19,7 @@ REASONS = (TOO_SHORT, TOO_LONG, SYMBOLS, DIGITS, REPEATED_LINES, LANGUAGE)
 
 
 class TextRules:
-    """The reason why a text goes, or ``""``. Raises DataError for a language the library does not know."""
+    """The reason why a text goes, or ``""``. Raises OptionError for a language the library does not know."""
 
     def __init__(self, options: FilterOptions) -> None:
         self.options = options
@@ -81,7 +81,7 @@ def _language_identifier(codes: list[str]) -> Any:
     unknown = sorted({_primary(code) for code in codes} - set(identifier.labels))
     if unknown:
         known = ", ".join(sorted(identifier.labels))
-        raise DataError(
+        raise OptionError(
             f"no model for the language {', '.join(unknown)}", where="filter languages", fix=f"known: {known}"
         )
     return identifier

@@ -53,11 +53,12 @@ def shard_set_texts(folder: Folder) -> Iterator[Block]:
         ) from error
 
 
-def evaluation_texts(location: str) -> Iterator[Block]:
+def evaluation_texts(location: str, train_too: bool = True) -> Iterator[Block]:
     """The evaluation texts at a location; ``split`` names location and split.
 
     Args:
-        location: a shard set (all splits but train; train too when there is no other), or a text file.
+        location: a shard set (all splits but train), or a text file.
+        train_too: of a set that has no other split take train.
 
     Raises:
         DataError: there is neither, or it holds no texts.
@@ -76,7 +77,7 @@ def evaluation_texts(location: str) -> Iterator[Block]:
         return
     folder = open_folder(location)
     splits = _manifest(folder)["splits"]
-    wanted = [split for split in splits if split != TRAIN] or [TRAIN]
+    wanted = [split for split in splits if split != TRAIN] or [TRAIN] * train_too
     for block in shard_set_texts(folder):
         if block.split in wanted:
             yield Block(f"{location} {block.split}", block.texts, block.origins)

@@ -6,7 +6,6 @@ What a micro-batch needs is announced before it is asked for, so that it can be 
 from __future__ import annotations
 
 import errno
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from shards import packing
 from shards.access import Remote, ShardBytes
+from shards.annotations import parse_annotation
 from shards.checksums import Joiner
 from shards.errors import DataError
 from shards.packing import ELEMENT, Elements, Items
@@ -94,7 +94,7 @@ class Reader:
         return self._one(sample, int(columns["offset"][sample]) + start, wanted, crc)
 
     def meta(self, sample: int) -> dict[str, Any]:
-        """The sample's ``.json`` member; ``row`` holds the same and more, and reads nothing.
+        """What the sample's ``.json`` or ``.txt`` member says; ``row`` holds the same and more, and reads nothing.
 
         Raises DataError when it is damaged, or for a text document.
         """
@@ -105,10 +105,9 @@ class Reader:
         size, crc = int(columns["meta_size"][sample]), int(columns["meta_crc32"][sample])
         data = self._one(sample, offset, size, crc, "the metadata does not match its")
         try:
-            values: dict[str, Any] = json.loads(bytes(data))
+            return parse_annotation(bytes(data), self.row(sample).text)
         except ValueError as problem:
-            raise self.error(sample, f"the metadata is not JSON ({problem})") from problem
-        return values
+            raise self.error(sample, f"the metadata {problem}") from problem
 
     def row(self, sample: int) -> IndexRow:
         """The index row of a sample; those of all announced ones are made together."""

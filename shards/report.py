@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from shards.build import SKIPPED_NAME
+from shards.build_plan import nothing_to_build, segment_identity, wrong_times
+from shards.corpora.media_files import NO_MEDIA
 from shards.files import write_atomic
 from shards.index import read_index
 from shards.prepare import has_media
@@ -21,13 +23,14 @@ from shards.schema import Corpus, Segment, VideoFile, text_hash
 
 MISSING_FILES_NAME, MISSING_SEGMENTS_NAME = "missing.txt", "missing.jsonl"
 _REPORT_EVERY = 1000
-_COLUMNS = (
-    ("split", "split"),
+_FIRST_FAULTS = 5
+_ROWS = (
     ("published", "published"),
     ("annotated", "annotated"),
     ("excluded", "excluded"),
     ("empty_text", "no text"),
     ("missing_media", "no media"),
+    ("wrong_times", "wrong times"),
     ("usable", "usable"),
     ("hours", "hours"),
     ("texts_shared_with_train", "text in train"),
@@ -43,6 +46,7 @@ class _Split:
     excluded: collections.Counter[str] = field(default_factory=collections.Counter)
     empty_text: int = 0
     missing_media: int = 0
+    wrong_times: int = 0
     usable: int = 0
     seconds: float = 0.0
     """Annotated length of what is not excluded."""
@@ -57,6 +61,7 @@ class _Split:
             "excluded": dict(sorted(self.excluded.items())),
             "empty_text": self.empty_text,
             "missing_media": self.missing_media,
+            "wrong_times": self.wrong_times,
             "usable": self.usable,
             "hours": None if self.untimed else round(self.seconds / 3600, 3),
             "texts_shared_with_train": sum(text in train_texts for text in self.texts),
@@ -69,11 +74,18 @@ class _Survey:
     def __init__(self) -> None:
         self.splits: dict[str, _Split] = {}
         self.missing: list[dict[str, str]] = []
+        self.repeated: list[tuple[str, str, str]] = []
+        """(corpus, id, origin) of every segment whose id an earlier one has."""
+        self._ids: set[bytes] = set()
         self._present: dict[Path, bool] = {}
 
     def add(self, segment: Segment) -> None:
         split = self.splits.setdefault(segment.split, _Split())
         split.annotated += 1
+        identity = segment_identity(segment)
+        if identity in self._ids:
+            self.repeated.append((segment.corpus, segment.id, segment.origin))
+        self._ids.add(identity)
         if segment.excluded:
             split.excluded[segment.excluded] += 1
             return
@@ -84,10 +96,12 @@ class _Survey:
         split.missing_media += not present
         if not present:
             assert segment.media is not None
-            media = str(segment.media.path)
+            media = "" if segment.media.path.name == NO_MEDIA else str(segment.media.path)
             self.missing.append({"id": segment.id, "split": segment.split, "media": media, "origin": segment.origin})
-        split.usable += has_text and present
-        length = _annotated_seconds(segment)
+        wrong = bool(wrong_times(segment))
+        split.wrong_times += wrong
+        split.usable += has_text and present and not wrong
+        length = 0.0 if wrong else _annotated_seconds(segment)
         split.untimed += length is None
         split.seconds += length or 0.0
 
@@ -111,11 +125,12 @@ def corpus_report(
         on_progress: called with the number of segments seen, now and then.
 
     Returns:
-        Ready for JSON: ``corpus``, ``settings``, ``notes``, ``splits`` and ``missing`` (one entry per segment without
-        media: id, split, media, origin). Per split: ``published`` (None: not stated), ``annotated``, ``excluded``
-        {reason: n}, ``empty_text``, ``missing_media``, ``usable``, ``hours`` (annotated and not excluded; None where
-        annotations tell no times), ``texts_shared_with_train``; with ``shards`` also ``skipped`` {reason: n},
-        ``built`` and ``built_hours``.
+        Ready for JSON: ``corpus``, ``settings``, ``notes``, ``splits``, ``missing`` (one entry per segment without
+        media: id, split, media, origin; media is empty where the annotation names none) and ``faults`` (lines of text:
+        what a build refuses, such as an id that occurs twice). Per split: ``published`` (None: not stated),
+        ``annotated``, ``excluded`` {reason: n}, ``empty_text``, ``missing_media``, ``wrong_times``, ``usable``,
+        ``hours`` (annotated and not excluded; None where annotations tell no times), ``texts_shared_with_train``; with
+        ``shards`` also ``skipped`` {reason: n}, ``built`` and ``built_hours``.
 
     Raises:
         DataError: unreadable annotations or shard set.
@@ -139,12 +154,13 @@ def corpus_report(
         "notes": list(getattr(corpus, "notes", ())),
         "splits": splits,
         "missing": survey.missing,
+        "faults": _faults(corpus, survey),
     }
 
 
 def write_missing(report: dict[str, Any], folder: Path) -> int:
     """Write ``missing.txt`` (each missing file or folder once) and ``missing.jsonl`` (each segment); returns files."""
-    files = list(dict.fromkeys(entry["media"] for entry in report["missing"]))
+    files = list(dict.fromkeys(entry["media"] for entry in report["missing"] if entry["media"]))
     lines = [json.dumps(entry, ensure_ascii=False) for entry in report["missing"]]
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / MISSING_FILES_NAME, "".join(f"{name}\n" for name in files).encode())
@@ -152,20 +168,39 @@ def write_missing(report: dict[str, Any], folder: Path) -> int:
     return len(files)
 
 
+def _faults(corpus: Corpus, survey: _Survey) -> list[str]:
+    """What a build refuses whatever is skipped."""
+    wanted = {(name, identity) for name, identity, _ in survey.repeated}
+    first: dict[tuple[str, str], str] = {}
+    for segment in corpus.segments() if wanted else ():
+        if (segment.corpus, segment.id) in wanted:
+            first.setdefault((segment.corpus, segment.id), segment.origin)
+    faults = [
+        f"{origin}: the id {identity!r} occurs twice, first at {first[name, identity]}"
+        for name, identity, origin in survey.repeated
+    ]
+    excluded = sum(split.excluded.total() for split in survey.splits.values())
+    if sum(split.annotated for split in survey.splits.values()) == excluded:
+        faults.append(f"{corpus.name}: {nothing_to_build(excluded)}")
+    return faults
+
+
 def report_lines(report: dict[str, Any]) -> list[str]:
-    """The report as an aligned table, one line per split, followed by reasons and notes."""
+    """The report as an aligned table, one column per split, followed by reasons, faults and notes."""
     splits: dict[str, dict[str, Any]] = report["splits"]
-    keys = [key for key, _ in _COLUMNS if key == "split" or any(key in figures for figures in splits.values())]
-    titles = dict(_COLUMNS)
-    rows = [[titles[key] for key in keys]]
-    rows += [[_cell(name if key == "split" else figures.get(key)) for key in keys] for name, figures in splits.items()]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(keys))]
+    rows = [["", *splits]]
+    rows += [
+        [title, *(_cell(figures.get(key)) for figures in splits.values())]
+        for key, title in _ROWS
+        if any(key in figures for figures in splits.values())
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(splits) + 1)]
     lines = [
         "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
         for row in rows
+        if splits
     ]
     for kind in ("excluded", "skipped"):
         for name, figures in splits.items():
@@ -175,6 +210,9 @@ def report_lines(report: dict[str, Any]) -> list[str]:
             counted = figures["annotated"] - sum(figures["excluded"].values())
             if counted != stated:
                 lines.append(f"{name}: {counted - stated:+d} segments against the {stated} published")
+    lines += [f"fault: {fault}" for fault in report["faults"][:_FIRST_FAULTS]]
+    if (more := len(report["faults"]) - _FIRST_FAULTS) > 0:
+        lines.append(f"and {more} more faults; --json lists all")
     return lines + [f"note: {note}" for note in report["notes"]]
 
 

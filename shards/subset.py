@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from shards.copying import Report, Source, write_copy
-from shards.errors import DataError
+from shards.errors import DataError, OptionError
 from shards.opening import open_set
 from shards.schema import Manifest
 from shards.store import open_folder
@@ -34,7 +34,7 @@ def head(location: str | Path, out: Path, samples: int, on_progress: Report = No
         DataError: the set cannot be read, its bytes are damaged, or ``out`` holds something.
     """
     if samples < 1:
-        raise DataError(f"{samples} samples per split", where="--samples", fix="ask for at least one")
+        raise OptionError(f"{samples} samples per split", where="--samples", fix="ask for at least one")
     folder = open_folder(location)
     shard_set = open_set(folder)
     splits = np.asarray(shard_set.table["split"].to_pylist(), dtype=object)
@@ -76,11 +76,13 @@ def split(
 def _check_fractions(fractions: Mapping[str, float]) -> None:
     wrong = [name for name in fractions if not _SPLIT_NAME.fullmatch(name)]
     if wrong:
-        raise DataError(f"{wrong[0]!r} is no name of a split", where="fractions", fix="use small letters, digits and _")
+        raise OptionError(
+            f"{wrong[0]!r} is no name of a split", where="fractions", fix="use small letters, digits and _"
+        )
     total = sum(fractions.values())
     if not fractions or min(fractions.values()) <= 0 or abs(total - 1) > 1e-6:
         what = f"{dict(fractions)} add up to {total:g}"
-        raise DataError(what, where="fractions", fix="use positive parts of 1: train=0.9,dev=0.1")
+        raise OptionError(what, where="fractions", fix="use positive parts of 1: train=0.9,dev=0.1")
 
 
 def assign_splits(table: pa.Table, fractions: Mapping[str, float], groups: Sequence[str], seed: int) -> NDArray[Any]:
@@ -123,7 +125,7 @@ def _grouped(table: pa.Table, groups: Sequence[str]) -> list[list[int]]:
     """Samples that must stay together: connected through a text or a signer they share."""
     unknown = [name for name in groups if name not in GROUPS]
     if unknown:
-        raise DataError(f"cannot group by {unknown[0]!r}", where="--group", fix=f"known: {', '.join(GROUPS)}")
+        raise OptionError(f"cannot group by {unknown[0]!r}", where="--group", fix=f"known: {', '.join(GROUPS)}")
     parents = list(range(table.num_rows))
 
     def root(number: int) -> int:

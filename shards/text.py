@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.errors import DataError
+from shards.errors import DataError, OptionError
 
 TEMPLATE_FIELDS = ("text", "gloss")
 _BEYOND_ASCII = "«»„“”‚‘’¿¡…–—。，！？、；：（）《》「」『』·؟،؛।۔"
@@ -33,9 +33,11 @@ def check_template(template: str) -> None:
     try:
         fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
     except ValueError as error:
-        raise DataError(f"{template!r} is not a template ({error})", where="templates", fix="write {{ for {") from None
+        raise OptionError(
+            f"{template!r} is not a template ({error})", where="templates", fix="write {{ for {"
+        ) from None
     if not fields or not fields <= set(TEMPLATE_FIELDS):
-        raise DataError(
+        raise OptionError(
             f"{template!r} uses {sorted(fields) or 'no field'}",
             where="templates",
             fix="use {text} and {gloss}, for example 'signs: {gloss} sentence: {text}'",

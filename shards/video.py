@@ -22,7 +22,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from shards.errors import DataError
+from shards.errors import DataError, OptionError
 from shards.frame_folder import folder_frames
 from shards.media import (
     FIX_MEDIA,
@@ -74,9 +74,9 @@ class VideoOptions:
 
     def __post_init__(self) -> None:
         if self.validate not in ("full", "headers"):
-            raise DataError(f"validate {self.validate!r}", where="video options", fix="use full or headers")
+            raise OptionError(f"validate {self.validate!r}", where="video options", fix="use full or headers")
         if self.short_side < 0 or self.fps < 0 or self.gop < 1 or not 0 <= self.crf <= 51:
-            raise DataError(
+            raise OptionError(
                 f"short_side {self.short_side}, fps {self.fps}: need >= 0; gop {self.gop}: >= 1; crf {self.crf}: 0..51",
                 where="video options",
                 fix="correct the option",

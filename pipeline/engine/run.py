@@ -34,7 +34,8 @@ def setup_logging(ranks: dist.Ranks, run_dir: Path) -> None:
     # DeepSpeed calls torch.distributed functions by their old names, several times per step
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     warnings.filterwarnings("ignore", message=".gradient_checkpointing_enable. is deprecated")
-    for noisy in ("DeepSpeed", "deepspeed", "transformers", "torch", "filelock", "PIL", "fsspec"):
+    stores = ("fsspec", "s3fs", "botocore", "aiobotocore")
+    for noisy in ("DeepSpeed", "deepspeed", "transformers", "torch", "filelock", "PIL", *stores):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

@@ -7,16 +7,20 @@ recorded in the manifest.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 import inspect
+import itertools
 import json
+import re
+import textwrap
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from shards.errors import DataError
+from shards.errors import OptionError
 from shards.schema import Corpus
 
 REGISTRY = {
@@ -41,9 +45,9 @@ REGISTRY = {
 
 
 def corpus_class(name: str) -> type:
-    """The class registered under ``name``. Raises DataError with the nearest known name."""
+    """The class registered under ``name``. Raises OptionError with the nearest known name."""
     if name not in REGISTRY:
-        raise DataError(f"unknown corpus {name!r}", where="corpus", fix=_nearest(name, sorted(REGISTRY)))
+        raise OptionError(f"unknown corpus {name!r}", where="corpus", fix=nearest(name, sorted(REGISTRY)))
     module, _, attribute = REGISTRY[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
 
@@ -52,45 +56,114 @@ def make_corpus(name: str, options: Mapping[str, Any]) -> Corpus:
     """Instantiate a corpus from options that may be strings, as a command line gives them.
 
     Strings are converted by the type hint of the keyword: numbers, booleans, paths; lists and dicts as JSON, or
-    ``a,b`` for lists and ``key=value,key=value`` for dicts. Raises DataError naming an unknown, missing or wrong one.
+    ``a,b`` for lists and ``key=value,key=value`` for dicts. Raises OptionError naming an unknown, missing or wrong one.
     """
     cls = corpus_class(name)
     parameters = inspect.signature(cls).parameters
     hints = typing.get_type_hints(vars(cls)["__init__"])
     for key in options:
         if key not in parameters:
-            raise DataError(f"unknown option {key!r}", where=f"corpus {name}", fix=_nearest(key, sorted(parameters)))
+            raise OptionError(f"unknown option {key!r}", where=f"corpus {name}", fix=nearest(key, sorted(parameters)))
     missing = [key for key, value in parameters.items() if value.default is value.empty and key not in options]
     if missing:
-        raise DataError(f"missing option {', '.join(missing)}", where=f"corpus {name}", fix=f"add --{missing[0]} VALUE")
-    return cls(**{key: convert(value, hints.get(key, str), f"corpus {name}: {key}") for key, value in options.items()})
+        raise OptionError(
+            f"missing option {', '.join(missing)}", where=f"corpus {name}", fix=f"add --{missing[0]} VALUE"
+        )
+    values = {}
+    for key, value in options.items():
+        try:
+            values[key] = convert(value, hints.get(key, str), f"corpus {name}: {key}")
+        except OptionError as error:
+            meaning = option_meanings(cls).get(key)
+            fix = f"{error.fix} ({meaning})" if meaning else error.fix
+            raise OptionError(error.what, where=error.where, fix=fix) from None
+    return cls(**values)
+
+
+def option_meanings(cls: type) -> dict[str, str]:
+    """What the options of a corpus are for: the strings below its fields, and the ``Args`` of its docstring."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__[:-1]):
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(tree, ast.ClassDef)
+        for field, below in itertools.pairwise(tree.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(field.target, ast.Name):
+                found[field.target.id] = inspect.cleandoc(ast.literal_eval(below.value))
+        arguments = (ast.get_docstring(tree) or "").partition("\nArgs:\n")[2].partition("\n\n")[0]
+        for name, meaning in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", arguments, re.MULTILINE):
+            found[name] = meaning
+    return {name: " ".join(meaning.split()) for name, meaning in found.items()}
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:
-    """``value`` as the type ``hint`` asks for; values that are no strings pass unchanged."""
+    """``value`` as the type ``hint`` asks for; values that are no strings pass unchanged. Raises OptionError."""
     if not isinstance(value, str):
         return value
-    choices = (
-        [part for part in typing.get_args(hint) or (hint,)] if typing.get_origin(hint) not in (list, dict) else [hint]
-    )
-    kinds = [typing.get_origin(choice) or choice for choice in choices]
+    choices = typing.get_args(hint) if typing.get_origin(hint) not in (list, dict) else ()
+    kinds = [typing.get_origin(choice) or choice for choice in choices or (hint,)]
+    kind = next((kind for kind in _WRITTEN if kind in kinds), None)
+    if kind is None:
+        return Path(value) if Path in kinds else value
+    name, example = _WRITTEN[kind]
+    if Any in typing.get_args(hint):
+        example += ', or as JSON {"key": ["value", "value"]}'
     try:
-        if dict in kinds:
-            return json.loads(value) if value.startswith("{") else dict(pair.split("=", 1) for pair in value.split(","))
-        if list in kinds:
-            return json.loads(value) if value.startswith("[") else value.split(",")
-        if bool in kinds:
-            return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
-        if int in kinds and float not in kinds:
-            return int(value)
-        if float in kinds:
-            return float(value)
-    except (ValueError, KeyError) as error:
-        expected = "/".join(kind.__name__ for kind in kinds if isinstance(kind, type) and kind is not type(None))
-        raise DataError(f"{value!r} is not {expected} ({error})", where=where, fix="correct the option") from None
-    return Path(value) if Path in kinds else value
+        return _READ[kind](value)
+    except (ValueError, KeyError):
+        raise OptionError(f"{value!r} is not {name}", where=where, fix=f"write {example}") from None
+    except OptionError as error:
+        raise OptionError(error.what, where=where, fix=f"write {example}") from None
 
 
-def _nearest(name: str, known: list[str]) -> str:
+def named_values(values: Iterable[str], where: str) -> dict[str, str]:
+    """``["a=1", "b=2"]`` as a dict. Raises OptionError for a value without ``=`` and for a key that comes twice."""
+    found: dict[str, str] = {}
+    for pair in values:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise OptionError(f"{pair!r} is not key=value", where=where, fix="write key=value")
+        add_once(found, key, value, where)
+    return found
+
+
+def add_once(found: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Set ``found[key]``. Raises OptionError when it is there already: the first value would be lost."""
+    if key in found:
+        raise OptionError(f"{key} is given twice: {found[key]!r} and {value!r}", where=where, fix="give it once")
+    found[key] = value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        add_once(found, key, value, "")
+    return found
+
+
+def _read_dict(value: str) -> dict[str, Any]:
+    if value.startswith("{"):
+        return json.loads(value, object_pairs_hook=_object)
+    return named_values(value.split(","), "")
+
+
+_WRITTEN: dict[type, tuple[str, str]] = {
+    dict: ("a JSON object", "key=value,key=value"),
+    list: ("a JSON list", 'value,value, or as JSON ["value", "value"]'),
+    bool: ("true or false", "true or false"),
+    float: ("a number", "a number, for example 0.5"),
+    int: ("a whole number", "a whole number, for example 3"),
+}
+"""Kind of value -> what it is called, how it is written; ``float`` stands before ``int``, which it includes."""
+_READ: dict[type, Callable[[str], Any]] = {
+    dict: _read_dict,
+    list: lambda value: json.loads(value) if value.startswith("[") else value.split(","),
+    bool: lambda value: {"true": True, "1": True, "false": False, "0": False}[value.lower()],
+    float: float,
+    int: int,
+}
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """The fix for an unknown name: what may have been meant, and what there is."""
     near = difflib.get_close_matches(name, known, n=1)
     return (f"did you mean {near[0]}? " if near else "") + f"known: {', '.join(known)}"

@@ -22,7 +22,7 @@ from shards.captions import Caption, read_captions
 from shards.corpora.caption_segments import caption_segment, segment_ids
 from shards.corpora.media_files import VIDEO_SUFFIXES, check_folder, files_by_stem
 from shards.corpora.rows import file_stem, known_splits, read_json, read_lines
-from shards.errors import DataError
+from shards.errors import DataError, OptionError
 from shards.schema import Segment, VideoFile
 
 EPISODE_SPLITS = {"train": ("train",), "dev": ("val", "dev"), "test": ("test",)}
@@ -64,7 +64,7 @@ class Bobsl:
         self.root = check_folder(Path(self.root), "original_data and the annotation folders")
         known_splits(self.splits, [*EPISODE_SPLITS, *(split + ALIGNED for split in EPISODE_SPLITS)], self.NAME)
         if self.min_seconds < 0 or 0 < self.max_seconds <= self.min_seconds or self.max_seconds < 0:
-            raise DataError(
+            raise OptionError(
                 f"min_seconds {self.min_seconds} and max_seconds {self.max_seconds} leave no subtitle",
                 where="corpus bobsl",
                 fix="correct the options",

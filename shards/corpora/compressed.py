@@ -24,19 +24,25 @@ LONGEST_LINE = 1 << 28
 
 
 def plain_suffix(path: Path) -> str:
-    """The suffix that tells the format: ``.tsv`` of ``a.tsv`` and of ``a.tsv.gz``."""
-    return Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
+    """The suffix that tells the format, in small letters: ``.tsv`` of ``a.tsv`` and of ``A.TSV.gz``."""
+    return (Path(path.stem) if compressed(path) else path).suffix.lower()
+
+
+def compressed(path: Path) -> bool:
+    """Whether the name says that the file is compressed."""
+    return path.suffix.lower() in COMPRESSIONS
 
 
 def open_source(path: Path) -> BinaryIO:
     """The uncompressed bytes of a file as a stream. Raises one of :data:`DAMAGED`, as reading from it does."""
-    if path.suffix == ".gz":
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
         return gzip.open(path, "rb")  # type: ignore[return-value]
-    if path.suffix == ".bz2":
+    if suffix == ".bz2":
         return bz2.open(path, "rb")  # type: ignore[return-value]
-    if path.suffix == ".xz":
+    if suffix == ".xz":
         return lzma.open(path, "rb")  # type: ignore[return-value]
-    if path.suffix == ".zst":
+    if suffix == ".zst":
         return io.BufferedReader(pa.input_stream(str(path), compression="zstd"), 1 << 20)  # type: ignore[arg-type]
     return path.open("rb")
 
@@ -60,6 +66,6 @@ def byte_lines(path: Path) -> Iterator[bytes]:
 def cannot_read(path: Path, error: BaseException) -> DataError:
     """The DataError of a file that cannot be opened or unpacked."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    damaged = path.suffix in COMPRESSIONS and not isinstance(error, FileNotFoundError | PermissionError)
+    damaged = compressed(path) and not isinstance(error, FileNotFoundError | PermissionError)
     fix = "copy or fetch the file again: it is cut off or damaged" if damaged else "check the path"
     return DataError(f"cannot be read ({reason})", where=str(path), fix=fix)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from shards.corpora.rows import file_stem, known_splits, read_lines
-from shards.errors import DataError
+from shards.errors import DataError, OptionError
 from shards.schema import Segment, VideoFile
 
 _MANIFESTS = {"train": ("train",), "dev": ("val", "dev"), "test": ("test",)}
@@ -38,7 +38,7 @@ class DailyMoth:
         self.name = self.NAME
         self.root = Path(root)
         if clips not in ("unblurred", "blurred"):
-            raise DataError(f"no such clips: {clips!r}", where="dailymoth clips", fix="use unblurred or blurred")
+            raise OptionError(f"no such clips: {clips!r}", where="dailymoth clips", fix="use unblurred or blurred")
         base = self.root / f"{clips}_clips"
         self.videos = base if base.is_dir() and not (base / "videos").is_dir() else base / "videos"
         self.settings = {"clips": clips}

@@ -54,7 +54,7 @@ class HfDataset(TextBase):
             raise DataError(
                 f"none of the dataset's splits {sorted(self.folders)} is mapped",
                 where=str(self.root),
-                fix="pass splits=NAME=train",
+                fix="add --splits NAME=train",
             )
         self.chosen = chosen
         self.prepare(bool(self.gloss))

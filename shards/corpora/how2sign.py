@@ -75,7 +75,7 @@ class How2Sign:
             raise DataError(
                 "label files hold no times, so whole videos cannot be cut by them",
                 where="corpus how2sign: labels",
-                fix="use the re-aligned csv files, or add clips=true and accept misaligned clips",
+                fix="use the re-aligned csv files, or add --clips true and accept misaligned clips",
             )
         files = {split: self._file(split) for split in SPLITS}
         if not any(path.is_file() for path in files.values()):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from shards.errors import DataError
 
+NO_MEDIA = "(no media in the annotations)"
+"""Stands for the file name of a segment whose annotation names none."""
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".m4v", ".avi", ".flv", ".3gp")
 """In order of preference where the same video lies there twice."""
 

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 from shards.corpora.rows import file_stem, first_existing, known_splits, read_json, read_table
 from shards.corpora.table import seconds
-from shards.errors import DataError
+from shards.errors import DataError, OptionError
 from shards.schema import Crop, Segment, VideoFile
 
 SPLITS = ("train", "dev", "test")
@@ -64,7 +64,7 @@ class OpenAsl:
         self.clips, self.boxes, self.text = clips, boxes and not clips, text
         self.videos = videos or self.root / ("video-clip" if clips else "raw-video")
         if text not in TEXTS:
-            raise DataError(f"no text column {text!r}", where="corpus openasl: text", fix=f"use {' or '.join(TEXTS)}")
+            raise OptionError(f"no text column {text!r}", where="corpus openasl: text", fix=f"use {' or '.join(TEXTS)}")
         self.table = first_existing((self.root / _TABLE, self.root / "data" / _TABLE))
         self.box_file = self.table.with_name(_BOXES)
         if not self.table.is_file():
@@ -75,7 +75,7 @@ class OpenAsl:
             raise DataError(
                 f"no {_BOXES} beside the tsv",
                 where=str(self.table),
-                fix="fetch it, or pass boxes=false for whole pictures",
+                fix="fetch it, or add --boxes false for whole pictures",
             )
         self.settings = {"clips": clips, "boxes": self.boxes, "text": text}
 
@@ -140,6 +140,8 @@ def unit_box(box: Any, where: str) -> tuple[float, float, float, float] | None:
     """Two corners as four fractions, clamped to the picture; None without area; DataError for anything else."""
     values = box if isinstance(box, list) else []
     if len(values) != 4 or not all(type(value) in (int, float) and math.isfinite(value) for value in values):
-        raise DataError(f"{box!r} are not four fractions", where=where, fix="fetch the file again, or boxes=false")
+        raise DataError(
+            f"{box!r} are not four fractions", where=where, fix="fetch the file again, or add --boxes false"
+        )
     left, top, right, bottom = (min(1.0, max(0.0, float(value))) for value in values)
     return (left, top, right, bottom) if right > left and bottom > top else None

@@ -1,7 +1,7 @@
 """Parallel text: a file of sentences and a file of sign glosses with the same number of lines (ASLG-PC12 and others).
 
-    text=train=aslg.train.en,dev=aslg.dev.en gloss=train=aslg.train.gloss.asl,dev=aslg.dev.gloss.asl
-    templates='["signs: {gloss} sentence: {text}"]'
+    --text train=aslg.train.en,dev=aslg.dev.en --gloss train=aslg.train.gloss.asl,dev=aslg.dev.gloss.asl
+    --templates '["{text}", "signs: {gloss} sentence: {text}"]'
 
 Both files may be compressed. A tab separated file with both columns is read by the corpus ``text``.
 """
@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from shards.corpora.rows import read_lines
 from shards.corpora.text_base import TextBase
 from shards.corpora.text_files import check_split
-from shards.errors import DataError
+from shards.errors import DataError, OptionError
 from shards.schema import Segment
 
 
@@ -30,11 +30,13 @@ class Parallel(TextBase):
     """Split -> file of sentences, one on a line."""
     gloss: dict[str, str]
     """Split -> file of glosses, aligned with it."""
+    templates: list[str] = field(default_factory=lambda: ["signs: {gloss} sentence: {text}"])
+    """What becomes of a pair: one document per template."""
 
     def __post_init__(self) -> None:
         where = f"corpus {self.corpus}"
         if set(self.text) != set(self.gloss):
-            raise DataError(
+            raise OptionError(
                 f"splits of text {sorted(self.text)} and gloss {sorted(self.gloss)} differ",
                 where=where,
                 fix="give both files for every split",

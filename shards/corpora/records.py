@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from shards.corpora.rows import UTF16_MARKS
 from shards.errors import DataError
 
 MAX_RECORD_CHARACTERS = 16 << 20
@@ -163,6 +164,9 @@ def _chunks(path: Path) -> Iterator[str]:
         with path.open("rb") as handle:
             while True:
                 payload = handle.read(_CHUNK_BYTES)
+                if not position and payload.startswith(UTF16_MARKS):
+                    fix = f"convert it: iconv -f UTF-16 -t UTF-8 {path.name} > NEW"
+                    raise DataError("UTF-16 (its byte order mark is there), not UTF-8", where=str(path), fix=fix)
                 if text := decoder.decode(payload, final=not payload):
                     yield text
                 if not payload:

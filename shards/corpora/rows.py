@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from shards.corpora.compressed import byte_lines
-from shards.errors import DataError
+from shards.errors import DataError, OptionError
 
 DELIMITERS = {".tsv": "\t", ".csv": ",", ".psv": "|"}
 _CANDIDATES = "\t|,;"
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _LARGEST = 1e9
 _LONGEST_NAME = 200  # bytes; file systems allow 255 including a suffix
 
@@ -28,10 +29,11 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
+            found = "" if number > 1 or not line.startswith(UTF16_MARKS) else "UTF-16 (its byte order mark is there), "
             raise DataError(
-                f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}",
+                f"{found}not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}",
                 where=f"{path}:{number}",
-                fix="convert the file, e.g. iconv -f LATIN1 -t UTF-8",
+                fix=f"convert the file, e.g. iconv -f {'UTF-16' if found else 'LATIN1'} -t UTF-8 {path.name} > NEW",
             ) from None
         yield number, text.rstrip("\r\n")
 
@@ -49,11 +51,7 @@ def read_table(
         DataError: wrong delimiter, missing column, or a row with another number of fields.
     """
     lines = read_lines(path)
-    if quoting:
-        position = [0]
-        rows = _quoted(path, lines, delimiter, position)
-    else:
-        rows = ((number, line.split(delimiter)) for number, line in lines)
+    rows = _quoted(path, lines, delimiter) if quoting else ((number, line.split(delimiter)) for number, line in lines)
     header = next(rows, (1, [""]))[1]
     _check_header(path, header, delimiter, needed)
     for number, fields in rows:
@@ -64,28 +62,25 @@ def read_table(
                 f"{len(fields)} fields, the header has {len(header)}",
                 where=f"{path}:{number}",
                 fix="repair the row (a delimiter inside a text, or a missing field)"
-                + ("" if quoting else "; if fields are quoted set quoting=true"),
+                + ("" if quoting else "; if fields are quoted add --quoting true"),
             )
         yield number, dict(zip(header, fields, strict=True))
 
 
-def _quoted(
-    path: Path, lines: Iterator[tuple[int, str]], delimiter: str, position: list[int]
-) -> Iterator[tuple[int, list[str]]]:
-    def counted() -> Iterator[str]:
-        for number, line in lines:
-            position[0] = number
-            yield line + "\n"
-
-    reader = csv.reader(counted(), delimiter=delimiter, strict=True)
+def _quoted(path: Path, lines: Iterator[tuple[int, str]], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """(number of the line where the row begins, fields): a quoted field may go on over several lines."""
+    reader = csv.reader((line + "\n" for _, line in lines), delimiter=delimiter, strict=True)
+    first = 1
     try:
         for fields in reader:
-            yield position[0], fields
+            yield first, fields
+            first = reader.line_num + 1
     except csv.Error as error:
+        read = f", which was read to line {reader.line_num}" if reader.line_num > first else ""
         raise DataError(
-            f"broken quoting ({error})",
-            where=f"{path}:{position[0]}",
-            fix="quoting=false if quotes are plain text",
+            f"broken quoting ({error}) in the row that begins here{read}",
+            where=f"{path}:{first}",
+            fix="close the quote, or add --quoting false if quotes are plain text",
         ) from None
 
 
@@ -104,7 +99,7 @@ def _check_header(path: Path, header: list[str], delimiter: str, needed: Iterabl
         raise DataError(
             f"the delimiter {delimiter!r} does not occur in the header {header[0]!r}",
             where=where,
-            fix=f"it looks separated by {best!r}: pass delimiter={best!r}",
+            fix=f"it looks separated by {best!r}: add --delimiter {_typed(best)}, or change the file's suffix",
         )
     near = difflib.get_close_matches(missing[0], header, n=1)
     raise DataError(
@@ -112,6 +107,11 @@ def _check_header(path: Path, header: list[str], delimiter: str, needed: Iterabl
         where=where,
         fix=(f"did you mean {near[0]!r}? " if near else "") + "map the column names in the corpus options",
     )
+
+
+def _typed(delimiter: str) -> str:
+    """How a delimiter is given on a command line."""
+    return "tab" if delimiter == "\t" else f"'{delimiter}'"
 
 
 def read_jsonl(path: Path, needed: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -207,5 +207,5 @@ def known_splits(splits: list[str] | None, known: Iterable[str], corpus: str) ->
     choices = list(known)
     unknown = sorted(set(splits or []) - set(choices))
     if unknown:
-        raise DataError(f"unknown split {unknown}", where=f"{corpus} splits", fix=f"choose from {choices}")
+        raise OptionError(f"unknown split {unknown}", where=f"{corpus} splits", fix=f"choose from {choices}")
     return list(splits or choices)

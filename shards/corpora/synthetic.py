@@ -250,7 +250,11 @@ def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 class Synthetic:
-    """A finished folder made by `generate`, as a corpus."""
+    """A finished folder made by `generate`, as a corpus.
+
+    Args:
+        root: the folder; `slt demo` leaves one in its output folder, under ``corpus``.
+    """
 
     NAME: ClassVar[str] = NAME
     name: str = NAME

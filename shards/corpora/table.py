@@ -2,9 +2,9 @@
 
 Option values name columns; that is how How2Sign, OpenASL, SPJ and home-made lists differ. Examples::
 
-    table=sentences.tsv media=video text=translation_sk language=sk sign_language=svk test_fraction=0.2
-    table=how2sign_realigned_train.csv delimiter=tab id=SENTENCE_NAME media=VIDEO_NAME media_suffix=.mp4
-          start=START_REALIGNED end=END_REALIGNED text=SENTENCE split=train language=en sign_language=ase
+    --table sentences.tsv --media video --text translation_sk --language sk --sign-language svk --test-fraction 0.2
+    --table how2sign_realigned_train.csv --delimiter tab --id SENTENCE_NAME --media VIDEO_NAME --media-suffix .mp4
+        --start START_REALIGNED --end END_REALIGNED --text SENTENCE --split train --language en --sign-language ase
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from decimal import Decimal
 from pathlib import Path, PurePath
 from typing import Any
 
+from shards.corpora.media_files import NO_MEDIA
 from shards.corpora.records import parquet_columns, read_json_array, read_parquet
 from shards.corpora.rows import DELIMITERS, read_jsonl, read_lines, read_table
-from shards.errors import DataError
+from shards.errors import DataError, OptionError
 from shards.schema import Crop, FrameFolder, Segment, VideoFile
 from shards.text import stable_seed
 
@@ -62,7 +63,7 @@ class Table:
     corpus: str = "table"
     """Name of the corpus in index, metrics and errors."""
     media_root: Path | None = None
-    """Folder the media column is relative to; default: the table's folder."""
+    """Folder the media column is relative to; default: the table's folder. Absolute paths in the column stay."""
     media_suffix: str = ""
     """Appended to the media column (``.mp4``)."""
     frames_fps: float = 0.0
@@ -83,37 +84,40 @@ class Table:
     def __post_init__(self) -> None:
         self.table = Path(self.table)
         self.name = self.corpus
-        self.read_records = _RECORDS.get(self.table.suffix)
+        self._suffix = self.table.suffix.lower()
+        self.read_records = _RECORDS.get(self._suffix)
         self.delimiter = "\t" if self.delimiter in ("tab", "\\t") else self.delimiter or self._usual_delimiter()
         if self.quoting is None:
             self.quoting = self.delimiter == ","
         where = f"corpus {self.corpus}"
         if not self.read_records and len(self.delimiter) != 1:
-            raise DataError(f"delimiter {self.delimiter!r} is not one character", where=where, fix="e.g. delimiter=tab")
+            raise OptionError(
+                f"delimiter {self.delimiter!r} is not one character", where=where, fix="for example --delimiter tab"
+            )
         if min(self.dev_fraction, self.test_fraction) < 0 or self.dev_fraction + self.test_fraction > 1:
-            raise DataError(
+            raise OptionError(
                 f"dev_fraction {self.dev_fraction} + test_fraction {self.test_fraction} is not within 0..1",
                 where=where,
                 fix="choose fractions that leave something to train on",
             )
         if self.bbox and self.frames_fps > 0:
-            raise DataError("bbox works on video files, not on folders of frames", where=where, fix="leave bbox out")
+            raise OptionError("bbox works on video files, not on folders of frames", where=where, fix="leave bbox out")
         self.root = Path(self.media_root) if self.media_root is not None else self.table.parent
         self._resolve_either(set(self._header()))
 
     def _usual_delimiter(self) -> str:
         if self.read_records:
             return ""
-        if self.table.suffix not in DELIMITERS:
-            raise DataError(
+        if self._suffix not in DELIMITERS:
+            raise OptionError(
                 f"cannot tell the delimiter of a {self.table.suffix or 'suffix-less'} file",
                 where=str(self.table),
-                fix="pass delimiter=tab, delimiter=, or delimiter=|",
+                fix="add --delimiter tab, --delimiter ',' or --delimiter '|'",
             )
-        return DELIMITERS[self.table.suffix]
+        return DELIMITERS[self._suffix]
 
     def _header(self) -> list[str]:
-        if self.table.suffix == ".parquet":
+        if self._suffix == ".parquet":
             return parquet_columns(self.table)
         if self.read_records:
             return list(next(self.read_records(self.table, []), (0, {}))[1])
@@ -139,7 +143,7 @@ class Table:
             elif not value or valid(value):
                 self._values[key] = value
             else:
-                raise DataError(
+                raise OptionError(
                     f"{key}={value!r} is neither a column of {sorted(header)} nor {expected}",
                     where=f"corpus {self.corpus}",
                     fix="name an existing column or give the value itself",
@@ -161,13 +165,19 @@ class Table:
         start, end = (seconds(cells.get(key, ""), f"{origin} {key}") for key in ("start", "end"))
         sample_id = cells.get("id") or "@".join(filter(None, (cells["media"], cells.get("start"), cells.get("end"))))
         if not sample_id:
-            raise DataError("the identifier is empty", where=origin, fix="fill it, or pass id= to use media and times")
+            raise DataError(
+                "the identifier is empty", where=origin, fix="fill it, or add --id '' to use media and times"
+            )
         if any(len(part.encode()) > _LONGEST_NAME for part in PurePath(cells["media"] + self.media_suffix).parts):
             raise DataError(
                 f"media {cells['media'][:40]!r}... cannot name a file", where=origin, fix="check the column"
             )
+        if ".." in PurePath(cells["media"]).parts:
+            raise DataError(
+                f"media {cells['media']!r} leaves its folder", where=origin, fix="add --media-root FOLDER instead of .."
+            )
         # A row without media must not point at the root folder itself: it becomes a counted skip.
-        path = self.root / ((cells["media"] + self.media_suffix) if cells["media"] else "(no media in the annotations)")
+        path = self.root / ((cells["media"] + self.media_suffix) if cells["media"] else NO_MEDIA)
         frames = FrameFolder(path, self.frames_pattern, self.frames_fps) if self.frames_fps > 0 else None
         return Segment(
             corpus=self.corpus,
@@ -225,6 +235,8 @@ def seconds(cell: str, where: str) -> float | None:
     if not cell:
         return None
     match = _CLOCK.fullmatch(cell)
+    if match is None and _CLOCK.fullmatch(cell.removeprefix("-")):
+        raise DataError(f"the time {cell} is negative", where=where, fix="times count from the beginning of the media")
     if match is None:
         raise DataError(f"{cell[:60]!r} is not a time", where=where, fix="use seconds or HH:MM:SS.mmm")
     hours, minutes, rest = match.groups()

@@ -14,8 +14,8 @@ from typing import Any
 from shards.corpora.compressed import plain_suffix
 from shards.corpora.text_base import TextBase
 from shards.corpora.text_documents import PLAIN, SUFFIXES, UNITS, read_documents
-from shards.corpora.text_files import Formats, find_files
-from shards.errors import DataError
+from shards.corpora.text_files import Formats, find_files, unread_files
+from shards.errors import OptionError
 from shards.schema import Segment
 
 
@@ -39,11 +39,12 @@ class Text(TextBase):
     def __post_init__(self) -> None:
         where = f"corpus {self.corpus}"
         if self.unit not in UNITS:
-            raise DataError(f"unit {self.unit!r}", where=where, fix=f"use one of {', '.join(UNITS)}")
+            raise OptionError(f"unit {self.unit!r}", where=where, fix=f"use one of {', '.join(UNITS)}")
         self.files = find_files(self.paths, Formats(SUFFIXES), where)
+        self.notes = unread_files(self.paths, Formats(SUFFIXES))
         for file in self.files:
             if plain_suffix(file.path) == PLAIN and self.gloss:
-                raise DataError(
+                raise OptionError(
                     f"{file.path} has no field {self.gloss!r}", where=where, fix="use a table or JSON lines"
                 )
         self.prepare(bool(self.gloss))

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from shards.corpora.rows import read_lines
-from shards.errors import DataError
+from shards.errors import DataError, OptionError
 from shards.schema import Segment, text_hash
 from shards.text import check_template, pseudo_gloss, render_pair, repeat_words, stable_seed
+
+GLOSS_TEMPLATES = '["{text}", "signs: {gloss} sentence: {text}"]'
 
 
 @dataclass(kw_only=True)
@@ -39,15 +41,21 @@ class TextBase:
         for template in self.templates:
             check_template(template)
         if not self.templates or min(self.repeat_max, self.passes) < 1:
-            raise DataError("templates, repeat_max and passes must be >= 1", where=where, fix="correct the option")
+            raise OptionError("templates, repeat_max and passes must be >= 1", where=where, fix="correct the option")
         if len(self.function_words) == 1 and Path(self.function_words[0]).is_file():
             self.function_words = [line.strip() for _, line in read_lines(Path(self.function_words[0])) if line.strip()]
         self._dropped = frozenset(word.casefold() for word in self.function_words)
         if any("{gloss" in template for template in self.templates) and not (annotated or self._dropped):
-            raise DataError(
+            raise OptionError(
                 "a template uses {gloss}, but there is neither a gloss field nor function_words",
                 where=where,
-                fix="pass gloss=FIELD, or function_words=FILE for pseudo glosses",
+                fix="add --gloss FIELD, or --function-words FILE for pseudo glosses",
+            )
+        if (annotated or self._dropped) and not any("{gloss" in template for template in self.templates):
+            raise OptionError(
+                f"there are glosses, but no template uses them: {self.templates}",
+                where=where,
+                fix=f"add --templates '{GLOSS_TEMPLATES}', or leave the glosses out",
             )
         names = ("templates", "repeat_max", "lowercase_gloss", "passes", "seed")
         self.settings = {name: getattr(self, name) for name in names}

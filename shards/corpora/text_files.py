@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from shards.corpora.compressed import COMPRESSIONS, plain_suffix
-from shards.errors import DataError
+from shards.errors import DataError, OptionError
 
 _SPLIT = re.compile(r"[a-z][a-z0-9_]*")
+_NAMED = 3
 _WILD = re.compile(r"[*?\[]")
 
 
@@ -57,24 +58,37 @@ def find_files(paths: Mapping[str, Any], formats: Formats, where: str) -> list[T
         for entry in given if isinstance(given, list | tuple) else [given]:
             for label, path in _expand(str(entry), formats, where):
                 if not formats.known(path):
-                    raise DataError(f"{path}: unknown file type", where=where, fix=f"use {formats}")
+                    raise OptionError(f"{path}: unknown file type", where=where, fix=f"use {formats}")
                 if (split, label) in found:
                     raise DataError(f"two {split} files named {label}", where=where, fix="rename one: ids use it")
                 found[split, label] = TextFile(split, label, path)
     return list(found.values())
 
 
+def unread_files(paths: Mapping[str, Any], formats: Formats) -> list[str]:
+    """One line per folder that holds files of other types, with their number and some of their names."""
+    notes: list[str] = []
+    for given in paths.values():
+        for entry in given if isinstance(given, list | tuple) else [given]:
+            if not Path(entry).is_dir():
+                continue
+            others = [name.as_posix() for name in _files(Path(entry)) if not (formats.known(name) or _hidden(name))]
+            if others:
+                names = ", ".join(others[:_NAMED]) + (", ..." if len(others) > _NAMED else "")
+                notes.append(f"{entry}: files of other types, not read ({len(others)}): {names}")
+    return notes
+
+
 def check_split(split: str, where: str) -> None:
     """Raise DataError unless ``split`` can name a split."""
     if not _SPLIT.fullmatch(split):
-        raise DataError(f"split {split!r}", where=where, fix="use a plain lower-case word such as train or dev")
+        raise OptionError(f"split {split!r}", where=where, fix="use a plain lower-case word such as train or dev")
 
 
 def _expand(entry: str, formats: Formats, where: str) -> list[tuple[str, Path]]:
     path = Path(entry)
     if path.is_dir():
-        names = sorted(found.relative_to(path) for found in path.rglob("*") if found.is_file())
-        chosen = [name for name in names if formats.known(name) and not _hidden(name)]
+        chosen = [name for name in _files(path) if formats.known(name) and not _hidden(name)]
         root = path
     elif _WILD.search(entry) and not path.exists():
         fixed = _WILD.split(entry, maxsplit=1)[0]
@@ -86,6 +100,10 @@ def _expand(entry: str, formats: Formats, where: str) -> list[tuple[str, Path]]:
     if not chosen:
         raise DataError(f"{entry} holds no text files", where=where, fix=f"it needs {formats}")
     return [(name.as_posix(), root / name) for name in chosen]
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(found.relative_to(folder) for found in folder.rglob("*") if found.is_file())
 
 
 def _hidden(name: Path) -> bool:

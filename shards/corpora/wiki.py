@@ -1,7 +1,7 @@
 """Wikipedia and other MediaWiki texts: the articles of a dump, or what WikiExtractor made of it.
 
-    paths=train=dewiki-latest-pages-articles.xml.bz2 language=de       read as a stream, several files in sorted order
-    paths=train=extracted language=de                                  folders AA/wiki_00 ..., WikiExtractor --json
+    --paths train=dewiki-latest-pages-articles.xml.bz2 --language de   read as a stream, several files in sorted order
+    --paths train=extracted --language de                              folders AA/wiki_00 ..., WikiExtractor --json
 
 Redirects and pages of other namespaces are no documents. The markup of a dump is parsed at about 3 MB of wikitext per
 second and core; for the largest wikis take WikiExtractor's output, or the parquet files of a hub through ``text``.
@@ -18,13 +18,14 @@ from xml.etree import ElementTree
 
 from shards.corpora.compressed import DAMAGED, cannot_read, open_source
 from shards.corpora.rows import read_jsonl
-from shards.corpora.text_files import Formats, find_files
+from shards.corpora.text_files import Formats, find_files, unread_files
 from shards.corpora.wiki_markup import FILES_AND_CATEGORIES, plain_text
-from shards.errors import DataError
+from shards.errors import DataError, OptionError
 from shards.schema import Segment
 from shards.text import stable_seed
 
-_DUMP = re.compile(r"\.xml(-[\w-]+)?(\.(gz|bz2|xz|zst))?$")  # a part of a dump ends in .xml-p1p41242.bz2
+_DUMP = re.compile(r"\.xml(-[\w-]+)?(\.(gz|bz2|xz|zst))?$", re.IGNORECASE)  # a part of a dump ends in .xml-p1p41242.bz2
+FORMATS = Formats(("", ".xml", ".json", ".jsonl"), _DUMP)
 _FILES, _CATEGORIES = "6", "14"
 _UNITS = ("article", "paragraph")
 
@@ -61,13 +62,16 @@ class Wiki:
         self.name = self.corpus
         where = f"corpus {self.corpus}"
         if self.unit not in _UNITS:
-            raise DataError(f"unit {self.unit!r}", where=where, fix=f"use one of {', '.join(_UNITS)}")
+            raise OptionError(f"unit {self.unit!r}", where=where, fix=f"use one of {', '.join(_UNITS)}")
         if not 0 <= self.dev_fraction < 1:
-            raise DataError(f"dev_fraction {self.dev_fraction} is not within 0..1", where=where, fix="e.g. 0.001")
+            raise OptionError(
+                f"dev_fraction {self.dev_fraction} is not within 0..1", where=where, fix="e.g. --dev-fraction 0.001"
+            )
         wrong = [number for number in self.namespaces if not number.isdigit()]
         if wrong:
-            raise DataError(f"namespaces {wrong}", where=where, fix="name them by number: 0 holds the articles")
-        self.files = find_files(self.paths, Formats(("", ".xml", ".json", ".jsonl"), _DUMP), where)
+            raise OptionError(f"namespaces {wrong}", where=where, fix="name them by number: 0 holds the articles")
+        self.files = find_files(self.paths, FORMATS, where)
+        self.notes = unread_files(self.paths, FORMATS)
         self.settings = {"unit": self.unit, "namespaces": sorted(self.namespaces)}
 
     def segments(self) -> Iterator[Segment]:

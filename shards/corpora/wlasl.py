@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from shards.corpora.records import read_json_array
 from shards.corpora.rows import file_stem, known_splits, number_field, text_field
-from shards.errors import DataError
+from shards.errors import DataError, OptionError
 from shards.schema import Segment, VideoFile
 
 SPLITS = {"train": "train", "val": "dev", "test": "test"}
@@ -59,7 +59,7 @@ class Wlasl:
         self.published = self.WHOLE if glosses == 2000 else {}
         self.settings = {"clips": clips, "glosses": glosses}
         if glosses < 1:
-            raise DataError(f"glosses={glosses}", where="corpus wlasl", fix="take at least one, e.g. 2000")
+            raise OptionError(f"glosses={glosses}", where="corpus wlasl", fix="take at least one, e.g. --glosses 2000")
 
     def segments(self) -> Iterator[Segment]:
         """Every instance in file order, whether or not its video exists."""

@@ -33,7 +33,7 @@ from shards.corpora.youtube_files import (
     read_people,
     read_spoken_languages,
 )
-from shards.errors import DataError
+from shards.errors import DataError, OptionError
 from shards.schema import Segment, VideoFile
 
 DEFAULT_SIGN_LANGUAGE = "ase"
@@ -84,7 +84,7 @@ class YouTubeASL:
         self.videos = check_folder(Path(self.videos), "videos named <id>.mp4")
         self.captions = check_folder(Path(self.captions or self.videos), "captions named <id>.en.vtt")
         if not 0 <= self.min_seconds < self.max_seconds or self.max_characters < 0:
-            raise DataError(
+            raise OptionError(
                 f"min_seconds {self.min_seconds}, max_seconds {self.max_seconds}, max_characters {self.max_characters}"
                 " leave nothing",
                 where=f"corpus {self.name}",
@@ -92,7 +92,7 @@ class YouTubeASL:
             )
         names = ("languages", "sign_languages", "automatic", "sounds", "max_characters", "min_seconds", "max_seconds")
         self.settings = {name: getattr(self, name) for name in names}
-        self.notes = () if self.people else ("the filter for exactly one person is not applied: pass people=",)
+        self.notes = () if self.people else ("the filter for exactly one person is not applied: add --people FILE",)
         if self.dev_ids or self.test_ids or self.sign_languages:
             self.published = {}
 
@@ -207,7 +207,7 @@ class _Context:
             raise DataError(
                 f"no caption language is known for the sign language {code!r}",
                 where=origin,
-                fix="add it to a spoken_languages tsv, pass languages=..., or select with sign_languages=ase,...",
+                fix="add it to a spoken_languages tsv, add --languages en,..., or select with --sign-languages ase,...",
             )
         return Segment(
             corpus=corpus.name,

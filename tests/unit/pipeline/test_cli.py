@@ -108,6 +108,20 @@ def test_errors_leave_with_their_own_code(monkeypatch: pytest.MonkeyPatch, capsy
         cli.main()
 
 
+def test_libraries_keep_their_information_to_themselves() -> None:
+    script = """
+import logging
+from pipeline import cli
+def app():
+    for name in ("shards.store", "botocore.credentials"):
+        logging.getLogger(name).info("%s tells", name)
+cli.app = app
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "shards.store tells" in done.stderr and "botocore" not in done.stderr
+
+
 def test_listing_checkpoints(tmp_path: Path) -> None:
     make(tmp_path, 20, payload=b"x" * 3_400_000)
     make(tmp_path, 100)

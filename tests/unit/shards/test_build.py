@@ -18,7 +18,7 @@ import shards.build_engines
 import shards.build_work
 import shards.writer
 from shards.build import SKIPPED_NAME, BuildOptions, BuildProgress, build
-from shards.errors import DataError
+from shards.errors import DataError, OptionError
 from shards.index import read_index
 from shards.lint import lint
 from shards.prepare import ordered_map
@@ -262,7 +262,13 @@ def test_too_many_unusable_segments_fail_the_build(tmp_path: Path) -> None:
     corpus = faulty_corpus(tmp_path / "v")
     with pytest.raises(DataError, match=r"6 of 12 segments cannot be used .* allowed: 5\.0%\. First: list:") as caught:
         build(corpus, tmp_path / "set", SMALL)
-    assert "missing_media" in str(caught.value) and "raise --max-skipped-fraction" in str(caught.value)
+    message = str(caught.value)
+    assert (
+        message.startswith(f"list, build of {tmp_path / 'set'}: 6 of 12") and "raise --max-skipped-fraction" in message
+    )
+    assert "missing_media 2" in message and "; fetch the missing media" in message and "{" not in message
+    skipped = tmp_path / ".set.building" / SKIPPED_NAME
+    assert f"All: {skipped}" in message and len(skipped.read_text().splitlines()) == 6
     assert not (tmp_path / "set").exists()
     for segment in corpus.items:  # repaired media is looked at again
         if isinstance(segment.media, VideoFile):
@@ -275,6 +281,14 @@ def test_nothing_usable_at_all(tmp_path: Path) -> None:
     items = [Segment("list", "a", "train", "text", VideoFile(tmp_path / "gone.mp4"))]
     with pytest.raises(DataError, match="1 of 1 segments cannot be used"):
         build(ListCorpus(items), tmp_path / "set", BuildOptions(max_skipped_fraction=1.0))
+
+
+def test_a_finished_build_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    corpus = video_corpus(tmp_path / "v", 3)
+    build(corpus, tmp_path / "set", SMALL)
+    with caplog.at_level("INFO"):
+        build(corpus, tmp_path / "set", SMALL)
+    assert caplog.messages[-1] == f"{tmp_path / 'set'} is complete already: train 3"
 
 
 def test_duplicate_ids_name_both_places(tmp_path: Path) -> None:
@@ -304,7 +318,7 @@ def test_empty_and_mixed_corpora(tmp_path: Path, tokenizer: str) -> None:
     mixed = ListCorpus([*video_corpus(tmp_path / "v", 1).items, *text_corpus(1).items])
     with pytest.raises(DataError, match="video and text segments are mixed"):
         build(mixed, tmp_path / "set", BuildOptions(tokenizer=tokenizer))
-    with pytest.raises(DataError, match="a text corpus needs a tokenizer"):
+    with pytest.raises(OptionError, match="a text corpus needs a tokenizer"):
         build(text_corpus(2), tmp_path / "set", SMALL)
     with pytest.raises(DataError, match="shard and member sizes must be >= 1"):
         BuildOptions(samples_per_shard=0)

@@ -62,6 +62,21 @@ def test_an_interrupted_build_continues(corpus: ListCorpus, built: dict[str, byt
     assert seen[-1].before == 3 and objects(url) == built
 
 
+def test_a_build_that_fails_lists_what_was_skipped(tmp_path: Path) -> None:
+    url = "memory://build/faulty"
+    faulty = video_corpus(tmp_path, 4)
+    for segment in faulty.items[:2]:
+        assert segment.media is not None
+        segment.media.path.unlink()
+    with pytest.raises(
+        DataError, match=r"2 of 4 segments cannot be used \(missing_media 2\), .* All: \S+skipped\.jsonl"
+    ):
+        build(faulty, url, SMALL)
+    assert objects(url)[".building/skipped.jsonl"].count(b"missing_media") == 2
+    build(faulty, url, BuildOptions(samples_per_shard=3, max_skipped_fraction=0.5))
+    assert ".building/skipped.jsonl" not in objects(url) and objects(url)["skipped.jsonl"].count(b"\n") == 2
+
+
 def test_a_lost_shard_is_written_again(corpus: ListCorpus, built: dict[str, bytes]) -> None:
     url = "memory://build/lost"
     build_part(corpus, url, SMALL, Part(1, 1), BuildRun())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ import pytest
 from PIL import Image
 
 from shards.build import BuildOptions, build
-from shards.corpora import REGISTRY, convert, corpus_class, make_corpus
+from shards.corpora import REGISTRY, convert, corpus_class, make_corpus, option_meanings
 from shards.corpora.phoenix14t import Phoenix14T
 from shards.corpora.rows import read_jsonl, read_lines, read_table
 from shards.corpora.text import Text
-from shards.errors import DataError
+from shards.errors import DataError, OptionError
 from shards.lint import lint
 from shards.schema import FrameFolder, Segment
 from tests.unit.shards.making import pictures
@@ -73,10 +74,37 @@ class TestRegistry:
     def test_conversion(self, value: Any, hint: Any, expected: Any) -> None:
         assert convert(value, hint, "here") == expected
 
-    @pytest.mark.parametrize(("value", "hint"), [("x", int), ("x", float), ("maybe", bool), ("x", dict), ("[1", list)])
-    def test_wrong_values(self, value: str, hint: Any) -> None:
-        with pytest.raises(DataError, match=r"here: .* is not (int|float|bool|dict|list)"):
+    @pytest.mark.parametrize(
+        ("value", "hint", "message"),
+        [
+            ("x", int, "'x' is not a whole number\n  fix: write a whole number, for example 3"),
+            ("x", float, "'x' is not a number\n  fix: write a number, for example 0.5"),
+            ("maybe", bool | None, "'maybe' is not true or false\n  fix: write true or false"),
+            ("news/", dict[str, str], "'news/' is not key=value\n  fix: write key=value,key=value"),
+            (
+                "train=a,b",
+                dict[str, Any],
+                '\'b\' is not key=value\n  fix: write key=value,key=value, or as JSON {"key": ["value", "value"]}',
+            ),
+            ("{1", dict[str, Any], "'{1' is not a JSON object\n  fix: write key=value,"),
+            ("[1", list[str], "'[1' is not a JSON list\n  fix: write value,value, or as JSON"),
+            ("train=a,train=b", dict[str, str], "train is given twice: 'a' and 'b'\n  fix: write key=value"),
+            ('{"t": "a", "t": "b"}', dict[str, Any], "t is given twice: 'a' and 'b'\n  fix: write key=value"),
+        ],
+    )
+    def test_wrong_values(self, value: str, hint: Any, message: str) -> None:
+        with pytest.raises(OptionError) as caught:
             convert(value, hint, "here")
+        assert str(caught.value).startswith(f"here: {message}") and caught.value.exit_code == 2
+        assert type(pickle.loads(pickle.dumps(caught.value))) is OptionError
+
+    def test_every_corpus_says_what_its_options_are_for(self) -> None:
+        assert option_meanings(corpus_class("phoenix14t"))["labels"].startswith(
+            "folder with a derivative's label files"
+        )
+        assert option_meanings(corpus_class("hf_dataset"))["passes"].startswith("Variants per document")
+        for name in REGISTRY:
+            assert option_meanings(corpus_class(name)), name
 
 
 class TestPhoenix:
@@ -105,7 +133,7 @@ class TestPhoenix:
         corpus = Phoenix14T(tmp_path)
         assert corpus.splits == ["train", "dev"] and len(only(corpus)) == 4
         assert len(only(Phoenix14T(tmp_path, splits=["dev"]))) == 2
-        with pytest.raises(DataError, match=r"segments cannot be used \(\{'missing_media': 2\}\)"):
+        with pytest.raises(DataError, match=r"segments cannot be used \(missing_media 2\)"):
             build(Phoenix14T(tmp_path, splits=["dev"]), tmp_path / "set", BuildOptions())
 
     def test_byte_order_mark_and_crlf_are_read(self, tmp_path: Path) -> None:
@@ -148,7 +176,9 @@ class TestReading:
         ):
             list(read_lines(path))
         path.write_bytes("id\ttext\n".encode("utf-16"))
-        with pytest.raises(DataError, match=r"a\.tsv:1: not UTF-8"):
+        with pytest.raises(
+            DataError, match=r"a\.tsv:1: UTF-16 .*, not UTF-8: byte 0xff at column 1\n  fix: .* iconv -f UTF-16"
+        ):
             list(read_lines(path))
 
     def test_quotes(self, tmp_path: Path) -> None:
@@ -156,7 +186,11 @@ class TestReading:
         path.write_text('id,text\n1,"a, ""b""\nnext"\n2,c\n')
         assert [row["text"] for _, row in read_table(path, ",", True, ["id"])] == ['a, "b"\nnext', "c"]
         path.write_text('id,text\n1,"a\n2,c\n')
-        with pytest.raises(DataError, match=r"broken quoting .*\n  fix: quoting=false if quotes are plain text"):
+        message = r"a\.csv:2: broken quoting \(unexpected end of data\) in the row that begins here, which was read to"
+        with pytest.raises(DataError, match=message + r" line 3\n  fix: close the quote, or add --quoting false"):
+            list(read_table(path, ",", True, ["id"]))
+        path.write_text('id,text\n1,"a\n2,"b",c\n')
+        with pytest.raises(DataError, match=r"a\.csv:2: broken quoting .*which was read to line 3"):
             list(read_table(path, ",", True, ["id"]))
         path.write_text('id,text\n1,say "a\n')
         assert [row["text"] for _, row in read_table(path, ",", False, ["id"])] == ['say "a']

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from shards.build import BuildOptions, build
-from shards.errors import DataError
+from shards.errors import DataError, OptionError
 from shards.filter import Filtered, contamination, filtered
 from shards.filter_options import FilterOptions
 from shards.filter_overlap import EvaluationTexts
@@ -229,6 +229,25 @@ class TestWrapper:
             list(found.segments())
 
 
+def test_filters_that_cannot_act(tmp_path: Path) -> None:
+    for mode in ("exclude", "report"):
+        with pytest.raises(
+            OptionError, match=f"contamination={mode}, but there are no evaluation texts\n  fix: add --filter against"
+        ):
+            reasons(corpus("a", "b"), contamination=mode)
+    (tmp_path / "e.txt").write_text("a\n")
+    assert reasons(corpus("a", "b"), contamination="exclude", against=[str(tmp_path / "e.txt")]) == [
+        "contamination",
+        "",
+    ]
+    with pytest.raises(
+        OptionError,
+        match="the corpus has no split 'dev', 'x' to filter; it has train, test\n  fix: add --filter splits=train,test",
+    ):
+        reasons(corpus("a", ("test", "b")), splits=["dev", "train", "x"], min_words=2)
+    assert reasons(corpus("a", ("dev", "b")), splits=["dev"], min_words=2) == ["", "too_short"]
+
+
 def test_contamination_of_shard_sets(tmp_path: Path) -> None:
     options = BuildOptions(tokenizer=save_tokenizer(tmp_path / "tokenizer"))
     build(corpus("guten abend", LONG, "neu", ("dev", "Guten Abend"), ("test", "ganz neu")), tmp_path / "a", options)
@@ -267,3 +286,20 @@ def test_the_verb(tmp_path: Path) -> None:
     assert json.loads(printed.stdout)["splits"][0]["exact"] == 1 == json.loads(out.read_text())["train_exact"]
     failed = CliRunner().invoke(app, ["contamination", str(tmp_path / "gone")])
     assert failed.exit_code == 4 and "neither a shard set nor a text file" in failed.output
+
+
+def test_contamination_never_compares_a_set_with_itself(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from shards.cli_text import app
+
+    options = BuildOptions(tokenizer=save_tokenizer(tmp_path / "tokenizer"))
+    build(corpus("guten abend"), tmp_path / "only", options)
+    failed = CliRunner().invoke(app, ["contamination", str(tmp_path / "only")])
+    assert failed.exit_code == 4 and "no evaluation texts: no split but train\n  fix: give --against" in failed.stderr
+    for name in ("first", "second"):  # their folder's name is longer than the table is wide
+        build(corpus("guten abend", ("dev", "Guten Abend")), tmp_path / ("long" * 20) / name, options)
+    folders = [str(tmp_path / ("long" * 20) / name) for name in ("first", "second")]
+    shown = CliRunner().invoke(app, ["contamination", *folders], env={"COLUMNS": "80", "TERM": "dumb"})
+    cells = "".join(line.split("│")[1].strip() for line in shown.stdout.splitlines() if line.startswith("│"))
+    assert all(folder in cells for folder in folders)

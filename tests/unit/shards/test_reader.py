@@ -78,7 +78,7 @@ def test_changed_metadata_is_named(videos: Reader) -> None:
     overwrite(plan.shard_path(2), int(plan.columns["meta_offset"][2]), b"#")
     with pytest.raises(DataError, match=r"clip0002 .*the metadata does not match its CRC-32"):
         videos.meta(2)
-    with pytest.raises(DataError, match=r"clip0002 .*the metadata is not JSON"):
+    with pytest.raises(DataError, match=r"clip0002 .*the metadata cannot be parsed"):
         Reader(plan, verify=False).meta(2)
 
 

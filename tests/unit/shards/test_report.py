@@ -11,6 +11,7 @@ import pytest
 
 from shards.build import BuildOptions, build
 from shards.corpora.csl_daily import CslDaily
+from shards.corpora.table import Table
 from shards.errors import DataError
 from shards.report import corpus_report, report_lines, write_missing
 from shards.schema import Segment, VideoFile
@@ -57,6 +58,7 @@ def test_before_a_build(tmp_path: Path) -> None:
             "excluded": {"caption_too_long": 1},
             "empty_text": 1,
             "missing_media": 0,
+            "wrong_times": 0,
             "usable": 2,
             "hours": 0.0,
             "texts_shared_with_train": 0,
@@ -67,6 +69,7 @@ def test_before_a_build(tmp_path: Path) -> None:
             "excluded": {},
             "empty_text": 0,
             "missing_media": 2,
+            "wrong_times": 0,
             "usable": 1,
             "hours": 0.0,
             "texts_shared_with_train": 1,
@@ -74,9 +77,16 @@ def test_before_a_build(tmp_path: Path) -> None:
     }
     assert json.loads(json.dumps(report)) == report
     assert report_lines(report) == [
-        "split  published  annotated  excluded  no text  no media  usable  hours  text in train",
-        "train          4          4         1        1         0       2    0.0              0",
-        "test           2          3         0        0         2       1    0.0              1",
+        "               train  test",
+        "published          4     2",
+        "annotated          4     3",
+        "excluded           1     0",
+        "no text            1     0",
+        "no media           0     2",
+        "wrong times        0     0",
+        "usable             2     1",
+        "hours            0.0   0.0",
+        "text in train      0     1",
         "train: excluded/caption_too_long 1",
         "train: -1 segments against the 4 published",
         "test: +1 segments against the 2 published",
@@ -93,6 +103,29 @@ def test_the_missing_list(tmp_path: Path) -> None:
     assert lines[0] == {"id": "f", "split": "test", "media": gone, "origin": "list:f"} and len(lines) == 2
 
 
+def test_what_a_build_would_refuse(tmp_path: Path) -> None:
+    (tmp_path / "v.mp4").write_bytes(mp4(pictures(5)))
+    rows = ["id\tmedia\ttext\ts\te", "a\tv.mp4\tx\t0\t1", "b\tv.mp4\ty\t9\t1", "c\t\tz\t0\t1"]
+    table = tmp_path / "t.tsv"
+    table.write_text("\n".join([*rows, *["a\tv.mp4\tx\t0\t1"] * 7]) + "\n")
+    report = corpus_report(Table(table=table, start="s", end="e"))
+    figures = report["splits"]["train"]
+    assert (figures["annotated"], figures["wrong_times"], figures["usable"]) == (10, 1, 8) and figures["hours"] > 0
+    assert (
+        report["faults"][0] == f"{table}:5: the id 'a' occurs twice, first at {table}:2" and len(report["faults"]) == 7
+    )
+    lines = report_lines(report)
+    assert f"fault: {report['faults'][4]}" in lines and "and 2 more faults; --json lists all" in lines
+    assert write_missing(report, tmp_path / "out") == 0, "an annotation without media is no file to fetch"
+    assert (tmp_path / "out/missing.txt").read_text() == ""
+    assert json.loads((tmp_path / "out/missing.jsonl").read_text())["media"] == ""
+    table.write_text(rows[0] + "\n")
+    report = corpus_report(Table(table=table, start="s", end="e"))
+    assert report["faults"] == ["table: no segments at all"] and report_lines(report) == [
+        "fault: table: no segments at all"
+    ]
+
+
 def test_after_a_build(tmp_path: Path) -> None:
     corpus = Corpus(tmp_path)
     build(corpus, tmp_path / "set", BuildOptions(max_skipped_fraction=0.9))
@@ -104,7 +137,8 @@ def test_after_a_build(tmp_path: Path) -> None:
         counted = figures["built"] + sum(figures["skipped"].values()) + sum(figures["excluded"].values())
         assert counted == figures["annotated"], "a segment is in no column, or in two"
     lines = report_lines(corpus_report(corpus, tmp_path / "set"))
-    assert lines[0].endswith("skipped  built  built hours") and "train: skipped/unreadable_media 1" in lines
+    assert [line.split()[0] for line in lines[10:13]] == ["skipped", "built", "built"]
+    assert "train: skipped/unreadable_media 1" in lines
     with pytest.raises(DataError, match=r"manifest\.json"):
         corpus_report(corpus, tmp_path / "nothing")
 

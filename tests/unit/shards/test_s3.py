@@ -120,3 +120,31 @@ def test_foreign_tars_in_a_bucket_are_indexed_where_they_are(
     assert manifest.splits == {"train": 2} and folder.list() == ["index.parquet", "manifest.json", "train-000000.tar"]
     assert verify("s3://bucket/foreign", options) == []
     assert adopt("s3://bucket/foreign", "mine", storage_options=options).fingerprint == manifest.fingerprint
+
+
+def test_verbs_on_a_bucket(
+    proxied: tuple[dict[str, Any], Faults], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Credentials and endpoint come from the places that the store's own library reads."""
+    from typer.testing import CliRunner
+
+    from shards.cli import app
+    from tests.unit.shards.making import mp4, pictures
+
+    options, _ = proxied
+    for name, value in (
+        ("AWS_ACCESS_KEY_ID", options["key"]),
+        ("AWS_SECRET_ACCESS_KEY", options["secret"]),
+        ("AWS_ENDPOINT_URL", options["endpoint_url"]),
+        ("AWS_DEFAULT_REGION", "eu-central-1"),
+    ):
+        monkeypatch.setenv(name, value)
+    write_videos(tmp_path / "made", [mp4(pictures(8))], [8])
+    open_folder("s3://bucket/verbs", options).upload(tmp_path / "made" / "train-000000.tar", "train-000000.tar")
+    result = CliRunner().invoke(app, ["index", "s3://bucket/verbs"])
+    assert result.exit_code == 0 and result.stdout == "s3://bucket/verbs: 1 shards; train 1\n", result.output
+    out = tmp_path / "set"
+    result = CliRunner().invoke(app, ["convert", "s3://bucket/verbs", "--out", str(out), "--workers", "1"])
+    assert result.exit_code == 0 and read_index(out).manifest.splits == {"train": 1}, result.output
+    result = CliRunner().invoke(app, ["index", "s3://bucket/verbs/train-000000.tar"])
+    assert result.exit_code == 0 and "clip0000.mp4" in result.stdout

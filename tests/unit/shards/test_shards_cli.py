@@ -38,7 +38,8 @@ def built(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "build", "table", "--table", table, "--media=video", "--text", "satz", "--option", "language=sk", "--out", out
     )
     assert result.exit_code == 0, result.output
-    assert "1 shards" in result.stdout and "{'train': 5}" in result.stdout
+    assert "1 shards" in result.stdout and "samples: train 5; skipped: 0" in result.stdout
+    assert all(len(line) <= 80 for line in result.stdout.splitlines() if str(out) not in line)
     assert re.search(r"build set: 5/5 [\d.]+/s, 0 s left train-000000\.tar skipped 0", result.stderr)
     return out
 
@@ -88,29 +89,57 @@ def test_build_text(tmp_path: Path) -> None:
         ),
         (("build", "table", "--table"), "error: corpus options: cannot read '--table'\n  fix: write --key value"),
         (("build", "table", "--option", "table"), "error: --option: 'table' is not key=value"),
-        (("build", "table", "--table", "gone.tsv"), "error: gone.tsv: cannot be read"),
+        (("build", "table", "--table", "a", "--table=b"), "error: corpus options: table is given twice: 'a' and 'b'"),
+        (("build", "table", "--id", "a", "--option", "id=b"), "error: corpus options: id is given twice: 'a' and 'b'"),
+        (("build", "text", "--paths", "t=a,t=b"), "error: corpus text: paths: t is given twice: 'a' and 'b'"),
+        (
+            ("build", "text", "--paths", "news/"),
+            "error: corpus text: paths: 'news/' is not key=value\n  fix: write key=value,key=value, or as JSON "
+            '{"key": ["value", "value"]} (Split -> file, folder, glob, or list of them: ``train=a.txt,dev=b.txt``.)',
+        ),
+        (("build", "table", "--table", "t.tsv", "--engine", "x"), "error: --engine: unknown engine 'x'"),
+        (("build", "table", "--table", "t.tsv", "--part", "x"), "error: --part: 'x' is no share"),
+        (
+            ("build", "table", "--table", "t.tsv", "--filter", "min_words=3", "--filter", "min_words=9"),
+            "error: --filter: min_words is given twice: '3' and '9'\n  fix: give it once",
+        ),
+        (
+            ("build", "table", "--table", "t.tsv", "--filter", "min_word=3"),
+            "error: --filter: unknown option 'min_word'\n  fix: did you mean min_words? known: ",
+        ),
     ],
 )
-def test_build_errors(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+def test_option_errors(words: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "t.tsv").write_text("id\tmedia\ttext\n")
+    monkeypatch.chdir(tmp_path)
     result = run(words[0], words[1], "--out", tmp_path / "s", *words[2:])
-    assert result.exit_code == 4 and result.stderr.startswith(message), result.stderr
+    assert result.exit_code == 2 and result.stderr.startswith(message), result.stderr
     assert result.stdout == "" and "Traceback" not in result.stderr
 
 
+def test_data_errors(tmp_path: Path) -> None:
+    result = run("build", "table", "--table", tmp_path / "gone.tsv", "--out", tmp_path / "s")
+    assert result.exit_code == 4 and result.stderr.startswith(f"error: {tmp_path}/gone.tsv: cannot be read")
+
+
 def test_storage_errors(table: Path, tmp_path: Path) -> None:
-    for value, message in (
-        ("size=3", "unknown option 'size'"),
-        ("crf=x", "'x' is not int"),
-        ("crf=99", "crf 99: 0..51"),
+    for value, code, message in (
+        ("shortside=3", 2, "--store: unknown option 'shortside'\n  fix: did you mean short_side? known: "),
+        ("crf=x", 2, "'x' is not a whole number"),
+        ("samples_per_shard=0", 2, "shard and member sizes must be >= 1"),
+        ("crf=99", 2, "crf 99: 0..51"),
     ):
         result = run("build", "table", "--table", table, "--store", value, "--out", tmp_path / "s")
-        assert result.exit_code == 4 and message in result.stderr
+        assert result.exit_code == code and message in result.stderr
+    (tmp_path / "mine").write_text("x")
+    result = run("build", "table", "--table", table, "--media", "video", "--text", "satz", "--out", tmp_path)
+    assert result.exit_code == 2 and "not empty and not a shard set" in result.stderr
 
 
 def test_too_many_skips(table: Path, tmp_path: Path) -> None:
     corpus = ("--table", table, "--media", "video", "--text", "satz", "--media-root", tmp_path)
     result = run("build", "table", *corpus, "--out", tmp_path / "s", "--workers", 1)
-    assert result.exit_code == 4 and "5 of 5 segments cannot be used ({'missing_media': 5})" in result.stderr
+    assert result.exit_code == 4 and "5 of 5 segments cannot be used (missing_media 5)" in result.stderr
 
 
 def test_lint(built: Path, tmp_path: Path) -> None:
@@ -137,7 +166,7 @@ def test_index(built: Path, tmp_path: Path) -> None:
     members = json.loads(run("index", tar, "--json").stdout)
     assert [member["name"] for member in members][:2] == ["s0.mp4", "s0.json"] and members[0]["crc32"] == row.crc32
     (tmp_path / tar.name).write_bytes(tar.read_bytes())
-    assert "1 shards, {'train': 5}" in run("index", tmp_path).stdout
+    assert "1 shards; train 5" in run("index", tmp_path).stdout
     assert json.loads(run("index", tmp_path, "--json").stdout)["splits"] == {"train": 5}
     (tmp_path / tar.name).write_bytes(tar.read_bytes()[:-11000])
     result = run("index", tmp_path / tar.name)
@@ -157,15 +186,20 @@ def test_corpora() -> None:
     result = run("corpora", "table")
     assert "--media-root  Path | None, default None" in result.stdout and "--table  Path, required" in result.stdout
     assert "--templates  list[str], optional" in run("corpora", "text").stdout
-    assert run("corpora", "tabel").exit_code == 4
+    assert "      Words that pseudo glosses leave out" in run("corpora", "text").stdout
+    assert run("corpora", "tabel").exit_code == 2
 
 
 def test_corpora_reports_without_building(table: Path, tmp_path: Path) -> None:
     (tmp_path / "t.tsv").write_text(table.read_text() + "s9\tgone.mp4\t\n")
     words = ("--table", tmp_path / "t.tsv", "--media-root", table.parent, "--media", "video", "--text", "satz")
     lines = run("corpora", "table", *words, "--missing", tmp_path / "missing").stdout.splitlines()
-    assert dict(zip(re.split("  +", lines[0]), re.split("  +", lines[1]), strict=True))["usable"] == "5"
+    assert dict(re.split("  +", line) for line in lines)["usable"] == "5"
     assert (tmp_path / "missing" / "missing.txt").read_text() == f"{table.parent}/gone.mp4\n"
+    twice = (tmp_path / "t.tsv").read_text().replace("s9", "s1")
+    (tmp_path / "twice.tsv").write_text(twice)
+    result = run("corpora", "table", "--table", tmp_path / "twice.tsv", *words[2:])
+    assert result.exit_code == 4 and f"fault: {tmp_path}/twice.tsv:7: the id 's1' occurs twice, first" in result.stdout
     report = json.loads(run("corpora", "table", *words, "--filter", "min_words=9", "--json").stdout)
     assert sum(report["splits"]["train"]["excluded"].values()) >= 5
 
@@ -179,9 +213,12 @@ def test_parts_merge_and_json(table: Path, tmp_path: Path) -> None:
     assert result.exit_code == 4 and "1 shards are missing (train-000001.tar); part 2/2" in result.stderr
     assert json.loads(run("build", "table", *corpus, *out, "--part", "2/2", "--json").stdout)["shards"] == 1
     result = run("build", "table", *corpus, *out, "--part", "2/2", "--merge")
-    assert result.exit_code == 4 and "--part and --merge exclude each other" in result.stderr
+    assert result.exit_code == 2 and "--part and --merge exclude each other" in result.stderr
     summary = json.loads(run("build", "table", *corpus, *out, "--merge", "--json").stdout)
     assert (summary["shards"], summary["counts"]) == (3, {"samples": 5, "skipped": 0})
+    result = run("build", "table", *corpus, *out, "--part", "1/2")
+    assert result.stdout == f"{tmp_path / 's'}: finished already, nothing to do for part 1/2\n"
+    assert json.loads(run("build", "table", *corpus, *out, "--part", "1/2", "--json").stdout)["finished"] is True
     report = json.loads((tmp_path / "s" / "report.json").read_text())
     assert report == summary["report"] and report["splits"]["train"]["built"] == 5
 
@@ -193,10 +230,10 @@ def test_filters_and_an_object_store(table: Path, tmp_path: Path) -> None:
     out = ("--out", "memory://cli/set", "--scratch", tmp_path / "scratch", "--workers", 1)
     result = run("build", "table", *corpus, *out, "--filter", "min_words=2")
     assert result.exit_code == 0, result.output
-    assert "{'train': 5}, samples 5, skipped 0, excluded/too_short 1" in result.stdout
+    assert "samples: train 5; skipped: 0" in result.stdout and "train: excluded/too_short 1" in result.stdout
     assert "too_short" in fsspec.filesystem("memory").cat_file("/cli/set/report.json").decode()
     result = run("build", "table", *corpus, *out, "--filter", "words=2")
-    assert result.exit_code == 4 and "--filter: unknown option 'words'\n  fix: known: " in result.stderr
+    assert result.exit_code == 2 and "--filter: unknown option 'words'\n  fix: " in result.stderr
 
 
 @pytest.mark.parametrize("verb", ["build", "corpora", "index", "lint", "stats"])

@@ -190,7 +190,7 @@ class TestHow2Sign:
         ("old", "new", "message"),
         [
             ("\t0.2\t1.0\t", "\t\t1.0\t", r"train\.csv:3: a time is empty"),
-            ("\t0.2\t1.0\t", "\t-1\t1.0\t", r"csv:3 START_REALIGNED: '-1' is not a time"),
+            ("\t0.2\t1.0\t", "\t-1\t1.0\t", r"csv:3 START_REALIGNED: the time -1 is negative"),
             ("\t0.2\t", "\t", r"csv:3: 6 fields, the header has 7"),
             (
                 "\t",

@@ -105,7 +105,7 @@ class TestTable:
 
     def test_a_row_without_media_is_missing_media(self, tmp_path: Path) -> None:
         path = self.table(tmp_path, content="id\tmedia\ttext\n1\t\tx\n")
-        with pytest.raises(DataError, match="'missing_media': 1"):
+        with pytest.raises(DataError, match="missing_media 1"):
             build(Table(table=path), tmp_path / "set", BuildOptions())
 
     @pytest.mark.parametrize(
@@ -115,10 +115,34 @@ class TestTable:
     def test_times(self, cell: str, expected: float | None) -> None:
         assert seconds(cell, "here") == expected
 
-    @pytest.mark.parametrize("cell", ["x", "-1", "1:2:3:4", "1e3", "9" * 5000, "1\n", "¹"])
+    @pytest.mark.parametrize("cell", ["x", "--1", "-", "1:2:3:4", "1e3", "9" * 5000, "1\n", "¹"])
     def test_times_that_are_none(self, cell: str) -> None:
         with pytest.raises(DataError, match=r"here: .* is not a time\n  fix: use seconds or HH:MM:SS\.mmm"):
             seconds(cell, "here")
+
+    def test_negative_times(self, tmp_path: Path) -> None:
+        for cell in ("-1", "-0:02.5"):
+            with pytest.raises(DataError, match=f"here: the time {cell} is negative\n  fix: times count from"):
+                seconds(cell, "here")
+        path = self.table(tmp_path, content="id\tmedia\ttext\ts\te\n1\ta.mp4\tx\t3\t1\n2\tb.mp4\tx\t2\t2\n")
+        with pytest.raises(DataError) as caught:
+            build(Table(table=path, start="s", end="e"), tmp_path / "set", BuildOptions())
+        assert "wrong_times the end 1 s lies before the start 3 s" in str(caught.value)
+        assert "wrong_times start and end are both 2 s" in str(caught.value)
+        assert "fix: correct the times in the annotations; or raise --max-skipped-fraction" in str(caught.value)
+
+    def test_media_outside_the_folder(self, tmp_path: Path) -> None:
+        path = self.table(tmp_path, content="id\tmedia\ttext\n1\t/data/a.mp4\tx\n2\tb/../../c.mp4\tx\n")
+        rows = Table(table=path).segments()
+        assert next(rows).media.path == Path("/data/a.mp4"), "an absolute path is the user's own choice"  # type: ignore[union-attr]
+        with pytest.raises(
+            DataError, match=r"a\.tsv:3: media 'b/\.\./\.\./c\.mp4' leaves its folder\n  fix: add --media-root"
+        ):
+            next(rows)
+
+    def test_suffixes_in_capitals(self, tmp_path: Path) -> None:
+        path = self.table(tmp_path)
+        assert len(only(Table(table=path.rename(tmp_path / "A.TSV")))) == len(only(Table(table=self.table(tmp_path))))
 
     def test_wrong_options(self, tmp_path: Path) -> None:
         path = self.table(tmp_path)

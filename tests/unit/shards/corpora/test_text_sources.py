@@ -25,7 +25,9 @@ from shards.corpora.text import Text
 from shards.corpora.text_base import TextBase
 from shards.corpora.text_documents import arrow_rows, read_documents, value_at
 from shards.corpora.text_files import Formats, check_split, find_files
-from shards.errors import DataError
+from shards.errors import DataError, OptionError
+from shards.filter import filtered
+from shards.filter_options import FilterOptions
 from shards.lint import lint
 from tests.unit.shards.making import save_tokenizer
 
@@ -102,6 +104,17 @@ class TestFiles:
         ]  # fmt: skip
         (root / "odd[1].txt").write_text("x")
         assert len(find_files({"train": str(root / "odd[1].txt")}, formats, "here")) == 1
+
+    def test_any_case_and_files_that_are_not_read(self, tmp_path: Path) -> None:
+        for name in ("a.txt", "B.TXT", ".hidden.txt", "c.JSONL", "readme.md", "d.pdf", "e.doc", "f.doc"):
+            (tmp_path / name).write_text('{"text": "x"}\n')
+        (tmp_path / "g.TXT.GZ").write_bytes(gzip.compress(b"x\n"))
+        corpus = Text(paths={"train": str(tmp_path), "dev": [str(tmp_path / "a.txt")]})
+        assert [file.label for file in corpus.files] == ["B.TXT", "a.txt", "c.JSONL", "g.TXT.GZ", "a.txt"]
+        assert texts(corpus)[2:4] == ["x", "x"]
+        note = f"{tmp_path}: files of other types, not read (4): d.pdf, e.doc, f.doc, ..."
+        assert corpus.notes == [note] and filtered(corpus, FilterOptions()).notes == [note]  # type: ignore[attr-defined]
+        assert Text(paths={"train": str(tmp_path / "a.txt")}).notes == []
 
     def test_what_is_refused(self, tmp_path: Path) -> None:
         root = self.tree(tmp_path)
@@ -226,7 +239,13 @@ class TestParallel:
         assert texts(corpus) == ["RAIN COME = the rain comes", "the rain comes", "", "", "WIND = wind", "wind"]
         assert next(iter(corpus.segments())).id == "train/train.en:1#0.0" and corpus.settings["gloss"] == "annotated"
         flat = {key: f"train={value['train']}" for key, value in files.items()}
-        assert texts(make_corpus("parallel", flat)) == ["the rain comes", "", "wind"]
+        assert texts(make_corpus("parallel", flat)) == [
+            "signs: RAIN COME sentence: the rain comes", "", "signs: WIND sentence: wind",
+        ]  # fmt: skip
+        with pytest.raises(
+            OptionError, match=r"there are glosses, but no template uses them: \['\{text\}'\]\n  fix: add --templ"
+        ):
+            Parallel(**files, templates=["{text}"])
         options = BuildOptions(tokenizer=save_tokenizer(tmp_path / "t"), max_skipped_fraction=0.5)
         manifest = build(Parallel(**files), tmp_path / "set", options)
         assert manifest.counts == {"samples": 2, "skipped": 1, "skipped/empty_text": 1} and lint(tmp_path / "set").ok
