@@ -240,4 +240,7 @@ def seconds(cell: str, where: str) -> float | None:
     if match is None:
         raise DataError(f"{cell[:60]!r} is not a time", where=where, fix="use seconds or HH:MM:SS.mmm")
     hours, minutes, rest = match.groups()
-    return int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(rest.replace(",", "."))
+    value = float(rest.replace(",", "."))
+    if (minutes and value >= 60) or (hours and int(minutes or 0) >= 60):
+        raise DataError(f"{cell!r} has 60 minutes or seconds or more", where=where, fix="use HH:MM:SS.mmm, or seconds")
+    return int(hours or 0) * 3600 + int(minutes or 0) * 60 + value

@@ -120,6 +120,12 @@ class TestTable:
         with pytest.raises(DataError, match=r"here: .* is not a time\n  fix: use seconds or HH:MM:SS\.mmm"):
             seconds(cell, "here")
 
+    @pytest.mark.parametrize("cell", ["00:75:10", "00:10:75", "5:60"])
+    def test_clocks_that_do_not_exist(self, cell: str) -> None:
+        with pytest.raises(DataError, match=f"here: '{cell}' has 60 minutes or seconds or more\n  fix: use HH:MM:SS"):
+            seconds(cell, "here")
+        assert seconds("90:30", "here") == 5430.0
+
     def test_negative_times(self, tmp_path: Path) -> None:
         for cell in ("-1", "-0:02.5"):
             with pytest.raises(DataError, match=f"here: the time {cell} is negative\n  fix: times count from"):
