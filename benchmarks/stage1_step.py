@@ -86,16 +86,22 @@ def launch(command: list[str]) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    ranks = []
+    ranks, said = [], []
     for rank in range(WORLD_SIZE):
         env = {
             **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD_SIZE),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
         }  # fmt: skip
-        ranks.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    outputs = [rank.communicate()[0] for rank in ranks]
-    if any(rank.returncode for rank in ranks):
-        raise SystemExit("\n".join(outputs))
+        # no pipe: one that nobody empties stops its rank, and so all
+        said.append(tempfile.TemporaryFile("w+"))  # noqa: SIM115
+        ranks.append(subprocess.Popen(command, env=env, stdout=said[-1], stderr=subprocess.STDOUT))
+    failed = [rank.wait() for rank in ranks]
+    for file in said:
+        file.seek(0)
+    if any(failed):
+        raise SystemExit("\n".join(file.read() for file in said))
+    for file in said:
+        file.close()
 
 
 def ours_seconds(world: Path, folder: Path, steps: int) -> list[float]:
