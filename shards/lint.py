@@ -188,9 +188,10 @@ def _work(shard_set: ShardSet, location: str) -> Iterator[tuple[ShardWork, Shard
     starts = np.searchsorted(numbers[order], np.arange(len(codes.dictionary) + 1))
     names = codes.dictionary.to_pylist()
     rows_of = {name: order[starts[n] : starts[n + 1]] for n, name in enumerate(names)}
+    adopted = bool(shard_set.manifest.options.get("adopted"))
     for entry in shard_set.manifest.shards:
         rows = shard_set.table.take(pa.array(rows_of.get(entry["name"], order[:0]))).to_pylist()
-        work = ShardWork(location, shard_set.manifest.kind, entry, rows)
+        work = ShardWork(location, shard_set.manifest.kind, entry, rows, adopted)
         yield work, work
 
 

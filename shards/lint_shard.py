@@ -6,7 +6,7 @@ import collections
 import functools
 import io
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -62,6 +62,8 @@ class ShardWork:
     kind: Kind
     entry: dict[str, Any]
     rows: list[dict[str, Any]]
+    adopted: bool
+    """Made elsewhere: what a json leaves open or writes as another type, the index knows better."""
 
     def __str__(self) -> str:
         return str(self.entry["name"])
@@ -114,7 +116,7 @@ def _lint_file(path: Path, work: ShardWork, options: LintOptions) -> ShardResult
         for row in work.rows:
             if row["key"] in damaged:
                 continue
-            found = list(_meta_problems(handle, row, _COMPARED if work.kind == "video" else ANNOTATION))
+            found = list(_meta_problems(handle, row, work))
             if work.kind == "features":
                 found += _feature_problems(handle, row)
             elif options.decode:
@@ -161,7 +163,7 @@ def row_problems(row: dict[str, Any], options: LintOptions) -> Iterator[tuple[st
         yield "text_too_short", said
 
 
-def _meta_problems(handle: BinaryIO, row: dict[str, Any], compared: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _meta_problems(handle: BinaryIO, row: dict[str, Any], work: ShardWork) -> Iterator[tuple[str, str]]:
     if row["meta_offset"] < 0:
         return
     handle.seek(row["meta_offset"])
@@ -171,9 +173,10 @@ def _meta_problems(handle: BinaryIO, row: dict[str, Any], compared: Sequence[str
     except ValueError as error:
         yield "meta", f"the annotation member {error}"
         return
-    for name in compared:  # where tars made elsewhere say nothing ("", null) the index knows it from somewhere else
-        said = meta.get(name)
-        if said not in (None, "", row[name]) and str(said) != str(row[name]):
+    for name in _COMPARED if work.kind == "video" else ANNOTATION:
+        if name not in meta or meta[name] == row[name]:
+            continue
+        if not (work.adopted and (meta[name] in (None, "") or str(meta[name]) == str(row[name]))):
             yield "meta", f"{name} is {meta[name]!r} in the annotation member, {row[name]!r} in the index"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -339,13 +340,31 @@ def test_an_npy_that_is_no_array(text_set: Path, tmp_path: Path) -> None:
     assert np.load(io.BytesIO(b"\x93NUMPY" + bytes(blob[start + 6 : start + 400_000])), allow_pickle=False).ndim == 1
 
 
+@pytest.mark.parametrize(
+    ("said", "adopted", "wrong"),
+    [(b'""   ', False, True), (b'""   ', True, False), (b'"dgs"', False, True), (b'"dgs"', True, True)],
+)
+def test_only_in_tars_made_elsewhere_a_json_may_say_less_than_the_index(
+    said: bytes, adopted: bool, wrong: bool, video_set: Path, tmp_path: Path
+) -> None:
+    folder = copy(video_set, tmp_path)
+    shard_set = read_index(folder)
+    first, *others = shard_set.rows()
+    blob = (folder / first.shard).read_bytes()
+    meta = slice(first.meta_offset, first.meta_offset + first.meta_size)
+    assert blob[meta].count(b'"gsg"') == 1
+    changed = blob[meta].replace(b'"gsg"', said)
+    (folder / first.shard).write_bytes(blob[: meta.start] + changed + blob[meta.stop :])
+    shard_set.manifest.options["adopted"] = adopted
+    rewrite(folder, [first._replace(meta_crc32=zlib.crc32(changed)), *others], shard_set.manifest)
+    assert ("meta" in rules(folder)) is wrong
+
+
 def test_a_json_member_that_is_no_json(video_set: Path, tmp_path: Path) -> None:
     folder = copy(video_set, tmp_path)
     rows = list(read_index(folder).rows())
     bad = rows[0]._replace(meta_size=rows[0].meta_size - 1, meta_crc32=0)
     payload = (folder / rows[0].shard).read_bytes()[bad.meta_offset : bad.meta_offset + bad.meta_size]
-    import zlib
-
     rewrite(folder, [bad._replace(meta_crc32=zlib.crc32(payload)), *rows[1:]])
     assert "meta" in rules(folder)
 
