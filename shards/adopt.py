@@ -11,7 +11,7 @@ from typing import Any
 
 from shards.adopt_rows import tar_rows
 from shards.errors import DataError
-from shards.foreign import Note, TarSplits, folder_name, id_in_tar, is_one_tar, open_tars, repeating, tell_repeating
+from shards.foreign import Note, TarSplits, folder_name, id_in_tar, is_one_tar, open_tars, repeating
 from shards.index import INDEX_NAME, MANIFEST_NAME, file_sha256, fingerprint, read_manifest, rows_to_table, write_index
 from shards.schema import IndexRow, Kind, Manifest
 from shards.store import Folder
@@ -73,10 +73,7 @@ def adopt(
 
 
 def _unique_ids(rows: list[IndexRow], on_note: Note) -> list[IndexRow]:
-    repeats = repeating((row.shard, row.corpus, row.sample_id) for row in rows)
-    tell_repeating(repeats, on_note)
-    if not repeats:
-        return rows
+    repeats = repeating(((row.shard, row.corpus, row.sample_id) for row in rows), on_note)
     return [
         row._replace(sample_id=id_in_tar(row.shard, row.sample_id)) if row.corpus in repeats else row for row in rows
     ]

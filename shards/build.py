@@ -26,6 +26,7 @@ from shards.errors import DataError, OptionError
 from shards.index import fingerprint, rows_to_table
 from shards.prepare import EXCLUDED, PreparedVideo, Skip
 from shards.schema import Corpus, IndexRow, Manifest
+from shards.wording import first_few, listed
 
 __all__ = ["SKIPPED_NAME", "BuildOptions", "BuildProgress", "BuildRun", "Part", "build", "build_part", "merge"]
 logger = logging.getLogger(__name__)
@@ -198,7 +199,7 @@ class _Build:
         missing = [task for task in self._tasks() if _unusable(self.work.read_part(task.name), task)]
         if not missing:
             return
-        names = ", ".join(task.name for task in missing[:5]) + (", ..." if len(missing) > 5 else "")
+        names = first_few([task.name for task in missing], 5)
         shares = self.work.shares()
         parts = (
             sorted({f"{task.number % of + 1}/{of}" for of in shares for task in missing}) if len(shares) == 1 else []
@@ -281,11 +282,6 @@ class _Counter:
             self.on_progress(BuildProgress(*counts, self.before, self.bytes, self.seconds))
         if len(self.faults) >= _FAULTS_TO_JUDGE and self.owner.over_budget(len(self.faults)):
             raise self.owner.budget_error(self.faults)
-
-
-def listed(counts: Mapping[str, int]) -> str:
-    """``train 7096, dev 519``."""
-    return ", ".join(f"{name} {number}" for name, number in counts.items())
 
 
 def _lines(skips: list[Skip]) -> bytes:

@@ -12,9 +12,10 @@ import typer
 
 from shards import cli_build, cli_text, cli_tools
 from shards.cli_build import source_corpus
-from shards.cli_common import CORPUS_OPTIONS, Filters, Json, app, data_errors, extra_options
+from shards.cli_common import CORPUS_OPTIONS, Filters, Json, app, data_errors, extra_options, tell
 from shards.errors import DataError
 from shards.progress import progress
+from shards.wording import listed
 
 _WIDTH = 72
 __all__ = ["app", "cli_build", "cli_text", "cli_tools"]  # importing a module of verbs registers them on `app`
@@ -101,13 +102,11 @@ def index(
         typer.echo(json.dumps(members) if as_json else "\n".join(lines))
         return
     from shards.adopt import adopt
-    from shards.build import listed
 
     notes: list[str] = []
     with progress(f"index {Path(path).name}") as show:
         manifest = adopt(path, corpus, lambda done, total: show(done, total, ""), split=split, on_note=notes.append)
-    for note in notes:
-        typer.echo(f"note: {note}", err=True)
+    tell(notes)
     typer.echo(
         json.dumps(manifest.to_dict())
         if as_json

@@ -24,6 +24,7 @@ from shards.cli_common import (
 )
 from shards.errors import OptionError
 from shards.progress import progress
+from shards.wording import listed
 
 if TYPE_CHECKING:
     from shards.build import BuildOptions, BuildProgress, BuildRun
@@ -189,7 +190,6 @@ def _write_report(source: Corpus, out: str) -> dict[str, Any]:
 
 
 def _summary(out: str, manifest: Manifest, report: dict[str, Any], seconds: float, as_json: bool) -> None:
-    from shards.build import listed
     from shards.report import report_lines
 
     size = sum(shard["size"] for shard in manifest.shards)

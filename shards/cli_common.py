@@ -107,3 +107,9 @@ def pairs(values: list[str], flag: str) -> dict[str, str]:
     from shards.corpora import named_values
 
     return named_values(values, flag)
+
+
+def tell(notes: list[str]) -> None:
+    """Print what a verb was told while its progress was shown."""
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)

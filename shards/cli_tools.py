@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from shards.cli_common import Json, Workers, app, cores, data_errors, pairs, with_settings
+from shards.cli_common import Json, Workers, app, cores, data_errors, pairs, tell, with_settings
 from shards.errors import DataError, OptionError
 from shards.progress import progress
+from shards.wording import listed
 
 if TYPE_CHECKING:
     from shards.lint import LintReport
@@ -146,7 +147,6 @@ def head(
     samples: Annotated[int, typer.Option(min=1, help="samples of every split")] = 32,
 ) -> None:
     """Copy the first samples of every split into a small shard set, without encoding anything again."""
-    from shards.build import listed
     from shards.subset import head as run
 
     with progress(f"head {out.name}") as show:
@@ -167,7 +167,6 @@ def split(
     seed: Annotated[int, typer.Option(help="another seed draws other splits")] = 0,
 ) -> None:
     """Draw the splits of a set anew so that no text (or signer) is in two of them; bytes are copied, not encoded."""
-    from shards.build import listed
     from shards.subset import split as run
 
     parts = {}
@@ -219,7 +218,6 @@ def convert(
     --defaults, or the folder's name. Only where nothing names a split, all
     are train. Ids that occur in several tars become TAR/ID.
     """
-    from shards.build import listed
     from shards.cli_build import BuildSettings, build_options
     from shards.convert import ConvertOptions
     from shards.convert import convert as run
@@ -240,8 +238,7 @@ def convert(
         manifest = run(
             options, out, form, workers, lambda state: show(state.done, state.total, state.shard), notes.append
         )
-    for note in notes:
-        typer.echo(f"note: {note}", err=True)
+    tell(notes)
     typer.echo(f"{out}: {listed(manifest.splits)}; {listed(manifest.counts)}; fingerprint {manifest.fingerprint[:12]}")
 
 

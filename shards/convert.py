@@ -21,11 +21,12 @@ from shards.convert_lmdb import image_suffix, is_video, read_lmdb
 from shards.convert_mds import read_mds
 from shards.corpora.rows import DELIMITERS, read_table
 from shards.errors import DataError, OptionError
-from shards.foreign import SPLITS, Note, TarSplits, folder_name, id_in_tar, open_tars, repeating, tell_repeating
+from shards.foreign import SPLITS, Note, TarSplits, folder_name, id_in_tar, open_tars, repeating
 from shards.opening import media_type
 from shards.schema import FrameFolder, Manifest, Segment, VideoFile
 from shards.store import Folder, open_folder
 from shards.tar import Member, index_tar
+from shards.wording import first_few
 
 logger = logging.getLogger(__name__)
 Format = Literal["wds", "lmdb", "mds"]
@@ -170,11 +171,10 @@ def _samples(options: ConvertOptions, folder: Folder, tars: list[str]) -> Iterat
 def _unique_ids(segments: list[Segment], tars: list[str], on_note: Note) -> list[Segment]:
     if not any(tars):
         return segments
-    repeats = repeating((tar, segment.corpus, segment.id) for tar, segment in zip(tars, segments, strict=True))
-    tell_repeating(repeats, on_note)
-    if not repeats:
+    pairs = list(zip(tars, segments, strict=True))
+    if not repeating(((tar, segment.corpus, segment.id) for tar, segment in pairs), on_note):
         return segments
-    return [replace(segment, id=id_in_tar(tar, segment.id)) for tar, segment in zip(tars, segments, strict=True)]
+    return [replace(segment, id=id_in_tar(tar, segment.id)) for tar, segment in pairs]
 
 
 def _field(name: str, fields: Mapping[str, str], options: ConvertOptions) -> str:
@@ -233,8 +233,8 @@ class _Table:
             what = f"none of its {len(self._rows)} ids is that of a sample, such as {example!r}"
             raise DataError(what, where=str(self._path), fix="name the column with --columns id=COLUMN")
         if left:
-            named = ", ".join(left[:_NAMED]) + (", ..." if left[_NAMED:] else "")
-            on_note(f"{self._path}: {len(left)} of {len(self._rows)} rows are no sample's: {named}")
+            of = f"{len(left)} of {len(self._rows)}"
+            on_note(f"{self._path}: {of} rows are no sample's: {first_few(left, _NAMED)}")
 
 
 def _write(found: Found, stem: Path, fps: float) -> VideoFile | FrameFolder:

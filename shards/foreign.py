@@ -157,11 +157,12 @@ class TarSplits:
             on_note(f"nothing names a split: {self._assumed} samples are train; for another give {self._option}")
 
 
-def repeating(samples: Iterable[tuple[str, str, str]]) -> dict[str, str]:
-    """Corpora whose ids occur in several tars, each with an example in words.
+def repeating(samples: Iterable[tuple[str, str, str]], on_note: Note) -> set[str]:
+    """Corpora whose ids occur in several tars: their samples need the name of their tar (:func:`id_in_tar`).
 
     Args:
         samples: (tar, corpus, id), tar by tar.
+        on_note: told of every such corpus, with an example.
 
     Raises:
         DataError: an id that occurs twice within a tar.
@@ -175,15 +176,11 @@ def repeating(samples: Iterable[tuple[str, str, str]]) -> dict[str, str]:
         if before is not None:
             found.setdefault(corpus, f"{name!r} in {before} and {tar}")
         last[corpus, name] = tar
-    return found
+    for corpus, example in sorted(found.items()):
+        on_note(f"ids of {corpus} occur in several tars ({example}): every id begins with its tar's name now, TAR/ID")
+    return set(found)
 
 
 def id_in_tar(tar: str, name: str) -> str:
     """An id that no sample of another tar has: ``a/000001``."""
     return f"{tar.removesuffix('.tar')}/{name}"
-
-
-def tell_repeating(repeats: Mapping[str, str], on_note: Note) -> None:
-    """Say which ids got the name of their tar."""
-    for corpus, example in sorted(repeats.items()):
-        on_note(f"ids of {corpus} occur in several tars ({example}): every id begins with its tar's name now, TAR/ID")

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from shards.errors import DataError
 from shards.media import FIX_MEDIA, Timed
 from shards.schema import FrameFolder
+from shards.wording import first_few
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 _NO_RANGE = frozenset({"I", "F"})  # what is white is not defined
@@ -51,7 +52,7 @@ def frame_files(media: FrameFolder) -> list[Path]:
         raise DataError(f"two images have the number {twice}", where=str(media.path), fix="remove one of the two")
     missing = sorted(set(range(counted[0], counted[-1] + 1, step)) - set(counted))
     if missing:
-        shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        shown = first_few(missing, 5)
         raise MissingFrames(
             f"{len(missing)} of {len(files) + len(missing)} frames are missing: numbers {shown}",
             where=str(media.path),

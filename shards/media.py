@@ -73,10 +73,9 @@ def _said(error: Any) -> str:
 
 def _main_stream(container: Any) -> Any:
     """The video stream that players show: no cover picture, and the one marked as default where there are several."""
-    pictures = [stream for stream in container.streams.video if stream.disposition & stream.disposition.attached_pic]
     best = container.streams.best("video")
-    others = [stream for stream in container.streams.video if stream not in pictures]
-    return best if best in others or not others else others[0]
+    films = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
+    return best if best in films or not films else films[0]
 
 
 def packets(container: Any, stream: Any, where: str) -> Iterator[Any]:
@@ -162,15 +161,14 @@ class DecodingPass:
         """Go to the key frame before ``start``; False when the media landed behind it (a file with a poor index)."""
         if not self._can_seek:
             return True  # the next frames come from the beginning
-        target = int((self.origin + max(0.0, start - _SEEK_EARLY_SECONDS)) / self.stream.time_base)
+        self._held, self.position = [], -math.inf
         try:
-            self.container.seek(target, stream=self.stream, backward=True, any_frame=False)
+            self.container.seek(self._ticks(start), stream=self.stream, backward=True, any_frame=False)
         except av.FFmpegError:  # formats without time stamps in their packets cannot seek: read from the start
             self.container.seek(0)
-            self._frames, self._held = self._decode(), []
+            self._frames = self._decode()
             return True
-        self._frames, self._held = self._decode(after_seek=True), []
-        self.position = -math.inf
+        self._frames = self._decode(after_seek=True)
         first = next(self._frames, None)
         if first is None:
             return True  # nothing there: reading the piece reports it
@@ -182,13 +180,16 @@ class DecodingPass:
         if not self._can_seek or (self._held and self._held[-1][0] >= start - _SAME):
             return  # the piece begins in frames that are decoded already
         entries = self.stream.index_entries
-        target = int((self.origin + max(0.0, start - _SEEK_EARLY_SECONDS)) / self.stream.time_base)
-        found = entries.search_timestamp(target, backward=True, any_frame=False) if len(entries) else -1
+        found = entries.search_timestamp(self._ticks(start), backward=True, any_frame=False) if len(entries) else -1
         if found < 0:
             return
         there = float(entries[found].timestamp * self.stream.time_base) - self.origin
         if there > self.position + self.frame_seconds and not self.seek(start):
             raise DataError(f"no way to {start:.2f} s by the file's index", where=self.where, fix=FIX_MEDIA)
+
+    def _ticks(self, start: float) -> int:
+        """Where to look for the key frame before ``start``, in the stream's own units."""
+        return int((self.origin + max(0.0, start - _SEEK_EARLY_SECONDS)) / self.stream.time_base)
 
     def piece(self, media: VideoFile, following: float = math.inf) -> Iterator[Timed]:
         """The frames inside one piece, with the one that is shown when it begins; checks that the media reaches its

@@ -65,7 +65,7 @@ class Items:
 
     def reorder(self, order: Ints, repeated_texts: int) -> Items:
         """The same items in another order."""
-        sizes = np.diff(self.starts)[order]
+        sizes = self.sizes()[order]
         starts = _starts(sizes)
         gather = np.repeat(self.starts[:-1][order] - starts[:-1], sizes) + np.arange(starts[-1])
         return Items(starts, self.elements[gather], repeated_texts)

@@ -31,6 +31,9 @@ _UPRIGHT: dict[tuple[int, int, int, int], _Filters] = {
     (0, -1, -1, 0): [("transpose", "clock_flip")],
 }
 """What a display matrix asks for, by where it takes the first (a, b) and the second axis (c, d)."""
+_FIELD: _Filters = [("field", "type=top")]
+"""Of interlaced pictures only the first field is kept. Its lines are of one moment, and at the stored sizes half the
+lines are enough; two moments in one picture show a moving hand as a comb."""
 
 
 def upright(frame: av.VideoFrame) -> _Filters:
@@ -108,6 +111,11 @@ def _lies(turns: _Filters) -> bool:
     return any(name == "transpose" for name, _ in turns)
 
 
+def _lines_per_line(filters: _Filters) -> int:
+    """Lines of the picture that one line of the filtered one stands for."""
+    return 2 if filters is _FIELD else 1
+
+
 class Pictures:
     """Converts the frames of one segment. All results have the size of the first one, also when the source changes.
 
@@ -143,12 +151,11 @@ class Pictures:
 
     def _convert(self, frame: av.VideoFrame) -> av.VideoFrame:
         tag_colours(frame)
-        turns = upright(frame)
-        aspect = 1 / self.aspect if _lies(turns) else self.aspect
-        field = frame.interlaced_frame and not turns
-        part = self._upright_part(frame, turns, aspect, field)
+        filters = upright(frame) or (_FIELD if frame.interlaced_frame else [])
+        aspect = 1 / self.aspect if _lies(filters) else self.aspect
+        part = self._upright_part(frame, filters, aspect)
         if self.size is None:
-            self.size = stored_size(part.width, part.height * (2 if field else 1), aspect, self.short_side)
+            self.size = stored_size(part.width, part.height * _lines_per_line(filters), aspect, self.short_side)
         rgb = part.format.is_rgb or part.colorspace == _RGB
         picture = self._reformatter.reformat(
             part,
@@ -163,21 +170,17 @@ class Pictures:
         picture.pict_type = 0  # otherwise x264 repeats the frame types of the source
         return picture
 
-    def _upright_part(self, frame: av.VideoFrame, turns: _Filters, aspect: float, field: bool) -> av.VideoFrame:
-        """Undo the display rotation that phones store instead of turning the pixels, then crop.
-
-        ``field``: of interlaced pictures only the first field is kept. Its lines are of one moment, and at the stored
-        sizes half the lines are enough; two moments in one picture show a moving hand as a comb.
-        """
-        if not turns and self.crop is None and not field:
+    def _upright_part(self, frame: av.VideoFrame, filters: _Filters, aspect: float) -> av.VideoFrame:
+        """Undo the display rotation that phones store instead of turning the pixels, or take one field, then crop."""
+        if not filters and self.crop is None:
             return frame
-        kind = (field, frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, *turns)
+        kind = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, *filters)
         if kind != self._graph_for:
-            self._graph, self._graph_for = self._build_graph(frame, turns, aspect, field), kind
+            self._graph, self._graph_for = self._build_graph(frame, filters, aspect), kind
         self._graph.vpush(frame)
         return self._graph.vpull()
 
-    def _build_graph(self, frame: av.VideoFrame, turns: _Filters, aspect: float, field: bool) -> Graph:
+    def _build_graph(self, frame: av.VideoFrame, filters: _Filters, aspect: float) -> Graph:
         graph = Graph()
         graph.threads = 1
         source = graph.add(
@@ -189,13 +192,11 @@ class Pictures:
             colorspace=str(int(frame.colorspace)),
             range=str(int(frame.color_range)),
         )
-        filters = [("field", "type=top")] if field else turns
         nodes = [source, *(graph.add(name, settings) for name, settings in filters)]
         if self.crop is not None:
-            width, height = (frame.height, frame.width) if _lies(turns) else (frame.width, frame.height)
-            if field:
-                height, aspect = height // 2, aspect / 2
-            x, y, wide, high = crop_box(self.crop, width, height, aspect)
+            width, height = (frame.height, frame.width) if _lies(filters) else (frame.width, frame.height)
+            lines = _lines_per_line(filters)
+            x, y, wide, high = crop_box(self.crop, width, height // lines, aspect / lines)
             nodes.append(graph.add("crop", f"{wide}:{high}:{x}:{y}"))
         graph.link_nodes(*nodes, graph.add("buffersink")).configure()
         return graph

@@ -12,6 +12,7 @@ import logging
 import os
 import random
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -63,7 +64,7 @@ def open_folder(location: str | Path, storage_options: Mapping[str, Any] | None 
     return LocalFolder(Path(str(location).removeprefix("file://")))
 
 
-class Folder:
+class Folder(ABC):
     """Files directly inside one folder, by name. Every error is a DataError that names the file or URL."""
 
     location: str
@@ -77,49 +78,49 @@ class Folder:
         """Local path of a file. Raises DataError for a remote folder."""
         raise DataError("not a local folder", where=self.location, fix="copy the folder to a disk, or pass a path")
 
+    @abstractmethod
     def exists(self, name: str) -> bool:
         """Whether the file is there."""
-        raise NotImplementedError
 
+    @abstractmethod
     def size(self, name: str) -> int:
         """Bytes of a file."""
-        raise NotImplementedError
 
+    @abstractmethod
     def list(self, suffix: str = "") -> Names:
         """Names of the files that end in ``suffix``, sorted; none for a folder that does not exist."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, name: str) -> bytes:
         """The whole content of a file."""
-        raise NotImplementedError
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """Exactly ``size`` bytes from ``offset`` on. Raises DataError when the file is shorter."""
         return self.read_ranges([(name, offset, size)])[0]
 
+    @abstractmethod
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> Chunks:
         """The bytes of several (name, offset, size); remote ones at the same time."""
-        raise NotImplementedError
 
+    @abstractmethod
     def open(self, name: str) -> BinaryIO:
         """A file to read from front to back with a few jumps, in large pieces."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, name: str, payload: bytes) -> None:
         """Write a file; it appears complete or not at all."""
-        raise NotImplementedError
 
+    @abstractmethod
     def upload(self, local: Path, name: str) -> None:
         """Copy a local file into the folder; it appears complete or not at all."""
-        raise NotImplementedError
 
+    @abstractmethod
     def download(self, name: str, local: Path) -> str:
         """Copy a file to a local path, which appears complete or not at all. Returns the sha256 of its bytes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def delete(self, name: str) -> None:
         """Remove a file; one that is absent already is fine."""
-        raise NotImplementedError
 
 
 class LocalFolder(Folder):

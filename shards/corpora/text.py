@@ -14,7 +14,7 @@ from typing import Any
 from shards.corpora.compressed import plain_suffix
 from shards.corpora.text_base import TextBase
 from shards.corpora.text_documents import PLAIN, SUFFIXES, UNITS, read_documents
-from shards.corpora.text_files import Formats, find_files, unread_files
+from shards.corpora.text_files import Formats, find_files
 from shards.errors import OptionError
 from shards.schema import Segment
 
@@ -40,8 +40,8 @@ class Text(TextBase):
         where = f"corpus {self.corpus}"
         if self.unit not in UNITS:
             raise OptionError(f"unit {self.unit!r}", where=where, fix=f"use one of {', '.join(UNITS)}")
-        self.files = find_files(self.paths, Formats(SUFFIXES), where)
-        self.notes = unread_files(self.paths, Formats(SUFFIXES))
+        self.notes: list[str] = []
+        self.files = find_files(self.paths, Formats(SUFFIXES), where, self.notes)
         for file in self.files:
             if plain_suffix(file.path) == PLAIN and self.gloss:
                 raise OptionError(

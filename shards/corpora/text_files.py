@@ -11,6 +11,7 @@ from typing import Any
 
 from shards.corpora.compressed import COMPRESSIONS, plain_suffix
 from shards.errors import DataError, OptionError
+from shards.wording import first_few
 
 _SPLIT = re.compile(r"[a-z][a-z0-9_]*")
 _NAMED = 3
@@ -40,7 +41,9 @@ class Formats:
         return ", ".join(suffix or "(no suffix)" for suffix in self.suffixes) + f"; also {', '.join(COMPRESSIONS)}"
 
 
-def find_files(paths: Mapping[str, Any], formats: Formats, where: str) -> list[TextFile]:
+def find_files(
+    paths: Mapping[str, Any], formats: Formats, where: str, notes: list[str] | None = None
+) -> list[TextFile]:
     """The files of every split in order; those of a folder or glob sorted by name.
 
     Args:
@@ -48,6 +51,7 @@ def find_files(paths: Mapping[str, Any], formats: Formats, where: str) -> list[T
             known formats are taken, hidden ones (``.`` or ``_`` in front) are not.
         formats: what the corpus reads.
         where: named in errors.
+        notes: gets a line per folder that holds files of other types, with their number and some of their names.
 
     Raises:
         DataError: no such file, an unknown format, a bad split name, or two files of one name.
@@ -56,7 +60,7 @@ def find_files(paths: Mapping[str, Any], formats: Formats, where: str) -> list[T
     for split, given in paths.items():
         check_split(split, where)
         for entry in given if isinstance(given, list | tuple) else [given]:
-            for label, path in _expand(str(entry), formats, where):
+            for label, path in _expand(str(entry), formats, where, notes):
                 if not formats.known(path):
                     raise OptionError(f"{path}: unknown file type", where=where, fix=f"use {formats}")
                 if (split, label) in found:
@@ -65,30 +69,21 @@ def find_files(paths: Mapping[str, Any], formats: Formats, where: str) -> list[T
     return list(found.values())
 
 
-def unread_files(paths: Mapping[str, Any], formats: Formats) -> list[str]:
-    """One line per folder that holds files of other types, with their number and some of their names."""
-    notes: list[str] = []
-    for given in paths.values():
-        for entry in given if isinstance(given, list | tuple) else [given]:
-            if not Path(entry).is_dir():
-                continue
-            others = [name.as_posix() for name in _files(Path(entry)) if not (formats.known(name) or _hidden(name))]
-            if others:
-                names = ", ".join(others[:_NAMED]) + (", ..." if len(others) > _NAMED else "")
-                notes.append(f"{entry}: files of other types, not read ({len(others)}): {names}")
-    return notes
-
-
 def check_split(split: str, where: str) -> None:
     """Raise DataError unless ``split`` can name a split."""
     if not _SPLIT.fullmatch(split):
         raise OptionError(f"split {split!r}", where=where, fix="use a plain lower-case word such as train or dev")
 
 
-def _expand(entry: str, formats: Formats, where: str) -> list[tuple[str, Path]]:
+def _expand(entry: str, formats: Formats, where: str, notes: list[str] | None) -> list[tuple[str, Path]]:
     path = Path(entry)
     if path.is_dir():
-        chosen = [name for name in _files(path) if formats.known(name) and not _hidden(name)]
+        files = sorted(found.relative_to(path) for found in path.rglob("*") if found.is_file())
+        shown = [name for name in files if not _hidden(name)]
+        chosen = [name for name in shown if formats.known(name)]
+        others = [name.as_posix() for name in shown if not formats.known(name)]
+        if others and notes is not None:
+            notes.append(f"{entry}: files of other types, not read ({len(others)}): {first_few(others, _NAMED)}")
         root = path
     elif _WILD.search(entry) and not path.exists():
         fixed = _WILD.split(entry, maxsplit=1)[0]
@@ -100,10 +95,6 @@ def _expand(entry: str, formats: Formats, where: str) -> list[tuple[str, Path]]:
     if not chosen:
         raise DataError(f"{entry} holds no text files", where=where, fix=f"it needs {formats}")
     return [(name.as_posix(), root / name) for name in chosen]
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(found.relative_to(folder) for found in folder.rglob("*") if found.is_file())
 
 
 def _hidden(name: Path) -> bool:

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 
 from shards.corpora.compressed import DAMAGED, cannot_read, open_source
 from shards.corpora.rows import read_jsonl
-from shards.corpora.text_files import Formats, find_files, unread_files
+from shards.corpora.text_files import Formats, find_files
 from shards.corpora.wiki_markup import FILES_AND_CATEGORIES, plain_text
 from shards.errors import DataError, OptionError
 from shards.schema import Segment
@@ -70,8 +70,8 @@ class Wiki:
         wrong = [number for number in self.namespaces if not number.isdigit()]
         if wrong:
             raise OptionError(f"namespaces {wrong}", where=where, fix="name them by number: 0 holds the articles")
-        self.files = find_files(self.paths, FORMATS, where)
-        self.notes = unread_files(self.paths, FORMATS)
+        self.notes: list[str] = []
+        self.files = find_files(self.paths, FORMATS, where, self.notes)
         self.settings = {"unit": self.unit, "namespaces": sorted(self.namespaces)}
 
     def segments(self) -> Iterator[Segment]:

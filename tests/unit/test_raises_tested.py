@@ -21,8 +21,8 @@ from dataclasses import dataclass
 
 from tests.source_tree import LIBRARY, Source, dotted, imported_modules, sources
 
-# Ours and the ones Python's own protocols ask for; NotImplementedError and AttributeError are no user errors.
-EXEMPT = {"NotImplementedError", "AttributeError", "StopIteration", "AssertionError"}
+# Ours and the ones Python's own protocols ask for; AttributeError is no user error.
+EXEMPT = {"AttributeError", "StopIteration", "AssertionError"}
 MIN_DISTINCTIVE_LETTERS = 5
 
 UNTESTED_YET: frozenset[str] = frozenset()

@@ -91,18 +91,18 @@ REGISTRATIONS = {
 }
 
 
-def report(problems: list[str]) -> None:
+def assert_none(problems: list[str]) -> None:
     assert not problems, "\n" + "\n".join(problems)
 
 
 # -- sizes -----------------------------------------------------------------------------------------------------------
 def test_files_are_short() -> None:
     lengths = {source.path: source.text.count("\n") for source in sources(*EVERYTHING)}
-    report([f"{path}: {n} lines, at most {MAX_FILE_LINES}" for path, n in lengths.items() if n > MAX_FILE_LINES])
+    assert_none([f"{path}: {n} lines, at most {MAX_FILE_LINES}" for path, n in lengths.items() if n > MAX_FILE_LINES])
 
 
 def test_functions_are_short() -> None:
-    report(
+    assert_none(
         [
             f"{source.path}:{node.lineno}: {node.name} has {_lines(node)} lines, at most {MAX_FUNCTION_LINES}"
             for source in sources(*EVERYTHING)
@@ -114,7 +114,7 @@ def test_functions_are_short() -> None:
 
 def test_functions_take_few_parameters() -> None:
     """``self``, ``cls``, ``*args`` and ``**kwargs`` are free; tests may take as many fixtures as they like."""
-    report(
+    assert_none(
         [
             f"{source.path}:{node.lineno}: {node.name} takes {_parameters(node)} parameters, at most {MAX_PARAMETERS}"
             for source in sources(*LIBRARY, "benchmarks")
@@ -133,7 +133,9 @@ def test_the_trainer_loop_reads_on_one_screen() -> None:
         for node in ast.walk(source.tree)
         if isinstance(node, ast.For | ast.While)
     ]
-    report([f"trainer.py:{n.lineno}: loop of {_lines(n)} lines" for n in loops if _lines(n) > MAX_TRAINER_LOOP_LINES])
+    assert_none(
+        [f"trainer.py:{n.lineno}: loop of {_lines(n)} lines" for n in loops if _lines(n) > MAX_TRAINER_LOOP_LINES]
+    )
 
 
 def _lines(node: ast.stmt) -> int:
@@ -156,7 +158,7 @@ def test_import_directions() -> None:
         for line, module in _own_imports(source):
             if not within(module, package, *allowed) and (module != "shards.errors" or package == "ds_configs"):
                 problems.append(f"{source.path}:{line}: {package} may not import {module}")
-    report(problems)
+    assert_none(problems)
 
 
 def _own_imports(source: Source) -> Iterator[tuple[int, str]]:
@@ -183,11 +185,11 @@ def test_distributed_code_lives_in_two_places() -> None:
         names = [n for n in ast.walk(source.tree) if isinstance(n, ast.Attribute)]
         used = [(n.lineno, "torch.distributed") for n in names if dotted(n) == "torch.distributed"]
         problems += [f"{source.path}:{line}: {name} outside {DISTRIBUTED_CODE}" for line, name in imported + used]
-    report(problems)
+    assert_none(problems)
 
 
 def test_the_data_layer_needs_no_torch_outside_the_loader() -> None:
-    report(
+    assert_none(
         [
             f"{source.path}:{line}: imports {module}"
             for source in sources("shards")
@@ -199,7 +201,7 @@ def test_the_data_layer_needs_no_torch_outside_the_loader() -> None:
 
 
 def test_the_environment_is_read_in_two_places() -> None:
-    report(
+    assert_none(
         [
             f"{source.path}:{node.lineno}: {_environment_use(node)}; pass the value in"
             for source in sources(*LIBRARY)
@@ -240,7 +242,7 @@ def test_no_work_at_import_time() -> None:
     for source in sources(*LIBRARY):
         for statement in _import_time_statements(source.tree.body):
             problems += [f"{source.path}:{line}: {what}" for line, what in _work(source, statement)]
-    report(problems)
+    assert_none(problems)
 
 
 def _import_time_statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
@@ -299,7 +301,7 @@ def _our_classes() -> frozenset[str]:
 
 
 def test_no_reassigned_module_globals() -> None:
-    report(
+    assert_none(
         [
             f"{source.path}:{node.lineno}: global {', '.join(node.names)}"
             for source in sources(*LIBRARY)
@@ -310,7 +312,7 @@ def test_no_reassigned_module_globals() -> None:
 
 
 def test_libraries_do_not_print() -> None:
-    report(
+    assert_none(
         [
             f"{source.path}:{node.lineno}: print(); libraries log, the CLI uses rich"
             for source in sources(*LIBRARY)
@@ -322,13 +324,13 @@ def test_libraries_do_not_print() -> None:
 
 def test_no_drawer_modules() -> None:
     drawers = ("utils.py", "util.py", "helpers.py", "misc.py")
-    report([f"{s.path}: name it after what it does" for s in sources(*EVERYTHING) if s.path.endswith(drawers)])
+    assert_none([f"{s.path}: name it after what it does" for s in sources(*EVERYTHING) if s.path.endswith(drawers)])
 
 
 def test_test_folders_are_packages() -> None:
     """Equal file names in different folders (test_plan.py) collide otherwise, and spawned ranks cannot find them."""
     folders = {(ROOT / s.path).parent for s in sources("tests")}
-    report([f"{folder.relative_to(ROOT)}/__init__.py is missing" for folder in folders if not _is_package(folder)])
+    assert_none([f"{folder.relative_to(ROOT)}/__init__.py is missing" for folder in folders if not _is_package(folder)])
 
 
 def _is_package(folder: object) -> bool:

@@ -90,7 +90,8 @@ def test_report_groups_equal_errors() -> None:
 
 
 def test_plan_starts_without_torch() -> None:
-    output_of_light_start("launch.cli", ["plan", "demo_connector"], (*MODELS, "numpy", "pyarrow"))
+    shown = output_of_light_start("launch.cli", ["plan", "demo_connector"], (*MODELS, "numpy", "pyarrow"))
+    assert "# demo_connector: stage connector" in shown
 
 
 def test_user_errors_have_no_traceback() -> None:

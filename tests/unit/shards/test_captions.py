@@ -257,7 +257,7 @@ class TestAnyInput:
     @settings(max_examples=60, deadline=None)
     def test_random_bytes_raise_nothing_else(self, suffix: str, payload: bytes, text: str) -> None:
         for candidate in (payload, text.encode("utf-8", "surrogatepass"), b"WEBVTT\n\n" + payload):
-            self.attempt(candidate, suffix)
+            self.assert_refused_or_sound(candidate, suffix)
 
     @pytest.mark.parametrize(
         ("original", "suffix"),
@@ -271,9 +271,9 @@ class TestAnyInput:
             start = data.draw(st.integers(0, len(payload)))
             end = data.draw(st.integers(start, min(len(payload), start + 30)))
             payload[start:end] = data.draw(st.binary(max_size=8))
-        self.attempt(bytes(payload), suffix)
+        self.assert_refused_or_sound(bytes(payload), suffix)
 
-    def attempt(self, payload: bytes, suffix: str) -> None:
+    def assert_refused_or_sound(self, payload: bytes, suffix: str) -> None:
         try:
             track = parse_track(payload, suffix, "a")
         except DataError:

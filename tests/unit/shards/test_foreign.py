@@ -195,9 +195,13 @@ class TestIds:
         with pytest.raises(DataError, match=r"train\.tar: the id '7' of in occurs twice in a tar"):
             adopt(folder)
         again = [("a.tar", "c", "1"), ("b.tar", "c", "1"), ("b.tar", "d", "1")]
-        assert repeating(again) == {"c": "'1' in a.tar and b.tar"}
+        notes: list[str] = []
+        assert repeating(again, notes.append) == {"c"}
+        assert notes == [
+            "ids of c occur in several tars ('1' in a.tar and b.tar): every id begins with its tar's name now, TAR/ID"
+        ]
         with pytest.raises(DataError, match="occurs twice in a tar"):
-            repeating([*again, ("b.tar", "c", "1")])
+            repeating([*again, ("b.tar", "c", "1")], notes.append)
 
     def test_rows_of_a_table(self, repeated: Path, tmp_path: Path) -> None:
         table = tmp_path / "t.tsv"

@@ -65,4 +65,5 @@ def test_errors_become_one_paragraph_and_exit_code_2(tmp_path: Path, capsys: pyt
 
 
 def test_starts_without_torch() -> None:
-    output_of_light_start("pipeline.config.cli", ["check", "demo_connector"], (*MODELS, "numpy", "pyarrow"))
+    shown = output_of_light_start("pipeline.config.cli", ["check", "demo_connector"], (*MODELS, "numpy", "pyarrow"))
+    assert "demo_connector (connector)" in shown

@@ -160,7 +160,7 @@ def test_all_container_opcodes(tmp_path: Path) -> None:
 
 @given(payload=st.binary(max_size=400))
 def test_random_bytes(payload: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
-    refused_or_plain(saved(tmp_path_factory.mktemp("p"), payload))
+    assert_refused_or_plain(saved(tmp_path_factory.mktemp("p"), payload))
 
 
 @given(data=st.data(), entries=st.lists(st.dictionaries(st.sampled_from(["name", "text", "gloss"]), PLAIN), max_size=4))
@@ -169,12 +169,12 @@ def test_mutated_pickles(data: st.DataObject, entries: list[Any], tmp_path_facto
     payload = bytearray(pickle.dumps([*entries, Harmful(folder / "made")]))
     for _ in range(data.draw(st.integers(1, 8))):
         payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
-    refused_or_plain(saved(folder, bytes(payload)))
-    refused_or_plain(saved(folder, gzip.compress(bytes(payload))[: data.draw(st.integers(10, 400))]))
+    assert_refused_or_plain(saved(folder, bytes(payload)))
+    assert_refused_or_plain(saved(folder, gzip.compress(bytes(payload))[: data.draw(st.integers(10, 400))]))
     assert not (folder / "made").exists()
 
 
-def refused_or_plain(path: Path) -> None:
+def assert_refused_or_plain(path: Path) -> None:
     for allowed in (frozenset[str](), TENSOR_PARTS):
         try:
             safe_unpickle(path, allowed)
