@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import shutil
@@ -41,8 +42,11 @@ def overwrite(path: Path, offset: int, data: bytes) -> None:
 
 def open_files() -> list[str]:
     """Tars this process holds open."""
-    names = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
-    return [target for name in names if os.path.islink(name) and (target := os.readlink(name)).endswith(".tar")]
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # another thread closed it
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+    return [target for target in found if target.endswith(".tar")]
 
 
 def test_payload_and_meta(videos: Reader) -> None:
