@@ -24,14 +24,12 @@ import numpy as np
 from isal.isal_zlib import crc32
 
 from shards.errors import DataError
-from shards.foreign import TarSplits
+from shards.foreign import TEXT_FIELDS, VIDEO_KINDS, TarSplits
 from shards.schema import ANNOTATION, IndexRow, Kind, text_hash
 from shards.tar import Member, index_tar
 from shards.video import probe
 
-VIDEO_KINDS = frozenset({"mp4", "mkv", "webm", "mov", "avi", "m4v"})
 _IMAGE_KINDS = frozenset({"jpg", "jpeg", "png", "webp", "bmp"})
-_TEXT_FIELDS = ("text", "caption", "translation", "sentence")
 _NO_SAMPLE = re.compile(r"\.|__[^/]*__$")
 
 
@@ -211,12 +209,12 @@ def _annotated(
 ) -> dict[str, str | int | float]:
     """The annotation that stands beside a clip, as fields of an index row."""
     values = _parse(handle, path, key, members["json"]) if "json" in members else {}
-    text = next((str(values[name]) for name in _TEXT_FIELDS if values.get(name)), "")
+    text = next((str(values[name]) for name in TEXT_FIELDS if values.get(name)), "")
     if not text and "txt" in members:
         text = _read(handle, members["txt"]).decode("utf-8", "replace").strip()
     if not text:
         raise DataError(
-            f"no text under {list(_TEXT_FIELDS)}", where=f"{path.name}:{key}", fix="add the text to its json or txt"
+            f"no text under {list(TEXT_FIELDS)}", where=f"{path.name}:{key}", fix="add the text to its json or txt"
         )
     others = {
         name: "" if values.get(name) is None else str(values[name])

@@ -6,7 +6,6 @@ import collections
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -16,12 +15,11 @@ import av
 
 from shards.errors import DataError, OptionError
 from shards.prepare import EXCLUDED, Skip
-from shards.schema import Corpus, Crop, FrameFolder, Kind, Segment, VideoFile
+from shards.schema import SPLIT_NAME, Corpus, Crop, FrameFolder, Kind, Segment, VideoFile
 from shards.text import load_tokenizer, token_dtype, tokenizer_fingerprint
 from shards.video import VideoOptions
 
 DEFAULT_SKIPPED_FRACTION = 0.05
-_SPLIT_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _SEGMENTS_PER_UNIT, _OVERLAP_SECONDS, _DOCUMENTS_PER_UNIT = 8, 1.0, 512
 
 
@@ -88,7 +86,7 @@ def survey_corpus(corpus: Corpus, options: BuildOptions) -> Survey:
     names: dict[str, None] = {}
     kinds: dict[Kind, str] = {}
     for segment in corpus.segments():
-        if not _SPLIT_NAME.fullmatch(segment.split):
+        if not SPLIT_NAME.fullmatch(segment.split):
             raise DataError(
                 f"{segment.split!r} is no name of a split",
                 where=segment.origin,

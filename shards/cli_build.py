@@ -102,7 +102,7 @@ def source_corpus(name: str, options: dict[str, str], filters: list[str]) -> Cor
     """The corpus with its options, wrapped in the text filters where there are any."""
     import typing
 
-    from shards.corpora import convert, make_corpus, nearest
+    from shards.corpora import make_corpus
 
     corpus = make_corpus(name, options)
     if not filters:
@@ -111,12 +111,7 @@ def source_corpus(name: str, options: dict[str, str], filters: list[str]) -> Cor
     from shards.filter_options import FilterOptions
 
     hints = typing.get_type_hints(FilterOptions)
-    given = pairs(filters, "--filter")
-    for key in given:
-        if key not in hints:
-            raise OptionError(f"unknown option {key!r}", where="--filter", fix=nearest(key, sorted(hints)))
-    chosen = {key: convert(value, hints[key], f"--filter {key}") for key, value in given.items()}
-    return cast("Corpus", filtered(corpus, FilterOptions(**chosen)))
+    return cast("Corpus", filtered(corpus, FilterOptions(**_typed(filters, "--filter", hints))))
 
 
 def build_options(settings: BuildSettings) -> BuildOptions:
@@ -124,21 +119,27 @@ def build_options(settings: BuildSettings) -> BuildOptions:
     import typing
 
     from shards.build import BuildOptions
-    from shards.corpora import convert, nearest
     from shards.video import VideoOptions
 
     video_hints, build_hints = typing.get_type_hints(VideoOptions), typing.get_type_hints(BuildOptions)
-    known = sorted({*video_hints, *build_hints} - {"video", "tokenizer", "max_skipped_fraction"})
-    stored = pairs(settings.storage, "--store")
-    for key in stored:
-        if key not in known:
-            raise OptionError(f"unknown option {key!r}", where="--store", fix=nearest(key, known))
-    hints = build_hints | video_hints
-    values = {key: convert(value, hints[key], f"--store {key}") for key, value in stored.items()}
+    own = {"video", "tokenizer", "max_skipped_fraction"}
+    hints = {key: hint for key, hint in (build_hints | video_hints).items() if key not in own}
+    values = _typed(settings.storage, "--store", hints)
     video = VideoOptions(**{key: value for key, value in values.items() if key in video_hints})
     rest = {key: value for key, value in values.items() if key not in video_hints}
     rest |= {"tokenizer": settings.tokenizer, "max_skipped_fraction": settings.max_skipped_fraction}
     return BuildOptions(video=video, **rest)
+
+
+def _typed(given: list[str], flag: str, hints: dict[str, Any]) -> dict[str, Any]:
+    """``key=value`` options as the types of their fields. Raises OptionError for an unknown, repeated or wrong one."""
+    from shards.corpora import convert, nearest
+
+    values = pairs(given, flag)
+    for key in values:
+        if key not in hints:
+            raise OptionError(f"unknown option {key!r}", where=flag, fix=nearest(key, sorted(hints)))
+    return {key: convert(value, hints[key], f"{flag} {key}") for key, value in values.items()}
 
 
 class _Shown:

@@ -21,7 +21,17 @@ from shards.convert_lmdb import image_suffix, is_video, read_lmdb
 from shards.convert_mds import read_mds
 from shards.corpora.rows import DELIMITERS, read_table
 from shards.errors import DataError, OptionError
-from shards.foreign import SPLITS, Note, TarSplits, folder_name, id_in_tar, open_tars, repeating
+from shards.foreign import (
+    SPLITS,
+    TEXT_FIELDS,
+    VIDEO_KINDS,
+    Note,
+    TarSplits,
+    folder_name,
+    id_in_tar,
+    open_tars,
+    repeating,
+)
 from shards.opening import media_type
 from shards.schema import FrameFolder, Manifest, Segment, VideoFile
 from shards.store import Folder, open_folder
@@ -31,10 +41,8 @@ from shards.wording import first_few
 logger = logging.getLogger(__name__)
 Format = Literal["wds", "lmdb", "mds"]
 FORMATS: tuple[Format, ...] = ("wds", "lmdb", "mds")
-_TEXT_FIELDS = ("text", "caption", "translation", "sentence")
 _ID_FIELDS = ("id", "key", "name", "__key__")
 _FIELDS = ("id", "text", "split", "signer", "gloss", "language", "sign_language")
-_VIDEO_KINDS = frozenset({"mp4", "mkv", "webm", "mov", "avi", "m4v"})
 _IMAGE_KINDS = frozenset({"jpg", "jpeg", "png"})
 _NAMED = 10
 _SUFFIX = {"video/mp4": ".mp4", "video/webm": ".webm", "video/x-msvideo": ".avi"}
@@ -180,7 +188,7 @@ def _unique_ids(segments: list[Segment], tars: list[str], on_note: Note) -> list
 def _field(name: str, fields: Mapping[str, str], options: ConvertOptions) -> str:
     if name in options.columns and options.table is None:
         return fields.get(options.columns[name], "")
-    usual = {"text": _TEXT_FIELDS, "id": _ID_FIELDS}.get(name, (name,))
+    usual = {"text": TEXT_FIELDS, "id": _ID_FIELDS}.get(name, (name,))
     return next((fields[key] for key in usual if fields.get(key)), "")
 
 
@@ -283,7 +291,7 @@ def _key(name: str) -> str:
 def _wds_sample(handle: BinaryIO, tar: str, key: str, members: list[Member]) -> Found:
     where = f"{tar}:{key}"
     kinds = {member.name.rpartition("/")[2].partition(".")[2].lower(): member for member in members}
-    video = next((kinds[kind] for kind in kinds if kind.rpartition(".")[2] in _VIDEO_KINDS), None)
+    video = next((kinds[kind] for kind in kinds if kind.rpartition(".")[2] in VIDEO_KINDS), None)
     frames = [kind for kind in kinds if kind.rpartition(".")[2] in _IMAGE_KINDS]
     if video is None and not frames:
         raise DataError(
@@ -294,7 +302,7 @@ def _wds_sample(handle: BinaryIO, tar: str, key: str, members: list[Member]) -> 
     fields: dict[str, str] = {}
     if "json" in kinds:
         fields |= _json_fields(_read(handle, kinds["json"]), where)
-    if "txt" in kinds and not any(fields.get(name) for name in _TEXT_FIELDS):
+    if "txt" in kinds and not any(fields.get(name) for name in TEXT_FIELDS):
         fields["text"] = _read(handle, kinds["txt"]).decode("utf-8", "replace").strip()
     if video is not None:
         return Found(key, where, _read(handle, video), fields, tar)

@@ -10,7 +10,9 @@ from typing import Any
 
 from shards.errors import DataError, OptionError
 from shards.index import INDEX_NAME, MANIFEST_NAME
+from shards.schema import SPLIT_NAME
 from shards.store import Folder, is_remote, open_folder
+from shards.wording import and_more
 
 Note = Callable[[str], None]
 """Told what a user should know about a result that is no error."""
@@ -23,6 +25,11 @@ SPLITS = {
     **dict.fromkeys(("eval", "evaluation"), "eval"),
 }
 """Words for splits, and the names that the splits get."""
+
+TEXT_FIELDS = ("text", "caption", "translation", "sentence")
+"""What projects call the field of a sample's json that holds its text."""
+VIDEO_KINDS = frozenset({"mp4", "mkv", "webm", "mov", "avi", "m4v"})
+"""Last extensions of members that hold a video."""
 
 _COMPRESSED = re.compile(r"\.(?:tar\.(?:gz|bz2|xz|zst|lz4|lzma|br|z)|tgz|tbz2?|txz|tzst|taz)$", re.IGNORECASE)
 _WRITTEN_BY_US = frozenset({INDEX_NAME, MANIFEST_NAME, "skipped.jsonl", "report.json"})
@@ -59,23 +66,22 @@ def open_tars(
     _refuse_compressed(files, text)
     tars = [name for name in files if name.endswith(".tar")]
     others = _others(folder, files, tars)
-    listed = ", ".join(others[:_NAMED]) + (f" and {len(others) - _NAMED} more" if others[_NAMED:] else "")
+    shown = and_more(others, _NAMED)
     if not tars:
         raise DataError(
-            "no *.tar files" + (f"; it holds {listed}" if others else ""),
+            "no *.tar files" + (f"; it holds {shown}" if others else ""),
             where=text,
             fix="pass the folder that holds the shards",
         )
     if others and on_note is not None:
-        on_note(f"left out, only the *.tar files of the folder itself are read: {listed}")
+        on_note(f"left out, only the *.tar files of the folder itself are read: {shown}")
     return folder, tars
 
 
 def _refuse_compressed(names: list[str], where: str) -> None:
     if packed := [name for name in names if _COMPRESSED.search(name)]:
-        more = f" and {len(packed) - 1} more" if packed[1:] else ""
         raise DataError(
-            f"{packed[0]}{more}: samples inside a compressed tar have no address",
+            f"{and_more(packed, 1)}: samples inside a compressed tar have no address",
             where=where,
             fix=f"decompress them (for .gz: gunzip {packed[0]}), or move them away",
         )
@@ -119,7 +125,7 @@ class TarSplits:
     def __init__(
         self, names: Iterable[str], folder: str, given: str = "", fallback: str = "", option: str = "--split NAME"
     ) -> None:
-        if given and not re.fullmatch(r"[a-z][a-z0-9_]*", given):
+        if given and not SPLIT_NAME.fullmatch(given):
             raise OptionError(
                 f"{given!r} cannot be a split", where="--split", fix="write a name such as train, dev, test"
             )

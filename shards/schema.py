@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 FORMAT_VERSION = 1
 Kind = Literal["video", "text", "features"]
+SPLIT_NAME = re.compile(r"[a-z][a-z0-9_]*")
+"""What a split may be called: shards begin with it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from shards.plots import ordered
 from shards.plots_page import size
+from shards.wording import and_more
 
 
 def show(figures: dict[str, Any]) -> None:
@@ -70,5 +71,4 @@ def _vocabulary(figures: dict[str, Any]) -> Table:
 
 def _shares(counts: dict[str, int], most: int = 5) -> str:
     largest = sorted(counts.items(), key=lambda item: -item[1])
-    shown = ", ".join(f"{name} ({number:,})" for name, number in largest[:most])
-    return shown + (f" and {len(largest) - most} more" if len(largest) > most else "")
+    return and_more([f"{name} ({number:,})" for name, number in largest], most)

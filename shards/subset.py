@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,10 @@ from numpy.typing import NDArray
 from shards.copying import Report, Source, write_copy
 from shards.errors import DataError, OptionError
 from shards.opening import open_set
-from shards.schema import Manifest
+from shards.schema import SPLIT_NAME, Manifest
 from shards.store import open_folder
 
 GROUPS = ("text", "signer")
-_SPLIT_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def head(location: str | Path, out: Path, samples: int, on_progress: Report = None) -> Manifest:
@@ -74,7 +72,7 @@ def split(
 
 
 def _check_fractions(fractions: Mapping[str, float]) -> None:
-    wrong = [name for name in fractions if not _SPLIT_NAME.fullmatch(name)]
+    wrong = [name for name in fractions if not SPLIT_NAME.fullmatch(name)]
     if wrong:
         raise OptionError(
             f"{wrong[0]!r} is no name of a split", where="fractions", fix="use small letters, digits and _"

@@ -13,3 +13,8 @@ def listed(counts: Mapping[str, int]) -> str:
 def first_few(names: Sequence[object], most: int) -> str:
     """``a, b, ...``: the first ``most`` names, and whether there are others."""
     return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
+
+
+def and_more(names: Sequence[str], most: int) -> str:
+    """``a, b and 3 more``: the first ``most`` names, and how many others there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -20,10 +20,9 @@ from shards.corpora.media_files import NO_MEDIA
 from shards.corpora.records import parquet_columns, read_json_array, read_parquet
 from shards.corpora.rows import DELIMITERS, read_jsonl, read_lines, read_table
 from shards.errors import DataError, OptionError
-from shards.schema import Crop, FrameFolder, Segment, VideoFile
+from shards.schema import SPLIT_NAME, Crop, FrameFolder, Segment, VideoFile
 from shards.text import stable_seed
 
-_SPLIT = re.compile(r"[a-z][a-z0-9_]*")
 _SPLIT_VALUE = re.compile(r"(?:train|dev|test)(?:_[a-z0-9_]+)?")
 _RECORDS = {".jsonl": read_jsonl, ".ndjson": read_jsonl, ".json": read_json_array, ".parquet": read_parquet}
 _LONGEST_NAME = 255  # bytes, on the usual file systems
@@ -195,7 +194,7 @@ class Table:
     def _split(self, given: str, sample_id: str, origin: str) -> str:
         if given or "split" in self._columns:
             split = _SPLIT_NAMES.get(given.lower(), given.lower())
-            if not _SPLIT.fullmatch(split):
+            if not SPLIT_NAME.fullmatch(split):
                 raise DataError(f"split {given!r}", where=origin, fix="use train, dev, test or another plain word")
             return split
         position = stable_seed(self.split_seed, sample_id) / (1 << 63)

@@ -11,9 +11,9 @@ from typing import Any
 
 from shards.corpora.compressed import COMPRESSIONS, plain_suffix
 from shards.errors import DataError, OptionError
+from shards.schema import SPLIT_NAME
 from shards.wording import first_few
 
-_SPLIT = re.compile(r"[a-z][a-z0-9_]*")
 _NAMED = 3
 _WILD = re.compile(r"[*?\[]")
 
@@ -70,8 +70,8 @@ def find_files(
 
 
 def check_split(split: str, where: str) -> None:
-    """Raise DataError unless ``split`` can name a split."""
-    if not _SPLIT.fullmatch(split):
+    """Raise OptionError unless ``split`` can name a split."""
+    if not SPLIT_NAME.fullmatch(split):
         raise OptionError(f"split {split!r}", where=where, fix="use a plain lower-case word such as train or dev")
 
 
