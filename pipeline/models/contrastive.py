@@ -47,6 +47,10 @@ class ContrastiveModel(nn.Module):
         self.log_token_scale = nn.Parameter(torch.tensor([math.log(1 / config.initial_temperature)]))
         for head in (self.sentence_head, self.word_head, self.text_sentence_head, self.text_token_head):
             nn.init.normal_(head.weight, std=head.in_features**-0.5)
+        # ZeRO-3 takes parameters of one precision only, and casts none that are beside a model it has partitioned
+        for name, parameter in self.named_parameters():
+            if not name.startswith("visual."):
+                parameter.data = parameter.data.to(visual.dtype)
 
     def set_text_statistics(self, statistics: dict[str, torch.Tensor]) -> None:
         """Centre and scale text features by `TextFeatureCache.statistics`."""

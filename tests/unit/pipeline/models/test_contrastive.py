@@ -106,3 +106,11 @@ def test_initial_temperature() -> None:
     assert output["log_scale"].exp().item() == pytest.approx(1 / 0.07, rel=1e-5)
     assert output["log_scale"].shape == output["log_token_scale"].shape == (1,)
     assert output["words_BSE"].shape == (1, 1, 4) and output["video_BE"].shape == (1, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_all_parameters_have_the_encoders_precision(dtype: torch.dtype) -> None:
+    """ZeRO-3 refuses a model of two; the text statistics keep theirs."""
+    model = ContrastiveModel(build_visual(visual_config(), PIXELS, dtype), 2, ContrastiveConfig(embed=4))
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert {getattr(model, name).dtype for name in ("sentence_mean", "tokens_scale")} == {torch.float32}
