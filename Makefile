@@ -58,7 +58,7 @@ test-fast: setup ## Unit tests only
 	$(TEST_ENV) $(PYTEST) $(PARALLEL) tests/unit $(ARGS)
 
 test-gpu: setup ## Tests that need a CUDA device
-	HF_HUB_OFFLINE=1 $(PYTEST) -m gpu $(ARGS)
+	HF_HUB_OFFLINE=1 $(PYTEST) -m gpu tests/gpu $(ARGS)
 
 check: setup ## ruff, ruff format, mypy
 	$(BIN)/ruff check $(SOURCES)

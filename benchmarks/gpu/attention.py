@@ -1,0 +1,80 @@
+"""Section b: every packed-attention backend that imports, forward and backward, against one float32 document at a
+time. `tests/gpu` asserts on the same errors."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+
+from benchmarks.gpu.rows import Probe, run_section
+from pipeline.errors import RecipeError
+from pipeline.models.attention import _RUNNERS, BACKENDS, _Span, choose
+
+LENGTHS = (1, 7, 128, 129)
+FORWARD_ERROR, GRADIENT_ERROR = 1e-2, 2e-2
+"""Relative errors allowed in bfloat16."""
+HEADS = ((8, 8, 64), (8, 2, 128))
+"""(query heads, key and value heads, channels)."""
+REACH: tuple[tuple[bool, int | None], ...] = ((True, None), (True, 32), (False, None))
+"""(causal, window)."""
+
+
+def obstacle(backend: str, device: str, dtype: torch.dtype = torch.bfloat16) -> str:
+    """Why a backend cannot run here, or nothing."""
+    try:
+        choose(backend, device, dtype)
+    except RecipeError as error:
+        return str(error).splitlines()[0]
+    return ""
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.float() - expected).norm() / expected.norm())
+
+
+def errors(
+    backend: str, device: str, heads: tuple[int, int, int], causal: bool, window: int | None
+) -> tuple[float, float]:
+    """Largest relative errors of the output and of the gradients in bfloat16, the reference in float32."""
+    n_heads, kv_heads, channels = heads
+    generator = torch.Generator(device).manual_seed(0)
+    rows = sum(LENGTHS)
+    shapes = [(rows, n_heads, channels), (rows, kv_heads, channels), (rows, kv_heads, channels)]
+    exact = [torch.randn(shape, device=device, generator=generator).bfloat16().float() for shape in shapes]
+    borders = torch.tensor((0, *LENGTHS), device=device).cumsum(0).to(torch.int32)
+    span = _Span(borders, max(LENGTHS), channels**-0.5, causal, window)
+    upstream = torch.randn(shapes[0], device=device, generator=generator)
+    results = []
+    for run, dtype in ((_RUNNERS["sdpa"], torch.float32), (_RUNNERS[backend], torch.bfloat16)):
+        inputs = [tensor.to(dtype).requires_grad_() for tensor in exact]
+        output = run(*inputs, span)
+        results.append((output.detach(), torch.autograd.grad(output, inputs, upstream.to(dtype))))
+    (expected, expected_grads), (found, found_grads) = results
+    assert found.shape == expected.shape
+    pairs = zip(found_grads, expected_grads, strict=True)
+    return relative_error(found, expected), max(relative_error(mine, reference) for mine, reference in pairs)
+
+
+def run(probe: Probe) -> None:
+    for backend in BACKENDS:
+        if reason := obstacle(backend, probe.device):
+            probe.add(backend, True, "not here", reason=reason)
+            continue
+        try:
+            cases = [
+                (*errors(backend, probe.device, heads, causal, window), f"{heads} causal={causal} window={window}")
+                for heads, (causal, window) in itertools.product(HEADS, REACH)
+            ]
+        except Exception as error:  # a kernel that fails must not hide what the others do
+            probe.add(backend, False, f"{type(error).__name__}: {str(error)[:120]}", text=str(error)[-2000:])
+            continue
+        forward, backward = max(case[0] for case in cases), max(case[1] for case in cases)
+        good = forward < FORWARD_ERROR and backward < GRADIENT_ERROR
+        shown = f"forward {forward:.1e}, backward {backward:.1e}"
+        probe.add(backend, good, shown, limits=[FORWARD_ERROR, GRADIENT_ERROR], lengths=LENGTHS, cases=cases)
+    probe.add("auto", True, choose("auto", probe.device, torch.bfloat16))
+
+
+if __name__ == "__main__":
+    run_section("attention", run)

@@ -1,0 +1,191 @@
+"""What works on CUDA, and how fast, told within eight minutes.
+
+    python benchmarks/gpu/probe.py --out FILE [--only attention,stages] [--skip llm] [--minutes 8] [--dry]
+
+Sections run in processes of their own, most valuable first, each within its own time. Every result is on disk the
+moment it is known, so whatever stops the probe loses nothing. Needs no network and no data but what it makes.
+`--dry` runs the same code at toy size on the CPU, two sections at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.gpu.rows import append, read  # noqa: E402
+from benchmarks.receipt import commit  # noqa: E402
+
+SUMMARY_LINES = 40
+
+
+@dataclass(frozen=True)
+class Section:
+    """A module beside this file, and the most seconds it may take."""
+
+    name: str
+    seconds: int
+    after: str = ""
+    """A section whose files this one reads."""
+
+
+SECTIONS = (
+    Section("environment", 45),
+    Section("attention", 60),
+    Section("stages", 200),
+    Section("llm", 150),
+    Section("steps", 75, after="stages"),
+    Section("frames", 60),
+)
+"""In the order of their worth; together longer than the whole may take, since few need all of theirs."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the sections are run."""
+
+    out: Path
+    work: Path
+    dry: bool
+    deadline: float
+    """`time.monotonic` after which nothing runs."""
+
+    def run(self, section: Section) -> None:
+        """One section within its time and what is left of the whole; how it ended becomes a row."""
+        limit = min(section.seconds, self.deadline - time.monotonic())
+        if limit < 5:
+            append(self.out, {"section": section.name, "name": "end", "ok": False, "value": "no time was left"})
+            return
+        start, log = time.monotonic(), self.work / f"{section.name}.log"
+        with log.open("wb") as said:
+            process = subprocess.Popen(
+                self.command(section), cwd=ROOT, env=self.environment(), stdout=said, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+        try:
+            code = process.wait(limit)
+            value = "ended well" if code == 0 else f"exit code {code}"
+        except subprocess.TimeoutExpired:
+            code, value = None, f"stopped after its {limit:.0f} s"
+        finally:
+            stop(process)
+        seconds = round(time.monotonic() - start, 1)
+        detail = {} if code == 0 else {"log": log.read_text(encoding="utf-8", errors="replace")[-3000:]}
+        row = {"section": section.name, "name": "end", "ok": code == 0, "value": value, "unit": "", "detail": detail}
+        append(self.out, {**row, "seconds": seconds})
+
+    def command(self, section: Section) -> list[str]:
+        options = ["--out", str(self.out), "--work", str(self.work), *(["--dry"] if self.dry else [])]
+        return [sys.executable, "-m", f"benchmarks.gpu.{section.name}", *options]
+
+    def environment(self) -> dict[str, str]:
+        path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH", "")) if part)
+        ours = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+        if self.dry:
+            ours |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+        return {**os.environ, **ours}
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a section and, through their sessions, all it started that is still there."""
+    import psutil
+
+    try:
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    if process.poll() is not None:
+        return
+    for member in family:
+        member.kill()
+    process.wait()
+
+
+def run_all(sections: Sequence[Section], plan: Plan) -> None:
+    """One after another, so that nothing disturbs what is timed; dry, two at a time, those that wait for one last."""
+    if not plan.dry:
+        for section in sections:
+            plan.run(section)
+        return
+    with ThreadPoolExecutor(2) as pool:
+        for late in (False, True):
+            list(pool.map(plan.run, [section for section in sections if bool(section.after) == late]))
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """At most `SUMMARY_LINES` lines: failures first, then one line per result, cut where there are too many."""
+    lines = []
+    for row in sorted(rows, key=lambda row: row["ok"]):
+        value = row.get("value")
+        shown = f"{value:.4g}" if isinstance(value, float) else ("" if value is None else str(value))
+        unit = f" {row['unit']}" if row.get("unit") else ""
+        seconds = f" ({row['seconds']} s)" if "seconds" in row else ""
+        mark = "ok    " if row["ok"] else "FAILED"
+        lines.append(f"{mark} {row['section']:<11} {row['name']}: {shown}{unit}{seconds}"[:180])
+    if len(lines) > SUMMARY_LINES - 1:
+        more = len(lines) - (SUMMARY_LINES - 2)
+        lines = [*lines[: SUMMARY_LINES - 2], f"... and {more} more results that are well, in the file"]
+    failed = sum(not row["ok"] for row in rows)
+    return [*lines, f"{len(rows)} results, {failed} failed"]
+
+
+def chosen(only: str, skip: str) -> list[Section]:
+    """The sections that were asked for; a name that is none ends the program."""
+    known = [section.name for section in SECTIONS]
+    wanted = [name for name in only.split(",") if name] or known
+    unwanted = [name for name in skip.split(",") if name]
+    unknown = sorted({*wanted, *unwanted} - set(known))
+    if unknown:
+        raise SystemExit(f"error: no section {', '.join(unknown)}; there are {', '.join(known)}")
+    return [section for section in SECTIONS if section.name in wanted and section.name not in unwanted]
+
+
+def check_device() -> None:
+    """Ends the program where nothing can be probed, before minutes are spent on saying so."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise SystemExit("error: torch sees no CUDA device; `--dry` runs the same code at toy size on the CPU")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="JSON-lines file; results are appended")
+    parser.add_argument("--only", default="", help="sections, separated by commas")
+    parser.add_argument("--skip", default="", help="sections, separated by commas")
+    parser.add_argument("--minutes", type=float, default=8.0, help="most the whole may take")
+    parser.add_argument("--commit", default="", help="what runs here, where the tree came without its git folder")
+    parser.add_argument("--dry", action="store_true", help="toy sizes on the CPU: proves that the code runs")
+    options = parser.parse_args()
+    sections = chosen(options.only, options.skip)
+    if not options.dry:
+        check_device()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    before = len(read(options.out)) if options.out.exists() else 0
+    start = time.monotonic()
+    names = [section.name for section in sections]
+    about = {"commit": options.commit or commit(), "dry": options.dry, "sections": names}
+    append(options.out, {"section": "probe", "name": "start", "ok": True, "value": about["commit"], "detail": about})
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the sections' processes are ended on the way out
+    with tempfile.TemporaryDirectory(prefix="gpu-probe-", ignore_cleanup_errors=True) as work:
+        plan = Plan(options.out.resolve(), Path(work), options.dry, start + 60 * options.minutes)
+        run_all(sections, plan)
+    rows = read(options.out)[before:]
+    sys.stdout.write("\n".join(summary(rows)) + f" in {time.monotonic() - start:.0f} s; {options.out}\n")
+    return 0 if all(row["ok"] for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""What the timing sections share: a stage of a recipe on this device, and what it measured.
+
+One process, world size 1, through our own trainer.
+"""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.rows import Probe
+from pipeline import dist
+from pipeline.engine.trainer import Trainer
+
+
+class UnsavedTrainer(Trainer):
+    """Our trainer without checkpoints, which would take longer than all that is measured."""
+
+    def _save(self, improved: bool) -> None:
+        del improved
+
+
+def make_trainer(recipe: str, sets: list[str], probe: Probe, kind: type[Trainer] = UnsavedTrainer) -> Any:
+    """A trainer of class ``kind`` that has joined its process group; call `prepare` next."""
+    from pipeline.config.load import load_recipe
+    from pipeline.config.resolve import resolve
+    from pipeline.stages.registry import STAGES
+
+    ranks = dist.init()
+    resolved = resolve(load_recipe(recipe, sets), ranks.world_size)
+    stage = STAGES[resolved.recipe.stage](resolved.recipe, ranks.rank, ranks.world_size, torch.device(probe.device, 0))
+    Path(resolved.recipe.run_dir).mkdir(parents=True, exist_ok=True)
+    return kind(resolved, stage, ranks)
+
+
+def run_sets(probe: Probe, run_dir: Path, zero: int, steps: int) -> list[str]:
+    """Settings that all timed runs have in common."""
+    base, overrides = f"zero{zero}", "{}"
+    if probe.dry:
+        base, overrides = "cpu", f"{{zero_optimization: {{stage: {zero}}}}}"
+    return [
+        f"run_dir={run_dir}", "data.eval=[]", "train.world_sizes=[1]", "train.precision=bf16", f"train.steps={steps}",
+        "train.log_every_steps=1", "train.eval_every_steps=0", "train.tensorboard=false",
+        "train.optimizer.warmup_steps=1", "train.checkpoint={every_steps: 0, keep: 1}",
+        f"deepspeed.base={base}", f"deepspeed.overrides={overrides}",
+    ]  # fmt: skip
+
+
+def reset_memory(probe: Probe) -> None:
+    """Give back what an earlier measurement held, and forget its peak."""
+    gc.collect()
+    if not probe.dry:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_gib(probe: Probe) -> float | None:
+    """Most memory that tensors held since `reset_memory`; None on the CPU."""
+    return None if probe.dry else round(torch.cuda.max_memory_allocated() / 2**30, 2)
+
+
+def synchronise(probe: Probe) -> None:
+    if not probe.dry:
+        torch.cuda.synchronize()
