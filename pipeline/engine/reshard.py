@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.engine.checkpoint import TAG, Checkpoint, universal_tag, write_durably
+from pipeline.engine.checkpoint import TAG, Checkpoint, universal_folder, universal_tag
+from pipeline.engine.durable import write_durably
 from pipeline.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ def to_universal(checkpoint: Checkpoint, workers: int = 1) -> Path:
     Raises:
         CheckpointError: the converter failed; its last lines are in the message.
     """
-    folder = checkpoint.path.parent / f".universal-{checkpoint.path.name}"
+    folder = universal_folder(checkpoint.path)
     if (folder / "COMPLETE").is_file():
         return folder
     shutil.rmtree(folder, ignore_errors=True)

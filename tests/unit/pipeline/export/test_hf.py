@@ -101,6 +101,28 @@ def test_a_damaged_checkpoint_is_not_exported(tmp_path: Path, trained: dict[str,
     assert not (tmp_path / "export").exists()
 
 
+def test_a_damaged_checkpoint_of_a_run_folder_is_passed_over(
+    tmp_path: Path, trained: dict[str, torch.Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    intact, damaged = (finished_run(tmp_path, recipe_of("continued_pretraining"), step) for step in (1, 2))
+    (damaged.path / "hf" / "config.json").write_text('{"model_type": "lLama"}')
+    (tmp_path / "checkpoints" / "best").write_text(damaged.path.name)
+    for which in ("best", "latest"):
+        hf.export(tmp_path, tmp_path / "export", which, check=False)
+        assert json.loads((tmp_path / "export" / "provenance.json").read_text())["step"] == intact.step
+    assert caplog.text.count(f"FALLING BACK to {intact.path}") == 2
+    with pytest.raises(CheckpointError, match="step-000002 is damaged"):
+        hf.export(damaged.path, tmp_path / "other", check=False)
+
+
+def test_an_export_obeys_the_recipe_that_says_stop(tmp_path: Path, trained: dict[str, torch.Tensor]) -> None:
+    resolved = recipe_of("continued_pretraining", "train.checkpoint.damaged=stop")
+    _, damaged = (finished_run(tmp_path, resolved, step) for step in (1, 2))
+    (damaged.path / "manifest.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"step-000001 is intact, but train\.checkpoint\.damaged is `stop`"):
+        hf.export(tmp_path, tmp_path / "export", check=False)
+
+
 def test_heads_and_tied_weights_are_kept_apart(tmp_path: Path, trained: dict[str, torch.Tensor]) -> None:
     trained.clear()
     trained.update({f"{name}.weight": torch.ones(2) for name in ("visual.a", "visual.tied", "head")})

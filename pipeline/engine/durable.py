@@ -1,0 +1,51 @@
+"""Files that are whole or absent, and full disks that are told as such."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+# What torch.save (in both of its formats) and tokenizers say when a disk is full or a folder cannot be written: errors
+# without errno.
+_FAILED_WRITES = (
+    "inline_container", "PytorchStreamWriter", "iostream", "write()", "Parent directory", "cannot be opened",
+    "os error",  # tokenizers, in Rust
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def failed_writes_as_os_error(what: str) -> Iterator[None]:
+    """torch, safetensors and tokenizers report a full disk by errors of their own; inside, these become OSErrors."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"while writing {what}: {error}") from error
+    except Exception as error:
+        if type(error) not in (RuntimeError, Exception) or not any(words in str(error) for words in _FAILED_WRITES):
+            raise
+        raise OSError(f"while writing {what}: {error}") from error
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a small file so that a crash leaves either the old content or the new."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    with temporary.open("w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(temporary, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
