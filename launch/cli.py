@@ -15,10 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from launch.backends import Command, get_backend
+from launch.lock import hold
+from launch.notes import BEFORE_FIRST_STEP
 from launch.options import LaunchOptions, build_plan, with_options
 from launch.plan import LaunchPlan
 from launch.preflight import check_hosts
-from launch.supervise import Outcome, Patience, supervise
+from launch.signals import StopBeforeStart, StoppedBeforeStart
+from launch.supervise import Outcome, Patience, end_orphans, supervise
 from pipeline.config.cli import run_app
 from pipeline.config.resolve import ResolvedRecipe
 from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
@@ -29,10 +32,11 @@ log = logging.getLogger(__name__)
 _MEANING = {
     EXIT_OK: "finished",
     EXIT_BUG: "failed: a bug or an unexpected error, see the traceback above",
-    2: "failed: the recipe or an option",
+    2: "failed: the recipe, an option or a file that cannot be written",
     3: "failed: a host or the launcher",
     4: "failed: the data",
     5: "stopped: training diverged",
+    6: "failed: damaged checkpoints",
     EXIT_PREEMPTED: "stopped and saved; start the same command again to resume",
     EXIT_INTERRUPTED: "interrupted",
 }
@@ -76,22 +80,38 @@ def run_command(
     grace_seconds: Annotated[float, typer.Option(min=0, help="Time for ranks to save after a signal.")] = 300.0,
 ) -> None:
     """Check recipe and hosts for this many ranks, start them, and return the worst rank's exit code."""
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    try:
+        with StopBeforeStart() as early:
+            raise typer.Exit(_run(options, Patience(grace_seconds=grace_seconds), console, early))
+    except StoppedBeforeStart as stopped:
+        console.print(f"{stopped} (exit code {stopped.exit_code})")
+        raise typer.Exit(stopped.exit_code) from stopped
+
+
+def _run(options: LaunchOptions, patience: Patience, console: Console, early: StopBeforeStart) -> int:
     plan, resolved = build_plan(options, os.environ)
     command = _command(options, plan)
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     hosts = ", ".join(f"{host.name} x {host.slots}" for host in plan.hosts)
     console.print(f"{resolved.recipe.name}: {plan.world_size} ranks on {hosts}, log {plan.run_dir}/logs/launch.log")
-    check_hosts(command, plan)
-    ranks = (plan.launch_id, plan.world_size)
-    outcome = supervise(command, plan.run_dir, ranks, Patience(grace_seconds=grace_seconds))
+    with hold(plan.run_dir, plan.launch_id, lambda launch_id: end_orphans(launch_id, command, patience)):
+        check_hosts(command, plan)
+        outcome = supervise(command, plan.run_dir, (plan.launch_id, plan.world_size), patience)
+        early.over = True
     for line in report(outcome, plan):
         console.print(line)
-    raise typer.Exit(outcome.code)
+    return outcome.code
 
 
 def report(outcome: Outcome, plan: LaunchPlan) -> list[str]:
     """The end of a launch in a few lines: the verdict, then every rank that did not end well, equal errors once."""
     meaning = _MEANING.get(outcome.code) or f"killed by signal {outcome.code - 128}"
+    if outcome.stopped:
+        verb = "interrupted" if outcome.code == EXIT_INTERRUPTED else "stopped"
+        comma = "" if outcome.stopped == BEFORE_FIRST_STEP else ","
+        return [
+            f"launch {verb}{comma} {outcome.stopped}; start the same command again to resume (exit code {outcome.code})"
+        ]
     lines = [f"launch {meaning} (exit code {outcome.code})"]
     if outcome.code in (EXIT_OK, EXIT_PREEMPTED):
         return lines

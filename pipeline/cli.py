@@ -60,9 +60,9 @@ def train(
     sets: Annotated[list[str], typer.Option("--set", help="override a field: train.steps=100")] = [],  # noqa: B006
 ) -> None:
     """Run one rank of a stage in this process (`slt launch run` starts all of them)."""
-    from pipeline.engine.run import main as run
+    from launch.train import run_rank
 
-    raise typer.Exit(run(str(recipe), sets))
+    raise typer.Exit(run_rank(str(recipe), sets))
 
 
 @app.command(epilog="Example: slt export runs/demo/connector --out runs/demo/connector/export")

@@ -37,6 +37,12 @@ class DamagedCheckpointError(CheckpointError):
     exit_code = EXIT_DAMAGED
 
 
+class StorageError(SltError):
+    """A file of the run that cannot be written (full disk, permissions); names the file."""
+
+    exit_code = EXIT_USER
+
+
 class ClusterError(SltError):
     """A host, rank or launcher that failed; names the host."""
 
@@ -57,4 +63,5 @@ __all__ = [
     "DivergedError",
     "RecipeError",
     "SltError",
+    "StorageError",
 ]

@@ -38,7 +38,7 @@ def command(plan: LaunchPlan) -> Command:
     argv += ["--include", as_include(plan.hosts)]
     argv += ["--master_addr", plan.master_addr, "--master_port", str(plan.master_port)]
     # DeepSpeed's own check ignores the ssh arguments of pdsh and asks one host only; launch/preflight.py asks all
-    argv += ["--no_ssh_check", "--no_local_rank", "--log_level", "warning"]
+    argv += ["--no_ssh_check", "--no_local_rank", "--log_level", "critical"]
     if not remote:
         argv += [str(plan.script), *plan.arguments]
         return Command(argv=tuple(argv), env={**plan.env, LAUNCH_ID: plan.launch_id})

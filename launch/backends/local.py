@@ -23,7 +23,7 @@ def command(plan: LaunchPlan) -> Command:
         argv += ["--include", f"localhost:{','.join(map(str, host.devices))}"]
     else:
         argv += ["--num_gpus", str(host.slots)]
-    argv += ["--master_port", str(plan.master_port), "--no_local_rank", "--log_level", "error"]
+    argv += ["--master_port", str(plan.master_port), "--no_local_rank", "--log_level", "critical"]
     argv += [str(plan.script), *plan.arguments]
     return Command(argv=tuple(argv), env={**plan.env, LAUNCH_ID: plan.launch_id})
 

@@ -282,8 +282,10 @@ def _write_shards(engine: TrainEngine, folder: Path) -> None:
 
 
 def _write_files(folder: Path, resolved: ResolvedRecipe, state: TrainState, probe: dict[str, torch.Tensor]) -> None:
-    (folder / "state.json").write_text(json.dumps(state.to_dict(), indent=1), encoding="utf-8")
-    (folder / "recipe.resolved.yaml").write_text(resolved.to_yaml(), encoding="utf-8")
+    texts = {"state.json": json.dumps(state.to_dict(), indent=1), "recipe.resolved.yaml": resolved.to_yaml()}
+    for name, text in texts.items():
+        with failed_writes_as_os_error(name):
+            (folder / name).write_text(text, encoding="utf-8")
     with failed_writes_as_os_error("probe.safetensors"):
         save_file({key: value.contiguous() for key, value in probe.items()}, folder / "probe.safetensors")
 
@@ -292,7 +294,7 @@ def _write_export_files(stage: Stage, module: torch.nn.Module, folder: Path) -> 
     folder.mkdir()
     with failed_writes_as_os_error("the export files"):
         plan = stage.write_export_files(module, folder)
-    (folder / "export.json").write_text(json.dumps(dataclasses.asdict(plan)), encoding="utf-8")
+        (folder / "export.json").write_text(json.dumps(dataclasses.asdict(plan)), encoding="utf-8")
 
 
 def _hash_parts(folder: Path) -> dict[str, dict[str, Any]]:

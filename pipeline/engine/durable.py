@@ -10,6 +10,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from pipeline.errors import StorageError
+
 # What torch.save (in both of its formats) and tokenizers say when a disk is full or a folder cannot be written: errors
 # without errno.
 _FAILED_WRITES = (
@@ -20,9 +22,14 @@ _FAILED_WRITES = (
 
 @contextlib.contextmanager
 def failed_writes_as_os_error(what: str) -> Iterator[None]:
-    """torch, safetensors and tokenizers report a full disk by errors of their own; inside, these become OSErrors."""
+    """Inside, a failed write becomes an OSError that names what was written: torch, safetensors and tokenizers have
+    errors of their own for a full disk, and an open file's own error has no name."""
     try:
         yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, f"while writing {what}: {error.strerror or error}") from error
     except SafetensorError as error:
         raise OSError(f"while writing {what}: {error}") from error
     except Exception as error:
@@ -31,10 +38,26 @@ def failed_writes_as_os_error(what: str) -> Iterator[None]:
         raise OSError(f"while writing {what}: {error}") from error
 
 
+@contextlib.contextmanager
+def named_if_unwritable(path: Path) -> Iterator[None]:
+    """Inside, a write that fails becomes a StorageError that names ``path`` (a file or the folder written to).
+
+    Raises:
+        StorageError: full disk, permissions and the like.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{error.filename or path} could not be written: {error.strerror or error}; free space or change run_dir, "
+            "then start the run again: it resumes from the last complete checkpoint"
+        ) from error
+
+
 def write_durably(path: Path, text: str) -> None:
     """Write a small file so that a crash leaves either the old content or the new."""
     temporary = path.with_name(f".tmp-{path.name}")
-    with temporary.open("w", encoding="utf-8") as handle:
+    with failed_writes_as_os_error(path.name), temporary.open("w", encoding="utf-8") as handle:
         handle.write(text)
         handle.flush()
         os.fsync(handle.fileno())

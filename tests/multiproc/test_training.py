@@ -136,6 +136,9 @@ def test_sigterm_saves_and_exits_75(world: World, tmp_path: Path) -> None:
     assert saved.step == max(rows(run_dir)) >= 3
     notes = [json.loads((run_dir / "logs" / f"exit-rank-{rank}.json").read_text()) for rank in (0, 1)]
     assert [note["code"] for note in notes] == [EXIT_PREEMPTED] * 2
+    assert {note["stopped"] for note in notes} == {f"saved at step {saved.step}"}
+    assert f"stopped, saved at step {saved.step} of 500" in output
+    assert not (run_dir / "launch.lock").exists()
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(world: World, killed: Runs, tmp_path: Path) -> None:

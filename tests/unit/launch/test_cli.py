@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ from launch import cli
 from launch.backends import Command
 from launch.cli import app, report
 from launch.hostfile import Host
+from launch.lock import hold
 from launch.plan import LaunchPlan, plan_ranks
-from launch.supervise import Outcome
+from launch.verdict import Outcome
 from pipeline.errors import ClusterError, RecipeError
 from tests.light_start import MODELS, output_of_light_start
 from tests.source_tree import ROOT
@@ -87,6 +89,52 @@ def test_report_groups_equal_errors() -> None:
     assert report(Outcome(75, 75), plan) == [
         "launch stopped and saved; start the same command again to resume (exit code 75)"
     ]
+
+
+def test_report_says_what_became_of_the_work() -> None:
+    plan = LaunchPlan(Path("s"), (), Path("r"), (), (), "id")
+    assert report(Outcome(75, 75, stopped="saved at step 12"), plan) == [
+        "launch stopped, saved at step 12; start the same command again to resume (exit code 75)"
+    ]
+    assert report(Outcome(130, 130, stopped="before the first step, nothing to save"), plan) == [
+        "launch interrupted before the first step, nothing to save; start the same command again to resume"
+        " (exit code 130)"
+    ]
+    assert report(Outcome(6, 6), plan) == ["launch failed: damaged checkpoints (exit code 6)"]
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "verb"), [(signal.SIGTERM, 75, "stopped"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_a_signal_before_anything_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int, verb: str
+) -> None:
+    before = signal.getsignal(number)
+    monkeypatch.setattr(cli, "check_hosts", lambda *_: signal.raise_signal(number))
+    monkeypatch.setattr(cli, "supervise", lambda *_: pytest.fail("started"))
+    result = runner.invoke(app, ["run", "demo_connector", "--num-procs", "2", "--run-dir", str(tmp_path)])
+    expected = f"launch {verb} by {number.name} before the first step, nothing to save (exit code {code})"
+    assert result.exit_code == code and expected in result.stderr
+    assert list(tmp_path.iterdir()) == [] and signal.getsignal(number) == before
+
+
+def test_a_signal_after_the_end_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "supervise", lambda *_: Outcome(0, 0))
+
+    def late(*_: object) -> list[str]:
+        signal.raise_signal(signal.SIGTERM)
+        return ["the end"]
+
+    monkeypatch.setattr(cli, "report", late)
+    result = runner.invoke(app, ["run", "demo_connector", "--num-procs", "2", "--run-dir", str(tmp_path)])
+    assert result.exit_code == 0 and "the end" in result.stderr
+
+
+def test_a_second_launch_on_a_run_directory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "supervise", lambda *_: pytest.fail("started"))
+    with hold(tmp_path, "first"):
+        result = runner.invoke(app, ["run", "demo_connector", "--num-procs", "2", "--run-dir", str(tmp_path)])
+    assert isinstance(result.exception, RecipeError) and "launch first" in str(result.exception)
 
 
 def test_plan_starts_without_torch() -> None:

@@ -32,7 +32,7 @@ def test_local() -> None:
     command = get_backend("local").command(plan(Host("localhost", (0, 1))))
     expected = f"-m deepspeed.launcher.runner --hostfile {os.devnull} --num_gpus 2 --master_port 29500 --no_local_rank"
     assert command.argv[0] == sys.executable
-    assert shlex.join(command.argv[1:]) == f"{expected} --log_level error /p/train.py r.yaml --set a=1"
+    assert shlex.join(command.argv[1:]) == f"{expected} --log_level critical /p/train.py r.yaml --set a=1"
     assert command.env == {"OMP_NUM_THREADS": "1", LAUNCH_ID: "id7"} and command.remote is None
 
 
