@@ -35,7 +35,8 @@ def failed_writes_as_os_error(what: str) -> Iterator[None]:
     except Exception as error:
         if type(error) not in (RuntimeError, Exception) or not any(words in str(error) for words in _FAILED_WRITES):
             raise
-        raise OSError(f"while writing {what}: {error}") from error
+        full = "" if "No space left" in str(error) else "the disk may be full: "
+        raise OSError(f"while writing {what}: {full}{error}") from error
 
 
 @contextlib.contextmanager

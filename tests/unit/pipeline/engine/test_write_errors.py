@@ -188,6 +188,9 @@ def test_resharding_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     def convert(command: list[str], **options: object) -> SimpleNamespace:
         commands.append(command)
+        part = Path(command[command.index("--output_folder") + 1]) / "zero" / "weight.pt"
+        part.parent.mkdir(parents=True)
+        part.write_bytes(b"weight")
         return SimpleNamespace(returncode=0, stdout="", stderr="")
 
     monkeypatch.setattr(subprocess, "run", convert)
@@ -197,6 +200,9 @@ def test_resharding_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     folder = reshard.to_universal(checkpoint)
     assert not half_done.exists(), "an unfinished conversion starts over"
     assert reshard.to_universal(checkpoint) == folder and len(commands) == 1
+    next(folder.rglob("weight.pt")).write_bytes(b"weighT")
+    assert reshard.to_universal(checkpoint) == folder and len(commands) == 2, "a damaged copy is made again"
+    assert next(folder.rglob("weight.pt")).read_bytes() == b"weight"
     target = commands[0][commands[0].index("--output_folder") + 1]
     assert target == str(folder / checkpoints.universal_tag(checkpoint))
     assert commands[0][commands[0].index("--input_folder") + 1] == str(checkpoint.path / "deepspeed")
