@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,7 +39,7 @@ def find_checkpoint(source: Path, which: str) -> Checkpoint:
         CheckpointError: nothing complete there.
         DamagedCheckpointError: nothing intact there.
     """
-    if source.name.startswith("step-") or (source / "manifest.json").is_file():
+    if re.fullmatch(r"step-\d+", source.name) or (source / "manifest.json").is_file():
         problems = damage(source)
         if problems:
             raise DamagedCheckpointError(f"checkpoint {source} is damaged:\n  " + "\n  ".join(problems))

@@ -44,6 +44,8 @@ def test_which_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "best").write_text("step-000001")
     assert hf.find_checkpoint(tmp_path, "best") == first and hf.find_checkpoint(tmp_path, "latest") == last
     assert hf.find_checkpoint(last.path, "best") == last, "a checkpoint folder means itself"
+    (tmp_path / "step-by-step").symlink_to(tmp_path)
+    assert hf.find_checkpoint(tmp_path / "step-by-step", "latest").step == last.step, "a run may be called so"
 
 
 def test_no_checkpoint_to_export(tmp_path: Path) -> None:
