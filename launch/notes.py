@@ -2,6 +2,8 @@
 
 A run directory that is full or gone cannot take an exit note; this way needs no disk. A line is at most as long as a
 pipe takes in one piece, so that ranks which write at once do not mix.
+
+A rank imports this before it can honour a signal: nothing heavy here.
 """
 
 from __future__ import annotations
@@ -11,17 +13,18 @@ import logging
 import os
 import re
 import signal
-import sys
 from typing import Any
 
-from launch.plan import LAUNCH_ID
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
 log = logging.getLogger(__name__)
 
+LAUNCH_ID = "SLT_LAUNCH_ID"
+"""Environment variable that marks every process of one launch, on every host; how its ranks are found again."""
 BEFORE_FIRST_STEP = "before the first step, nothing to save"
 _MARK = "slt-rank-report: "
 _LINE = re.compile(_MARK + r"(\{.*\})\s*$")
+_STDERR = 2
 _MAX_BYTES = 4096  # PIPE_BUF of Linux
 
 
@@ -34,11 +37,7 @@ def tell(report: dict[str, Any]) -> None:
     while len(line := _as_line(report)) > _MAX_BYTES:
         kept = kept * 3 // 4
         report = {**report, "error": f"{error[: kept // 2]} [...] {error[len(error) - kept // 2 :]}"}
-    sys.stderr.flush()
-    try:
-        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line)
-    except OSError as problem:  # the launcher is gone
-        log.debug("nobody reads reports: %s", problem)
+    _write(line)
 
 
 def read(line: str) -> tuple[str, dict[str, Any] | None]:
@@ -59,8 +58,7 @@ def leave_before_first_step(number: int) -> None:
     rank, code = this_rank(), EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED
     tell({"rank": rank, "code": code, "error": "", "stopped": BEFORE_FIRST_STEP})
     if rank == 0:
-        sys.stderr.write(f"{signal.Signals(number).name}: stopped {BEFORE_FIRST_STEP}\n")
-        sys.stderr.flush()
+        _write(f"{signal.Signals(number).name}: stopped {BEFORE_FIRST_STEP}\n".encode())
     os._exit(code)  # a clean end would wait for what the main thread is in
 
 
@@ -75,8 +73,16 @@ def this_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def _write(line: bytes) -> None:
+    """In one piece and past sys.stderr, which is elsewhere while a noisy library is kept quiet."""
+    try:
+        os.write(_STDERR, line)
+    except OSError as problem:  # the launcher is gone
+        log.debug("nobody reads %r: %s", line, problem)
+
+
 def _as_line(report: dict[str, Any]) -> bytes:
     return f"{_MARK}{json.dumps(report)}\n".encode()
 
 
-__all__ = ["BEFORE_FIRST_STEP", "leave_before_first_step", "read", "tell", "tell_begun", "this_rank"]
+__all__ = ["BEFORE_FIRST_STEP", "LAUNCH_ID", "leave_before_first_step", "read", "tell", "tell_begun", "this_rank"]

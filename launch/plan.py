@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launch.hostfile import Host
-
-LAUNCH_ID = "SLT_LAUNCH_ID"
-"""Environment variable that marks every process of one launch, on every host; how its ranks are found again."""
+from launch.notes import LAUNCH_ID
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def run_rank(recipe: str, sets: list[str]) -> int:
     """Train on this rank; returns its exit code. A signal is honoured before torch is imported, which takes seconds."""
-    from launch.lock import accompany, hold
     from launch.notes import leave_before_first_step, tell, tell_begun
-    from launch.plan import LAUNCH_ID
     from pipeline.engine.signals import StopFlag
 
     with StopFlag(leave_before_first_step, tell_begun) as stop:
+        from launch.lock import accompany, hold
+        from launch.plan import LAUNCH_ID
         from pipeline.engine.run import Launcher
         from pipeline.engine.run import main as run
 
