@@ -8,6 +8,8 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -15,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from launch.backends import Command, get_backend
+from launch.carry import HostCommand
 from launch.options import LaunchOptions, build_plan, with_options
 from launch.plan import LaunchPlan
 from launch.preflight import check_hosts
@@ -56,12 +59,8 @@ def plan_command(
         f"# global_batch {train.global_batch} = micro_batch {train.micro_batch} x {plan.world_size} ranks"
         f" x {resolved.accumulation_steps} accumulation_steps"
     )
-    for path, text in command.files.items():
-        console.print(f"# writes {path}:")
-        console.print("\n".join(f"#   {line}" for line in text.splitlines()))
-    for key, value in sorted(command.env.items()):
-        console.print(f"export {key}={shlex.quote(value)}")
-    console.print(shlex.join(command.argv))
+    for line in _shown(command):
+        console.print(line)
     table = Table("rank", "host", "node_rank", "local_rank", "device", "master")
     for rank in plan.ranks:
         fields = (rank.rank, rank.host, rank.node_rank, rank.local_rank, rank.device, "{}:{}".format(*rank.master))
@@ -118,16 +117,33 @@ def _command(options: LaunchOptions, plan: LaunchPlan) -> Command:
     return get_backend(options.backend or ("deepspeed" if options.hostfile else "local")).command(plan)
 
 
+def _shown(command: Command) -> Iterator[str]:
+    """What the ranks receive, as a shell would read it; then how it gets to their hosts."""
+    arrives = command.arrives or HostCommand(command.argv, command.env)
+    for key, value in sorted(arrives.env.items()):
+        yield f"export {key}={shlex.quote(value)}"
+    if arrives.folder is not None:
+        yield f"cd {shlex.quote(str(arrives.folder))}"
+    yield shlex.join(arrives.argv)
+    if command.arrives is not None:
+        yield "# carried to every host, which adds its --node_rank, by"
+        yield " ".join(
+            [*(f"{key}={shlex.quote(value)}" for key, value in command.env.items()), shlex.join(command.argv)]
+        )
+
+
 def _as_dict(plan: LaunchPlan, resolved: ResolvedRecipe, command: Command) -> dict[str, object]:
+    arrives = command.arrives or HostCommand(command.argv, command.env)
     return {
         "recipe": resolved.recipe.name,
         "stage": resolved.recipe.stage,
         "run_dir": str(plan.run_dir),
         "world_size": plan.world_size,
         "accumulation_steps": resolved.accumulation_steps,
-        "argv": list(command.argv),
-        "env": command.env,
-        "files": {str(path): text for path, text in command.files.items()},
+        "argv": list(arrives.argv),
+        "env": dict(arrives.env),
+        "folder": str(arrives.folder or Path.cwd()),
+        "started_by": {"argv": list(command.argv), "env": command.env},
         "ranks": [dataclasses.asdict(rank) for rank in plan.ranks],
     }
 

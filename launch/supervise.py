@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from typing import IO, Any
 import psutil
 
 from launch.backends import Command
+from launch.carry import HostCommand, shell_line
 from launch.plan import LAUNCH_ID
 from launch.ranks import find_processes, find_ranks, send
 from pipeline.config.load import PROJECT_ROOT
@@ -146,9 +146,6 @@ class _Supervisor:
         self.logs.mkdir(parents=True, exist_ok=True)
         for stale in self.logs.glob("exit-rank-*.json"):
             stale.unlink()
-        for path, text in self.command.files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
         with (self.logs / "launch.log").open("ab") as sink, self._signals():
             process = self._start()
             tee = threading.Thread(target=_tee, args=(process.stdout, sink, self._read), name="tee", daemon=True)
@@ -254,12 +251,12 @@ class _Supervisor:
 
     def _remote(self, name: str, *flags: str) -> None:
         assert self.command.remote is not None
-        python = shlex.join([sys.executable, "-m", "launch.ranks", self.launch_id, name, *flags])
-        shell = f"cd {shlex.quote(str(PROJECT_ROOT))} && {python}"
-        argv = [shell if part == "{command}" else part for part in self.command.remote]
+        argv = (sys.executable, "-m", "launch.ranks", self.launch_id, name, *flags)
+        shell = shell_line(HostCommand(argv, folder=PROJECT_ROOT))
+        everywhere = [shell if part == "{command}" else part for part in self.command.remote]
         try:
             done = subprocess.run(
-                argv, env={**os.environ, **self.command.env}, timeout=_REMOTE_SECONDS, check=False,
+                everywhere, env={**os.environ, **self.command.env}, timeout=_REMOTE_SECONDS, check=False,
                 capture_output=True, text=True, stdin=subprocess.DEVNULL,
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:

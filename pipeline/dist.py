@@ -95,6 +95,11 @@ def init(timeout_minutes: float = 30.0) -> Ranks:
             verbose=False,
         )
     except RuntimeError as error:
+        if "EADDRINUSE" in str(error):
+            raise ClusterError(
+                f"port {os.environ['MASTER_PORT']}, where the ranks meet, is in use on this host, perhaps by another "
+                "run; choose another one (`slt launch run --master-port N`, else MASTER_PORT)"
+            ) from error
         raise ClusterError(
             f"rank {ranks.rank} of {ranks.world_size} cannot join the others at {os.environ['MASTER_ADDR']}:"
             f"{os.environ['MASTER_PORT']}: {error}\nAll hosts must reach that address. If the error shows 127.0.0.1 or "

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -25,16 +26,25 @@ def test_plan_prints_command_environment_and_ranks() -> None:
     arguments = ["plan", "demo_connector", "--num-procs", "2", "--accelerator", "cpu", "--set", "train.steps=3"]
     arguments += ["--set", "train.global_batch=16", "--set", "train.micro_batch=4"]
     text = runner.invoke(app, arguments).stdout
-    assert "deepspeed.launcher.runner" in text and "--set train.steps=3" in text
+    assert "deepspeed.launcher.launch" in text and "--set train.steps=3" in text
     assert "export DS_ACCELERATOR=cpu" in text and "2 ranks x 2 accumulation_steps" in text
     data = json.loads(runner.invoke(app, [*arguments, "--json"]).stdout)
     assert [rank["rank"] for rank in data["ranks"]] == [0, 1] and data["accumulation_steps"] == 2
 
 
-def test_plan_shows_the_files_of_many_hosts(tmp_path: Path) -> None:
-    (tmp_path / "hosts").write_text("a slots=1\nb slots=1\n")
-    text = runner.invoke(app, ["plan", "demo_connector", "--hostfile", str(tmp_path / "hosts")]).stdout
-    assert "logs/launch.env" in text and "#   SLT_LAUNCH_ID=" in text and "export DS_ENV_FILE=" in text
+def test_plan_shows_what_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "my work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    Path("hosts").write_text("a slots=1\nb slots=1\n")
+    value, setting = '{"a": "b"} $HOME `id`', "connector.prompt='{video} 50% %h'"
+    arguments = ["plan", "demo_connector", "--hostfile", "hosts", "--export", f"A={value}", "--set", setting]
+    text = runner.invoke(app, arguments).stdout
+    assert f"export A={shlex.quote(value)}\n" in text and f"cd {shlex.quote(str(folder))}\n" in text
+    assert f"--set {shlex.quote(setting)}\n" in text and "\n# carried to every host" in text
+    data = json.loads(runner.invoke(app, [*arguments, "--json"]).stdout)
+    assert data["env"]["A"] == value and data["argv"][-1] == setting and data["folder"] == str(folder)
+    assert data["started_by"]["argv"][0] == "pdsh"
 
 
 def test_run_checks_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
