@@ -75,7 +75,7 @@ def run_command(
     grace_seconds: Annotated[float, typer.Option(min=0, help="Time for ranks to save after a signal.")] = 300.0,
 ) -> None:
     """Check recipe and hosts for this many ranks, start them, and return the worst rank's exit code."""
-    plan, resolved = build_plan(options, os.environ)
+    plan, resolved = build_plan(options, os.environ, inputs=True)
     command = _command(options, plan)
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     hosts = ", ".join(f"{host.name} x {host.slots}" for host in plan.hosts)

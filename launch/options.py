@@ -20,6 +20,7 @@ from launch.devices import VARIABLE, listed_devices, visible_devices
 from launch.hostfile import Host, filter_hosts, read_hostfile
 from launch.plan import LaunchPlan, plan_ranks, threads_per_rank
 from launch.variables import carried, deepspeed_env_files, exported, python_path, search_paths
+from pipeline.config.inputs import check_inputs
 from pipeline.config.load import PROJECT_ROOT, LoadedRecipe, find_recipe, load
 from pipeline.config.resolve import ResolvedRecipe, resolve_loaded
 from pipeline.config.source import as_value
@@ -85,11 +86,13 @@ def with_options(cls: type[Any]) -> Callable[[Callable[..., None]], Callable[...
     return decorate
 
 
-def build_plan(options: LaunchOptions, environ: Mapping[str, str]) -> tuple[LaunchPlan, ResolvedRecipe]:
-    """Check hosts, devices and recipe together; nothing is started.
+def build_plan(
+    options: LaunchOptions, environ: Mapping[str, str], inputs: bool = False
+) -> tuple[LaunchPlan, ResolvedRecipe]:
+    """Check hosts, devices and recipe together, and its ``inputs`` where a run follows; nothing is started.
 
     Raises:
-        RecipeError: the recipe cannot run on that many ranks, or the options contradict each other.
+        RecipeError: the recipe cannot run on that many ranks, options contradict each other, or an input is missing.
     """
     recipe = find_recipe(options.recipe)
     sets = [*(options.sets or []), *([f"run_dir={as_value(options.run_dir)}"] if options.run_dir else [])]
@@ -97,6 +100,8 @@ def build_plan(options: LaunchOptions, environ: Mapping[str, str]) -> tuple[Laun
     accelerator = _accelerator(options, environ)
     hosts = _hosts(options, environ, loaded, accelerator)
     resolved = resolve_loaded(loaded, sum(host.slots for host in hosts), sets)
+    if inputs:
+        check_inputs(loaded)
     local = options.hostfile is None
     master_addr = options.master_addr or ("127.0.0.1" if local else hosts[0].name)
     master_port = options.master_port or (free_port() if local else DEFAULT_PORT)

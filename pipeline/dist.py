@@ -51,6 +51,11 @@ def ranks_from_environment() -> Ranks:
     return Ranks(int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]))
 
 
+def is_launched() -> bool:
+    """Whether `slt launch run` watches this process; it reports how all ranks ended, equal errors once."""
+    return "SLT_LAUNCH_ID" in os.environ
+
+
 def device_for(ranks: Ranks) -> torch.device:
     """The accelerator of this local rank, or the CPU."""
     if torch.cuda.is_available():

@@ -11,8 +11,9 @@ import warnings
 from pathlib import Path
 
 from pipeline import dist
-from pipeline.config.load import load_recipe
-from pipeline.config.resolve import resolve_file, write_resolved
+from pipeline.config.inputs import check_inputs
+from pipeline.config.load import LoadedRecipe, load
+from pipeline.config.resolve import resolve_loaded, write_resolved
 from pipeline.engine.trainer import Trainer
 from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED
 from pipeline.stages.registry import STAGES
@@ -39,10 +40,10 @@ def setup_logging(ranks: dist.Ranks, run_dir: Path) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def train(recipe_path: str, sets: list[str]) -> int:
-    """Load, resolve and train; returns the exit code. Ends the process group's work on every path."""
+def train(loaded: LoadedRecipe, sets: list[str]) -> int:
+    """Resolve and train; returns the exit code. Ends the process group's work on every path."""
     ranks = dist.init()
-    resolved = resolve_file(recipe_path, ranks.world_size, sets)
+    resolved = resolve_loaded(loaded, ranks.world_size, sets)
     recipe = resolved.recipe
     run_dir = Path(recipe.run_dir)
     setup_logging(ranks, run_dir)
@@ -60,17 +61,21 @@ def train(recipe_path: str, sets: list[str]) -> int:
 
 def main(recipe_path: str, sets: list[str]) -> int:
     """`train` with every failure turned into an exit code, one paragraph for users, and a note for the supervisor."""
-    code, message = EXIT_BUG, ""
+    code, message, run_dir, failed = EXIT_BUG, "", None, False
     try:
-        code = train(recipe_path, sets)
+        loaded = _read(recipe_path, sets)
+        run_dir = Path(loaded.recipe.run_dir)
+        check_inputs(loaded)
+        code = train(loaded, sets)
     except KeyboardInterrupt:
         code, message = EXIT_INTERRUPTED, "interrupted"
     except Exception as error:
-        code, message = getattr(error, "exit_code", EXIT_BUG), str(error)
+        code, message, failed = getattr(error, "exit_code", EXIT_BUG), str(error), True
         if code == EXIT_BUG:
             message = traceback.format_exc()
+    noted = _leave_exit_note(run_dir, code, message)
+    if failed and not (noted and code != EXIT_BUG and dist.is_launched()):  # then the launcher tells it, once for all
         sys.stderr.write(f"error (rank {dist.ranks_from_environment().rank}): {message}\n")
-    _leave_exit_note(recipe_path, sets, code, message)
     if message:
         # other ranks may sit in a collective; a polite shutdown would wait for them
         sys.stderr.flush()
@@ -79,16 +84,21 @@ def main(recipe_path: str, sets: list[str]) -> int:
     return code
 
 
-def _leave_exit_note(recipe_path: str, sets: list[str], code: int, message: str) -> None:
+def _read(recipe_path: str, sets: list[str]) -> LoadedRecipe:
+    """The recipe. What it remarks on settings is told by rank 0 alone, or has been told by the launcher."""
+    quiet = dist.is_launched() or not dist.ranks_from_environment().is_main
+    logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="%(message)s", force=True)
+    return load(recipe_path, sets)
+
+
+def _leave_exit_note(run_dir: Path | None, code: int, message: str) -> bool:
     """run_dir/logs/exit-rank-N.json: DeepSpeed's launcher turns every failure into 1, the supervisor reads these."""
-    try:
-        run_dir = Path(load_recipe(recipe_path, sets).run_dir)
-    except Exception as error:
-        logger.debug("no run_dir to leave an exit note in: %s", error)
-        return
+    if run_dir is None:  # the recipe cannot be read
+        return False
     rank = dist.ranks_from_environment().rank
     folder = run_dir / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"exit-rank-{rank}.json").write_text(
         json.dumps({"rank": rank, "code": code, "error": message}), encoding="utf-8"
     )
+    return True

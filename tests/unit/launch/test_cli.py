@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from launch import cli
+from launch import cli, options
 from launch.backends import Command
 from launch.cli import app, report
 from launch.hostfile import Host
@@ -53,6 +53,20 @@ def test_run_checks_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(result.exception, RecipeError) and "not a multiple" in str(result.exception)
 
 
+def test_run_looks_at_inputs_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "supervise", lambda *_: pytest.fail("started"))
+    monkeypatch.chdir(tmp_path)
+    result = runner.invoke(app, ["run", "demo_connector", "--num-procs", "1"])
+    assert isinstance(result.exception, RecipeError)
+    assert "data.train.0.shards=runs/demo/shards/video does not exist" in str(result.exception)
+
+
+@pytest.fixture
+def inputs_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "check_inputs", lambda loaded: None)
+
+
+@pytest.mark.usefixtures("inputs_are_there")
 def test_run_asks_the_hosts_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(command: Command, plan: LaunchPlan) -> None:
         raise ClusterError(f"{[host.name for host in plan.hosts]}")
@@ -64,6 +78,7 @@ def test_run_asks_the_hosts_before_it_starts(tmp_path: Path, monkeypatch: pytest
     assert isinstance(result.exception, ClusterError) and str(result.exception) == "['a', 'b']"
 
 
+@pytest.mark.usefixtures("inputs_are_there")
 def test_run_returns_the_worst_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Command] = []
 

@@ -16,11 +16,13 @@ runner = CliRunner()
 
 def test_check_reports_the_batch_arithmetic(tmp_path: Path) -> None:
     path = write(tmp_path, CONNECTOR)
-    result = runner.invoke(app, ["check", str(path), "--json", "--set", "train.world_sizes=[2, 4]"])
+    result = runner.invoke(app, ["check", str(path), "--settings-only", "--json", "--set", "train.world_sizes=[2, 4]"])
     assert result.exit_code == 0
     rows = json.loads(result.stdout)["world_sizes"]
     assert [(row["world_size"], row["accumulation_steps"]) for row in rows] == [(2, 2), (4, 1)]
-    assert "accumulation_steps" in runner.invoke(app, ["check", str(path), "--world-size", "1"]).stdout
+    assert (
+        "accumulation_steps" in runner.invoke(app, ["check", str(path), "--settings-only", "--world-size", "1"]).stdout
+    )
 
 
 def test_check_raises_all_problems(tmp_path: Path) -> None:
@@ -65,5 +67,7 @@ def test_errors_become_one_paragraph_and_exit_code_2(tmp_path: Path, capsys: pyt
 
 
 def test_starts_without_torch() -> None:
-    shown = output_of_light_start("pipeline.config.cli", ["check", "demo_connector"], (*MODELS, "numpy", "pyarrow"))
+    shown = output_of_light_start(
+        "pipeline.config.cli", ["check", "demo_connector", "--settings-only"], (*MODELS, "numpy", "pyarrow")
+    )
     assert "demo_connector (connector)" in shown
