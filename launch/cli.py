@@ -52,15 +52,17 @@ def plan_command(
     if as_json:
         sys.stdout.write(json.dumps(_as_dict(plan, resolved, command), indent=2) + "\n")
         return
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     train = resolved.recipe.train
     console.print(f"# {resolved.recipe.name}: stage {resolved.recipe.stage}, run_dir {plan.run_dir}")
     console.print(
         f"# global_batch {train.global_batch} = micro_batch {train.micro_batch} x {plan.world_size} ranks"
         f" x {resolved.accumulation_steps} accumulation_steps"
     )
-    for line in _shown(command):
-        console.print(line)
+    sys.stdout.flush()
+    # as bytes: rich would drop control characters, and a path need not be text
+    sys.stdout.buffer.write(b"".join(os.fsencode(line) + b"\n" for line in _shown(command)))
+    sys.stdout.buffer.flush()
     table = Table("rank", "host", "node_rank", "local_rank", "device", "master")
     for rank in plan.ranks:
         fields = (rank.rank, rank.host, rank.node_rank, rank.local_rank, rank.device, "{}:{}".format(*rank.master))
@@ -77,7 +79,7 @@ def run_command(
     """Check recipe and hosts for this many ranks, start them, and return the worst rank's exit code."""
     plan, resolved = build_plan(options, os.environ, inputs=True)
     command = _command(options, plan)
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
     hosts = ", ".join(f"{host.name} x {host.slots}" for host in plan.hosts)
     console.print(f"{resolved.recipe.name}: {plan.world_size} ranks on {hosts}, log {plan.run_dir}/logs/launch.log")
     check_hosts(command, plan)

@@ -102,6 +102,7 @@ def build_plan(
     resolved = resolve_loaded(loaded, sum(host.slots for host in hosts), sets)
     if inputs:
         check_inputs(loaded)
+    needs_gpus = accelerator == "gpu" or (accelerator == "unknown" and _is_for_gpus(loaded))
     local = options.hostfile is None
     master_addr = options.master_addr or ("127.0.0.1" if local else hosts[0].name)
     master_port = options.master_port or (free_port() if local else DEFAULT_PORT)
@@ -112,11 +113,11 @@ def build_plan(
         hosts=hosts,
         ranks=plan_ranks(hosts, master_addr, master_port),
         launch_id=uuid.uuid4().hex[:12],
-        env=_environment(options, environ, hosts, accelerator),
+        env=_environment(options, environ, hosts, "gpu" if needs_gpus else accelerator),
         hostfile=options.hostfile,
         ssh_port=options.ssh_port,
         accelerator=accelerator,
-        needs_gpus=accelerator == "gpu" or (accelerator == "unknown" and _is_for_gpus(loaded)),
+        needs_gpus=needs_gpus,
     )
     return plan, resolved
 
@@ -201,6 +202,8 @@ def _environment(
         env = {**search_paths(environ), **deepspeed_env_files(), **carried(environ)}
     if accelerator == "cpu":
         env["DS_ACCELERATOR"] = "cpu"
+    elif accelerator == "gpu" and environ.get("DS_ACCELERATOR", "cpu") in ("", "cpu"):
+        env["DS_ACCELERATOR"] = "cuda"  # a rank whose torch finds none must not take the processors
     if "OMP_NUM_THREADS" not in {**environ, **env}:
         cores = len(os.sched_getaffinity(0))
         env["OMP_NUM_THREADS"] = str(threads_per_rank(cores, max(host.slots for host in hosts)))

@@ -56,9 +56,24 @@ def is_launched() -> bool:
     return "SLT_LAUNCH_ID" in os.environ
 
 
+def uses_cuda() -> bool:
+    """Whether ranks train on CUDA devices: there are some, and nobody asked for processors.
+
+    Raises:
+        ClusterError: GPUs were asked for, but torch finds none; training would take the processors without a word.
+    """
+    asked = os.environ.get("DS_ACCELERATOR", "")
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise ClusterError(
+            f"GPUs are asked for (DS_ACCELERATOR=cuda), but torch {torch.__version__} finds none on this host; install "
+            "a build of torch for its driver, or ask for processors (--accelerator cpu, or DS_ACCELERATOR=cpu)"
+        )
+    return asked != "cpu" and torch.cuda.is_available()
+
+
 def device_for(ranks: Ranks) -> torch.device:
     """The accelerator of this local rank, or the CPU."""
-    if torch.cuda.is_available():
+    if uses_cuda():
         return torch.device("cuda", ranks.local_rank)
     return torch.device("cpu")
 
@@ -78,7 +93,7 @@ def init(timeout_minutes: float = 30.0) -> Ranks:
         ClusterError: the ranks cannot reach each other.
     """
     ranks = ranks_from_environment()
-    cuda = torch.cuda.is_available()
+    cuda = uses_cuda()
     choose_accelerator()
     import deepspeed
     import deepspeed.ops

@@ -48,7 +48,7 @@ def check(
     if as_json:
         _print_json({"recipe": str(loaded.path), "ok": True, "notes": list(loaded.notes), "world_sizes": rows})
         return
-    console = Console()
+    console = Console(markup=False, emoji=False)
     table = Table(
         title=f"{loaded.recipe.name} ({loaded.recipe.stage}) from {shown_path(loaded.path)}", title_justify="left"
     )
@@ -72,7 +72,7 @@ def show(
         names = [path for path, _ in _leaves(data) if not path.startswith(f"{RESOLVED_BLOCK}.")]
         _print_json({**data, "origins": {name: loaded.origin(name) for name in names}})
         return
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     for line in _annotated(data, loaded):
         console.print(line)
 
@@ -95,7 +95,7 @@ def diff(
     if as_json:
         _print_json({name: {"a": a, "b": b} for name, (a, b) in changed.items()})
         return
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     if not changed:
         console.print("no differences")
         return
@@ -112,7 +112,7 @@ def run_app(application: typer.Typer, arguments: list[str] | None = None) -> NoR
     try:
         application(args=arguments)
     except SltError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(str(error))
+        Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False).print(str(error))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)

@@ -37,7 +37,7 @@ def test_plan_shows_what_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     folder.mkdir()
     monkeypatch.chdir(folder)
     Path("hosts").write_text("a slots=1\nb slots=1\n")
-    value, setting = '{"a": "b"} $HOME `id`', "connector.prompt='{video} 50% %h'"
+    value, setting = '{"a": "b"} $HOME `id` :car: [b] \x07', "connector.prompt='{video} 50% %h'"
     arguments = ["plan", "demo_connector", "--hostfile", "hosts", "--export", f"A={value}", "--set", setting]
     text = runner.invoke(app, arguments).stdout
     assert f"export A={shlex.quote(value)}\n" in text and f"cd {shlex.quote(str(folder))}\n" in text

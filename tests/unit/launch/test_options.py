@@ -103,7 +103,8 @@ def test_hidden_devices_are_none(shown: str, gpus: Any) -> None:
 def test_never_more_ranks_than_devices(gpus: Any) -> None:
     gpus(2)
     plan, _ = build(accelerator="auto", num_procs=2)
-    assert plan.accelerator == "gpu" and plan.hosts[0].devices == (0, 1)
+    assert plan.accelerator == "gpu" and plan.hosts[0].devices == (0, 1) and plan.env["DS_ACCELERATOR"] == "cuda"
+    assert "DS_ACCELERATOR" not in build({"DS_ACCELERATOR": "xpu"}, accelerator="auto")[0].env, "the user's"
     with pytest.raises(
         RecipeError, match="8 ranks need 8 devices, but this machine shows 2; start fewer with --num-procs 2"
     ):
@@ -133,7 +134,8 @@ def test_a_recipe_for_gpus_on_a_machine_without(gpus: Any, monkeypatch: pytest.M
 
 def test_hosts_that_must_have_gpus(hostfile: Path) -> None:
     sets = ["train.world_sizes=[2]"]
-    assert build(recipe=GPU_RECIPE, hostfile=hostfile, accelerator="auto", sets=sets)[0].needs_gpus
+    plan, _ = build(recipe=GPU_RECIPE, hostfile=hostfile, accelerator="auto", sets=sets)
+    assert plan.needs_gpus and plan.env["DS_ACCELERATOR"] == "cuda"
     assert not build(recipe=GPU_RECIPE, hostfile=hostfile, accelerator="cpu", sets=sets)[0].needs_gpus
     assert not build(hostfile=hostfile, accelerator="auto")[0].needs_gpus, "a recipe for processors"
 

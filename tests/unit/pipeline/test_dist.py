@@ -89,6 +89,25 @@ def test_a_port_in_use_names_the_option(init_fails: Callable[[str], None]) -> No
         dist.init()
 
 
+@pytest.mark.parametrize(
+    ("asked", "found", "device"),
+    [("", True, "cuda:1"), ("", False, "cpu"), ("cuda", True, "cuda:1"), ("cpu", True, "cpu"), ("cpu", False, "cpu")],
+)
+def test_the_device_is_the_one_that_was_asked_for(
+    asked: str, found: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", asked)
+    monkeypatch.setattr(dist.torch.cuda, "is_available", lambda: found)
+    assert str(dist.device_for(dist.Ranks(5, 1, 8))) == device
+
+
+def test_gpus_that_torch_does_not_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cuda")
+    monkeypatch.setattr(dist.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ClusterError, match=r"DS_ACCELERATOR=cuda\), but torch .* finds none on this host; install"):
+        dist.init()
+
+
 def test_a_world_of_one_needs_no_process_group() -> None:
     assert (dist.rank(), dist.world_size(), dist.is_main()) == (0, 1, True)
     local = torch.tensor([[1.0, 2.0]], requires_grad=True)

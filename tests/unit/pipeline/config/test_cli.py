@@ -50,6 +50,13 @@ def test_show_of_many_lines_keeps_comments_on_their_values(tmp_path: Path) -> No
     assert next(line for line in out.splitlines() if "max_new_tokens" in line).endswith("# default")
 
 
+def test_values_are_shown_as_they_are(tmp_path: Path) -> None:
+    path = write(tmp_path, CONNECTOR.replace("name: tiny", "name: '[b] :car:'"))
+    assert "name: '[b] :car:'" in runner.invoke(app, ["show", str(path)]).stdout
+    assert "[b] :car: (connector)" in runner.invoke(app, ["check", str(path), "--settings-only"]).stdout
+    assert "[b] :car:" in runner.invoke(app, ["diff", str(path), str(write(tmp_path, CONNECTOR, "b.yaml"))]).stdout
+
+
 def test_diff(tmp_path: Path) -> None:
     a, b = write(tmp_path, CONNECTOR, "a.yaml"), write(tmp_path, CONNECTOR.replace("1e-3", "2e-3"), "b.yaml")
     result = runner.invoke(app, ["diff", str(a), str(b), "--json"])
