@@ -1,9 +1,8 @@
 """Run a launch command to its end: tee its output, pass signals on, stop all ranks when one fails, say how it ended.
 
-What a signal must not do (DeepSpeed 0.19.8): at the outer runner it kills the runner and orphans the ranks; at the
-inner launcher it reaches the ranks one by one, 30 s apart; at the process group it kills the loader workers under the
-ranks' feet. So signals go to the rank processes alone, all at once, and the ranks get time to save. Whatever is left
-of our own process group after that is killed.
+What a signal must not do: at DeepSpeed's launcher (0.19.8) it reaches the ranks one by one, 30 s apart; at the process
+group it kills the loader workers under the ranks' feet. So signals go to the rank processes alone, all at once, and the
+ranks get time to save. Whatever is left of our own process group after that is killed.
 
 Each rank writes how it ended to ``<run_dir>/logs/exit-rank-N.json`` (``{"rank": 0, "code": 75, "error": "..."}``);
 launchers reduce exit codes to 1 or lose them.
