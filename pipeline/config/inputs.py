@@ -157,7 +157,9 @@ def _text_problems(recipe: Recipe, sound: dict[str, bool]) -> Iterator[Problem]:
             import pyarrow.compute as pc
 
             table = table.filter(pc.equal(table["corpus"], source.corpus))
-        texts.update(table["text_hash"].unique().to_pylist())
+        texts.update(table["text_hash"].unique().slice(0, recipe.train.global_batch).to_pylist())
+        if len(texts) >= recipe.train.global_batch:
+            return
     if text := too_few_texts(recipe.train.global_batch, len(texts)):
         yield Problem(text, ("train.global_batch", "data.unique_texts"))
 
