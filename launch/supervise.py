@@ -1,9 +1,8 @@
 """Run a launch command to its end: tee its output, pass signals on, stop all ranks when one fails, say how it ended.
 
-What a signal must not do (DeepSpeed 0.19.8): at the outer runner it kills the runner and orphans the ranks; at the
-inner launcher it reaches the ranks one by one, 30 s apart; at the process group it kills the loader workers under the
-ranks' feet. So signals go to the rank processes alone, all at once, and the ranks get time to save. Whatever is left
-of our own process group after that is killed.
+What a signal must not do: at DeepSpeed's launcher (0.19.8) it reaches the ranks one by one, 30 s apart; at the process
+group it kills the loader workers under the ranks' feet. So signals go to the rank processes alone, all at once, and the
+ranks get time to save. Whatever is left of our own process group after that is killed.
 
 Each rank tells how it ended in ``<run_dir>/logs/exit-rank-N.json`` (``{"rank": 0, "code": 75, "error": "..."}``) and on
 its output (`launch.notes`): launchers reduce exit codes to 1 or lose them, and a full disk takes no file.
@@ -14,7 +13,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -30,6 +28,7 @@ import psutil
 
 from launch import notes
 from launch.backends import Command
+from launch.carry import HostCommand, shell_line
 from launch.plan import LAUNCH_ID
 from launch.ranks import find_processes, find_ranks, send
 from launch.verdict import KILLED, Evidence, Outcome, Report, read_reports, verdict, worst_code
@@ -115,9 +114,6 @@ class _Supervisor:
             self.logs.mkdir(parents=True, exist_ok=True)
             for stale in self.logs.glob("exit-rank-*.json"):
                 stale.unlink()
-            for path, text in self.command.files.items():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text, encoding="utf-8")
             return (self.logs / "launch.log").open("ab", buffering=0)
         except OSError as error:
             raise StorageError(
@@ -279,9 +275,8 @@ def end_orphans(launch_id: str, command: Command, patience: Patience) -> None:
 def _signal_hosts(command: Command, launch_id: str, name: str, *flags: str) -> None:
     """Signal the ranks of a launch (``--all``: every process of it) on all hosts of a command."""
     assert command.remote is not None
-    python = shlex.join([sys.executable, "-m", "launch.ranks", launch_id, name, *flags])
-    shell = f"cd {shlex.quote(str(PROJECT_ROOT))} && {python}"
-    argv = [shell if part == "{command}" else part for part in command.remote]
+    ask = HostCommand((sys.executable, "-m", "launch.ranks", launch_id, name, *flags), folder=PROJECT_ROOT)
+    argv = [shell_line(ask) if part == "{command}" else part for part in command.remote]
     try:
         done = subprocess.run(
             argv, env={**os.environ, **command.env}, timeout=_REMOTE_SECONDS, check=False,

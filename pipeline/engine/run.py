@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import dist
-from pipeline.config.load import load_recipe
-from pipeline.config.resolve import ResolvedRecipe, resolve_file, write_atomic, write_resolved
+from pipeline.config.inputs import check_inputs
+from pipeline.config.load import LoadedRecipe, load
+from pipeline.config.resolve import ResolvedRecipe, resolve_loaded, write_atomic, write_resolved
 from pipeline.engine.durable import named_if_unwritable
 from pipeline.engine.signals import StopFlag
 from pipeline.engine.trainer import Trainer
@@ -69,13 +70,13 @@ class Launcher:
     """Keeps other runs out of the run directory while rank 0 is inside."""
 
 
-def train(recipe_path: str, sets: list[str], stop: StopFlag, launcher: Launcher) -> tuple[int, str]:
-    """Load, resolve and train; returns the exit code and, for a run that was stopped, where it was saved.
+def train(loaded: LoadedRecipe, sets: list[str], stop: StopFlag, launcher: Launcher) -> tuple[int, str]:
+    """Resolve and train; returns the exit code and, for a run that was stopped, where it was saved.
 
     Ends the process group's work on every path.
     """
     ranks = dist.init()
-    resolved = resolve_file(recipe_path, ranks.world_size, sets)
+    resolved = resolve_loaded(loaded, ranks.world_size, sets)
     run_dir = Path(resolved.recipe.run_dir)
     with launcher.guard(run_dir) if ranks.is_main else nullcontext():
         return _train(resolved, ranks, stop)
@@ -109,19 +110,26 @@ def main(recipe_path: str, sets: list[str], stop: StopFlag, launcher: Launcher) 
         stop: installed when the process started.
         launcher: what started it.
     """
-    code, message, stopped = EXIT_BUG, "", ""
+    code, message, stopped, run_dir, failed = EXIT_BUG, "", "", None, False
     try:
-        code, stopped = train(recipe_path, sets, stop, launcher)
+        loaded = _read(recipe_path, sets)
+        run_dir = Path(loaded.recipe.run_dir)
+        check_inputs(loaded)
+        code, stopped = train(loaded, sets, stop, launcher)
     except KeyboardInterrupt:
         code, message = EXIT_INTERRUPTED, "interrupted"
     except Exception as error:
-        code, message = getattr(error, "exit_code", EXIT_BUG), str(error)
+        code, message, failed = getattr(error, "exit_code", EXIT_BUG), str(error), True
         if code == EXIT_BUG:
             message = traceback.format_exc()
-        sys.stderr.write(f"error (rank {dist.ranks_from_environment().rank}): {message}\n")
-    note = {"rank": dist.ranks_from_environment().rank, "code": code, "error": message, "stopped": stopped}
+    rank = dist.ranks_from_environment().rank
+    note = {"rank": rank, "code": code, "error": message, "stopped": stopped}
     launcher.tell(note)
-    _leave_exit_note(recipe_path, sets, note)
+    if run_dir is not None:
+        _leave_exit_note(run_dir, note)
+    # what a launcher knows it tells itself, once for all ranks
+    if failed and not (run_dir is not None and code != EXIT_BUG and dist.is_launched()):
+        sys.stderr.write(f"error (rank {rank}): {message}\n")
     if message:
         # other ranks may sit in a collective; a polite shutdown would wait for them
         sys.stderr.flush()
@@ -130,13 +138,15 @@ def main(recipe_path: str, sets: list[str], stop: StopFlag, launcher: Launcher) 
     return code
 
 
-def _leave_exit_note(recipe_path: str, sets: list[str], note: dict[str, Any]) -> None:
+def _read(recipe_path: str, sets: list[str]) -> LoadedRecipe:
+    """The recipe. What it remarks on settings is told by rank 0 alone, or has been told by the launcher."""
+    quiet = dist.is_launched() or not dist.ranks_from_environment().is_main
+    logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="%(message)s", force=True)
+    return load(recipe_path, sets)
+
+
+def _leave_exit_note(run_dir: Path, note: dict[str, Any]) -> None:
     """run_dir/logs/exit-rank-N.json, whole or absent: DeepSpeed's launcher turns every failure into 1."""
-    try:
-        run_dir = Path(load_recipe(recipe_path, sets).run_dir)
-    except Exception as error:
-        logger.debug("no run_dir to leave an exit note in: %s", error)
-        return
     path = run_dir / "logs" / f"exit-rank-{note['rank']}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -111,13 +111,6 @@ def test_stale_reports_and_rank_variables_are_cleared(tmp_path: Path, monkeypatc
     assert outcome == Outcome(0, 0)
 
 
-def test_files_are_written_first(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "env"
-    script = f"import sys; sys.exit(open({str(path)!r}).read() != 'A=1')"
-    command = Command(argv=(sys.executable, "-c", script), files={path: "A=1"})
-    assert supervise(command, tmp_path, ("x", 0)).code == 0
-
-
 def test_a_command_that_cannot_start(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match="cannot start /no/such/program: No such file"):
         supervise(Command(argv=("/no/such/program",)), tmp_path, ("x", 1))

@@ -1,97 +1,104 @@
-"""How a rank ends: its exit note, and what happens when the run directory cannot take one."""
+"""How one rank ends: what it prints, what it leaves for the launcher."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pipeline.dist import Ranks
+from pipeline.config.load import LoadedRecipe
 from pipeline.engine import run
 from pipeline.engine.signals import StopFlag
-from pipeline.errors import StorageError
+from pipeline.errors import RecipeError
+from tests.unit.pipeline.config.recipes import CONNECTOR, write
+
+PLACE = {"LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+STARTED = (StopFlag(), run.Launcher(lambda note: None, nullcontext))
 
 
-@contextlib.contextmanager
-def unguarded(run_dir: Path) -> Iterator[None]:
-    yield
+class Left(BaseException):
+    """Instead of the end of the test's own process."""
 
 
 @pytest.fixture
-def told() -> list[dict[str, Any]]:
-    return []
-
-
-def main(monkeypatch: pytest.MonkeyPatch, told: list[dict[str, Any]], run_dir: Path, ends: Any) -> int:
-    """`run.main` with a training that ends as told; a hard exit is an exception here."""
-
-    def train(*_: object) -> tuple[int, str]:
-        if isinstance(ends, BaseException):
-            raise ends
-        return ends  # type: ignore[no-any-return]
+def rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The second of two ranks of a run whose inputs are there."""
+    level = logging.root.level
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.chdir(tmp_path)
+    for name, value in {**PLACE, "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLT_LAUNCH_ID", raising=False)
+    monkeypatch.setattr(run, "check_inputs", lambda loaded: None)
 
     def leave(code: int) -> None:
-        raise SystemExit(code)
+        raise Left(code)
 
-    monkeypatch.setattr(run, "train", train)
-    monkeypatch.setattr(os, "_exit", leave)
-    return run.main("demo_contrastive", [f"run_dir={run_dir}"], StopFlag(), run.Launcher(told.append, unguarded))
+    monkeypatch.setattr(run.os, "_exit", leave)
+    yield write(tmp_path, CONNECTOR)
+    logging.root.setLevel(level)
 
 
-def test_a_stopped_run_says_where_it_was_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[dict[str, Any]]
+def end(recipe: Path, error: Exception, monkeypatch: pytest.MonkeyPatch) -> tuple[int, dict[str, object]]:
+    """Exit code and note of a rank whose training raises."""
+
+    def fail(*_: object) -> tuple[int, str]:
+        raise error
+
+    monkeypatch.setattr(run, "train", fail)
+    with pytest.raises(Left) as left:
+        run.main(str(recipe), [], *STARTED)
+    return left.value.args[0], json.loads((recipe.parent / "runs/tiny/logs/exit-rank-1.json").read_text())
+
+
+def test_an_error_is_told_by_the_rank_or_by_its_launcher(
+    rank: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(monkeypatch, told, tmp_path, (75, "saved at step 12")) == 75
-    note = {"rank": 0, "code": 75, "error": "", "stopped": "saved at step 12"}
-    assert told == [note] and json.loads((tmp_path / "logs" / "exit-rank-0.json").read_text()) == note
+    note = {"rank": 1, "code": 2, "error": "no such split", "stopped": ""}
+    assert end(rank, RecipeError("no such split"), monkeypatch) == (2, note)
+    assert capsys.readouterr().err == "error (rank 1): no such split\n"
+    monkeypatch.setenv("SLT_LAUNCH_ID", "x")
+    assert end(rank, RecipeError("no such split"), monkeypatch) == (2, note)
+    assert capsys.readouterr().err == ""
+    assert end(rank, ValueError("ours"), monkeypatch)[0] == 1
+    assert "Traceback" in capsys.readouterr().err, "the launcher shows its last line only"
 
 
-def test_a_full_run_directory_takes_no_note_and_the_launcher_is_told_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+def test_a_recipe_that_cannot_be_read_is_told_by_every_rank(
+    rank: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(path: Path, text: str) -> None:
-        raise OSError(28, "No space left on device", str(path))
-
-    monkeypatch.setattr(run, "write_atomic", full)
-    with pytest.raises(SystemExit) as end:
-        main(monkeypatch, told, tmp_path, StorageError("metrics.jsonl could not be written"))
-    assert end.value.code == 2
-    assert told == [{"rank": 0, "code": 2, "error": "metrics.jsonl could not be written", "stopped": ""}]
-    assert "exit-rank-0.json could not be written: No space left on device" in capsys.readouterr().err
-    assert list((tmp_path / "logs").iterdir()) == []
+    monkeypatch.setenv("SLT_LAUNCH_ID", "x")
+    with pytest.raises(Left, match="2"):
+        run.main("nowhere.yaml", [], *STARTED)
+    assert capsys.readouterr().err.startswith("error (rank 1): nowhere.yaml is neither a recipe file")
 
 
-def test_a_log_that_cannot_grow_says_so_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_inputs_are_looked_at_before_anything_is_built(rank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(loaded: LoadedRecipe) -> None:
+        raise RecipeError(f"{loaded.recipe.data.train[0].shards} does not exist")
+
+    monkeypatch.setattr(run, "check_inputs", missing)
+    code, note = end(rank, AssertionError("trained"), monkeypatch)
+    assert (code, note["error"]) == (2, "shards/video does not exist")
+
+
+@pytest.mark.parametrize(("number", "launched", "told"), [("0", False, True), ("1", False, False), ("0", True, False)])
+def test_remarks_on_a_recipe_are_told_once(
+    rank: Path,
+    number: str,
+    launched: bool,
+    told: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    log = run._RankLog(tmp_path / "rank-0.log")
-
-    class Full:
-        def write(self, text: str) -> None:
-            raise OSError(28, "No space left on device")
-
-        flush = close = lambda self: None
-
-    log.stream.close()
-    log.stream = Full()  # type: ignore[assignment]
-    record = logging.LogRecord("x", logging.INFO, "x", 1, "text", None, None)
-    log.handle(record)
-    log.handle(record)
-    log.close()
-    assert capsys.readouterr().err == (
-        f"{tmp_path / 'rank-0.log'} could not be written: No space left on device; this log has a gap\n"
-    )
-
-
-def test_a_run_directory_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "run").write_text("a file")
-    monkeypatch.setattr(run.dist, "init", lambda: Ranks(0, 0, 1))
-    with pytest.raises(StorageError, match=r"/run/logs could not be written: Not a directory; free space or change"):
-        launcher = run.Launcher(print, unguarded)
-        run.train("demo_contrastive", [f"run_dir={tmp_path / 'run'}"], StopFlag(), launcher)
+    monkeypatch.setenv("RANK", number)
+    if launched:
+        monkeypatch.setenv("SLT_LAUNCH_ID", "x")
+    monkeypatch.setattr(run, "train", lambda *_: (0, ""))
+    monkeypatch.setattr(run.dist, "shutdown", lambda: None)
+    assert run.main(str(rank), ["data.block_tokens=7"], *STARTED) == 0
+    assert ("data.block_tokens (--set data.block_tokens=7) is not read" in capsys.readouterr().err) is told
