@@ -8,6 +8,8 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -15,10 +17,14 @@ from rich.console import Console
 from rich.table import Table
 
 from launch.backends import Command, get_backend
+from launch.carry import HostCommand
+from launch.lock import hold
+from launch.notes import BEFORE_FIRST_STEP
 from launch.options import LaunchOptions, build_plan, with_options
 from launch.plan import LaunchPlan
 from launch.preflight import check_hosts
-from launch.supervise import Outcome, Patience, supervise
+from launch.signals import StopBeforeStart, StoppedBeforeStart
+from launch.supervise import Outcome, Patience, end_orphans, supervise
 from pipeline.config.cli import run_app
 from pipeline.config.resolve import ResolvedRecipe
 from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
@@ -29,10 +35,11 @@ log = logging.getLogger(__name__)
 _MEANING = {
     EXIT_OK: "finished",
     EXIT_BUG: "failed: a bug or an unexpected error, see the traceback above",
-    2: "failed: the recipe or an option",
+    2: "failed: the recipe, an option or a file that cannot be written",
     3: "failed: a host or the launcher",
     4: "failed: the data",
     5: "stopped: training diverged",
+    6: "failed: damaged checkpoints",
     EXIT_PREEMPTED: "stopped and saved; start the same command again to resume",
     EXIT_INTERRUPTED: "interrupted",
 }
@@ -49,19 +56,17 @@ def plan_command(
     if as_json:
         sys.stdout.write(json.dumps(_as_dict(plan, resolved, command), indent=2) + "\n")
         return
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     train = resolved.recipe.train
     console.print(f"# {resolved.recipe.name}: stage {resolved.recipe.stage}, run_dir {plan.run_dir}")
     console.print(
         f"# global_batch {train.global_batch} = micro_batch {train.micro_batch} x {plan.world_size} ranks"
         f" x {resolved.accumulation_steps} accumulation_steps"
     )
-    for path, text in command.files.items():
-        console.print(f"# writes {path}:")
-        console.print("\n".join(f"#   {line}" for line in text.splitlines()))
-    for key, value in sorted(command.env.items()):
-        console.print(f"export {key}={shlex.quote(value)}")
-    console.print(shlex.join(command.argv))
+    sys.stdout.flush()
+    # as bytes: rich would drop control characters, and a path need not be text
+    sys.stdout.buffer.write(b"".join(os.fsencode(line) + b"\n" for line in _shown(command)))
+    sys.stdout.buffer.flush()
     table = Table("rank", "host", "node_rank", "local_rank", "device", "master")
     for rank in plan.ranks:
         fields = (rank.rank, rank.host, rank.node_rank, rank.local_rank, rank.device, "{}:{}".format(*rank.master))
@@ -76,22 +81,38 @@ def run_command(
     grace_seconds: Annotated[float, typer.Option(min=0, help="Time for ranks to save after a signal.")] = 300.0,
 ) -> None:
     """Check recipe and hosts for this many ranks, start them, and return the worst rank's exit code."""
-    plan, resolved = build_plan(options, os.environ)
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    try:
+        with StopBeforeStart() as early:
+            raise typer.Exit(_run(options, Patience(grace_seconds=grace_seconds), console, early))
+    except StoppedBeforeStart as stopped:
+        console.print(f"{stopped} (exit code {stopped.exit_code})")
+        raise typer.Exit(stopped.exit_code) from stopped
+
+
+def _run(options: LaunchOptions, patience: Patience, console: Console, early: StopBeforeStart) -> int:
+    plan, resolved = build_plan(options, os.environ, inputs=True)
     command = _command(options, plan)
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     hosts = ", ".join(f"{host.name} x {host.slots}" for host in plan.hosts)
     console.print(f"{resolved.recipe.name}: {plan.world_size} ranks on {hosts}, log {plan.run_dir}/logs/launch.log")
-    check_hosts(command, plan)
-    ranks = (plan.launch_id, plan.world_size)
-    outcome = supervise(command, plan.run_dir, ranks, Patience(grace_seconds=grace_seconds))
+    with hold(plan.run_dir, plan.launch_id, lambda launch_id: end_orphans(launch_id, command, patience)):
+        check_hosts(command, plan)
+        outcome = supervise(command, plan.run_dir, (plan.launch_id, plan.world_size), patience)
+        early.over = True
     for line in report(outcome, plan):
         console.print(line)
-    raise typer.Exit(outcome.code)
+    return outcome.code
 
 
 def report(outcome: Outcome, plan: LaunchPlan) -> list[str]:
     """The end of a launch in a few lines: the verdict, then every rank that did not end well, equal errors once."""
     meaning = _MEANING.get(outcome.code) or f"killed by signal {outcome.code - 128}"
+    if outcome.stopped:
+        verb = "interrupted" if outcome.code == EXIT_INTERRUPTED else "stopped"
+        comma = "" if outcome.stopped == BEFORE_FIRST_STEP else ","
+        return [
+            f"launch {verb}{comma} {outcome.stopped}; start the same command again to resume (exit code {outcome.code})"
+        ]
     lines = [f"launch {meaning} (exit code {outcome.code})"]
     if outcome.code in (EXIT_OK, EXIT_PREEMPTED):
         return lines
@@ -118,16 +139,33 @@ def _command(options: LaunchOptions, plan: LaunchPlan) -> Command:
     return get_backend(options.backend or ("deepspeed" if options.hostfile else "local")).command(plan)
 
 
+def _shown(command: Command) -> Iterator[str]:
+    """What the ranks receive, as a shell would read it; then how it gets to their hosts."""
+    arrives = command.arrives or HostCommand(command.argv, command.env)
+    for key, value in sorted(arrives.env.items()):
+        yield f"export {key}={shlex.quote(value)}"
+    if arrives.folder is not None:
+        yield f"cd {shlex.quote(str(arrives.folder))}"
+    yield shlex.join(arrives.argv)
+    if command.arrives is not None:
+        yield "# carried to every host, which adds its --node_rank, by"
+        yield " ".join(
+            [*(f"{key}={shlex.quote(value)}" for key, value in command.env.items()), shlex.join(command.argv)]
+        )
+
+
 def _as_dict(plan: LaunchPlan, resolved: ResolvedRecipe, command: Command) -> dict[str, object]:
+    arrives = command.arrives or HostCommand(command.argv, command.env)
     return {
         "recipe": resolved.recipe.name,
         "stage": resolved.recipe.stage,
         "run_dir": str(plan.run_dir),
         "world_size": plan.world_size,
         "accumulation_steps": resolved.accumulation_steps,
-        "argv": list(command.argv),
-        "env": command.env,
-        "files": {str(path): text for path, text in command.files.items()},
+        "argv": list(arrives.argv),
+        "env": dict(arrives.env),
+        "folder": str(arrives.folder or Path.cwd()),
+        "started_by": {"argv": list(command.argv), "env": command.env},
         "ranks": [dataclasses.asdict(rank) for rank in plan.ranks],
     }
 

@@ -23,10 +23,10 @@ _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """One machine and the device numbers this run uses on it."""
+    """One machine and the devices this run uses on it: numbers, or UUIDs on this machine."""
 
     name: str
-    devices: tuple[int, ...]
+    devices: tuple[int | str, ...]
 
     @property
     def slots(self) -> int:
@@ -40,7 +40,7 @@ def read_hostfile(path: str | Path) -> tuple[Host, ...]:
         RecipeError: lists every bad line as ``file:line``.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")  # editors on Windows put a mark in front
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"hostfile {path} cannot be read: {error}") from error
     return parse_hostfile(text, str(path))
@@ -104,14 +104,9 @@ def filter_hosts(hosts: tuple[Host, ...], include: str = "", exclude: str = "") 
     return tuple(left)
 
 
-def as_include(hosts: tuple[Host, ...]) -> str:
-    """The ``--include`` text that selects exactly these hosts and devices."""
-    return "@".join(f"{host.name}:{','.join(map(str, host.devices))}" for host in hosts)
-
-
-def _parse_filter(text: str, hosts: tuple[Host, ...], option: str) -> dict[str, tuple[int, ...]]:
+def _parse_filter(text: str, hosts: tuple[Host, ...], option: str) -> dict[str, tuple[int | str, ...]]:
     known = {host.name: host for host in hosts}
-    chosen: dict[str, tuple[int, ...]] = {}
+    chosen: dict[str, tuple[int | str, ...]] = {}
     for part in text.split("@"):
         name, colon, numbers = part.strip().partition(":")
         if name not in known:
@@ -121,11 +116,12 @@ def _parse_filter(text: str, hosts: tuple[Host, ...], option: str) -> dict[str, 
             if not re.fullmatch(r"\d+(,\d+)*", numbers):
                 raise RecipeError(f"{option} {text}: {numbers!r} is not a list of device numbers such as 0,2")
             devices = tuple(int(number) for number in numbers.split(","))
-            unknown = sorted(set(devices) - set(known[name].devices))
+            unknown = [device for device in sorted(map(int, numbers.split(","))) if device not in known[name].devices]
             if unknown:
                 raise RecipeError(f"{option} {text}: host {name} has slots={known[name].slots}, no device {unknown[0]}")
-        chosen[name] = tuple(sorted({*chosen.get(name, ()), *devices}))
+        wanted = {*chosen.get(name, ()), *devices}
+        chosen[name] = tuple(device for device in known[name].devices if device in wanted)
     return chosen
 
 
-__all__ = ["Host", "as_include", "filter_hosts", "parse_hostfile", "read_hostfile"]
+__all__ = ["Host", "filter_hosts", "parse_hostfile", "read_hostfile"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
-import re
 import socket
 import typing
 import uuid
@@ -17,24 +16,20 @@ from typing import Annotated, Any
 import typer
 
 from launch.backends import deepspeed as deepspeed_backend
+from launch.devices import VARIABLE, listed_devices, visible_devices
 from launch.hostfile import Host, filter_hosts, read_hostfile
 from launch.plan import LaunchPlan, plan_ranks, threads_per_rank
-from pipeline.config.load import PROJECT_ROOT, find_recipe, load
-from pipeline.config.resolve import ResolvedRecipe, resolve_file
+from launch.variables import carried, deepspeed_env_files, exported, python_path, search_paths
+from pipeline.config.inputs import check_inputs
+from pipeline.config.load import PROJECT_ROOT, LoadedRecipe, find_recipe, load
+from pipeline.config.resolve import ResolvedRecipe, resolve_loaded
+from pipeline.config.source import as_value
 from pipeline.errors import RecipeError
 
 TRAIN_SCRIPT = PROJECT_ROOT / "launch" / "train.py"
 DEFAULT_PORT = 29500
 _NUM_PROCS = "Ranks on this machine (default: the recipe's first world size)."
 _MASTER_PORT = "Default: a free port, 29500 with a hostfile."
-
-# Variables that must be the same on every host and that ssh does not carry.
-_CARRIED = (
-    "NCCL_", "GLOO_", "TORCH_NCCL_", "TORCH_EXTENSIONS_DIR", "TRITON_CACHE_DIR", "HF_HOME", "HF_HUB_OFFLINE",
-    "TRANSFORMERS_OFFLINE", "DEEPSPEED_TIMEOUT", "OMP_NUM_THREADS", "DS_ACCELERATOR",
-)  # fmt: skip
-_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|(^|_)KEY", re.IGNORECASE)
-_GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dri/renderD128")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,16 +86,23 @@ def with_options(cls: type[Any]) -> Callable[[Callable[..., None]], Callable[...
     return decorate
 
 
-def build_plan(options: LaunchOptions, environ: Mapping[str, str]) -> tuple[LaunchPlan, ResolvedRecipe]:
-    """Check hosts, devices and recipe together; nothing is started.
+def build_plan(
+    options: LaunchOptions, environ: Mapping[str, str], inputs: bool = False
+) -> tuple[LaunchPlan, ResolvedRecipe]:
+    """Check hosts, devices and recipe together, and its ``inputs`` where a run follows; nothing is started.
 
     Raises:
-        RecipeError: the recipe cannot run on that many ranks, or the options contradict each other.
+        RecipeError: the recipe cannot run on that many ranks, options contradict each other, or an input is missing.
     """
     recipe = find_recipe(options.recipe)
-    sets = [*(options.sets or []), *([f"run_dir={options.run_dir}"] if options.run_dir else [])]
-    hosts, visible = _hosts(options, environ, lambda: _first_world_size(recipe, sets))
-    resolved = resolve_file(recipe, sum(host.slots for host in hosts), sets)
+    sets = [*(options.sets or []), *([f"run_dir={as_value(options.run_dir)}"] if options.run_dir else [])]
+    loaded = load(recipe, sets)
+    accelerator = _accelerator(options, environ)
+    hosts = _hosts(options, environ, loaded, accelerator)
+    resolved = resolve_loaded(loaded, sum(host.slots for host in hosts), sets)
+    if inputs:
+        check_inputs(loaded)
+    needs_gpus = accelerator == "gpu" or (accelerator == "unknown" and _is_for_gpus(loaded))
     local = options.hostfile is None
     master_addr = options.master_addr or ("127.0.0.1" if local else hosts[0].name)
     master_port = options.master_port or (free_port() if local else DEFAULT_PORT)
@@ -111,10 +113,11 @@ def build_plan(options: LaunchOptions, environ: Mapping[str, str]) -> tuple[Laun
         hosts=hosts,
         ranks=plan_ranks(hosts, master_addr, master_port),
         launch_id=uuid.uuid4().hex[:12],
-        env=_environment(options, environ, hosts),
+        env=_environment(options, environ, hosts, "gpu" if needs_gpus else accelerator),
         hostfile=options.hostfile,
         ssh_port=options.ssh_port,
-        visible_devices=visible,
+        accelerator=accelerator,
+        needs_gpus=needs_gpus,
     )
     return plan, resolved
 
@@ -126,35 +129,54 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _first_world_size(recipe: Path, sets: list[str]) -> int:
-    loaded = load(recipe, sets)
+def _first_world_size(loaded: LoadedRecipe) -> int:
     recorded = (loaded.recorded or {}).get("world_size")
     return recorded if isinstance(recorded, int) else loaded.recipe.train.world_sizes[0]
 
 
 def _hosts(
-    options: LaunchOptions, environ: Mapping[str, str], default_procs: Callable[[], int]
-) -> tuple[tuple[Host, ...], bool]:
-    """The hosts to run on, and whether their devices come from CUDA_VISIBLE_DEVICES."""
+    options: LaunchOptions, environ: Mapping[str, str], loaded: LoadedRecipe, accelerator: str
+) -> tuple[Host, ...]:
+    """The hosts to run on; this machine has the devices that its ranks need."""
     if options.hostfile is not None:
         if options.num_procs is not None:
             raise RecipeError("--num-procs and --hostfile cannot be combined; the hostfile says slots=N per host")
-        return filter_hosts(read_hostfile(options.hostfile), options.include, options.exclude), False
+        return filter_hosts(read_hostfile(options.hostfile), options.include, options.exclude)
     if options.include or options.exclude:
         raise RecipeError("--include and --exclude select from a hostfile; add --hostfile")
-    count = options.num_procs or default_procs()
-    visible = environ.get("CUDA_VISIBLE_DEVICES", "").strip()
-    if not visible or _accelerator(options, environ) == "cpu":
-        return (Host("localhost", tuple(range(count))),), False
-    names = [name.strip() for name in visible.split(",")]
-    if not all(name.isdigit() for name in names):
+    count = options.num_procs or _first_world_size(loaded)
+    asked = f"{count} ranks" if options.num_procs else f"{count} ranks (the recipe's first world size)"
+    if accelerator == "gpu":
+        return (Host("localhost", _gpus(count, asked, environ)),)
+    if options.accelerator == "auto" and not environ.get("DS_ACCELERATOR") and _is_for_gpus(loaded):
         raise RecipeError(
-            f"CUDA_VISIBLE_DEVICES={visible} names devices by UUID, which DeepSpeed's launcher cannot pass on;"
-            " use device numbers"
+            f"{asked} of a recipe for GPUs (deepspeed.base={loaded.recipe.deepspeed.base}), but {_shown(environ, 0)}; "
+            "name machines that have some with --hostfile, or ask for processors with --accelerator cpu"
         )
+    cores = len(os.sched_getaffinity(0))
+    if options.num_procs is None and count > cores:
+        raise RecipeError(
+            f"{asked} are more than the {cores} processor cores of this machine; say how many to start: --num-procs N"
+        )
+    return (Host("localhost", tuple(range(count))),)
+
+
+def _gpus(count: int, asked: str, environ: Mapping[str, str]) -> tuple[int | str, ...]:
+    """The first ``count`` devices that this environment may use. Raises RecipeError when there are fewer."""
+    names = visible_devices(environ, listed_devices())
     if len(names) < count:
-        raise RecipeError(f"{count} ranks need {count} devices, but CUDA_VISIBLE_DEVICES={visible} shows {len(names)}")
-    return (Host("localhost", tuple(int(name) for name in names[:count])),), True
+        fewer = f"; start fewer with --num-procs {len(names)}, or name more machines with --hostfile" if names else ""
+        raise RecipeError(f"{asked} need {count} devices, but {_shown(environ, len(names))}{fewer}")
+    return names[:count]
+
+
+def _shown(environ: Mapping[str, str], count: int) -> str:
+    who = f"{VARIABLE}={environ[VARIABLE]}" if VARIABLE in environ else "this machine"
+    return f"{who} shows {count or 'no GPU'}"
+
+
+def _is_for_gpus(loaded: LoadedRecipe) -> bool:
+    return loaded.recipe.deepspeed.base != "cpu"
 
 
 def _accelerator(options: LaunchOptions, environ: Mapping[str, str]) -> str:
@@ -167,50 +189,30 @@ def _accelerator(options: LaunchOptions, environ: Mapping[str, str]) -> str:
         return "cpu" if environ["DS_ACCELERATOR"] == "cpu" else "gpu"
     if options.hostfile is not None:
         return "unknown"
-    return "gpu" if any(Path(device).exists() for device in _GPU_DEVICES) else "cpu"
+    listed = listed_devices()
+    return "gpu" if listed and visible_devices(environ, listed) else "cpu"
 
 
-def _environment(options: LaunchOptions, environ: Mapping[str, str], hosts: tuple[Host, ...]) -> dict[str, str]:
-    """Variables for every rank: what it takes to run at all, what must agree between hosts, what the user exports."""
-    accelerator = _accelerator(options, environ)
-    env = {key: value for key, value in environ.items() if key.startswith(_CARRIED)} if options.hostfile else {}
+def _environment(
+    options: LaunchOptions, environ: Mapping[str, str], hosts: tuple[Host, ...], accelerator: str
+) -> dict[str, str]:
+    """Variables for every rank; the later ones win."""
+    env: dict[str, str] = {}
+    if options.hostfile is not None and not _is_single_local(hosts):
+        env = {**search_paths(environ), **deepspeed_env_files(), **carried(environ)}
     if accelerator == "cpu":
         env["DS_ACCELERATOR"] = "cpu"
-    if "OMP_NUM_THREADS" not in environ:
+    elif accelerator == "gpu" and environ.get("DS_ACCELERATOR", "cpu") in ("", "cpu"):
+        env["DS_ACCELERATOR"] = "cuda"  # a rank whose torch finds none must not take the processors
+    if "OMP_NUM_THREADS" not in {**environ, **env}:
         cores = len(os.sched_getaffinity(0))
         env["OMP_NUM_THREADS"] = str(threads_per_rank(cores, max(host.slots for host in hosts)))
-    env["PYTHONPATH"] = os.pathsep.join(part for part in (str(PROJECT_ROOT), environ.get("PYTHONPATH", "")) if part)
-    if options.hostfile is not None and not _is_single_local(hosts):
-        env = {**deepspeed_env_files(), **env}
-    for text in options.export or []:
-        name, equals, value = text.partition("=")
-        if _SECRET.search(name):
-            raise RecipeError(f"--export {name}: exported values show in process lists; log in on every host instead")
-        if not equals and name not in environ:
-            raise RecipeError(f"--export {name}: the variable is not set here; write --export {name}=VALUE")
-        env[name] = value if equals else environ[name]
-    return env
+    env["PYTHONPATH"] = python_path({**env, **environ})
+    return {**env, **exported(options.export or [], environ)}
 
 
 def _is_single_local(hosts: tuple[Host, ...]) -> bool:
     return len(hosts) == 1 and deepspeed_backend.is_this_machine(hosts[0].name)
-
-
-def deepspeed_env_files() -> dict[str, str]:
-    """Variables of ``~/.deepspeed_env`` and ``./.deepspeed_env``, which the launch's own file would hide."""
-    found: dict[str, str] = {}
-    for folder in (Path.home(), Path.cwd()):
-        path = folder / ".deepspeed_env"
-        if not path.is_file():
-            continue
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            key, equals, value = line.strip().partition("=")
-            if not line.strip():
-                continue
-            if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
-                raise RecipeError(f"{path}:{number}: {line!r} is not of the form NAME=VALUE")
-            found[key] = value
-    return found
 
 
 __all__ = ["LaunchOptions", "build_plan", "deepspeed_env_files", "free_port", "with_options"]

@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launch.hostfile import Host
-
-LAUNCH_ID = "SLT_LAUNCH_ID"
-"""Environment variable that marks every process of one launch, on every host; how its ranks are found again."""
+from launch.notes import LAUNCH_ID
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +17,8 @@ class RankPlan:
     local_rank: int
     node_rank: int
     host: str
-    device: int
-    """Device number on its host (ignored by CPU ranks)."""
+    device: int | str
+    """Device number on its host, or its UUID (ignored by CPU ranks)."""
     world_size: int
     master: tuple[str, int]
     """Address and port where the ranks meet."""
@@ -42,8 +40,10 @@ class LaunchPlan:
     """Variables every rank gets on every host."""
     hostfile: Path | None = None
     ssh_port: int | None = None
-    visible_devices: bool = False
-    """Whether the devices come from CUDA_VISIBLE_DEVICES and are not simply the first ones."""
+    accelerator: str = "unknown"
+    """``cpu``, ``gpu``, or ``unknown`` for hosts that were not looked at."""
+    needs_gpus: bool = False
+    """Whether every rank must find a GPU of its own on its host."""
 
     @property
     def world_size(self) -> int:

@@ -6,8 +6,8 @@ half an hour for it at the rendezvous.
 
 from __future__ import annotations
 
+import json
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,31 +15,40 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from launch.backends import Command
+from launch.carry import ARRIVE_SCRIPT, HostCommand, shell_line, shell_word
+from launch.devices import READY, listed_devices, port_in_use
+from launch.hostfile import Host
 from launch.plan import LaunchPlan
-from pipeline.errors import ClusterError
+from pipeline.config.load import PROJECT_ROOT
+from pipeline.errors import ClusterError, RecipeError
 
 TIMEOUT_SECONDS = 120.0
 """For all hosts together; one that does not answer is given up long before, by ssh's ConnectTimeout."""
-_READY = "slt-host-ready"
 
 
 def check_hosts(command: Command, plan: LaunchPlan) -> None:
-    """Log in on every host of the plan at once and look for the interpreter, the project and the run directory.
+    """Log in on every host of the plan at once and look for interpreter, project, run directory, devices and port.
 
-    A command without ``remote`` runs on this machine alone; then there is nothing to ask.
+    A command without ``remote`` runs on this machine alone, which need not be asked about files.
 
     Raises:
         ClusterError: names each host that cannot take part and says why.
+        RecipeError: the port where the ranks meet is in use.
     """
     if command.remote is None:
-        return
+        return _check_this_machine(plan)
     with _marker(plan) as marker:
         output, errors = _ask(command, _questions(plan, marker))
-    problems = []
+    problems, busy = [], False
     for host in plan.hosts:
         said = _lines_of(host.name, output)
-        if _READY not in said:
+        found = next((line.split() for line in said if line.startswith(READY)), None)
+        if found is None:
             reason = "; ".join(_lines_of(host.name, errors) + said) or "no answer"
+        else:
+            reason = _too_few(plan, host, int(found[1]))
+            busy |= found[2:] == ["busy"] and host.name == plan.master_addr
+        if reason:
             problems.append(f"  {host.name}: {reason}")
     if problems:
         port = "" if plan.ssh_port is None else f"-p {plan.ssh_port} "
@@ -49,17 +58,47 @@ def check_hosts(command: Command, plan: LaunchPlan) -> None:
             + f"\nEvery host must let you in without a password (try: ssh {port}-o BatchMode=yes HOST true) and see the"
             " same files under the same paths; leave a host out with --exclude HOST."
         )
+    if busy:
+        raise _busy(plan)
+
+
+def _check_this_machine(plan: LaunchPlan) -> None:
+    (host,) = plan.hosts
+    if plan.hostfile is not None and (reason := _too_few(plan, host, listed_devices())):
+        raise ClusterError(f"{host.name}, this machine, {reason}, nothing was started; correct {plan.hostfile}")
+    if port_in_use(plan.master_port):
+        raise _busy(plan)
+
+
+def _busy(plan: LaunchPlan) -> RecipeError:
+    return RecipeError(
+        f"port {plan.master_port} of {plan.master_addr}, where the ranks meet, is in use, perhaps by another run; "
+        "nothing was started. Choose another port with --master-port"
+    )
+
+
+def _too_few(plan: LaunchPlan, host: Host, listed: int) -> str:
+    """What a host lacks of the devices that its ranks need; empty when nothing."""
+    missing = [device for device in host.devices if isinstance(device, int) and device >= listed]
+    if not plan.needs_gpus or not missing:
+        return ""
+    return f"has {listed or 'no'} GPU{'s' if listed > 1 else ''}, but the hostfile gives it {host.slots} ranks"
 
 
 def _questions(plan: LaunchPlan, marker: Path) -> str:
-    """Shell text that prints `_READY`, or what is missing on the host."""
+    """Shell text that prints READY, devices and port as `launch.devices` does, or what is missing on the host."""
     wanted = {
         Path(sys.executable): f"has no {sys.executable}",
-        plan.script: f"has no {plan.script}",
-        marker: f"sees another {marker.parent.parent}: run_dir must be on storage that all hosts share",
+        ARRIVE_SCRIPT: f"has no {ARRIVE_SCRIPT}",
     }
-    tests = [f"! test -e {shlex.quote(str(path))}; then echo {shlex.quote(text)};" for path, text in wanted.items()]
-    return f"if {' elif '.join(tests)} else echo {_READY}; fi"
+    tests = [f"! test -e {shell_word(str(path))}; then echo {shell_word(text)};" for path, text in wanted.items()]
+    files = {
+        str(plan.script): f"has no {plan.script}",
+        str(Path.cwd()): f"has no folder {Path.cwd()}",
+        str(marker): f"sees another {marker.parent.parent}: run_dir must be on storage that all hosts share",
+    }
+    argv = (sys.executable, "-m", "launch.devices", str(plan.master_port), json.dumps(files))
+    return f"if {' elif '.join(tests)} else {shell_line(HostCommand(argv, folder=PROJECT_ROOT))}; fi"
 
 
 def _ask(command: Command, shell: str) -> tuple[str, str]:

@@ -1,52 +1,49 @@
 """Run a launch command to its end: tee its output, pass signals on, stop all ranks when one fails, say how it ended.
 
-What a signal must not do (DeepSpeed 0.19.8): at the outer runner it kills the runner and orphans the ranks; at the
-inner launcher it reaches the ranks one by one, 30 s apart; at the process group it kills the loader workers under the
-ranks' feet. So signals go to the rank processes alone, all at once, and the ranks get time to save. Whatever is left
-of our own process group after that is killed.
+What a signal must not do: at DeepSpeed's launcher (0.19.8) it reaches the ranks one by one, 30 s apart; at the process
+group it kills the loader workers under the ranks' feet. So signals go to the rank processes alone, all at once, and the
+ranks get time to save. Whatever is left of our own process group after that is killed.
 
-Each rank writes how it ended to ``<run_dir>/logs/exit-rank-N.json`` (``{"rank": 0, "code": 75, "error": "..."}``);
-launchers reduce exit codes to 1 or lose them.
+Each rank tells how it ended in ``<run_dir>/logs/exit-rank-N.json`` (``{"rank": 0, "code": 75, "error": "..."}``) and on
+its output (`launch.notes`): launchers reduce exit codes to 1 or lose them, and a full disk takes no file.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import psutil
 
+from launch import notes
 from launch.backends import Command
+from launch.carry import HostCommand, shell_line
 from launch.plan import LAUNCH_ID
 from launch.ranks import find_processes, find_ranks, send
+from launch.verdict import KILLED, Evidence, Outcome, Report, read_reports, verdict, worst_code
 from pipeline.config.load import PROJECT_ROOT
-from pipeline.errors import EXIT_CLUSTER, EXIT_OK, EXIT_PREEMPTED, ClusterError
+from pipeline.errors import EXIT_OK, EXIT_PREEMPTED, ClusterError, StorageError
 
 log = logging.getLogger(__name__)
 
-KILLED = 128 + signal.SIGKILL
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 1.0  # between looks at the ranks' reports, which may lie on a busy shared disk
+_REMIND_SECONDS = 5.0  # between requests to stop while ranks may still be starting
 _REMOTE_SECONDS = 60.0  # limit of one pdsh call; a lost host must not hold up the others
 # Set by an outer launcher or an earlier run; inherited by mistake they would make every process think it is that rank.
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-# From harmless to telling: when one rank fails the others lose their connection and end with 1 or 3, so a code that
-# says more than that is the cause.
-_SEVERITY = (0, 75, 130, 1, 3, 2, 4, 5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +56,6 @@ class Patience:
     """For the other ranks to leave after one has failed."""
     leftover_seconds: float = 5.0
     """For processes that outlive the launcher, and for ranks whose peers were on a lost host."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a launch ended."""
-
-    code: int
-    """Exit code of the launch, see `worst_code`."""
-    launcher_code: int
-    rank_codes: dict[int, int] = field(default_factory=dict)
-    """Ranks that reported; a missing rank was killed."""
-    errors: dict[int, str] = field(default_factory=dict)
-    signals: tuple[int, ...] = ()
-    """Signals received and passed on."""
-    lost_hosts: tuple[str, ...] = ()
-    """Hosts to which the connection broke, or where what starts the ranks was killed: ssh reports both alike."""
 
 
 def supervise(command: Command, run_dir: Path, ranks: tuple[str, int], patience: Patience | None = None) -> Outcome:
@@ -92,43 +73,6 @@ def supervise(command: Command, run_dir: Path, ranks: tuple[str, int], patience:
     return _Supervisor(command, run_dir, ranks, patience or Patience()).run()
 
 
-def worst_code(rank_codes: Mapping[int, int], launcher_code: int, world_size: int, lost: bool = False) -> int:
-    """One exit code for the launch: 0 and 75 only when every rank agrees, a death by signal as 128+n.
-
-    A rank without a report was killed. If the launcher saw a signal first, that is the cause; if another rank reported
-    a failure, that rank is, and the silent one was stopped because of it. A launcher that fails before any rank
-    reports is a cluster problem, and so is a ``lost`` connection to a host: its ranks are silent for that reason.
-    """
-    death = 0 if lost else _signal_death(launcher_code)
-    failures = [code for code in rank_codes.values() if code not in (EXIT_OK, EXIT_PREEMPTED)]
-    silent = len(rank_codes) < world_size
-    if silent and lost:
-        failures.append(EXIT_CLUSTER)
-    if silent and death:
-        return death
-    if failures:
-        return max(failures, key=_severity)
-    if silent:
-        nobody_started = not rank_codes and launcher_code > 0
-        return EXIT_CLUSTER if nobody_started else KILLED
-    if EXIT_PREEMPTED in rank_codes.values():
-        return EXIT_PREEMPTED
-    return death or (EXIT_CLUSTER if lost else launcher_code)  # 0, unless something broke after the last report
-
-
-def _severity(code: int) -> int:
-    return _SEVERITY.index(code) if code in _SEVERITY else len(_SEVERITY) + code
-
-
-def _signal_death(launcher_code: int) -> int:
-    """128+n when the launcher died by signal n or passed on that a rank did; else 0."""
-    if launcher_code < 0:
-        return 128 - launcher_code
-    if launcher_code > 192:  # DeepSpeed exits with the rank's -n, which the system shows as 256-n
-        return 128 + 256 - launcher_code
-    return launcher_code if launcher_code > 128 and launcher_code != 130 else 0
-
-
 class _Supervisor:
     def __init__(self, command: Command, run_dir: Path, ranks: tuple[str, int], patience: Patience) -> None:
         self.command, self.patience = command, patience
@@ -140,28 +84,45 @@ class _Supervisor:
         self.failure_seen = False
         self.killed = False
         self.next_look = 0.0
+        self.next_reminder = 0.0
         self.lost: list[str] = []
+        self.told: dict[int, Report] = {}
+        self.begun = False
 
     def run(self) -> Outcome:
-        self.logs.mkdir(parents=True, exist_ok=True)
-        for stale in self.logs.glob("exit-rank-*.json"):
-            stale.unlink()
-        for path, text in self.command.files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-        with (self.logs / "launch.log").open("ab") as sink, self._signals():
-            process = self._start()
-            tee = threading.Thread(target=_tee, args=(process.stdout, sink, self._read), name="tee", daemon=True)
-            tee.start()
-            try:
-                self._watch(process)
-            finally:
-                self._clear(process)
-                tee.join(timeout=10)
-        codes, errors = read_reports(self.logs)
-        # how the launcher ended says nothing about the cause once we have killed it
-        code = worst_code(codes, 0 if self.killed else process.returncode, self.world_size, bool(self.lost))
-        return Outcome(code, process.returncode, codes, errors, tuple(self.received), tuple(self.lost))
+        with self._signals():
+            with self._open_log() as sink:
+                process = self._start()
+                tee = threading.Thread(target=_tee, args=(process.stdout, sink, self._read), name="tee", daemon=True)
+                tee.start()
+                try:
+                    self._watch(process)
+                finally:
+                    self._clear(process)
+                    tee.join(timeout=10)
+            lost, signals = tuple(self.lost), tuple(self.received)
+            seen = Evidence(process.returncode, signals, self.begun, self.killed, lost)
+            return verdict(self._reports(), self.world_size, seen)
+
+    def _open_log(self) -> IO[bytes]:
+        """Make the run directory ready for this launch; returns its log.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        try:
+            self.logs.mkdir(parents=True, exist_ok=True)
+            for stale in self.logs.glob("exit-rank-*.json"):
+                stale.unlink()
+            return (self.logs / "launch.log").open("ab", buffering=0)
+        except OSError as error:
+            raise StorageError(
+                f"run directory: {error.filename or self.logs} could not be written: {error.strerror}; nothing was "
+                "started. Free space, or choose another one with --run-dir"
+            ) from error
+
+    def _reports(self, quiet: bool = False) -> dict[int, Report]:
+        return read_reports(self.logs, quiet) | self.told
 
     def _start(self) -> subprocess.Popen[bytes]:
         env = {key: value for key, value in os.environ.items() if key not in _RANK_VARIABLES}
@@ -181,6 +142,8 @@ class _Supervisor:
             while self.handled < len(self.received):
                 self._pass_on(process, self.received[self.handled])
                 self.handled += 1
+            if self.handled and not self.begun and time.monotonic() >= self.next_reminder:
+                self._remind()
             if self.lost and not self.failure_seen:
                 # nobody will answer the ranks of the other hosts, which would wait for a collective's timeout
                 log.error("the connection to %s is lost; stopping the other hosts", ", ".join(self.lost))
@@ -196,12 +159,24 @@ class _Supervisor:
                 self._kill(process)
                 self.deadline = None
 
-    def _read(self, line: str) -> None:
-        """A line of the launcher's output; called by the thread that copies it."""
-        if self.command.lost_host is None or self.killed:  # what we kill ends its connection, too
-            return
-        if match := re.match(self.command.lost_host, line):
+    def _read(self, line: str) -> str | None:
+        """A line of the launcher's output -> what people see of it, None for what is not for them; called by the thread
+        that copies it."""
+        shown, report = notes.read(line)
+        if report is not None:
+            self.begun = self.begun or bool(report.get("begun"))
+            if "code" in report:
+                told = Report.read(report)
+                self.told[told.rank] = told
+            return shown if self._says_more(shown) else None
+        # what we kill ends its connection, too
+        if self.command.lost_host is not None and not self.killed and (match := re.match(self.command.lost_host, line)):
             self.lost.append(match[1])
+        return line
+
+    def _says_more(self, rest: str) -> bool:
+        """Whether something stood before a report on its line, other than the host's name that pdsh puts there."""
+        return bool(rest) and re.fullmatch(r"\S+: ", rest) is None
 
     def _pass_on(self, process: subprocess.Popen[bytes], number: int) -> None:
         name = signal.Signals(number).name
@@ -211,18 +186,27 @@ class _Supervisor:
             return
         log.warning("%s: passed on to the ranks, which have %.0f s to save", name, self.patience.grace_seconds)
         self._set_deadline(self.patience.grace_seconds)
+        self.next_reminder = time.monotonic() + _REMIND_SECONDS
         if self.command.remote is not None:
             self._remote(name)
         elif not send(find_ranks(self.launch_id), number):
             log.warning("no rank is running yet; stopping the launcher")
             _signal_group(process.pid, signal.SIGTERM)
 
+    def _remind(self) -> None:
+        """Ask again until training has begun: ranks may have started after the signal was passed on."""
+        self.next_reminder = time.monotonic() + _REMIND_SECONDS
+        if self.command.remote is not None:
+            self._remote("SIGTERM")
+        else:
+            send(find_ranks(self.launch_id), signal.SIGTERM)
+
     def _set_deadline(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         self.deadline = deadline if self.deadline is None else min(self.deadline, deadline)
 
     def _rank_failed(self) -> bool:
-        return any(code not in (EXIT_OK, EXIT_PREEMPTED) for code in read_reports(self.logs, quiet=True)[0].values())
+        return any(report.code not in (EXIT_OK, EXIT_PREEMPTED) for report in self._reports(quiet=True).values())
 
     def _kill(self, process: subprocess.Popen[bytes]) -> None:
         self.killed = True
@@ -241,10 +225,11 @@ class _Supervisor:
         end = time.monotonic() + self.patience.leftover_seconds
         while (left := self._leftover(process.pid)) and time.monotonic() < end:
             time.sleep(_POLL_SECONDS)
-        if left:
-            log.warning("%d processes outlived the launcher and are killed", len(left))
-            send(left, signal.SIGKILL)
-            psutil.wait_procs(left, timeout=10)
+        # mostly the helpers of a rank (loader workers and what starts them), which end a moment after it; a rank that
+        # is killed here is told at the end as one without a report
+        log.debug("%d processes are left and killed", len(left))
+        send(left, signal.SIGKILL)
+        psutil.wait_procs(left, timeout=10)
 
     def _leftover(self, group: int) -> list[psutil.Process]:
         found = {process.pid: process for process in _group_members(group)}
@@ -253,20 +238,7 @@ class _Supervisor:
         return list(found.values())
 
     def _remote(self, name: str, *flags: str) -> None:
-        assert self.command.remote is not None
-        python = shlex.join([sys.executable, "-m", "launch.ranks", self.launch_id, name, *flags])
-        shell = f"cd {shlex.quote(str(PROJECT_ROOT))} && {python}"
-        argv = [shell if part == "{command}" else part for part in self.command.remote]
-        try:
-            done = subprocess.run(
-                argv, env={**os.environ, **self.command.env}, timeout=_REMOTE_SECONDS, check=False,
-                capture_output=True, text=True, stdin=subprocess.DEVNULL,
-            )  # fmt: skip
-        except (OSError, subprocess.TimeoutExpired) as error:
-            log.error("%s could not be sent to all hosts: %s", name, error)
-            return
-        if done.returncode:
-            log.error("%s could not be sent to all hosts: %s", name, done.stderr.strip() or f"exit {done.returncode}")
+        _signal_hosts(self.command, self.launch_id, name, *flags)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -281,41 +253,69 @@ class _Supervisor:
                 signal.signal(number, handler)
 
 
-def read_reports(logs: Path, quiet: bool = False) -> tuple[dict[int, int], dict[int, str]]:
-    """Exit codes and error texts the ranks have reported so far. A damaged report counts as none."""
-    codes: dict[int, int] = {}
-    errors: dict[int, str] = {}
-    for path in sorted(logs.glob("exit-rank-*.json")):
-        try:
-            report = json.loads(path.read_text(encoding="utf-8"))
-            rank, code = int(report["rank"]), int(report["code"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if not quiet:  # while ranks run, a report may be half written
-                log.warning("%s is not a usable exit report (%s); its rank counts as killed", path, error)
-            continue
-        codes[rank] = code
-        if report.get("error"):
-            errors[rank] = str(report["error"])
-    return codes, errors
+def end_orphans(launch_id: str, command: Command, patience: Patience) -> None:
+    """End what a launch has left running whose launcher is gone: its ranks get time to save, the rest is killed."""
+    if command.remote is not None:
+        _signal_hosts(command, launch_id, "SIGTERM")
+    if ranks := find_ranks(launch_id):
+        log.warning(
+            "%d ranks of launch %s run without their launcher; they have %.0f s to save and stop",
+            len(ranks), launch_id, patience.grace_seconds,
+        )  # fmt: skip
+        send(ranks, signal.SIGTERM)
+        psutil.wait_procs(ranks, timeout=patience.grace_seconds)
+    left = list(find_processes(launch_id))
+    send(left, signal.SIGKILL)
+    psutil.wait_procs(left, timeout=10)
+    if command.remote is not None:
+        time.sleep(patience.leftover_seconds)
+        _signal_hosts(command, launch_id, "SIGKILL", "--all")
 
 
-def _tee(source: IO[bytes] | None, sink: IO[bytes], read: Callable[[str], None]) -> None:
-    """Copy output to the log, to stderr and, by lines, to ``read`` until its end; a closed stderr stops only itself."""
+def _signal_hosts(command: Command, launch_id: str, name: str, *flags: str) -> None:
+    """Signal the ranks of a launch (``--all``: every process of it) on all hosts of a command."""
+    assert command.remote is not None
+    ask = HostCommand((sys.executable, "-m", "launch.ranks", launch_id, name, *flags), folder=PROJECT_ROOT)
+    argv = [shell_line(ask) if part == "{command}" else part for part in command.remote]
+    try:
+        done = subprocess.run(
+            argv, env={**os.environ, **command.env}, timeout=_REMOTE_SECONDS, check=False,
+            capture_output=True, text=True, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.error("%s could not be sent to all hosts: %s", name, error)
+        return
+    if done.returncode:
+        log.error("%s could not be sent to all hosts: %s", name, done.stderr.strip() or f"exit {done.returncode}")
+
+
+def _tee(source: IO[bytes] | None, sink: IO[bytes], read: Callable[[str], str | None]) -> None:
+    """Copy output by lines to the log and to stderr, as ``read`` wants them shown, until its end.
+
+    A closed stderr or a full disk stops only the copy that goes there: ranks must never wait for a reader.
+    """
     assert source is not None
-    echo, rest = True, b""
-    while chunk := source.read1(65536):  # type: ignore[attr-defined]
-        sink.write(chunk)
-        sink.flush()
+    copies: list[tuple[IO[bytes], str]] = [
+        (sink, "the run directory's launch.log cannot be written (%s); output goes to stderr only"),
+        (sys.stderr.buffer, "stderr is closed (%s); output goes to the log only"),
+    ]
+    rest = b""
+    while True:
+        chunk = source.read1(65536)  # type: ignore[attr-defined]
         *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            read(line.decode(errors="replace"))
-        if echo:
+        if not chunk and rest:
+            lines.append(rest)
+        shown = (read(line.decode(errors="surrogateescape")) for line in lines)
+        text = "".join(f"{line}\n" for line in shown if line is not None).encode(errors="surrogateescape")
+        for copy in [*copies] if text else []:
             try:
-                sys.stderr.buffer.write(chunk)
-                sys.stderr.buffer.flush()
-            except (OSError, ValueError):
-                echo = False
-                log.warning("stderr is closed; output goes to the log only")
+                copy[0].write(text)
+                copy[0].flush()
+            except (OSError, ValueError) as error:
+                copies.remove(copy)
+                log.warning(copy[1], error)
+        if not chunk:
+            return
 
 
 def _group_members(group: int) -> Iterator[psutil.Process]:

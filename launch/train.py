@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from functools import partial
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -13,6 +14,22 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets")
     parser.add_argument("--local_rank", type=int, default=None, help="passed by the deepspeed launcher")
     return parser.parse_args(arguments)
+
+
+def run_rank(recipe: str, sets: list[str]) -> int:
+    """Train on this rank; returns its exit code. A signal is honoured before torch is imported, which takes seconds."""
+    from launch.notes import leave_before_first_step, tell, tell_begun
+    from pipeline.engine.signals import StopFlag
+
+    with StopFlag(leave_before_first_step, tell_begun) as stop:
+        from launch.lock import accompany, hold
+        from launch.plan import LAUNCH_ID
+        from pipeline.engine.run import Launcher
+        from pipeline.engine.run import main as run
+
+        launch_id = os.environ.get(LAUNCH_ID)
+        guard = partial(hold, launch_id="without launcher") if launch_id is None else accompany
+        return run(recipe, sets, stop, Launcher(tell, guard))
 
 
 def main() -> int:
@@ -26,9 +43,7 @@ def main() -> int:
     from launch.environment import set_defaults
 
     set_defaults()
-    from pipeline.engine.run import main as run
-
-    return run(options.recipe, options.sets)
+    return run_rank(options.recipe, options.sets)
 
 
 if __name__ == "__main__":

@@ -60,9 +60,9 @@ def train(
     sets: Annotated[list[str], typer.Option("--set", help="override a field: train.steps=100")] = [],  # noqa: B006
 ) -> None:
     """Run one rank of a stage in this process (`slt launch run` starts all of them)."""
-    from pipeline.engine.run import main as run
+    from launch.train import run_rank
 
-    raise typer.Exit(run(str(recipe), sets))
+    raise typer.Exit(run_rank(str(recipe), sets))
 
 
 @app.command(epilog="Example: slt export runs/demo/connector --out runs/demo/connector/export")
@@ -94,27 +94,24 @@ def ckpt_list(run_dir: Annotated[Path, typer.Argument(help="run folder")]) -> No
 
 
 @ckpt_app.command("inspect", epilog="Example: slt ckpt inspect runs/demo/connector/checkpoints/step-000100")
-def ckpt_inspect(path: Annotated[Path, typer.Argument(help="checkpoint folder")]) -> None:
+def ckpt_inspect(path: Annotated[Path, typer.Argument(help="checkpoint folder, or run folder for its latest")]) -> None:
     """Verify every part of a checkpoint and print its manifest and state as JSON."""
     import json
 
-    from pipeline.engine.checkpoint import open_checkpoint, verify
-    from pipeline.errors import CheckpointError
+    from pipeline.export.hf import find_checkpoint
 
-    checkpoint = open_checkpoint(path)
-    problems = verify(checkpoint)
-    typer.echo(json.dumps({"manifest": checkpoint.manifest, "state": checkpoint.state().to_dict()}, indent=1))
-    if problems:
-        raise CheckpointError(f"{path} is damaged:\n  " + "\n  ".join(problems))
+    checkpoint = find_checkpoint(path, "latest")
+    shown = {"path": str(checkpoint.path), "manifest": checkpoint.manifest, "state": checkpoint.state().to_dict()}
+    typer.echo(json.dumps(shown, indent=1))
 
 
 @ckpt_app.command("reshard", epilog="Example: slt ckpt reshard runs/demo/connector/checkpoints/step-000100")
-def ckpt_reshard(path: Annotated[Path, typer.Argument(help="checkpoint folder")]) -> None:
+def ckpt_reshard(path: Annotated[Path, typer.Argument(help="checkpoint folder, or run folder for its latest")]) -> None:
     """Convert a checkpoint for another world size ahead of time (a resuming run does it by itself)."""
-    from pipeline.engine.checkpoint import open_checkpoint
     from pipeline.engine.reshard import to_universal
+    from pipeline.export.hf import find_checkpoint
 
-    typer.echo(str(to_universal(open_checkpoint(path))))
+    typer.echo(str(to_universal(find_checkpoint(path, "latest"))))
 
 
 @app.command(epilog="Example: slt demo --out runs/demo")

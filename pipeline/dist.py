@@ -51,9 +51,29 @@ def ranks_from_environment() -> Ranks:
     return Ranks(int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]))
 
 
+def is_launched() -> bool:
+    """Whether `slt launch run` watches this process; it reports how all ranks ended, equal errors once."""
+    return "SLT_LAUNCH_ID" in os.environ
+
+
+def uses_cuda() -> bool:
+    """Whether ranks train on CUDA devices: there are some, and nobody asked for processors.
+
+    Raises:
+        ClusterError: GPUs were asked for, but torch finds none; training would take the processors without a word.
+    """
+    asked = os.environ.get("DS_ACCELERATOR", "")
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise ClusterError(
+            f"GPUs are asked for (DS_ACCELERATOR=cuda), but torch {torch.__version__} finds none on this host; install "
+            "a build of torch for its driver, or ask for processors (--accelerator cpu, or DS_ACCELERATOR=cpu)"
+        )
+    return asked != "cpu" and torch.cuda.is_available()
+
+
 def device_for(ranks: Ranks) -> torch.device:
     """The accelerator of this local rank, or the CPU."""
-    if torch.cuda.is_available():
+    if uses_cuda():
         return torch.device("cuda", ranks.local_rank)
     return torch.device("cpu")
 
@@ -73,7 +93,7 @@ def init(timeout_minutes: float = 30.0) -> Ranks:
         ClusterError: the ranks cannot reach each other.
     """
     ranks = ranks_from_environment()
-    cuda = torch.cuda.is_available()
+    cuda = uses_cuda()
     choose_accelerator()
     import deepspeed
     import deepspeed.ops
@@ -95,6 +115,11 @@ def init(timeout_minutes: float = 30.0) -> Ranks:
             verbose=False,
         )
     except RuntimeError as error:
+        if "EADDRINUSE" in str(error):
+            raise ClusterError(
+                f"port {os.environ['MASTER_PORT']}, where the ranks meet, is in use on this host, perhaps by another "
+                "run; choose another one (`slt launch run --master-port N`, else MASTER_PORT)"
+            ) from error
         raise ClusterError(
             f"rank {ranks.rank} of {ranks.world_size} cannot join the others at {os.environ['MASTER_ADDR']}:"
             f"{os.environ['MASTER_PORT']}: {error}\nAll hosts must reach that address. If the error shows 127.0.0.1 or "

@@ -1,6 +1,7 @@
 """User-facing errors and the exit code each one ends the process with.
 
-0 ok, 1 our bug, 2 user error, 3 cluster, 4 data, 5 diverged, 75 preempted and saved, 130 interrupted.
+0 ok, 1 our bug, 2 user error, 3 cluster, 4 data, 5 diverged, 6 damaged checkpoint, 75 preempted and saved,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from shards.errors import DataError
 
 EXIT_OK, EXIT_BUG, EXIT_USER, EXIT_CLUSTER, EXIT_DATA, EXIT_DIVERGED = 0, 1, 2, 3, 4, 5
+EXIT_DAMAGED = 6
 EXIT_PREEMPTED, EXIT_INTERRUPTED = 75, 130
 
 
@@ -24,7 +26,19 @@ class RecipeError(SltError):
 
 
 class CheckpointError(SltError):
-    """A checkpoint or export that is missing, incomplete, damaged or from another experiment."""
+    """A checkpoint or export that is missing, incomplete, cannot be written or is from another experiment."""
+
+    exit_code = EXIT_USER
+
+
+class DamagedCheckpointError(CheckpointError):
+    """Bytes of a checkpoint differ from those that were written; neither recipe nor option is the cause."""
+
+    exit_code = EXIT_DAMAGED
+
+
+class StorageError(SltError):
+    """A file of the run that cannot be written (full disk, permissions); names the file."""
 
     exit_code = EXIT_USER
 
@@ -41,4 +55,13 @@ class DivergedError(SltError):
     exit_code = EXIT_DIVERGED
 
 
-__all__ = ["CheckpointError", "ClusterError", "DataError", "DivergedError", "RecipeError", "SltError"]
+__all__ = [
+    "CheckpointError",
+    "ClusterError",
+    "DamagedCheckpointError",
+    "DataError",
+    "DivergedError",
+    "RecipeError",
+    "SltError",
+    "StorageError",
+]

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol, cast
 
+from launch.carry import HostCommand
 from launch.plan import LaunchPlan
 from pipeline.config.names import nearest
 from pipeline.errors import RecipeError
@@ -28,8 +28,8 @@ class Command:
     argv: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
     """Set on top of the current environment."""
-    files: dict[Path, str] = field(default_factory=dict)
-    """Written before the start."""
+    arrives: HostCommand | None = None
+    """What every host then runs; None when that is ``argv`` itself, on this machine."""
     remote: tuple[str, ...] | None = None
     """Reaches the ranks that are not on this machine: runs the shell command put in place of ``{command}`` on all
     their hosts. None when every rank is local."""

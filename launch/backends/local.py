@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import sys
-
 from launch.backends import Command
-from launch.plan import LAUNCH_ID, LaunchPlan
+from launch.backends.node import node_command
+from launch.plan import LaunchPlan
 from pipeline.errors import RecipeError
 
 
 def command(plan: LaunchPlan) -> Command:
-    """``python -m deepspeed.launcher.runner``, which starts one process per device."""
+    """``python -m deepspeed.launcher.launch``, which starts one process per device."""
     if len(plan.hosts) != 1:
         raise RecipeError(f"--backend local runs on this machine only, got {len(plan.hosts)} hosts; use deepspeed")
-    host = plan.hosts[0]
-    argv = [sys.executable, "-m", "deepspeed.launcher.runner"]
-    # DeepSpeed would otherwise pick up /job/hostfile where that exists; no regular file = this machine
-    argv += ["--hostfile", os.devnull]
-    if plan.visible_devices:
-        # the runner drops CUDA_VISIBLE_DEVICES when a count is given, and would use devices of other jobs
-        argv += ["--include", f"localhost:{','.join(map(str, host.devices))}"]
-    else:
-        argv += ["--num_gpus", str(host.slots)]
-    argv += ["--master_port", str(plan.master_port), "--no_local_rank", "--log_level", "error"]
-    argv += [str(plan.script), *plan.arguments]
-    return Command(argv=tuple(argv), env={**plan.env, LAUNCH_ID: plan.launch_id})
+    node = node_command(plan, "critical")
+    return Command(argv=node.argv, env=dict(node.env))
 
 
 __all__ = ["command"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from pipeline.config.names import is_secret
 from pipeline.config.schema import Recipe, SourceConfig
 from pipeline.config.source import Problem
 
@@ -27,7 +28,6 @@ _UNREAD = {
     "contrastive": ("continued_pretraining", "connector", "model.llm", "model.connector", "data.block_tokens"),
     "connector": ("contrastive", "model.text_encoder", "data.block_tokens"),
 }  # fmt: skip
-_SECRETS = frozenset({"key", "secret", "token", "password", "aws_access_key_id", "aws_secret_access_key"})
 
 
 def cross_field_problems(recipe: Recipe) -> list[Problem]:
@@ -194,9 +194,14 @@ def _weight_problem(weight: float | list[tuple[int, float]]) -> str:
     return ""
 
 
+def is_remote(shards: str) -> bool:
+    """Whether a shard set lies in an object store."""
+    return "://" in shards and not shards.startswith("file://")
+
+
 def _remote(recipe: Recipe) -> Iterator[Problem]:
     data = recipe.data
-    remote = next((s.shards for s in (*data.train, *data.eval) if "://" in s.shards), None)
+    remote = next((s.shards for s in (*data.train, *data.eval) if is_remote(s.shards)), None)
     if remote is not None and data.cache_dir is None:
         yield Problem(f"data.cache_dir is missing: {remote} is in an object store; name a node-local folder", ("data",))
     if data.access == "cache" and not data.cache_gib:
@@ -204,13 +209,20 @@ def _remote(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(text, ("data.access", "data.cache_gib"))
     if data.cache_gib and data.cache_dir is None:
         yield Problem("data.cache_gib needs data.cache_dir, a node-local folder", ("data.cache_gib", "data.cache_dir"))
-    secrets = sorted(name for name in data.storage_options if name.lower() in _SECRETS)
-    if secrets:
+    for secret in _secret_options(data.storage_options):
         text = (
-            f"data.storage_options.{secrets[0]} would be written into every run and export; put credentials into the "
+            f"data.storage_options.{secret} would be written into every run and export; put credentials into the "
             "store's own files (for S3 ~/.aws/credentials) or fsspec's configuration"
         )
         yield Problem(text, ("data.storage_options",))
+
+
+def _secret_options(options: Mapping[str, object], prefix: str = "") -> Iterator[str]:
+    for name, value in sorted(options.items()):
+        if isinstance(value, Mapping):
+            yield from _secret_options(value, f"{prefix}{name}.")
+        elif is_secret(name):
+            yield f"{prefix}{name}"
 
 
 def _repeated_sources(sources: Iterable[SourceConfig], name: str, fix: str) -> Iterator[Problem]:
@@ -266,6 +278,8 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
             continue
         if not path.strip():
             yield Problem(f"{name} is empty", (name,))
+        elif "\0" in path:
+            yield Problem(f"{name}={path!r} holds a NUL byte, which no path can", (name,))
         elif "$" in path or path.startswith("~"):
             text = f"{name}={path!r}: recipes do not expand variables or ~; write the path or pass --set {name}=..."
             yield Problem(text, (name,))
@@ -275,4 +289,4 @@ RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _length, _parts, _one_of_path_and_tiny, _heads, _images, _batch, _data, _precision, _texts, _paths,
 )  # fmt: skip
 
-__all__ = ["RULES", "batch_problem", "cross_field_problems", "notes"]
+__all__ = ["RULES", "batch_problem", "cross_field_problems", "is_remote", "notes"]

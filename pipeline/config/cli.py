@@ -1,4 +1,4 @@
-"""`slt recipe check|show|diff`: everything about a recipe that needs no GPU, no data and no torch."""
+"""`slt recipe check|show|diff`: everything about a recipe that needs no GPU, no network and no torch."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.config.inputs import check_inputs
 from pipeline.config.load import RESOLVED_BLOCK, LoadedRecipe, load
 from pipeline.config.resolve import ResolvedRecipe, resolve
 from pipeline.config.source import dump_yaml, shown_path
@@ -23,22 +24,31 @@ RecipeArgument = Annotated[str, typer.Argument(help="Recipe file, resolved recip
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="a.b=value, value in YAML; may be repeated.")]
 WorldSizeOption = Annotated[int | None, typer.Option("--world-size", min=1, help="Default: those of the recipe.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+SettingsOnlyOption = Annotated[
+    bool, typer.Option("--settings-only", help="Do not look for shards, exports and tokenizers on this machine.")
+]
 
 _UNSET = "(not set)"
 
 
 @app.command(epilog="Example: slt recipe check demo_contrastive --world-size 2 --set train.global_batch=8")
 def check(
-    recipe: RecipeArgument, world_size: WorldSizeOption = None, sets: SetOption = None, as_json: JsonOption = False
+    recipe: RecipeArgument,
+    world_size: WorldSizeOption = None,
+    sets: SetOption = None,
+    settings_only: SettingsOnlyOption = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Report every problem of a recipe at once, or its batch arithmetic per world size."""
+    """Report every problem of a recipe and of what it reads, or its batch arithmetic per world size."""
     loaded = load(recipe, sets or [])
     resolved = [resolve(loaded.recipe, size) for size in _world_sizes(loaded, world_size)]
+    if not settings_only:
+        check_inputs(loaded)
     rows = [_batch_row(item) for item in resolved]
     if as_json:
         _print_json({"recipe": str(loaded.path), "ok": True, "notes": list(loaded.notes), "world_sizes": rows})
         return
-    console = Console()
+    console = Console(markup=False, emoji=False)
     table = Table(
         title=f"{loaded.recipe.name} ({loaded.recipe.stage}) from {shown_path(loaded.path)}", title_justify="left"
     )
@@ -62,7 +72,7 @@ def show(
         names = [path for path, _ in _leaves(data) if not path.startswith(f"{RESOLVED_BLOCK}.")]
         _print_json({**data, "origins": {name: loaded.origin(name) for name in names}})
         return
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     for line in _annotated(data, loaded):
         console.print(line)
 
@@ -85,7 +95,7 @@ def diff(
     if as_json:
         _print_json({name: {"a": a, "b": b} for name, (a, b) in changed.items()})
         return
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     if not changed:
         console.print("no differences")
         return
@@ -102,7 +112,7 @@ def run_app(application: typer.Typer, arguments: list[str] | None = None) -> NoR
     try:
         application(args=arguments)
     except SltError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(str(error))
+        Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False).print(str(error))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)

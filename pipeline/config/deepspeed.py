@@ -178,8 +178,8 @@ def _read_base(name: str) -> tuple[dict[str, Any], Path]:
             f"deepspeed.base={name!r} names no file{hint} (known: {', '.join(known)}, or a path to .json)"
         )
     try:
-        config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
-    except ValueError as error:
+        config = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_no_duplicates)
+    except (OSError, ValueError) as error:
         raise RecipeError(f"{path} is not a usable JSON file: {error}") from error
     if not isinstance(config, dict):
         raise RecipeError(f"{path} must hold one JSON object")

@@ -99,7 +99,7 @@ def load(path: str | Path, sets: Sequence[str] = ()) -> LoadedRecipe:
     else:
         recipe = None
     if problems or recipe is None:
-        raise RecipeError(_message(shown_path(found), problems, merged.origins))
+        raise RecipeError(problem_message(shown_path(found), problems, merged.origins))
     remarks = tuple(notes(recipe, merged.origins))
     for remark in remarks:
         log.warning("%s: %s", shown_path(found), remark)
@@ -293,7 +293,8 @@ def _origin(origins: dict[str, str], path: str) -> str:
     return ""
 
 
-def _message(label: str, problems: Sequence[Problem], origins: dict[str, str]) -> str:
+def problem_message(label: str, problems: Sequence[Problem], origins: dict[str, str]) -> str:
+    """All problems of a recipe as one paragraph, each with the place of the setting it is about."""
     lines = []
     for problem in problems:
         where = problem.where or next((o for o in (_origin(origins, name) for name in problem.fields) if o), label)
@@ -303,4 +304,4 @@ def _message(label: str, problems: Sequence[Problem], origins: dict[str, str]) -
     return f"{label} cannot be used: {count}\n" + "\n".join(f"  {line}" for line in unique)
 
 
-__all__ = ["BUILTIN_RECIPES", "PROJECT_ROOT", "LoadedRecipe", "find_recipe", "load", "load_recipe"]
+__all__ = ["BUILTIN_RECIPES", "PROJECT_ROOT", "LoadedRecipe", "find_recipe", "load", "load_recipe", "problem_message"]

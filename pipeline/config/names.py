@@ -66,4 +66,25 @@ def nearest(word: str, words: typing.Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-__all__ = ["general_name", "nearest", "nearest_setting", "section_of", "setting_names"]
+# Words that name a secret as they stand, and endings of words that do (HFTOKEN, PGPASSWORD).
+_SECRET_WORDS = frozenset({"KEY", "KEYS", "PASS", "PWD", "PAT", "SAS"})
+_SECRET_ENDINGS = (
+    "TOKEN", "SECRET", "SECRETS", "PASSWORD", "PASSWORDS", "PASSWD", "PASSPHRASE", "CREDENTIAL", "CREDENTIALS",
+    "APIKEY", "APIKEYS",
+)  # fmt: skip
+# Beside these a token or key is a thing that is counted or measured (MAX_TOKEN, KEY_FRAMES).
+_MEASURES = frozenset({
+    "MAX", "MIN", "NUM", "N", "COUNT", "LIMIT", "LENGTH", "LEN", "BUDGET", "SIZE", "RATE", "FRAME", "FRAMES",
+    "INTERVAL", "DROPOUT", "WEIGHT",
+})  # fmt: skip
+
+
+def is_secret(name: str) -> bool:
+    """Whether a variable or option of this name holds what nobody else may see: HF_TOKEN, but not SLT_MAX_TOKENS."""
+    words = [word for word in re.split(r"[^A-Z]+", name.upper()) if word]
+    if not _MEASURES.isdisjoint(words):
+        return False
+    return any(word in _SECRET_WORDS or word.endswith(_SECRET_ENDINGS) for word in words)
+
+
+__all__ = ["general_name", "is_secret", "nearest", "nearest_setting", "section_of", "setting_names"]

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from pipeline.config.checks import batch_problem
 from pipeline.config.deepspeed import ds_config, owned_values
-from pipeline.config.load import PROJECT_ROOT, RESOLVED_BLOCK, load
+from pipeline.config.load import PROJECT_ROOT, RESOLVED_BLOCK, LoadedRecipe, load
 from pipeline.config.schema import Recipe
 from pipeline.config.source import dump_yaml, read_document
 from pipeline.errors import RecipeError
@@ -117,7 +117,12 @@ def resolve_file(path: str | Path, world_size: int, sets: Sequence[str] = ()) ->
     Raises:
         RecipeError: as `load_recipe` and `resolve`, or when a resolved recipe contradicts its own record.
     """
-    loaded = load(path, sets)
+    return resolve_loaded(load(path, sets), world_size, sets)
+
+
+def resolve_loaded(loaded: LoadedRecipe, world_size: int, sets: Sequence[str] = ()) -> ResolvedRecipe:
+    """As `resolve_file`, of a recipe that has been loaded with these ``sets``."""
+    path = loaded.path
     resolved = resolve(loaded.recipe, world_size)
     record = loaded.recorded
     if record is None or sets or record.get("world_size") != world_size:
@@ -193,5 +198,5 @@ def _git(root: Path, *arguments: str) -> str:
 
 __all__ = [
     "RESOLVED_DS_CONFIG", "RESOLVED_RECIPE", "ResolvedRecipe", "accumulation_steps", "installed_versions",
-    "project_commit", "resolve", "resolve_file", "write_atomic", "write_resolved",
+    "project_commit", "resolve", "resolve_file", "resolve_loaded", "write_atomic", "write_resolved",
 ]  # fmt: skip

@@ -199,6 +199,8 @@ class CheckpointConfig(Section):
     keep: int = Field(default=2, gt=0)
     """Newest complete checkpoints kept (the best one is kept besides)."""
     resume: Literal["if_present", "require", "never"] = "if_present"
+    damaged: Literal["fall_back", "stop"] = "fall_back"
+    """When bytes of the newest checkpoint are damaged: use the newest intact one and say so, or stop."""
 
 
 class TrainConfig(Section):

@@ -6,6 +6,7 @@ YAML 1.2 core rules instead, and written so that readers of either version agree
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,8 +87,8 @@ def read_document(path: Path, text: str | None = None) -> Document:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         document.problems.append(Problem(f"cannot be read: {reason}", where=document.label))
         return document
-    loader = _RecipeLoader(raw)
     try:
+        loader = _RecipeLoader(raw)
         node = loader.get_single_node()
         if node is None:
             document.problems.append(
@@ -102,8 +103,6 @@ def read_document(path: Path, text: str | None = None) -> Document:
         what = getattr(error, "problem", None) or str(error)
         where = f"{document.label}:{mark.line + 1}" if mark is not None else document.label
         document.problems.append(Problem(f"is not valid YAML: {what}", where=where))
-    finally:
-        loader.dispose()
     return document
 
 
@@ -119,17 +118,25 @@ def parse_value(text: str) -> Any:
         ValueError: the text is not valid YAML; the message says why.
     """
     document = Document(label="")
-    loader = _RecipeLoader(text)
     try:
+        loader = _RecipeLoader(text)  # refuses what is no text, such as control characters
         node = loader.get_single_node()
         value = None if node is None else _Converter(loader, document).convert(node, "")
+        loader.dispose()
     except yaml.YAMLError as error:
         raise ValueError(getattr(error, "problem", None) or str(error)) from error
-    finally:
-        loader.dispose()
     if document.problems:
         raise ValueError(document.problems[0].text)
     return value
+
+
+def as_value(text: str) -> str:
+    """Text as `parse_value` reads it back: plain where that does, else in quotes."""
+    try:
+        plain = parse_value(text) == text
+    except ValueError:
+        plain = False
+    return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 def dump_yaml(data: Any) -> str:
@@ -195,4 +202,4 @@ class _Converter:
         self.document.problems.append(Problem(text, where=where))
 
 
-__all__ = ["Document", "Problem", "dump_yaml", "parse_value", "read_document", "shown_path"]
+__all__ = ["Document", "Problem", "as_value", "dump_yaml", "parse_value", "read_document", "shown_path"]

@@ -47,6 +47,7 @@ def run_stage(stage: str, run_dir: Path, num_procs: int, sets: list[str], recipe
     name = recipe or f"demo_{stage}"
     overrides = [f"run_dir={run_dir}", f"train.world_sizes=[{num_procs}]", *sets]
     command = [sys.executable, "-m", "pipeline", "launch", "run", name, "--num-procs", str(num_procs)]
+    command += ["--accelerator", "cpu"]  # any machine runs it, whatever number of GPUs it has
     for override in overrides:
         command += ["--set", override]
     _run(stage, command, run_dir)

@@ -2,7 +2,8 @@
 
 ``run_dir/checkpoints/step-000100/`` holds ``deepspeed/`` (ZeRO shards), ``rng-rank-N.pt``, ``state.json``,
 ``recipe.resolved.yaml``, ``probe.safetensors`` (live outputs, the oracle of the export), ``manifest.json`` (size and
-sha256 of every part, versions, world size) and, written last, ``COMPLETE``; ``checkpoints/latest`` names the newest.
+sha256 of every part, versions, world size) and, written last, ``COMPLETE`` with the manifest's sha256. The newest one
+is the one of the highest step; no file beside them says so. ``checkpoints/best`` names the one of the best evaluation.
 It is written to a temporary folder first, so a crash at any moment leaves the previous checkpoint untouched.
 DeepSpeed's own `latest` and tags are not used: it writes them before all ranks are done, and torch.load does not
 notice flipped bytes.
@@ -16,33 +17,31 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pipeline import dist
 from pipeline.config.resolve import ResolvedRecipe
+from pipeline.engine.durable import failed_writes_as_os_error, sha256_of, write_durably
 from pipeline.engine.setup import TrainEngine, quiet_deepspeed
 from pipeline.engine.state import TrainState, restore_rng, rng_state
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, DamagedCheckpointError
 from pipeline.stages.base import Stage, frozen_names
 
 logger = logging.getLogger(__name__)
 
 TAG = "deepspeed"
 FORMAT_VERSION = 1
+Damaged = Literal["fall_back", "stop"]
 
-# What torch.save says, in both of its formats, when a disk is full or a folder cannot be written: RuntimeErrors
-# without errno.
-_FAILED_WRITES = (
-    "inline_container", "PytorchStreamWriter", "iostream", "write()", "Parent directory", "cannot be opened"
-)  # fmt: skip
+_STEP_FOLDER = re.compile(r"step-(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,64 +73,144 @@ def checkpoint_folder(run_dir: Path) -> Path:
     return run_dir / "checkpoints"
 
 
+def complete_folders(run_dir: Path) -> list[Path]:
+    """Folders of the complete checkpoints by rising step, as a number: step-1000000 comes after step-999900."""
+    named = ((_STEP_FOLDER.fullmatch(path.name), path) for path in checkpoint_folder(run_dir).glob("step-*"))
+    found = [(int(match[1]), path) for match, path in named if match and (path / "COMPLETE").is_file()]
+    return [path for _, path in sorted(found)]
+
+
 def list_checkpoints(run_dir: Path) -> list[Checkpoint]:
-    """Complete checkpoints, oldest first; anything without COMPLETE does not exist."""
-    folder = checkpoint_folder(run_dir)
-    paths = sorted(p.parent for p in folder.glob("step-*/COMPLETE")) if folder.is_dir() else []
-    return [open_checkpoint(path) for path in paths]
+    """Complete checkpoints that this version reads, oldest first; any other complete one is named in the log."""
+    found = []
+    for path in complete_folders(run_dir):
+        try:
+            found.append(open_checkpoint(path))
+        except CheckpointError as error:
+            logger.warning("not listed: %s", error)
+    return found
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint by its folder.
+    """A checkpoint by its folder; its parts are not read, see `verify`.
 
     Raises:
         CheckpointError: there is none, it is incomplete, or another version of the format.
+        DamagedCheckpointError: its manifest is damaged.
     """
     if not (path / "COMPLETE").is_file():
         state = "is incomplete (no COMPLETE file)" if path.is_dir() else "does not exist"
         raise CheckpointError(f"checkpoint {path} {state}; `slt ckpt list RUN_DIR` shows the complete ones")
-    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    if manifest["format_version"] != FORMAT_VERSION:
+    try:
+        text = (path / "manifest.json").read_bytes()
+        expected = (path / "COMPLETE").read_text(encoding="utf-8").strip()
+        manifest = json.loads(text)
+        version, parts = manifest["format_version"], manifest.get("parts", {})
+        whole = isinstance(version, int) and all({"size", "sha256"} <= part.keys() for part in parts.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCheckpointError(f"{path / 'manifest.json'} is damaged: {error!r}") from error
+    # checkpoints of earlier releases have an empty COMPLETE
+    if not whole or (expected and hashlib.sha256(text).hexdigest() != expected):
+        raise DamagedCheckpointError(f"{path / 'manifest.json'} is damaged: its sha256 differs from COMPLETE")
+    if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path}: checkpoint format {manifest['format_version']}, this version reads {FORMAT_VERSION}; "
+            f"{path}: checkpoint format {version}, this version reads {FORMAT_VERSION}; "
             "resume it with the release named in its manifest under versions"
         )
     return Checkpoint(path, manifest)
 
 
-def latest_checkpoint(run_dir: Path) -> Checkpoint | None:
-    """The checkpoint `latest` names, or the newest complete one if a crash came before `latest` was moved."""
-    found = list_checkpoints(run_dir)
-    return found[-1] if found else None
+def latest_checkpoint(run_dir: Path, damaged: Damaged | None = None) -> Checkpoint | None:
+    """The newest checkpoint whose every byte is as it was written; None where there is no complete one.
+
+    All ranks must call: they verify together.
+
+    Args:
+        damaged: what to do when a newer one is damaged; None = what the recipe of the run says.
+
+    Raises:
+        DamagedCheckpointError: it is damaged and `damaged` is `stop`, or no complete checkpoint is intact.
+        CheckpointError: it is of another version of the format.
+    """
+    return _first_intact(complete_folders(run_dir)[::-1], damaged)
 
 
 def best_checkpoint(run_dir: Path) -> Checkpoint:
-    """The checkpoint of the best evaluation, else the latest.
+    """The checkpoint of the best evaluation, else the latest; verified as `latest_checkpoint` does.
 
     Raises:
         CheckpointError: the run has no complete checkpoint.
     """
-    pointer = checkpoint_folder(run_dir) / "best"
-    if pointer.is_file():
-        return open_checkpoint(checkpoint_folder(run_dir) / pointer.read_text(encoding="utf-8").strip())
-    latest = latest_checkpoint(run_dir)
-    if latest is None:
+    folders = complete_folders(run_dir)[::-1]
+    name = best_name(run_dir)
+    best = [path for path in folders if path.name == name]
+    if name and not best:
+        logger.error("%s: the best checkpoint %s is not there; using the newest", run_dir, name)
+    found = _first_intact(best + [path for path in folders if path not in best], None)
+    if found is None:
         raise CheckpointError(f"no complete checkpoint in {checkpoint_folder(run_dir)}; train first, or check run_dir")
-    return latest
+    return found
+
+
+def best_name(run_dir: Path) -> str:
+    """Folder name of the checkpoint of the best evaluation; empty before there is one."""
+    pointer = checkpoint_folder(run_dir) / "best"
+    return pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
+
+
+def _first_intact(folders: list[Path], damaged: Damaged | None) -> Checkpoint | None:
+    """The first folder without damage; what was passed over is told loudly, or is an error."""
+    passed: list[str] = []
+    for folder in folders:
+        problems = damage(folder)
+        if problems:
+            passed.append("\n  ".join([f"checkpoint {folder} is damaged:", *problems]))
+            continue
+        checkpoint = open_checkpoint(folder)
+        if passed and (damaged or checkpoint.resolved().recipe.train.checkpoint.damaged) == "stop":
+            raise DamagedCheckpointError(
+                "\n".join(passed) + f"\n  {folder} is intact, but train.checkpoint.damaged is `stop`; "
+                "fix: restore the damaged files, or remove the damaged checkpoint"
+            )
+        if passed and dist.is_main():
+            logger.error("%s\n  FALLING BACK to %s, which is intact", "\n".join(passed), folder)
+        return checkpoint
+    if passed:
+        raise DamagedCheckpointError(
+            "\n".join(passed) + "\n  no complete checkpoint is intact; fix: restore the files from a copy, or choose "
+            "another run_dir to start from step 0"
+        )
+    return None
+
+
+def damage(folder: Path) -> list[str]:
+    """What is wrong with a complete checkpoint, found by all ranks together and the same on each. All must call.
+
+    Raises:
+        CheckpointError: it is incomplete or of another version of the format.
+    """
+    try:
+        mine = verify(open_checkpoint(folder), dist.rank(), dist.world_size())
+    except DamagedCheckpointError as error:
+        mine = [str(error)]
+    return list(dict.fromkeys(problem for share in dist.gather_objects(mine) for problem in share))
 
 
 def verify(checkpoint: Checkpoint, rank: int = 0, world_size: int = 1) -> list[str]:
-    """Problems in this rank's share of the parts: missing, wrong size, wrong sha256."""
-    problems = []
-    for name, part in sorted(checkpoint.manifest["parts"].items())[rank::world_size]:
-        file = checkpoint.path / name
+    """Problems in this rank's share of the parts: missing, unreadable, wrong size, wrong sha256."""
+    parts = sorted(checkpoint.manifest["parts"].items())[rank::world_size]
+    return [problem for name, part in parts if (problem := _part_problem(checkpoint.path / name, part))]
+
+
+def _part_problem(file: Path, part: dict[str, Any]) -> str:
+    try:
         if not file.is_file():
-            problems.append(f"{file} is missing")
-        elif file.stat().st_size != part["size"]:
-            problems.append(f"{file} has {file.stat().st_size} bytes, the manifest says {part['size']}")
-        elif _sha256(file) != part["sha256"]:
-            problems.append(f"{file} is damaged: its sha256 differs from the manifest")
-    return problems
+            return f"{file} is missing"
+        if file.stat().st_size != part["size"]:
+            return f"{file} has {file.stat().st_size} bytes, the manifest says {part['size']}"
+        return "" if sha256_of(file) == part["sha256"] else f"{file} is damaged: its sha256 differs from the manifest"
+    except OSError as error:  # a broken disk
+        return f"{file} cannot be read: {error.strerror}"
 
 
 def save(engine: TrainEngine, stage: Stage, run_dir: Path, resolved: ResolvedRecipe, state: TrainState) -> Path:
@@ -148,27 +227,27 @@ def save(engine: TrainEngine, stage: Stage, run_dir: Path, resolved: ResolvedRec
     probe = stage.probe(engine.forward)
     module.train()
     try:
-        if dist.is_main():
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        dist.barrier()
-        _write_shards(engine, temporary)
-        if dist.is_main():
-            _write_files(temporary, resolved, state, probe)
-            (temporary / "hf").mkdir()
-            export_plan = stage.write_export_files(module, temporary / "hf")
-            (temporary / "hf" / "export.json").write_text(json.dumps(dataclasses.asdict(export_plan)), encoding="utf-8")
-        dist.barrier()
-        parts = _hash_parts(temporary)
-        if dist.is_main():
-            manifest = {
-                "format_version": FORMAT_VERSION, "step": state.step, "world_size": dist.world_size(),
-                "zero_stage": resolved.ds_config["zero_optimization"]["stage"], "stage": resolved.recipe.stage,
-                "versions": resolved.versions, "git_commit": resolved.git_commit, "parts": parts,
-            }  # fmt: skip
-            write_durably(temporary / "manifest.json", json.dumps(manifest, indent=1))
-            _publish(temporary, final, folder)
-        dist.barrier()
+        with _clean_after_failure(temporary):
+            if dist.is_main():
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            dist.barrier()
+            _write_shards(engine, temporary)
+            if dist.is_main():
+                _write_files(temporary, resolved, state, probe)
+                _write_export_files(stage, module, temporary / "hf")
+            dist.barrier()
+            parts = _hash_parts(temporary)
+        with _clean_after_failure(temporary, final) if dist.is_main() else contextlib.nullcontext():
+            if dist.is_main():
+                manifest = {
+                    "format_version": FORMAT_VERSION, "step": state.step, "world_size": dist.world_size(),
+                    "zero_stage": resolved.ds_config["zero_optimization"]["stage"], "stage": resolved.recipe.stage,
+                    "versions": resolved.versions, "git_commit": resolved.git_commit, "parts": parts,
+                }  # fmt: skip
+                write_durably(temporary / "manifest.json", json.dumps(manifest, indent=1))
+                _publish(temporary, final, folder)
+            dist.barrier()
     except OSError as error:
         raise CheckpointError(
             f"checkpoint {final} could not be written: {error}. Earlier checkpoints are untouched; free space or "
@@ -178,16 +257,19 @@ def save(engine: TrainEngine, stage: Stage, run_dir: Path, resolved: ResolvedRec
 
 
 @contextlib.contextmanager
-def failed_writes_as_os_error(what: str) -> Iterator[None]:
-    """torch and safetensors report a full disk by errors of their own; inside, these become OSErrors."""
+def _clean_after_failure(*folders: Path) -> Iterator[None]:
+    """Remove what is unfinished when writing fails.
+
+    Every rank does while ranks write: one that fails because another one did is the last to know, and removes what was
+    written meanwhile. Once rank 0 publishes it alone does: others may see an old state of a shared disk.
+    """
     try:
         yield
-    except SafetensorError as error:
-        raise OSError(f"while writing {what}: {error}") from error
-    except RuntimeError as error:
-        if not any(words in str(error) for words in _FAILED_WRITES):
-            raise
-        raise OSError(f"while writing {what}: {error}") from error
+    except BaseException:
+        for folder in folders:
+            if folder.is_dir() and not (folder / "COMPLETE").is_file():
+                shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _write_shards(engine: TrainEngine, folder: Path) -> None:
@@ -200,10 +282,19 @@ def _write_shards(engine: TrainEngine, folder: Path) -> None:
 
 
 def _write_files(folder: Path, resolved: ResolvedRecipe, state: TrainState, probe: dict[str, torch.Tensor]) -> None:
-    (folder / "state.json").write_text(json.dumps(state.to_dict(), indent=1), encoding="utf-8")
-    (folder / "recipe.resolved.yaml").write_text(resolved.to_yaml(), encoding="utf-8")
+    texts = {"state.json": json.dumps(state.to_dict(), indent=1), "recipe.resolved.yaml": resolved.to_yaml()}
+    for name, text in texts.items():
+        with failed_writes_as_os_error(name):
+            (folder / name).write_text(text, encoding="utf-8")
     with failed_writes_as_os_error("probe.safetensors"):
         save_file({key: value.contiguous() for key, value in probe.items()}, folder / "probe.safetensors")
+
+
+def _write_export_files(stage: Stage, module: torch.nn.Module, folder: Path) -> None:
+    folder.mkdir()
+    with failed_writes_as_os_error("the export files"):
+        plan = stage.write_export_files(module, folder)
+        (folder / "export.json").write_text(json.dumps(dataclasses.asdict(plan)), encoding="utf-8")
 
 
 def _hash_parts(folder: Path) -> dict[str, dict[str, Any]]:
@@ -213,36 +304,17 @@ def _hash_parts(folder: Path) -> dict[str, dict[str, Any]]:
     for file in files[dist.rank() :: dist.world_size()]:
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
-        mine[str(file.relative_to(folder))] = {"size": file.stat().st_size, "sha256": _sha256(file)}
+        mine[str(file.relative_to(folder))] = {"size": file.stat().st_size, "sha256": sha256_of(file)}
     return {name: part for share in dist.gather_objects(mine) for name, part in share.items()}
 
 
 def _publish(temporary: Path, final: Path, folder: Path) -> None:
     if final.exists():  # an earlier attempt at the same step; it is replaced only by a complete one
         shutil.rmtree(final)
+    shutil.rmtree(universal_folder(final), ignore_errors=True)  # converted from that earlier attempt
     os.replace(temporary, final)
-    write_durably(final / "COMPLETE", "")
-    write_durably(folder / "latest", final.name)
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Write a small file so that a crash leaves either the old content or the new."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    with temporary.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    write_durably(final / "COMPLETE", sha256_of(final / "manifest.json"))
+    (folder / "latest").unlink(missing_ok=True)  # earlier releases wrote it, and nothing moves it any more
 
 
 def mark_best(run_dir: Path, checkpoint: Path) -> None:
@@ -255,33 +327,41 @@ def prune(run_dir: Path, keep: int) -> None:
     """Remove all but the newest ``keep`` checkpoints and the best one; only rank 0 acts."""
     if not dist.is_main():
         return
-    folder = checkpoint_folder(run_dir)
-    pointer = folder / "best"
-    best = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
-    for old in list_checkpoints(run_dir)[:-keep]:
-        if old.path.name != best:
-            (old.path / "COMPLETE").unlink()  # it stops to exist before its parts go
-            shutil.rmtree(old.path)
+    folder, best = checkpoint_folder(run_dir), best_name(run_dir)
+    for old in complete_folders(run_dir)[:-keep]:
+        if old.name != best:
+            (old / "COMPLETE").unlink()  # it stops to exist before its parts go
+            shutil.rmtree(old)
+            shutil.rmtree(universal_folder(old), ignore_errors=True)
     for leftover in folder.glob(".tmp-step-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
+def set_damaged_aside(run_dir: Path, resumed: Checkpoint) -> None:
+    """Rename what is newer than the resumed checkpoint; only rank 0 acts.
+
+    It was passed over because it is damaged. Kept under its name it would count among the newest ones that `prune`
+    keeps, in place of an intact one.
+    """
+    if not dist.is_main():
+        return
+    for path in complete_folders(run_dir):
+        if int(path.name.removeprefix("step-")) > resumed.step:
+            names = (
+                path.with_name(f"damaged-{path.name}{suffix}") for suffix in ("", *(f"-{n}" for n in range(2, 99)))
+            )
+            path.rename(next(name for name in names if not name.exists()))
+
+
 def load(engine: TrainEngine, checkpoint: Checkpoint, universal: Path | None) -> TrainState:
-    """Verify on all ranks, then load weights, optimizer and RNG. All ranks must call.
+    """Load weights, optimizer and RNG from a checkpoint that was verified when it was chosen. All ranks must call.
 
     Args:
         universal: converted copy to load from when the world size changed (`pipeline.engine.reshard`).
 
     Raises:
-        CheckpointError: parts are missing or damaged (every rank raises, none hangs).
+        CheckpointError: DeepSpeed finds nothing to load.
     """
-    shares = dist.gather_objects(verify(checkpoint, dist.rank(), dist.world_size()))
-    problems = [problem for share in shares for problem in share]
-    if problems:
-        raise CheckpointError(
-            f"checkpoint {checkpoint.path} is damaged:\n  " + "\n  ".join(problems)
-            + "\n  fix: remove that folder to resume from the one before"
-        )  # fmt: skip
     frozen = bool(frozen_names(engine.module))
     source, tag = (checkpoint.path, TAG) if universal is None else (universal, universal_tag(checkpoint))
     with quiet_deepspeed():
@@ -306,3 +386,8 @@ def _unshare_step_counts(engine: TrainEngine) -> None:
 
 def universal_tag(checkpoint: Checkpoint) -> str:
     return f"{TAG}-{checkpoint.path.name}"
+
+
+def universal_folder(path: Path) -> Path:
+    """Where a checkpoint's copy for other world sizes lies."""
+    return path.parent / f".universal-{path.name}"

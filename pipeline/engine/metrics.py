@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import TrainConfig
+from pipeline.engine.durable import named_if_unwritable
 from pipeline.errors import RecipeError
 
 logger = logging.getLogger(__name__)
@@ -40,13 +41,15 @@ class MetricWriter:
         if not enabled:
             return
         self.path = run_dir / "metrics.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        drop_rows_after(self.path, resume_step)
-        self._file = self.path.open("a", encoding="utf-8")
+        with named_if_unwritable(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            drop_rows_after(self.path, resume_step)
+            self._file = self.path.open("a", encoding="utf-8")
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
+            with named_if_unwritable(run_dir / "tensorboard"):
+                self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
         if config.wandb_project is not None:
             self._wandb = _start_wandb(config.wandb_project, name, run_dir)
 
@@ -55,20 +58,24 @@ class MetricWriter:
         if not self.enabled:
             return
         row = {"step": step, "time": round(time.time(), 3), **metrics}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        with named_if_unwritable(self.path):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
         if self._tensorboard is not None:
-            for name, value in metrics.items():
-                self._tensorboard.add_scalar(name, value, step)
+            with named_if_unwritable(self.path.with_name("tensorboard")):
+                for name, value in metrics.items():
+                    self._tensorboard.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(metrics, step=step)
 
     def close(self) -> None:
         if not self.enabled:
             return
-        self._file.close()
+        with named_if_unwritable(self.path):
+            self._file.close()
         if self._tensorboard is not None:
-            self._tensorboard.close()
+            with named_if_unwritable(self.path.with_name("tensorboard")):
+                self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
 

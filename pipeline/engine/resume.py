@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.resolve import ResolvedRecipe
-from pipeline.engine.checkpoint import Checkpoint, checkpoint_folder, latest_checkpoint
+from pipeline.engine.checkpoint import (
+    Checkpoint,
+    checkpoint_folder,
+    complete_folders,
+    latest_checkpoint,
+    set_damaged_aside,
+)
 from pipeline.errors import CheckpointError
 
 # Fields that may differ between the run that saved and the run that resumes: they change neither the samples of a
@@ -23,28 +29,33 @@ FREE_FIELDS = (
 def find_resume(run_dir: Path, resolved: ResolvedRecipe) -> Checkpoint | None:
     """The checkpoint to continue from by the recipe's `resume` rule, or None to start from step 0.
 
+    All ranks must call: they verify its bytes together. A damaged newest one is set aside by the `damaged` rule.
+
     Raises:
         CheckpointError: `require` and there is none; `never` and there is one; or it belongs to another experiment.
+        DamagedCheckpointError: the newest is damaged and `damaged` is `stop`, or all are.
     """
-    rule = resolved.recipe.train.checkpoint.resume
-    found = latest_checkpoint(run_dir)
+    rules = resolved.recipe.train.checkpoint
+    complete = complete_folders(run_dir)
+    if complete and rules.resume == "never":
+        raise CheckpointError(
+            f"train.checkpoint.resume is `never` but {complete[-1]} exists; choose another run_dir or remove it"
+        )
+    found = latest_checkpoint(run_dir, rules.damaged)
     if found is None:
-        if rule == "require":
+        if rules.resume == "require":
             raise CheckpointError(
                 f"train.checkpoint.resume is `require` but {checkpoint_folder(run_dir)} holds no complete checkpoint; "
                 "check run_dir, or use `if_present`"
             )
         return None
-    if rule == "never":
-        raise CheckpointError(
-            f"train.checkpoint.resume is `never` but {found.path} exists; choose another run_dir or remove it"
-        )
     changes = differences(found.resolved().recipe.model_dump(), resolved.recipe.model_dump())
     if changes:
         raise CheckpointError(
             f"{found.path} belongs to another experiment; these fields differ:\n  " + "\n  ".join(changes)
             + "\n  fix: restore them, or choose another run_dir for a new run"
         )  # fmt: skip
+    set_damaged_aside(run_dir, found)
     return found
 
 

@@ -8,13 +8,20 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline import dist
-from pipeline.config.load import load_recipe
-from pipeline.config.resolve import resolve_file, write_resolved
+from pipeline.config.inputs import check_inputs
+from pipeline.config.load import LoadedRecipe, load
+from pipeline.config.resolve import ResolvedRecipe, resolve_loaded, write_atomic, write_resolved
+from pipeline.engine.durable import named_if_unwritable
+from pipeline.engine.signals import StopFlag
 from pipeline.engine.trainer import Trainer
-from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED
+from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK
 from pipeline.stages.registry import STAGES
 
 logger = logging.getLogger(__name__)
@@ -27,7 +34,7 @@ def setup_logging(ranks: dist.Ranks, run_dir: Path) -> None:
     form = logging.Formatter(f"%(asctime)s rank={ranks.rank} %(levelname)s %(name)s: %(message)s", "%H:%M:%S")
     stream = logging.StreamHandler(sys.stderr)
     stream.setLevel(logging.INFO if ranks.is_main else logging.ERROR)
-    file = logging.FileHandler(folder / f"rank-{ranks.rank}.log", encoding="utf-8")
+    file = _RankLog(folder / f"rank-{ranks.rank}.log", encoding="utf-8")
     file.setFormatter(form)
     stream.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[stream, file], force=True)
@@ -39,38 +46,90 @@ def setup_logging(ranks: dist.Ranks, run_dir: Path) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def train(recipe_path: str, sets: list[str]) -> int:
-    """Load, resolve and train; returns the exit code. Ends the process group's work on every path."""
+class _RankLog(logging.FileHandler):
+    """The rank's own log; on a full disk it says so once and training goes on to where the cause is told."""
+
+    told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.told:
+            self.told = True
+            sys.stderr.write(f"{self.baseFilename} could not be written: {error.strerror}; this log has a gap\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Launcher:
+    """What started this rank, and how to deal with it."""
+
+    tell: Callable[[dict[str, Any]], None]
+    """Takes the exit note to it, which may be unable to read it from the run directory."""
+    guard: Callable[[Path], AbstractContextManager[None]]
+    """Keeps other runs out of the run directory while rank 0 is inside."""
+
+
+def train(loaded: LoadedRecipe, sets: list[str], stop: StopFlag, launcher: Launcher) -> tuple[int, str]:
+    """Resolve and train; returns the exit code and, for a run that was stopped, where it was saved.
+
+    Ends the process group's work on every path.
+    """
     ranks = dist.init()
-    resolved = resolve_file(recipe_path, ranks.world_size, sets)
-    recipe = resolved.recipe
-    run_dir = Path(recipe.run_dir)
-    setup_logging(ranks, run_dir)
-    if ranks.is_main:
-        write_resolved(resolved, run_dir)
+    resolved = resolve_loaded(loaded, ranks.world_size, sets)
+    run_dir = Path(resolved.recipe.run_dir)
+    with launcher.guard(run_dir) if ranks.is_main else nullcontext():
+        return _train(resolved, ranks, stop)
+
+
+def _train(resolved: ResolvedRecipe, ranks: dist.Ranks, stop: StopFlag) -> tuple[int, str]:
+    recipe, run_dir = resolved.recipe, Path(resolved.recipe.run_dir)
+    with named_if_unwritable(run_dir):
+        setup_logging(ranks, run_dir)
+        if ranks.is_main:
+            write_resolved(resolved, run_dir)
     stage = STAGES[recipe.stage](recipe, ranks.rank, ranks.world_size, dist.device_for(ranks))
     trainer = Trainer(resolved, stage, ranks)
     trainer.prepare()
-    state = trainer.fit()
-    if ranks.is_main:
+    state = trainer.fit(stop)
+    stopped = "" if trainer.exit_code == EXIT_OK else f"saved at step {state.step}"
+    if ranks.is_main and stopped:
+        logger.info("%s: stopped, %s of %d", recipe.name, stopped, trainer.total_steps)
+    elif ranks.is_main:
         logger.info("%s: %d steps, %s samples", recipe.name, state.step, f"{state.samples_seen:,}")
     dist.barrier()
-    return trainer.exit_code
+    return trainer.exit_code, stopped
 
 
-def main(recipe_path: str, sets: list[str]) -> int:
-    """`train` with every failure turned into an exit code, one paragraph for users, and a note for the supervisor."""
-    code, message = EXIT_BUG, ""
+def main(recipe_path: str, sets: list[str], stop: StopFlag, launcher: Launcher) -> int:
+    """`train` with every failure turned into an exit code, one paragraph for users, and a note for the supervisor.
+
+    Args:
+        recipe_path: recipe YAML or the name of one of ours.
+        sets: overrides, ``a.b=c``.
+        stop: installed when the process started.
+        launcher: what started it.
+    """
+    code, message, stopped, run_dir, failed = EXIT_BUG, "", "", None, False
     try:
-        code = train(recipe_path, sets)
+        loaded = _read(recipe_path, sets)
+        run_dir = Path(loaded.recipe.run_dir)
+        check_inputs(loaded)
+        code, stopped = train(loaded, sets, stop, launcher)
     except KeyboardInterrupt:
         code, message = EXIT_INTERRUPTED, "interrupted"
     except Exception as error:
-        code, message = getattr(error, "exit_code", EXIT_BUG), str(error)
+        code, message, failed = getattr(error, "exit_code", EXIT_BUG), str(error), True
         if code == EXIT_BUG:
             message = traceback.format_exc()
-        sys.stderr.write(f"error (rank {dist.ranks_from_environment().rank}): {message}\n")
-    _leave_exit_note(recipe_path, sets, code, message)
+    rank = dist.ranks_from_environment().rank
+    note = {"rank": rank, "code": code, "error": message, "stopped": stopped}
+    launcher.tell(note)
+    if run_dir is not None:
+        _leave_exit_note(run_dir, note)
+    # what a launcher knows it tells itself, once for all ranks
+    if failed and not (run_dir is not None and code != EXIT_BUG and dist.is_launched()):
+        sys.stderr.write(f"error (rank {rank}): {message}\n")
     if message:
         # other ranks may sit in a collective; a polite shutdown would wait for them
         sys.stderr.flush()
@@ -79,16 +138,18 @@ def main(recipe_path: str, sets: list[str]) -> int:
     return code
 
 
-def _leave_exit_note(recipe_path: str, sets: list[str], code: int, message: str) -> None:
-    """run_dir/logs/exit-rank-N.json: DeepSpeed's launcher turns every failure into 1, the supervisor reads these."""
+def _read(recipe_path: str, sets: list[str]) -> LoadedRecipe:
+    """The recipe. What it remarks on settings is told by rank 0 alone, or has been told by the launcher."""
+    quiet = dist.is_launched() or not dist.ranks_from_environment().is_main
+    logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="%(message)s", force=True)
+    return load(recipe_path, sets)
+
+
+def _leave_exit_note(run_dir: Path, note: dict[str, Any]) -> None:
+    """run_dir/logs/exit-rank-N.json, whole or absent: DeepSpeed's launcher turns every failure into 1."""
+    path = run_dir / "logs" / f"exit-rank-{note['rank']}.json"
     try:
-        run_dir = Path(load_recipe(recipe_path, sets).run_dir)
-    except Exception as error:
-        logger.debug("no run_dir to leave an exit note in: %s", error)
-        return
-    rank = dist.ranks_from_environment().rank
-    folder = run_dir / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"exit-rank-{rank}.json").write_text(
-        json.dumps({"rank": rank, "code": code, "error": message}), encoding="utf-8"
-    )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(note))
+    except OSError as error:
+        sys.stderr.write(f"{path} could not be written: {error.strerror}\n")

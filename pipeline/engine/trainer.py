@@ -105,10 +105,10 @@ class Trainer:
         return loader
 
     # -- the loop ------------------------------------------------------------------------------------------------
-    def fit(self) -> TrainState:
+    def fit(self, stop: StopFlag) -> TrainState:
         """Train to the last step, or until asked to stop (then a checkpoint is saved and `exit_code` says so)."""
         state, train = self.state, self.recipe.train
-        with StopFlag() as stop, Progress(self.recipe.name, self.total_steps, state.step, self.ranks) as progress:
+        with Progress(self.recipe.name, self.total_steps, state.step, self.ranks) as progress:
             self.last_save = time.monotonic()
             self._start_interval()
             if state.step == 0:
@@ -116,6 +116,7 @@ class Trainer:
             batches = iter(self.loader)
             while state.step < self.total_steps:
                 step_batch = next(batches)
+                stop.begin()
                 normaliser, must_stop, save_due = self._agree(step_batch, stop.requested)
                 self._step(step_batch, normaliser)
                 state.step += 1

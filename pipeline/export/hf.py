@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +18,8 @@ from typing import Any
 import torch
 
 from pipeline.config.resolve import ResolvedRecipe
-from pipeline.engine.checkpoint import Checkpoint, best_checkpoint, latest_checkpoint, open_checkpoint, verify
-from pipeline.errors import CheckpointError
+from pipeline.engine.checkpoint import Checkpoint, best_checkpoint, damage, latest_checkpoint, open_checkpoint
+from pipeline.errors import CheckpointError, DamagedCheckpointError
 from pipeline.export.card import write_card
 from pipeline.export.gather import iterate_tensors, write_safetensors
 from pipeline.export.verify import verify_export
@@ -29,12 +30,19 @@ MAX_SHARD_BYTES = 4 * 1024**3
 
 
 def find_checkpoint(source: Path, which: str) -> Checkpoint:
-    """A checkpoint folder itself, or the ``best`` or ``latest`` of a run folder.
+    """A checkpoint folder itself, or the ``best`` or ``latest`` of a run folder; every byte of it verified.
+
+    A damaged one of a run folder is passed over for the newest intact one, with a message, unless the run's recipe
+    says otherwise; a checkpoint that was named is never replaced.
 
     Raises:
         CheckpointError: nothing complete there.
+        DamagedCheckpointError: nothing intact there.
     """
-    if (source / "manifest.json").is_file():
+    if re.fullmatch(r"step-\d+", source.name) or (source / "manifest.json").is_file():
+        problems = damage(source)
+        if problems:
+            raise DamagedCheckpointError(f"checkpoint {source} is damaged:\n  " + "\n  ".join(problems))
         return open_checkpoint(source)
     if which == "best":
         return best_checkpoint(source)
@@ -56,9 +64,6 @@ def export(
         CheckpointError: the checkpoint is missing or damaged, or the exported model does not equal the live one.
     """
     checkpoint = find_checkpoint(source, which)
-    problems = verify(checkpoint)
-    if problems:
-        raise CheckpointError(f"checkpoint {checkpoint.path} is damaged:\n  " + "\n  ".join(problems))
     resolved = checkpoint.resolved()
     temporary = out.with_name(f".tmp-{out.name}")
     shutil.rmtree(temporary, ignore_errors=True)

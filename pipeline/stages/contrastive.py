@@ -17,6 +17,8 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline import dist
+from pipeline.config.inputs import too_few_texts
+from pipeline.errors import RecipeError
 from pipeline.evaluate.clips import FetchFrames
 from pipeline.evaluate.retrieval import retrieval_metrics
 from pipeline.losses import Tokens, clamped_scale, sentence_contrastive, token_contrastive
@@ -71,6 +73,10 @@ class Contrastive(CachedStage):
 
     def check_data(self, plan: Plan) -> None:
         check_features(plan, self.module.visual)
+        # sets in object stores are looked at here for the first time, all others before the ranks start, too
+        batch = plan.options.unique_texts_window
+        if batch and (text := too_few_texts(batch, len(plan.column("text_hash").unique()))):
+            raise RecipeError(text)
 
     def fetch(self) -> Callable[..., Any]:
         data = self.recipe.data

@@ -63,6 +63,8 @@ def test_a_good_end_through_a_hostfile(tmp_path: Path) -> None:
 def test_the_failing_rank_decides(tmp_path: Path) -> None:
     outcome = launch(tmp_path, "fail")
     assert outcome.code == 4 and outcome.errors[1] == "shard 3 is damaged"
+    log = (tmp_path / "logs" / "launch.log").read_text()
+    assert "hello from rank 1" in log and "return code" not in log, "DeepSpeed's own error line, with the whole command"
 
 
 def test_a_killed_rank_is_137(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.engine.checkpoint import TAG, Checkpoint, latest_checkpoint, list_checkpoints
 from pipeline.engine.zero import fp32_state
-from pipeline.errors import EXIT_DATA, EXIT_DIVERGED, EXIT_PREEMPTED, EXIT_USER
+from pipeline.errors import EXIT_DAMAGED, EXIT_DATA, EXIT_DIVERGED, EXIT_PREEMPTED, EXIT_USER
 from pipeline.features import extract
 from shards.feature_build import FeatureOptions
 from shards.index import read_index
@@ -136,20 +136,28 @@ def test_sigterm_saves_and_exits_75(world: World, tmp_path: Path) -> None:
     assert saved.step == max(rows(run_dir)) >= 3
     notes = [json.loads((run_dir / "logs" / f"exit-rank-{rank}.json").read_text()) for rank in (0, 1)]
     assert [note["code"] for note in notes] == [EXIT_PREEMPTED] * 2
+    assert {note["stopped"] for note in notes} == {f"saved at step {saved.step}"}
+    assert f"stopped, saved at step {saved.step} of 500" in output
+    assert not (run_dir / "launch.lock").exists()
 
 
-def test_damaged_checkpoint_is_refused_by_name(world: World, killed: Runs, tmp_path: Path) -> None:
-    """A flipped byte in a ZeRO shard, which torch would load silently, ends the start with the file's name."""
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(world: World, killed: Runs, tmp_path: Path) -> None:
+    """A flipped byte in a ZeRO shard, which torch would load silently, is found by all ranks together."""
     run_dir, stage = tmp_path / "run", "continued_pretraining"
     shutil.copytree(killed(stage), run_dir)
-    shard = next((run_dir / "checkpoints" / "step-000003" / TAG).glob("*rank_1*optim_states.pt"))
+    intact, newest_one = (run_dir / "checkpoints" / f"step-00000{step}" for step in (3, 4))
+    shutil.copytree(intact, newest_one)
+    shard = next((newest_one / TAG).glob("*rank_1*optim_states.pt"))
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 0xFF
     shard.write_bytes(content)
-    codes, output = finish(start_ranks(stage, world.sets(stage, run_dir, 2, **SETTINGS), 2))
-    assert codes == [EXIT_USER] * 2, output[-3000:]
+    sets = world.sets(stage, run_dir, 2, **SETTINGS)
+    codes, output = finish(start_ranks(stage, [*sets, "train.checkpoint.damaged=stop"], 2))
+    assert codes == [EXIT_DAMAGED] * 2, output[-3000:]
     assert f"{shard.name} is damaged: its sha256 differs" in output
-    assert "remove that folder to resume from the one before" in output
+    output = run_job(stage, sets, 2)
+    assert output.count(f"FALLING BACK to {intact}") == 1 and f"resumed {intact} at step 3" in output
+    assert (run_dir / "checkpoints" / "damaged-step-000004").is_dir() and newest(run_dir).step == 6
 
 
 def test_full_disk_during_a_save_leaves_the_earlier_checkpoint(world: World, killed: Runs, tmp_path: Path) -> None:

@@ -24,6 +24,13 @@ def leave(run_dir: Path, code: int, error: str = "") -> None:
     sys.exit(code)
 
 
+def tell(run_dir: Path, report: dict[str, object]) -> None:
+    """As `launch.notes.tell`, with a host's name before it where a test plays pdsh."""
+    host = f"{run_dir.name}: " if run_dir.name == "host" else ""
+    sys.stderr.write(f"{host}slt-rank-report: {json.dumps(report)}\n")
+    sys.stderr.flush()
+
+
 def rank(run_dir: Path, mode: str) -> None:
     number = int(os.environ["RANK"])
     stopped: list[int] = []
@@ -33,11 +40,21 @@ def rank(run_dir: Path, mode: str) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) if mode == "workers" else None
-    (run_dir / f"ready-{number}").write_text(str(os.getpid()))
     sys.stdout.write(f"hello from rank {number}\n")
     sys.stdout.flush()
+    if number == 0 and mode not in ("starting", "starting_and_killed"):
+        tell(run_dir, {"rank": 0, "begun": True})
+    (run_dir / f"ready-{number}").write_text(str(os.getpid()))
     if mode == "ok":
         leave(run_dir, 0)
+    if mode == "helper":  # as a fork server that takes its time
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        leave(run_dir, 0)
+    if mode == "full_disk":
+        tell(run_dir, {"rank": number, "code": 2, "error": "checkpoint step-000002 could not be written"})
+        sys.exit(2)
+    if mode == "starting_and_killed" and number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
     if mode == "fail" and number == 1:
         leave(run_dir, 4, "shard 3 is damaged")
     if mode == "die" and number == 1:
@@ -67,7 +84,7 @@ def launcher(run_dir: Path, world: int, mode: str) -> int:
         time.sleep(0.02)
         codes = [code for code in (process.poll() for process in ranks) if code is not None]
         failed = [code for code in codes if code]
-        if failed and mode in ("die", "fail_together"):
+        if failed and mode in ("die", "starting_and_killed"):
             for process in ranks:
                 process.kill()
             return failed[0] % 256  # as the system shows a negative exit code

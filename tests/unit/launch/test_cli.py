@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,12 +10,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from launch import cli
+from launch import cli, options
 from launch.backends import Command
 from launch.cli import app, report
 from launch.hostfile import Host
+from launch.lock import hold
 from launch.plan import LaunchPlan, plan_ranks
-from launch.supervise import Outcome
+from launch.verdict import Outcome
 from pipeline.errors import ClusterError, RecipeError
 from tests.light_start import MODELS, output_of_light_start
 from tests.source_tree import ROOT
@@ -25,16 +28,25 @@ def test_plan_prints_command_environment_and_ranks() -> None:
     arguments = ["plan", "demo_connector", "--num-procs", "2", "--accelerator", "cpu", "--set", "train.steps=3"]
     arguments += ["--set", "train.global_batch=16", "--set", "train.micro_batch=4"]
     text = runner.invoke(app, arguments).stdout
-    assert "deepspeed.launcher.runner" in text and "--set train.steps=3" in text
+    assert "deepspeed.launcher.launch" in text and "--set train.steps=3" in text
     assert "export DS_ACCELERATOR=cpu" in text and "2 ranks x 2 accumulation_steps" in text
     data = json.loads(runner.invoke(app, [*arguments, "--json"]).stdout)
     assert [rank["rank"] for rank in data["ranks"]] == [0, 1] and data["accumulation_steps"] == 2
 
 
-def test_plan_shows_the_files_of_many_hosts(tmp_path: Path) -> None:
-    (tmp_path / "hosts").write_text("a slots=1\nb slots=1\n")
-    text = runner.invoke(app, ["plan", "demo_connector", "--hostfile", str(tmp_path / "hosts")]).stdout
-    assert "logs/launch.env" in text and "#   SLT_LAUNCH_ID=" in text and "export DS_ENV_FILE=" in text
+def test_plan_shows_what_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "my work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    Path("hosts").write_text("a slots=1\nb slots=1\n")
+    value, setting = '{"a": "b"} $HOME `id` :car: [b] \x07', "connector.prompt='{video} 50% %h'"
+    arguments = ["plan", "demo_connector", "--hostfile", "hosts", "--export", f"A={value}", "--set", setting]
+    text = runner.invoke(app, arguments).stdout
+    assert f"export A={shlex.quote(value)}\n" in text and f"cd {shlex.quote(str(folder))}\n" in text
+    assert f"--set {shlex.quote(setting)}\n" in text and "\n# carried to every host" in text
+    data = json.loads(runner.invoke(app, [*arguments, "--json"]).stdout)
+    assert data["env"]["A"] == value and data["argv"][-1] == setting and data["folder"] == str(folder)
+    assert data["started_by"]["argv"][0] == "pdsh"
 
 
 def test_run_checks_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,6 +55,20 @@ def test_run_checks_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(result.exception, RecipeError) and "not a multiple" in str(result.exception)
 
 
+def test_run_looks_at_inputs_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "supervise", lambda *_: pytest.fail("started"))
+    monkeypatch.chdir(tmp_path)
+    result = runner.invoke(app, ["run", "demo_connector", "--num-procs", "1"])
+    assert isinstance(result.exception, RecipeError)
+    assert "data.train.0.shards=runs/demo/shards/video does not exist" in str(result.exception)
+
+
+@pytest.fixture
+def inputs_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "check_inputs", lambda loaded: None)
+
+
+@pytest.mark.usefixtures("inputs_are_there")
 def test_run_asks_the_hosts_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(command: Command, plan: LaunchPlan) -> None:
         raise ClusterError(f"{[host.name for host in plan.hosts]}")
@@ -54,6 +80,7 @@ def test_run_asks_the_hosts_before_it_starts(tmp_path: Path, monkeypatch: pytest
     assert isinstance(result.exception, ClusterError) and str(result.exception) == "['a', 'b']"
 
 
+@pytest.mark.usefixtures("inputs_are_there")
 def test_run_returns_the_worst_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Command] = []
 
@@ -87,6 +114,55 @@ def test_report_groups_equal_errors() -> None:
     assert report(Outcome(75, 75), plan) == [
         "launch stopped and saved; start the same command again to resume (exit code 75)"
     ]
+
+
+def test_report_says_what_became_of_the_work() -> None:
+    plan = LaunchPlan(Path("s"), (), Path("r"), (), (), "id")
+    assert report(Outcome(75, 75, stopped="saved at step 12"), plan) == [
+        "launch stopped, saved at step 12; start the same command again to resume (exit code 75)"
+    ]
+    assert report(Outcome(130, 130, stopped="before the first step, nothing to save"), plan) == [
+        "launch interrupted before the first step, nothing to save; start the same command again to resume"
+        " (exit code 130)"
+    ]
+    assert report(Outcome(6, 6), plan) == ["launch failed: damaged checkpoints (exit code 6)"]
+
+
+@pytest.mark.usefixtures("inputs_are_there")
+@pytest.mark.parametrize(
+    ("number", "code", "verb"), [(signal.SIGTERM, 75, "stopped"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_a_signal_before_anything_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int, verb: str
+) -> None:
+    before = signal.getsignal(number)
+    monkeypatch.setattr(cli, "check_hosts", lambda *_: signal.raise_signal(number))
+    monkeypatch.setattr(cli, "supervise", lambda *_: pytest.fail("started"))
+    result = runner.invoke(app, ["run", "demo_connector", "--num-procs", "2", "--run-dir", str(tmp_path)])
+    expected = f"launch {verb} by {number.name} before the first step, nothing to save (exit code {code})"
+    assert result.exit_code == code and expected in result.stderr
+    assert list(tmp_path.iterdir()) == [] and signal.getsignal(number) == before
+
+
+@pytest.mark.usefixtures("inputs_are_there")
+def test_a_signal_after_the_end_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "supervise", lambda *_: Outcome(0, 0))
+
+    def late(*_: object) -> list[str]:
+        signal.raise_signal(signal.SIGTERM)
+        return ["the end"]
+
+    monkeypatch.setattr(cli, "report", late)
+    result = runner.invoke(app, ["run", "demo_connector", "--num-procs", "2", "--run-dir", str(tmp_path)])
+    assert result.exit_code == 0 and "the end" in result.stderr
+
+
+@pytest.mark.usefixtures("inputs_are_there")
+def test_a_second_launch_on_a_run_directory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "supervise", lambda *_: pytest.fail("started"))
+    with hold(tmp_path, "first"):
+        result = runner.invoke(app, ["run", "demo_connector", "--num-procs", "2", "--run-dir", str(tmp_path)])
+    assert isinstance(result.exception, RecipeError) and "launch first" in str(result.exception)
 
 
 def test_plan_starts_without_torch() -> None:

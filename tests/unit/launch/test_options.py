@@ -2,11 +2,22 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from launch import options
 from launch.options import LaunchOptions, build_plan, deepspeed_env_files, free_port
+from pipeline.config.load import load_recipe
 from pipeline.errors import RecipeError
+
+GPU_RECIPE = "phoenix14t_contrastive_8xh100"
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Call it with the number of GPUs that this machine shall have."""
+    return lambda count: monkeypatch.setattr(options, "listed_devices", lambda: count)
 
 
 @pytest.fixture
@@ -16,8 +27,8 @@ def hostfile(tmp_path: Path) -> Path:
     return path
 
 
-def build(environ: dict[str, str] | None = None, **options: object):  # type: ignore[no-untyped-def]
-    values = {"recipe": "demo_connector", "accelerator": "cpu", **options}
+def build(environ: dict[str, str] | None = None, **given: object):  # type: ignore[no-untyped-def]
+    values = {"recipe": "demo_connector", "accelerator": "cpu", **given}
     return build_plan(LaunchOptions(**values), environ or {})  # type: ignore[arg-type]
 
 
@@ -30,6 +41,19 @@ def test_local_plan() -> None:
     assert plan.master_addr == "127.0.0.1" and plan.script.name == "train.py"
     assert build()[0].world_size == 1, "the recipe's first world size"
     assert build(sets=["train.world_sizes=[2]"])[0].world_size == 2
+
+
+@pytest.mark.parametrize(
+    "folder", ["my run #2", "a: b", "123", "null", "~x", "[1]", "two\nlines", 'it\'s "é 你 \U0001f40c"']
+)
+def test_a_run_directory_of_any_name(folder: str) -> None:
+    if folder == "~x":
+        with pytest.raises(RecipeError, match="run_dir='~x': recipes do not expand variables or ~"):
+            build(run_dir=folder)
+    else:
+        plan, _ = build(run_dir=folder)
+        assert plan.run_dir == Path(folder)
+        assert load_recipe(plan.arguments[0], [plan.arguments[-1]]).run_dir == folder, "the ranks read the same"
 
 
 def test_the_users_threads_win() -> None:
@@ -52,14 +76,68 @@ def test_hosts(hostfile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_visible_devices() -> None:
     plan, _ = build({"CUDA_VISIBLE_DEVICES": "3,1"}, num_procs=2, accelerator="gpu")
-    assert plan.hosts[0].devices == (3, 1) and plan.visible_devices
-    with pytest.raises(RecipeError, match="names devices by UUID, which DeepSpeed's launcher cannot pass on"):
-        build({"CUDA_VISIBLE_DEVICES": "GPU-12ab"}, accelerator="gpu")
-    with pytest.raises(RecipeError, match="2 ranks need 2 devices, but CUDA_VISIBLE_DEVICES=0 shows 1"):
+    assert plan.hosts[0].devices == (3, 1) and plan.needs_gpus
+    plan, _ = build({"CUDA_VISIBLE_DEVICES": "GPU-12ab,MIG-3c/4"}, num_procs=2, accelerator="gpu")
+    assert plan.hosts[0].devices == ("GPU-12ab", "MIG-3c/4") and [r.device for r in plan.ranks] == [
+        "GPU-12ab",
+        "MIG-3c/4",
+    ]
+    with pytest.raises(
+        RecipeError, match="2 ranks need 2 devices, but CUDA_VISIBLE_DEVICES=0 shows 1; start fewer with"
+    ):
         build({"CUDA_VISIBLE_DEVICES": "0"}, num_procs=2, accelerator="gpu")
-    assert not build({"CUDA_VISIBLE_DEVICES": "0", "DS_ACCELERATOR": "cpu"}, num_procs=2, accelerator="auto")[
+    assert build({"CUDA_VISIBLE_DEVICES": "7", "DS_ACCELERATOR": "cpu"}, num_procs=2, accelerator="auto")[0].hosts[
         0
-    ].visible_devices
+    ].devices == (0, 1)
+
+
+@pytest.mark.parametrize("shown", ["-1", "", "NoDevFiles"])
+def test_hidden_devices_are_none(shown: str, gpus: Any) -> None:
+    gpus(4)
+    environ = {"CUDA_VISIBLE_DEVICES": shown}
+    assert build(environ, accelerator="auto")[0].accelerator == "cpu"
+    with pytest.raises(RecipeError, match=rf"1 ranks need 1 devices, but CUDA_VISIBLE_DEVICES={shown} shows no GPU$"):
+        build(environ, num_procs=1, accelerator="gpu")
+
+
+def test_never_more_ranks_than_devices(gpus: Any) -> None:
+    gpus(2)
+    plan, _ = build(accelerator="auto", num_procs=2)
+    assert plan.accelerator == "gpu" and plan.hosts[0].devices == (0, 1) and plan.env["DS_ACCELERATOR"] == "cuda"
+    assert "DS_ACCELERATOR" not in build({"DS_ACCELERATOR": "xpu"}, accelerator="auto")[0].env, "the user's"
+    with pytest.raises(
+        RecipeError, match="8 ranks need 8 devices, but this machine shows 2; start fewer with --num-procs 2"
+    ):
+        build(accelerator="auto", num_procs=8)
+    with pytest.raises(
+        RecipeError, match=r"8 ranks \(the recipe's first world size\) need 8 devices, but this machine shows 2"
+    ):
+        build(recipe=GPU_RECIPE, accelerator="auto")
+
+
+def test_a_recipe_for_gpus_on_a_machine_without(gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(0)
+    with pytest.raises(
+        RecipeError, match=r"8 ranks .* of a recipe for GPUs \(deepspeed.base=zero2\), but this machine shows"
+    ):
+        build(recipe=GPU_RECIPE, accelerator="auto")
+    with pytest.raises(RecipeError, match=r"this machine shows no GPU; name machines .* --accelerator cpu"):
+        build(recipe=GPU_RECIPE, accelerator="auto", num_procs=2)
+    monkeypatch.setattr(options.os, "sched_getaffinity", lambda _: {0, 1})
+    with pytest.raises(
+        RecipeError, match=r"are more than the 2 processor cores of this machine; say how many .*--num-procs N"
+    ):
+        build(recipe=GPU_RECIPE, accelerator="cpu")
+    assert build(recipe=GPU_RECIPE, accelerator="cpu", num_procs=8)[0].world_size == 8, "asked for"
+    assert build({"DS_ACCELERATOR": "cpu"}, recipe=GPU_RECIPE, accelerator="auto", num_procs=1)[0].accelerator == "cpu"
+
+
+def test_hosts_that_must_have_gpus(hostfile: Path) -> None:
+    sets = ["train.world_sizes=[2]"]
+    plan, _ = build(recipe=GPU_RECIPE, hostfile=hostfile, accelerator="auto", sets=sets)
+    assert plan.needs_gpus and plan.env["DS_ACCELERATOR"] == "cuda"
+    assert not build(recipe=GPU_RECIPE, hostfile=hostfile, accelerator="cpu", sets=sets)[0].needs_gpus
+    assert not build(hostfile=hostfile, accelerator="auto")[0].needs_gpus, "a recipe for processors"
 
 
 def test_contradictions(hostfile: Path) -> None:
@@ -74,19 +152,49 @@ def test_contradictions(hostfile: Path) -> None:
 
 
 def test_exports() -> None:
+    plan, _ = build(export=["TOKENIZERS_PARALLELISM=true", "SLT_MAX_TOKENS=9", 'A={"a": "b"}'])
+    assert [plan.env[n] for n in ("TOKENIZERS_PARALLELISM", "SLT_MAX_TOKENS", "A")] == ["true", "9", '{"a": "b"}']
+    with pytest.raises(RecipeError, match=r"--export A;id=1: 'A;id' is not the name of a variable \(letters, digits"):
+        build(export=["A;id=1"])
     with pytest.raises(RecipeError, match="exported values show in process lists; log in on every host"):
         build({"WANDB_API_KEY": "x"}, export=["WANDB_API_KEY"])
     with pytest.raises(RecipeError, match="--export ABSENT: the variable is not set here; write --export ABSENT=VALUE"):
         build(export=["ABSENT"])
 
 
-def test_bad_deepspeed_env_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deepspeed_env_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "nobody"))
     assert deepspeed_env_files() == {}
+    (tmp_path / ".deepspeed_env").write_text('A= x="$HOME" \u2028\x0c \n\nB=\n', encoding="utf-8-sig")
+    assert deepspeed_env_files() == {"A": ' x="$HOME" \u2028\x0c ', "B": ""}
     (tmp_path / ".deepspeed_env").write_text("A=1\nB\n")
     with pytest.raises(RecipeError, match=r"\.deepspeed_env:2: 'B' is not of the form NAME=VALUE"):
         deepspeed_env_files()
+
+
+def test_a_deepspeed_env_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".deepspeed_env").touch()
+
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(RecipeError, match=r"\.deepspeed_env cannot be read: Permission denied"):
+        deepspeed_env_files()
+
+
+def test_what_comes_first_of_two_values(hostfile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--export, then this environment, then the files; the search paths of this environment come last."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".deepspeed_env").write_text("PATH=/theirs\nOMP_NUM_THREADS=3\nHF_HOME=/file\nPYTHONPATH=/mine\n")
+    environ = {"PATH": "/here", "LD_LIBRARY_PATH": "/lib", "HF_HOME": "/env", "NCCL_SECRET": "x", "PYTHONHASHSEED": "7"}
+    env = build(environ, hostfile=hostfile)[0].env
+    names = ("PATH", "LD_LIBRARY_PATH", "HF_HOME", "OMP_NUM_THREADS", "NCCL_SECRET", "PYTHONHASHSEED")
+    assert [env.get(name) for name in names] == ["/theirs", "/lib", "/env", "3", None, "7"]
+    assert env["PYTHONPATH"].endswith(":/mine")
+    assert build(environ, hostfile=hostfile, export=["HF_HOME=/x", "PATH=/y"])[0].env["HF_HOME"] == "/x"
 
 
 def test_free_port() -> None:

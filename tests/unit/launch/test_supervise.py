@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -13,11 +15,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from launch import supervise as supervision
 from launch.backends import Command
 from launch.plan import LAUNCH_ID
 from launch.ranks import find_processes
-from launch.supervise import Outcome, Patience, read_reports, supervise, worst_code
-from pipeline.errors import ClusterError
+from launch.supervise import Patience, _tee, end_orphans, supervise
+from launch.verdict import Evidence, Outcome, Report, read_reports, verdict, worst_code
+from pipeline.errors import ClusterError, StorageError
 from tests.unit.launch import stubs
 
 QUICK = Patience(grace_seconds=10, failure_seconds=0.3, leftover_seconds=0.3)
@@ -105,13 +109,6 @@ def test_stale_reports_and_rank_variables_are_cleared(tmp_path: Path, monkeypatc
     script = "import os, sys; sys.exit(9 if 'WORLD_SIZE' in os.environ else 0)"
     outcome = supervise(Command(argv=(sys.executable, "-c", script)), tmp_path, ("x", 0))
     assert outcome == Outcome(0, 0)
-
-
-def test_files_are_written_first(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "env"
-    script = f"import sys; sys.exit(open({str(path)!r}).read() != 'A=1')"
-    command = Command(argv=(sys.executable, "-c", script), files={path: "A=1"})
-    assert supervise(command, tmp_path, ("x", 0)).code == 0
 
 
 def test_a_command_that_cannot_start(tmp_path: Path) -> None:
@@ -243,12 +240,122 @@ def test_worst_code_with_a_lost_host(ranks: dict[int, int], launcher: int, code:
     assert worst_code(ranks, launcher, 2, lost=True) == code
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_before_the_first_step_stops_and_loses_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    """Ranks that are still importing die of the signal: without a report, and without a loss."""
+    outcome, _ = run(tmp_path, "starting", signals=(number,))
+    assert outcome.code == (130 if number == signal.SIGINT else 75) and outcome.rank_codes == {}
+    assert outcome.stopped == "before the first step, nothing to save"
+
+
+def test_a_rank_that_is_killed_before_the_first_step_was_not_stopped(tmp_path: Path) -> None:
+    assert run(tmp_path, "starting_and_killed", QUICK)[0].code == 137
+
+
+@pytest.mark.parametrize("name", ["run", "host"])
+def test_ranks_tell_their_end_where_the_run_directory_cannot(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    outcome, _ = run(tmp_path / name, "full_disk")
+    assert outcome.code == 2 and outcome.rank_codes == {0: 2, 1: 2}
+    assert outcome.errors[0] == "checkpoint step-000002 could not be written"
+    log = (tmp_path / name / "logs" / "launch.log").read_text()
+    assert "hello from rank 1" in log and "slt-rank-report" not in log and "host: " not in log
+
+
+def test_helpers_that_end_a_moment_later_are_nothing_to_report(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    outcome, _ = run(tmp_path, "helper", Patience(leftover_seconds=0.1))
+    assert outcome.code == 0 and not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_run_directory_that_cannot_be_written_starts_nothing(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    command = Command(argv=(sys.executable, "-c", "raise SystemExit(9)"))
+    message = r"/run/logs could not be written: Not a directory; nothing was started\. Free space"
+    with pytest.raises(StorageError, match=message) as error:
+        supervise(command, tmp_path / "run", ("x", 1))
+    assert error.value.exit_code == 2
+
+
+def test_a_log_on_a_full_disk_does_not_stop_the_ranks(caplog: pytest.LogCaptureFixture) -> None:
+    """A reader that dies leaves them waiting at a full pipe for ever."""
+
+    class Full(io.RawIOBase):
+        def write(self, chunk: object) -> int:
+            raise OSError(28, "No space left on device")
+
+    seen: list[str] = []
+
+    def read(line: str) -> None:
+        seen.append(line)
+
+    _tee(io.BufferedReader(io.BytesIO(b"a\nb\n" * 50_000 + b"the end")), Full(), read)  # type: ignore[arg-type]
+    assert len(seen) == 100_001 and seen[-1] == "the end"
+    _tee(io.BufferedReader(io.BytesIO(b"a\nb\n")), Full(), lambda line: line)  # type: ignore[arg-type]
+    assert caplog.text.count("launch.log cannot be written ([Errno 28] No space left on device)") == 1
+
+
+def reports(*ends: tuple[int, str]) -> dict[int, Report]:
+    return {rank: Report(rank, code, "", stopped) for rank, (code, stopped) in enumerate(ends)}
+
+
+SAVED, EARLY = "saved at step 3", "before the first step, nothing to save"
+
+
+@pytest.mark.parametrize(
+    ("ends", "seen", "code", "stopped"),
+    [
+        ([(75, SAVED), (75, SAVED)], Evidence(75, (15,), begun=True), 75, SAVED),
+        ([(130, SAVED), (130, SAVED)], Evidence(130, (2,), begun=True), 130, SAVED),
+        ([], Evidence(-15, (15,)), 75, EARLY),
+        ([], Evidence(1, (2,)), 130, EARLY),
+        ([(75, EARLY)], Evidence(75, (15,)), 75, EARLY),
+        ([(75, EARLY), (3, "")], Evidence(75, (15,)), 75, EARLY),
+        ([(1, ""), (75, EARLY)], Evidence(1, (15,), begun=True), 75, EARLY),
+        ([(2, ""), (75, EARLY)], Evidence(1, (15,)), 2, ""),
+        ([], Evidence(-15, (15,), begun=True), 143, ""),
+        ([(75, SAVED)], Evidence(75, (15,), begun=True), 137, ""),
+        ([], Evidence(-9, (15,), killed=True), 137, ""),
+        ([(0, ""), (0, "")], Evidence(0, (15,)), 0, ""),
+        ([(0, ""), (0, "")], Evidence(0, (15,), begun=True), 0, ""),
+        ([], Evidence(-15), 143, ""),
+    ],
+)
+def test_verdict_after_a_request_to_stop(ends: list[tuple[int, str]], seen: Evidence, code: int, stopped: str) -> None:
+    outcome = verdict(reports(*ends), 2, seen)
+    assert (outcome.code, outcome.stopped) == (code, stopped)
+
+
+def test_a_rank_that_started_late_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal came when no rank was there; the one that comes up afterwards hears of it too."""
+    asked: list[str] = []
+    monkeypatch.setattr(supervision, "_REMIND_SECONDS", 0.05)
+    monkeypatch.setattr(supervision, "_signal_hosts", lambda command, launch_id, name, *flags: asked.append(name))
+    script = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(1.2)"
+    outcome = supervise(Command(argv=(sys.executable, "-c", script), remote=("true",)), tmp_path, ("x", 1), QUICK)
+    assert outcome.code == 75 and asked.count("SIGTERM") >= 3
+
+
+def test_what_a_dead_launcher_left_is_ended_and_its_ranks_save_first(tmp_path: Path) -> None:
+    launch_id = uuid.uuid4().hex
+    env = {**os.environ, LAUNCH_ID: launch_id}
+    argv = [sys.executable, stubs.__file__, "launcher", str(tmp_path), "2", "save"]
+    left = subprocess.Popen(argv, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(list(tmp_path.glob("ready-*"))) < 2:
+        time.sleep(0.02)
+    end_orphans(launch_id, Command(argv=()), QUICK)
+    left.wait(timeout=10)
+    assert {rank: report.code for rank, report in read_reports(tmp_path / "logs").items()} == {0: 75, 1: 75}
+    assert not list(find_processes(launch_id))
+
+
 def test_damaged_reports_count_as_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for number, text in enumerate(['{"rank": 0, "code": 0}', "{", '{"rank": 2}', "[]", '{"rank": 4, "code": null}']):
         (tmp_path / f"exit-rank-{number}.json").write_text(text)
-    assert read_reports(tmp_path) == ({0: 0}, {})
+    assert read_reports(tmp_path) == {0: Report(0, 0)}
     assert caplog.text.count("is not a usable exit report") == 4
-    assert read_reports(tmp_path, quiet=True)[0] == {0: 0}
+    assert read_reports(tmp_path, quiet=True) == {0: Report(0, 0)}
     assert caplog.text.count("is not a usable exit report") == 4
 
 

@@ -15,7 +15,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from pipeline import cli
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, DamagedCheckpointError
 from tests.light_start import MODELS, output_of_light_start
 from tests.source_tree import ROOT
 from tests.unit.pipeline.engine.test_checkpoint import make
@@ -94,7 +94,14 @@ def test_errors_leave_with_their_own_code(monkeypatch: pytest.MonkeyPatch, capsy
 
     from pipeline.errors import ClusterError, DataError, DivergedError, RecipeError
 
-    codes = {RecipeError: 2, CheckpointError: 2, ClusterError: 3, DataError: 4, DivergedError: 5}
+    codes = {
+        RecipeError: 2,
+        CheckpointError: 2,
+        ClusterError: 3,
+        DataError: 4,
+        DivergedError: 5,
+        DamagedCheckpointError: 6,
+    }
     for kind, code in codes.items():
         assert fail(kind("what, where and how")) == code
         assert capsys.readouterr().err == "error: what, where and how\n"
@@ -140,7 +147,9 @@ def test_inspecting_a_checkpoint(tmp_path: Path) -> None:
     result = runner.invoke(cli.app, ["ckpt", "inspect", str(folder)])
     shown = json.loads(result.output)
     assert shown["manifest"]["step"] == shown["state"]["step"] == 20
+    shown = json.loads(runner.invoke(cli.app, ["ckpt", "inspect", str(tmp_path)]).output)
+    assert shown["path"] == str(folder), "a run folder means its latest checkpoint"
     (folder / "part.bin").write_bytes(b"WEIGHTS")
     result = runner.invoke(cli.app, ["ckpt", "inspect", str(folder)])
-    assert isinstance(result.exception, CheckpointError)
+    assert isinstance(result.exception, DamagedCheckpointError) and result.exception.exit_code == 6
     assert "is damaged:\n  " in str(result.exception) and "part.bin is damaged: its sha256" in str(result.exception)

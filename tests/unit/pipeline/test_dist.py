@@ -55,11 +55,13 @@ def test_half_an_environment_names_what_is_missing(set_only: Callable[..., None]
     assert error.value.exit_code == 3
 
 
-def test_ranks_that_cannot_meet_are_a_cluster_error(
-    set_only: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def init_fails(set_only: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Let DeepSpeed's initialisation end with an error."""
+    said = [""]
+
     def refuse(**options: object) -> None:
-        raise RuntimeError("Gloo connectFullMesh failed, remote=[127.0.1.1]:5519")
+        raise RuntimeError(said[0])
 
     fake = types.ModuleType("deepspeed")
     fake.ops = types.SimpleNamespace(__compatible_ops__={})  # type: ignore[attr-defined]
@@ -69,9 +71,41 @@ def test_ranks_that_cannot_meet_are_a_cluster_error(
     monkeypatch.setattr(dist.torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     set_only(**VARIABLES)
+    return lambda text: said.__setitem__(0, text)
+
+
+def test_ranks_that_cannot_meet_are_a_cluster_error(init_fails: Callable[[str], None]) -> None:
+    init_fails("Gloo connectFullMesh failed, remote=[127.0.1.1]:5519")
     with pytest.raises(ClusterError, match=r"rank 5 of 8 cannot join the others at node-0:29500: Gloo") as error:
         dist.init()
     assert "name the interface they share: GLOO_SOCKET_IFNAME=eth0" in str(error.value)
+
+
+def test_a_port_in_use_names_the_option(init_fails: Callable[[str], None]) -> None:
+    init_fails("The server socket has failed to listen. port: 29500, code: -98, name: EADDRINUSE")
+    with pytest.raises(
+        ClusterError, match=r"port 29500, where the ranks meet, is in use .*`slt launch run --master-port"
+    ):
+        dist.init()
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "device"),
+    [("", True, "cuda:1"), ("", False, "cpu"), ("cuda", True, "cuda:1"), ("cpu", True, "cpu"), ("cpu", False, "cpu")],
+)
+def test_the_device_is_the_one_that_was_asked_for(
+    asked: str, found: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", asked)
+    monkeypatch.setattr(dist.torch.cuda, "is_available", lambda: found)
+    assert str(dist.device_for(dist.Ranks(5, 1, 8))) == device
+
+
+def test_gpus_that_torch_does_not_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cuda")
+    monkeypatch.setattr(dist.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ClusterError, match=r"DS_ACCELERATOR=cuda\), but torch .* finds none on this host; install"):
+        dist.init()
 
 
 def test_a_world_of_one_needs_no_process_group() -> None:

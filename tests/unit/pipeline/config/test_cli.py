@@ -16,11 +16,13 @@ runner = CliRunner()
 
 def test_check_reports_the_batch_arithmetic(tmp_path: Path) -> None:
     path = write(tmp_path, CONNECTOR)
-    result = runner.invoke(app, ["check", str(path), "--json", "--set", "train.world_sizes=[2, 4]"])
+    result = runner.invoke(app, ["check", str(path), "--settings-only", "--json", "--set", "train.world_sizes=[2, 4]"])
     assert result.exit_code == 0
     rows = json.loads(result.stdout)["world_sizes"]
     assert [(row["world_size"], row["accumulation_steps"]) for row in rows] == [(2, 2), (4, 1)]
-    assert "accumulation_steps" in runner.invoke(app, ["check", str(path), "--world-size", "1"]).stdout
+    assert (
+        "accumulation_steps" in runner.invoke(app, ["check", str(path), "--settings-only", "--world-size", "1"]).stdout
+    )
 
 
 def test_check_raises_all_problems(tmp_path: Path) -> None:
@@ -48,6 +50,13 @@ def test_show_of_many_lines_keeps_comments_on_their_values(tmp_path: Path) -> No
     assert next(line for line in out.splitlines() if "max_new_tokens" in line).endswith("# default")
 
 
+def test_values_are_shown_as_they_are(tmp_path: Path) -> None:
+    path = write(tmp_path, CONNECTOR.replace("name: tiny", "name: '[b] :car:'"))
+    assert "name: '[b] :car:'" in runner.invoke(app, ["show", str(path)]).stdout
+    assert "[b] :car: (connector)" in runner.invoke(app, ["check", str(path), "--settings-only"]).stdout
+    assert "[b] :car:" in runner.invoke(app, ["diff", str(path), str(write(tmp_path, CONNECTOR, "b.yaml"))]).stdout
+
+
 def test_diff(tmp_path: Path) -> None:
     a, b = write(tmp_path, CONNECTOR, "a.yaml"), write(tmp_path, CONNECTOR.replace("1e-3", "2e-3"), "b.yaml")
     result = runner.invoke(app, ["diff", str(a), str(b), "--json"])
@@ -65,5 +74,7 @@ def test_errors_become_one_paragraph_and_exit_code_2(tmp_path: Path, capsys: pyt
 
 
 def test_starts_without_torch() -> None:
-    shown = output_of_light_start("pipeline.config.cli", ["check", "demo_connector"], (*MODELS, "numpy", "pyarrow"))
+    shown = output_of_light_start(
+        "pipeline.config.cli", ["check", "demo_connector", "--settings-only"], (*MODELS, "numpy", "pyarrow")
+    )
     assert "demo_connector (connector)" in shown

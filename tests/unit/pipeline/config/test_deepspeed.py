@@ -61,6 +61,11 @@ def test_overrides_are_merged(tmp_path: Path) -> None:
 ZERO = {"zero_optimization": {"stage": 3}}
 
 
+def test_a_byte_order_mark_in_front_of_a_base(tmp_path: Path) -> None:
+    recipe = with_base(tmp_path, "\ufeff" + (DS_CONFIGS / "cpu.json").read_text())
+    assert ds_config(recipe, 1, 4) == config(tmp_path, world_size=1)
+
+
 @pytest.mark.parametrize(
     ("base", "message"),
     [

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from pipeline.config import load as load_module
 from pipeline.config.load import STAND_INS, find_recipe, load, load_recipe
-from pipeline.config.names import nearest_setting, section_of, setting_names
+from pipeline.config.names import is_secret, nearest_setting, section_of, setting_names
 from pipeline.config.schema import Recipe
 from pipeline.errors import RecipeError
 from tests.unit.pipeline.config.recipes import CONNECTOR, CONTRASTIVE, write
@@ -159,6 +159,28 @@ def test_every_required_setting_has_a_stand_in() -> None:
         return found
 
     assert required(Recipe, "") == set(STAND_INS)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "HF_TOKEN", "hf_token", "HFTOKEN", "MY_TOKEN_2", "WANDB_API_KEY", "OPENAI_APIKEY", "AWS_SECRET_ACCESS_KEY",
+        "AWS_ACCESS_KEY_ID", "PGPASSWORD", "DB_PASS", "GOOGLE_APPLICATION_CREDENTIALS", "CLIENT_SECRETS", "KEY1", "key",
+    ],
+)  # fmt: skip
+def test_names_of_secrets(name: str) -> None:
+    assert is_secret(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "TOKENIZERS_PARALLELISM", "TOKENIZER", "SLT_MAX_TOKENS", "MAX_TOKEN_LENGTH", "KEY_FRAMES", "KEYBOARD", "MONKEY",
+        "PATH", "BYPASS", "COMPASS_DIR", "SECRETARY", "endpoint_url",
+    ],
+)  # fmt: skip
+def test_names_that_only_look_like_secrets(name: str) -> None:
+    assert not is_secret(name)
 
 
 def test_nearest_setting() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config.source import dump_yaml, parse_value, read_document
+from pipeline.config.source import as_value, dump_yaml, parse_value, read_document
 
 
 def read(text: str):  # type: ignore[no-untyped-def]
@@ -59,6 +59,23 @@ def test_bad_values() -> None:
         parse_value("[1")
     with pytest.raises(ValueError, match="is given twice"):
         parse_value("{a: 1, a: 2}")
+
+
+def test_control_characters_are_no_text() -> None:
+    with pytest.raises(ValueError, match="special characters are not allowed"):
+        parse_value("a\x07b")
+    assert "is not valid YAML: " in read("name: a\x07b\n").problems[0].text
+
+
+@given(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+    | st.sampled_from(["a: b", "#", "1e3", "x #y", "~", ""])
+)
+def test_any_text_can_be_written_as_a_value(text: str) -> None:
+    try:
+        assert parse_value(as_value(text)) == text
+    except ValueError:  # what YAML does not allow in any form is refused, not changed
+        assert not text.isprintable()
 
 
 _plain = st.recursive(

@@ -40,7 +40,10 @@ def test_a_stage_is_launched_then_exported(tmp_path: Path, monkeypatch: pytest.M
     commands = record_commands(monkeypatch, code=0)
     finished = run_stage("connector", tmp_path, 2, ["seed=3"])
     launch, export = (command[3:] for command in commands)
-    assert launch[:5] == ["launch", "run", "demo_connector", "--num-procs", "2"]
+    assert launch[:5] == ["launch", "run", "demo_connector", "--num-procs", "2"] and launch[5:7] == [
+        "--accelerator",
+        "cpu",
+    ]
     assert [launch[at + 1] for at, word in enumerate(launch) if word == "--set"] == [
         f"run_dir={tmp_path}", "train.world_sizes=[2]", "seed=3",
     ]  # fmt: skip

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
+from pipeline.config.load import load_recipe
+from pipeline.config.resolve import resolve
 from pipeline.engine import checkpoint as checkpoints
 from pipeline.engine.state import TrainState, restore_rng, rng_state, seed_everything
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, DamagedCheckpointError
 
 
 def make(run_dir: Path, step: int, complete: bool = True, payload: bytes = b"weights") -> Path:
@@ -46,12 +50,127 @@ def test_no_checkpoint_at_all(tmp_path: Path) -> None:
         checkpoints.best_checkpoint(tmp_path)
 
 
-def test_other_format_version_is_refused(tmp_path: Path) -> None:
+def test_other_format_version_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = make(tmp_path, 1)
-    manifest = json.loads((folder / "manifest.json").read_text()) | {"format_version": 99}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match="checkpoint format 99, this version reads 1"):
+    (folder / "manifest.json").write_text('{"format_version": 0}')
+    with pytest.raises(CheckpointError, match="checkpoint format 0, this version reads 1"):
         checkpoints.open_checkpoint(folder)
+    with pytest.raises(CheckpointError, match="checkpoint format 0, this version reads 1"):
+        checkpoints.latest_checkpoint(tmp_path)
+    make(tmp_path, 2)
+    assert [found.step for found in checkpoints.list_checkpoints(tmp_path)] == [2]
+    assert f"not listed: {folder}: checkpoint format 0" in caplog.text
+    latest = checkpoints.latest_checkpoint(tmp_path)
+    assert latest is not None and latest.step == 2
+
+
+def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
+    """`step-1000000` sorts before `step-999900` as text."""
+    for step in (999_900, 1_000_000, 99_999_999):
+        make(tmp_path, step)
+    (tmp_path / "checkpoints" / "step-of-mine").mkdir()
+    (tmp_path / "checkpoints" / "step-of-mine" / "COMPLETE").touch()
+    assert [found.step for found in checkpoints.list_checkpoints(tmp_path)] == [999_900, 1_000_000, 99_999_999]
+    latest = checkpoints.latest_checkpoint(tmp_path)
+    assert latest is not None and latest.step == 99_999_999
+    checkpoints.prune(tmp_path, keep=2)
+    assert [found.step for found in checkpoints.list_checkpoints(tmp_path)] == [1_000_000, 99_999_999]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"step": 2}', '{"format_version": 1, "step": 2, "world_size": 2, "parts": {"part.bin": {}}}'],
+)
+def test_a_damaged_manifest_is_damage_like_any_other(tmp_path: Path, text: str) -> None:
+    make(tmp_path, 1)
+    folder = make(tmp_path, 2)
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(DamagedCheckpointError, match=r"step-000002/manifest\.json is damaged: "):
+        checkpoints.open_checkpoint(folder)
+    assert [found.step for found in checkpoints.list_checkpoints(tmp_path)] == [1]
+    latest = checkpoints.latest_checkpoint(tmp_path, "fall_back")
+    assert latest is not None and latest.step == 1
+
+
+def test_a_changed_manifest_that_still_reads_is_found(tmp_path: Path) -> None:
+    folder = make(tmp_path, 2)
+    text = (folder / "manifest.json").read_text()
+    (folder / "COMPLETE").write_text(hashlib.sha256(text.encode()).hexdigest())
+    assert checkpoints.open_checkpoint(folder).step == 2
+    (folder / "manifest.json").write_text(text.replace('"step": 2', '"step": 3'))
+    with pytest.raises(DamagedCheckpointError, match=r"manifest\.json is damaged: its sha256 differs from COMPLETE"):
+        checkpoints.open_checkpoint(folder)
+
+
+def damage_part(folder: Path) -> None:
+    (folder / "part.bin").write_bytes(b"weighTs")
+
+
+def test_the_newest_intact_checkpoint_is_used_and_loudly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    intact, *damaged = (make(tmp_path, step) for step in (1, 2, 3))
+    for folder in damaged:
+        damage_part(folder)
+    found = checkpoints.latest_checkpoint(tmp_path, "fall_back")
+    assert found is not None and found.path == intact
+    (record,) = caplog.records
+    assert record.levelname == "ERROR" and f"FALLING BACK to {intact}, which is intact" in record.message
+    assert all(f"{folder}/part.bin is damaged: its sha256 differs" in record.message for folder in damaged)
+
+
+def test_damage_can_be_told_to_stop(tmp_path: Path) -> None:
+    make(tmp_path, 1)
+    damage_part(make(tmp_path, 2))
+    with pytest.raises(
+        DamagedCheckpointError, match=r"step-000001 is intact, but train\.checkpoint\.damaged is `stop`"
+    ) as e:
+        checkpoints.latest_checkpoint(tmp_path, "stop")
+    assert e.value.exit_code == 6 and "part.bin is damaged" in str(e.value)
+
+
+@pytest.mark.parametrize("rule", ["fall_back", "stop"])
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(tmp_path: Path, rule: Literal["stop"]) -> None:
+    for step in (1, 2):
+        damage_part(make(tmp_path, step))
+    with pytest.raises(DamagedCheckpointError, match="no complete checkpoint is intact; fix: restore the files"):
+        checkpoints.latest_checkpoint(tmp_path, rule)
+
+
+def test_the_best_checkpoint_may_be_damaged_or_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folders = [make(tmp_path, step) for step in (1, 2, 3)]
+    for folder in folders:
+        recipe = resolve(load_recipe("demo_contrastive", [f"run_dir={tmp_path}"]), 1)
+        (folder / "recipe.resolved.yaml").write_text(recipe.to_yaml())
+    checkpoints.mark_best(tmp_path, folders[0])
+    assert checkpoints.best_checkpoint(tmp_path).step == 1 and not caplog.records
+    damage_part(folders[0])
+    assert checkpoints.best_checkpoint(tmp_path).step == 3 and "FALLING BACK to" in caplog.text
+    shutil.rmtree(folders[0])
+    assert checkpoints.best_checkpoint(tmp_path).step == 3
+    assert "the best checkpoint step-000001 is not there; using the newest" in caplog.text
+
+
+def test_a_part_that_cannot_be_read_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = checkpoints.open_checkpoint(make(tmp_path, 1))
+
+    def broken(path: Path) -> str:
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr(checkpoints, "sha256_of", broken)
+    assert checkpoints.verify(checkpoint) == [f"{checkpoint.path}/part.bin cannot be read: Input/output error"]
+
+
+def test_a_damaged_checkpoint_set_aside_does_not_count(tmp_path: Path) -> None:
+    """Left under its name it would be one of the newest that pruning keeps, in place of an intact one."""
+    make(tmp_path, 1)
+    for _ in range(2):
+        damage_part(make(tmp_path, 3))
+        found = checkpoints.latest_checkpoint(tmp_path, "fall_back")
+        assert found is not None
+        checkpoints.set_damaged_aside(tmp_path, found)
+    make(tmp_path, 2)
+    checkpoints.prune(tmp_path, keep=1)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["damaged-step-000003", "damaged-step-000003-2", "step-000002"]
 
 
 def test_verify_names_missing_short_and_flipped_parts(tmp_path: Path) -> None:
@@ -70,19 +189,23 @@ def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     folders = [make(tmp_path, step) for step in (1, 2, 3, 4)]
     leftover = tmp_path / "checkpoints" / ".tmp-step-000005"
     leftover.mkdir()
+    converted = [checkpoints.universal_folder(folder) for folder in folders[1:3]]
+    for copy in converted:
+        copy.mkdir()
     checkpoints.mark_best(tmp_path, folders[1])
     checkpoints.prune(tmp_path, keep=1)
+    assert [copy.exists() for copy in converted] == [True, False]
     assert [found.step for found in checkpoints.list_checkpoints(tmp_path)] == [2, 4]
     assert checkpoints.best_checkpoint(tmp_path).step == 2
     assert not leftover.exists()
 
 
 def test_write_durably_replaces_whole_files(tmp_path: Path) -> None:
-    path = tmp_path / "latest"
+    path = tmp_path / "best"
     checkpoints.write_durably(path, "a long old value")
     checkpoints.write_durably(path, "new")
     assert path.read_text() == "new"
-    assert [p.name for p in tmp_path.iterdir()] == ["latest"]
+    assert [p.name for p in tmp_path.iterdir()] == ["best"]
 
 
 def test_random_numbers_continue_where_they_were(tmp_path: Path) -> None:

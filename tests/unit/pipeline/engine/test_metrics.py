@@ -9,7 +9,8 @@ import pytest
 
 from pipeline.config.schema import OptimizerConfig, TrainConfig
 from pipeline.engine.metrics import MetricWriter, describe, peak_tflops, read_metrics
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, StorageError
+from tests.unit.pipeline.disk import full_disk
 
 
 def config(**values: object) -> TrainConfig:
@@ -41,6 +42,17 @@ def test_tensorboard_gets_the_same_values(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [event.value for event in events.Scalars("train/loss")] == [2.5]
+
+
+def test_a_full_disk_is_told_by_the_files_name(tmp_path: Path) -> None:
+    writer = MetricWriter(tmp_path, config(), "run", resume_step=0, enabled=True)
+    with (
+        full_disk(100),
+        pytest.raises(StorageError, match=r"metrics\.jsonl could not be written: File too large") as error,
+    ):
+        for step in range(10):
+            writer.write(step, {"train/loss": 1.0})
+    assert error.value.exit_code == 2
 
 
 def test_wandb_asked_for_and_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 from pipeline.config.load import load_recipe
 from pipeline.config.resolve import ResolvedRecipe, resolve
 from pipeline.engine import resume
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, DamagedCheckpointError
 from tests.unit.pipeline.engine.test_checkpoint import make
 
 
@@ -19,9 +19,10 @@ def resolved(run_dir: Path, *sets: str) -> ResolvedRecipe:
     return resolve(recipe, 1)
 
 
-def saved(run_dir: Path, *sets: str) -> None:
-    folder = make(run_dir, 5)
+def saved(run_dir: Path, *sets: str, step: int = 5) -> Path:
+    folder = make(run_dir, step)
     (folder / "recipe.resolved.yaml").write_text(resolved(run_dir, *sets).to_yaml())
+    return folder
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:
@@ -51,6 +52,25 @@ def test_another_experiment_is_refused_by_field(tmp_path: Path) -> None:
         resume.find_resume(tmp_path, resolved(tmp_path, *changed))
     assert "contrastive.embed: 128 -> 64" in str(error.value)
     assert "train.optimizer.lr" in str(error.value)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_set_aside(tmp_path: Path) -> None:
+    saved(tmp_path)
+    damaged = saved(tmp_path, step=7)
+    (damaged / "part.bin").write_bytes(b"weighTs")
+    (damaged / "recipe.resolved.yaml").write_bytes(b"\xff")
+    found = resume.find_resume(tmp_path, resolved(tmp_path))
+    assert found is not None and found.step == 5
+    assert sorted(p.name for p in damaged.parent.iterdir()) == ["damaged-step-000007", "step-000005"]
+
+
+def test_a_damaged_newest_checkpoint_stops_a_run_that_asks_for_it(tmp_path: Path) -> None:
+    saved(tmp_path)
+    damaged = saved(tmp_path, step=7)
+    (damaged / "part.bin").unlink()
+    with pytest.raises(DamagedCheckpointError, match=r"part\.bin is missing\n.*step-000005 is intact, but"):
+        resume.find_resume(tmp_path, resolved(tmp_path, "train.checkpoint.damaged=stop"))
+    assert damaged.is_dir()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -45,3 +46,22 @@ def test_handlers_are_put_back_also_after_an_error() -> None:
         assert all(now != old for now, old in zip(handlers(), before, strict=True))
         raise ValueError
     assert handlers() == before
+
+
+@pytest.mark.parametrize("number", StopFlag.SIGNALS)
+def test_before_the_first_step_the_process_leaves_at_once(number: signal.Signals) -> None:
+    """By a thread: the main thread may be inside a library for minutes, where no Python handler runs."""
+    left: list[int] = []
+    begun: list[None] = []
+    with StopFlag(left.append, lambda: begun.append(None)) as stop:
+        os.kill(os.getpid(), number)
+        deadline = time.monotonic() + 5
+        while not left and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert left == [number] and begun == []
+        stop.begin()
+        stop.begin()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
+        assert left == [number] and stop.requested, "from the first step on there is something to save"
+    assert len(begun) == 1 and signal.set_wakeup_fd(-1) == -1

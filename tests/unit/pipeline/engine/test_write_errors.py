@@ -72,7 +72,7 @@ def test_save_writes_a_complete_checkpoint_and_keeps_frozen_weights_out(tmp_path
         "probe.safetensors", "hf/config.json", "hf/export.json",
     }  # fmt: skip
     assert engine.options["exclude_frozen_parameters"] is True and engine.options["save_latest"] is False
-    assert (tmp_path / "checkpoints" / "latest").read_text() == "step-000003"
+    assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["step-000003"], "folders are the truth"
     assert torch.equal(found.probe()["logits"], torch.zeros(4))
 
 
@@ -97,6 +97,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_alone(
         save(tmp_path, engine, stage, 2)
     assert [found.path for found in checkpoints.list_checkpoints(tmp_path)] == [first]
     assert checkpoints.verify(checkpoints.open_checkpoint(first)) == []
+    assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["step-000001"], "half-written left behind"
     again = save(tmp_path, Engine(4), OneStage(), 2)
     assert checkpoints.latest_checkpoint(tmp_path) == checkpoints.open_checkpoint(again)
 
@@ -115,6 +116,44 @@ def test_torchs_own_words_for_a_failed_write_become_an_os_error(tmp_path: Path, 
     with pytest.raises(OSError, match="while writing the ZeRO shards: ") as error:
         checkpoints._write_shards(Engine(1, RuntimeError(text)), tmp_path)  # type: ignore[arg-type]
     assert text in str(error.value)
+
+
+def test_the_last_small_files_may_not_fit_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder has its name already when COMPLETE cannot be written."""
+    first = save(tmp_path, Engine(4), OneStage(), 1)
+    write = checkpoints.write_durably
+
+    def full(path: Path, text: str) -> None:
+        if path.name == "COMPLETE":
+            raise OSError(28, "No space left on device", str(path))
+        write(path, text)
+
+    monkeypatch.setattr(checkpoints, "write_durably", full)
+    with pytest.raises(CheckpointError, match=r"step-000002 could not be written: .*No space left.*COMPLETE"):
+        save(tmp_path, Engine(4), OneStage(), 2)
+    assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == [first.name]
+
+
+def test_a_tokenizer_that_does_not_fit(tmp_path: Path) -> None:
+    """tokenizers raises a bare Exception."""
+
+    class Stage(OneStage):
+        def write_export_files(self, module: object, folder: Path) -> Any:
+            raise Exception("No space left on device (os error 28)")
+
+    with pytest.raises(
+        CheckpointError, match=r"while writing the export files: No space left on device \(os error 28\)"
+    ):
+        save(tmp_path, Engine(4), Stage(), 2)
+
+
+def test_saving_a_step_again_drops_its_converted_copy_and_a_stale_latest(tmp_path: Path) -> None:
+    path = save(tmp_path, Engine(4), OneStage(), 3)
+    copy = checkpoints.universal_folder(path)
+    copy.mkdir()
+    (tmp_path / "checkpoints" / "latest").write_text("step-000001")
+    save(tmp_path, Engine(4), OneStage(), 3)
+    assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["step-000003"]
 
 
 def test_an_engines_own_bug_stays_what_it_is(tmp_path: Path) -> None:
@@ -149,6 +188,9 @@ def test_resharding_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     def convert(command: list[str], **options: object) -> SimpleNamespace:
         commands.append(command)
+        part = Path(command[command.index("--output_folder") + 1]) / "zero" / "weight.pt"
+        part.parent.mkdir(parents=True)
+        part.write_bytes(b"weight")
         return SimpleNamespace(returncode=0, stdout="", stderr="")
 
     monkeypatch.setattr(subprocess, "run", convert)
@@ -158,6 +200,9 @@ def test_resharding_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     folder = reshard.to_universal(checkpoint)
     assert not half_done.exists(), "an unfinished conversion starts over"
     assert reshard.to_universal(checkpoint) == folder and len(commands) == 1
+    next(folder.rglob("weight.pt")).write_bytes(b"weighT")
+    assert reshard.to_universal(checkpoint) == folder and len(commands) == 2, "a damaged copy is made again"
+    assert next(folder.rglob("weight.pt")).read_bytes() == b"weight"
     target = commands[0][commands[0].index("--output_folder") + 1]
     assert target == str(folder / checkpoints.universal_tag(checkpoint))
     assert commands[0][commands[0].index("--input_folder") + 1] == str(checkpoint.path / "deepspeed")

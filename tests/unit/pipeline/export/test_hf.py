@@ -44,6 +44,8 @@ def test_which_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "best").write_text("step-000001")
     assert hf.find_checkpoint(tmp_path, "best") == first and hf.find_checkpoint(tmp_path, "latest") == last
     assert hf.find_checkpoint(last.path, "best") == last, "a checkpoint folder means itself"
+    (tmp_path / "step-by-step").symlink_to(tmp_path)
+    assert hf.find_checkpoint(tmp_path / "step-by-step", "latest").step == last.step, "a run may be called so"
 
 
 def test_no_checkpoint_to_export(tmp_path: Path) -> None:
@@ -99,6 +101,28 @@ def test_a_damaged_checkpoint_is_not_exported(tmp_path: Path, trained: dict[str,
     with pytest.raises(CheckpointError, match=r"(?s)step-000005 is damaged:\n  .*config.json is damaged: its sha256"):
         hf.export(tmp_path, tmp_path / "export")
     assert not (tmp_path / "export").exists()
+
+
+def test_a_damaged_checkpoint_of_a_run_folder_is_passed_over(
+    tmp_path: Path, trained: dict[str, torch.Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    intact, damaged = (finished_run(tmp_path, recipe_of("continued_pretraining"), step) for step in (1, 2))
+    (damaged.path / "hf" / "config.json").write_text('{"model_type": "lLama"}')
+    (tmp_path / "checkpoints" / "best").write_text(damaged.path.name)
+    for which in ("best", "latest"):
+        hf.export(tmp_path, tmp_path / "export", which, check=False)
+        assert json.loads((tmp_path / "export" / "provenance.json").read_text())["step"] == intact.step
+    assert caplog.text.count(f"FALLING BACK to {intact.path}") == 2
+    with pytest.raises(CheckpointError, match="step-000002 is damaged"):
+        hf.export(damaged.path, tmp_path / "other", check=False)
+
+
+def test_an_export_obeys_the_recipe_that_says_stop(tmp_path: Path, trained: dict[str, torch.Tensor]) -> None:
+    resolved = recipe_of("continued_pretraining", "train.checkpoint.damaged=stop")
+    _, damaged = (finished_run(tmp_path, resolved, step) for step in (1, 2))
+    (damaged.path / "manifest.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"step-000001 is intact, but train\.checkpoint\.damaged is `stop`"):
+        hf.export(tmp_path, tmp_path / "export", check=False)
 
 
 def test_heads_and_tied_weights_are_kept_apart(tmp_path: Path, trained: dict[str, torch.Tensor]) -> None:

@@ -1,0 +1,76 @@
+"""A command on its way to another host, through pdsh, ssh and whatever login shell is there.
+
+pdsh replaces ``%h``, ``%n`` and ``%u``; the shell expands, splits and runs what it finds. So only two paths (the
+interpreter and `launch/arrive.py`) are written for the shell to read. All else travels in one encoded word.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.config.load import PROJECT_ROOT
+from pipeline.errors import RecipeError
+
+ARRIVE_SCRIPT = PROJECT_ROOT / "launch" / "arrive.py"
+
+
+@dataclass(frozen=True, slots=True)
+class HostCommand:
+    """A command for every host of a launch; the variables come on top of those that a login has there."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    folder: Path | None = None
+    """Where it runs; None = where a login ends up."""
+    node_rank_at: int | None = None
+    """Position in ``argv`` at which each host puts ``--node_rank=N``; None = nowhere."""
+
+
+def shell_line(command: HostCommand) -> str:
+    """The line for pdsh that makes each host run the command with exactly these arguments and variables.
+
+    Raises:
+        RecipeError: no process can be given such a value (a NUL byte), or the interpreter or the project lies under a
+            path that cannot be written for every shell (a control character).
+    """
+    values = [*command.argv, *command.env, *command.env.values(), str(command.folder or "")]
+    for value in values:
+        if "\0" in value:
+            raise RecipeError(f"{value!r} holds a NUL byte, which no argument, variable or path can; remove it")
+    split = len(command.argv) if command.node_rank_at is None else command.node_rank_at
+    parcel: dict[str, object] = {
+        "before": [_bytes(part) for part in command.argv[:split]],
+        "after": [_bytes(part) for part in command.argv[split:]],
+        "env": {_bytes(name): _bytes(value) for name, value in command.env.items()},
+        "folder": "" if command.folder is None else _bytes(str(command.folder)),
+    }
+    line = [shell_word(sys.executable), "-I", shell_word(str(ARRIVE_SCRIPT)), _encoded(parcel)]
+    if command.node_rank_at is not None:
+        line.append("--node_rank=%n")  # pdsh counts its hosts from 0
+    return " ".join(line)
+
+
+def shell_word(text: str) -> str:
+    """Text as one word for pdsh and a shell. Raises RecipeError for control characters."""
+    if any(ord(character) < 32 or ord(character) == 127 for character in text):
+        raise RecipeError(f"{text!r} cannot be named to other hosts: it holds a control character; rename the folder")
+    return shlex.quote(text).replace("%", "%%")
+
+
+def _bytes(text: str) -> str:
+    """The bytes this system would pass to a process, one character for each: JSON holds no bytes."""
+    return os.fsencode(text).decode("latin-1")
+
+
+def _encoded(parcel: Mapping[str, object]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(parcel).encode()).decode()
+
+
+__all__ = ["ARRIVE_SCRIPT", "HostCommand", "shell_line", "shell_word"]

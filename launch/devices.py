@@ -1,0 +1,108 @@
+"""Which accelerators a machine has, found without torch; ``python -m launch.devices`` is how other hosts are asked.
+
+nvidia-smi knows them best. Where it is missing the device files say how many there are, and for AMD the kernel's
+list of compute nodes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline.errors import RecipeError
+
+READY = "slt-host-ready"
+"""First word of what `main` prints on a host that can take part."""
+VARIABLE = "CUDA_VISIBLE_DEVICES"
+_SECONDS = 30.0  # nvidia-smi has to wake every device
+_UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z/-]+")
+
+
+def listed_devices(root: Path = Path("/")) -> int:
+    """GPUs of this machine, whatever the environment hides."""
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "-L"],
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        listed = re.findall(r"^GPU \d+:", done.stdout, flags=re.MULTILINE) if done.returncode == 0 else []
+    except (OSError, subprocess.TimeoutExpired):  # no NVIDIA tools here, or a driver that hangs
+        listed = []
+    if listed:
+        return len(listed)
+    files = [path for path in root.glob("dev/nvidia*") if path.name.removeprefix("nvidia").isdigit()]
+    return len(files) or sum(_is_gpu(path) for path in root.glob("sys/class/kfd/kfd/topology/nodes/*/gpu_id"))
+
+
+def visible_devices(environ: Mapping[str, str], listed: int) -> tuple[int | str, ...]:
+    """The devices a process of this environment may use: numbers, or names as CUDA_VISIBLE_DEVICES gives them.
+
+    As CUDA does, reads CUDA_VISIBLE_DEVICES up to the first entry that is no device (-1, nothing, a number too high).
+
+    Args:
+        environ: variables of the process.
+        listed: devices of the machine; 0 = none were found, then the variable is believed.
+
+    Raises:
+        RecipeError: a device is named twice.
+    """
+    if VARIABLE not in environ:
+        return tuple(range(listed))
+    found: list[int | str] = []
+    for entry in environ[VARIABLE].split(","):
+        name = entry.strip()
+        if name.isdecimal() and (not listed or int(name) < listed):
+            found.append(int(name))
+        elif _UUID.fullmatch(name):
+            found.append(name)
+        else:
+            break
+    twice = next((name for number, name in enumerate(found) if name in found[:number]), None)
+    if twice is not None:
+        raise RecipeError(f"{VARIABLE}={environ[VARIABLE]} names device {twice} twice; name each device once")
+    return tuple(found)
+
+
+def port_in_use(port: int) -> bool:
+    """Whether something on this machine listens on a TCP port already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that are closing do not matter
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return True
+    return False
+
+
+def _is_gpu(path: Path) -> bool:
+    try:
+        return path.read_text().strip() not in ("", "0")  # processors are compute nodes, too, and have no GPU id
+    except OSError:
+        return False
+
+
+def main(arguments: list[str]) -> int:
+    """``PORT FILES``: the first of the files (path -> what to say without it) that is missing here, or READY, the
+    number of devices, and ``busy`` when the port is in use."""
+    port, files = int(arguments[0]), json.loads(arguments[1])
+    missing = next((text for path, text in files.items() if not os.path.exists(path)), None)
+    found = f"{READY} {listed_devices()}{' busy' if port_in_use(port) else ''}"
+    said = f"{found if missing is None else missing}\n"
+    sys.stdout.buffer.write(said.encode(errors="backslashreplace"))  # a path may hold bytes that are no text
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+
+__all__ = ["READY", "VARIABLE", "listed_devices", "main", "port_in_use", "visible_devices"]

@@ -1,0 +1,223 @@
+"""One run directory, one run: a lock file that names its holder and that a dead one does not keep.
+
+``run_dir/launch.lock`` holds host, pid and start. On the holder's own system its process is asked for: the pid, and the
+time the process began, for pids are used again. From any other system (another host that shares the storage, another
+container, the same host before a reboot) nothing can be asked, so the holder touches the file while it lives; the age
+is measured by the clock of the storage alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from pipeline.errors import RecipeError, StorageError
+
+log = logging.getLogger(__name__)
+
+BEAT_SECONDS = 10.0
+STALE_SECONDS = 120.0
+"""Twelve beats, and twice what NFS may keep a file's time to itself."""
+_WRITING_SECONDS = 2.0  # between the lock's name and its content
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The process that runs in a run directory."""
+
+    host: str
+    pid: int
+    started: str
+    """Local time, for people."""
+    system: str
+    """Boot and pid namespace: where two processes see the same one, they can ask for each other's pid."""
+    process_start: str
+    """When the process began, in the system's own terms: a step of the clock does not change it."""
+    launch_id: str
+
+    @property
+    def key(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, started {self.started}"
+
+
+@contextlib.contextmanager
+def hold(run_dir: Path, launch_id: str, orphans: Callable[[str], None] = lambda launch_id: None) -> Iterator[None]:
+    """Keep every other run out of the directory.
+
+    Args:
+        run_dir: the run's directory; made if missing.
+        launch_id: of this launch.
+        orphans: ends what a dead holder's launch has left running; called with its launch id before it is taken over.
+
+    Raises:
+        RecipeError: another run holds it.
+        StorageError: the directory cannot be written.
+    """
+    path = run_dir / "launch.lock"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        me = _myself(launch_id)
+        while not _create(path, me):
+            _take_over(path, orphans)
+    except OSError as error:
+        raise StorageError(
+            f"run directory {run_dir} cannot be locked: {error.filename or path} could not be written: "
+            f"{error.strerror}; nothing was started. Free space, or choose another one with --run-dir"
+        ) from error
+    try:
+        with accompany(run_dir):
+            yield
+    finally:
+        if (found := _read(path)) is not None and found.key == me.key:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def accompany(run_dir: Path) -> Iterator[None]:
+    """Give signs of life for the lock of the launch that this process belongs to: ranks may outlive their launcher."""
+    stop = threading.Event()
+    beat = threading.Thread(target=_beat, args=(run_dir / "launch.lock", stop), name="lock", daemon=True)
+    beat.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        beat.join()
+
+
+def _create(path: Path, me: Holder) -> bool:
+    """Whether the lock is ours now; of all that try at once one succeeds, on NFS too."""
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        return False
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(me.key)
+    except OSError:  # a full disk takes the name, but not the content
+        path.unlink()
+        raise
+    return True
+
+
+def _take_over(path: Path, orphans: Callable[[str], None]) -> None:
+    """Remove the lock of a dead holder.
+
+    Raises:
+        RecipeError: the holder lives, or may.
+    """
+    found = _read(path)
+    if found is None:
+        age = _age_seconds(path)
+        if age is None:  # released this moment
+            return
+        if age < _WRITING_SECONDS:
+            time.sleep(0.1)
+            return
+        if age < STALE_SECONDS:
+            raise RecipeError(f"{path} cannot be read; if no run uses this directory, remove it")
+    else:
+        _refuse_if_alive(path, found)
+        log.info("%s: its holder (%s) is gone; taking over", path, found)
+        orphans(found.launch_id)
+    # another one may take over at the same time: what was moved away must be what was judged
+    moved = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        path.rename(moved)
+    except FileNotFoundError:
+        return
+    now = _read(moved)
+    if now is not None and now != found:
+        _create(path, now)
+    moved.unlink(missing_ok=True)
+
+
+def _refuse_if_alive(path: Path, found: Holder) -> None:
+    if found.system == _system():
+        if _process_start(found.pid) == found.process_start:
+            raise RecipeError(
+                f"{path.parent} is in use by {found} (launch {found.launch_id}); two runs would overwrite each "
+                "other's checkpoints. Wait for it, stop it, or choose another one with --run-dir"
+            )
+        return
+    age = _age_seconds(path)
+    if age is not None and age < STALE_SECONDS:
+        raise RecipeError(
+            f"{path.parent} is in use by {found} (launch {found.launch_id}), which gave a sign of life {age:.0f} s ago;"
+            f" two runs would overwrite each other's checkpoints. If that host is down, start again in"
+            f" {STALE_SECONDS - age:.0f} s; else wait for it, stop it, or choose another one with --run-dir"
+        )
+
+
+def _read(path: Path) -> Holder | None:
+    try:
+        return Holder(**json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError) as error:
+        log.debug("%s: %s", path, error)
+        return None
+
+
+def _age_seconds(path: Path) -> float | None:
+    """Since the holder's last sign of life, by the storage's own clock; None when the lock is gone."""
+    probe = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime - path.stat().st_mtime
+    except FileNotFoundError:
+        return None
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _beat(path: Path, stop: threading.Event) -> None:
+    while not stop.wait(BEAT_SECONDS):
+        try:
+            os.utime(path)
+        except OSError as error:
+            log.warning("%s: no sign of life could be given (%s); other hosts may take it over", path, error.strerror)
+
+
+def _myself(launch_id: str) -> Holder:
+    started = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+    pid = os.getpid()
+    return Holder(socket.gethostname(), pid, started, _system(), _process_start(pid), launch_id)
+
+
+def _process_start(pid: int) -> str:
+    """Empty for a process that is gone, or dead and not yet collected by its parent."""
+    try:
+        if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return ""
+        stat = Path(f"/proc/{pid}/stat")
+        if stat.exists():
+            return stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+        return str(psutil.Process(pid).create_time())
+    except (psutil.NoSuchProcess, OSError):
+        return ""
+
+
+def _system() -> str:
+    """Equal for two processes if and only if a pid means the same process to both."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux
+        return f"{socket.gethostname()} {uuid.getnode()} {int(time.time() - time.monotonic()) // 3600}"
+
+
+__all__ = ["BEAT_SECONDS", "STALE_SECONDS", "Holder", "accompany", "hold"]

@@ -1,0 +1,88 @@
+"""What a rank tells its launcher besides its log: one line each on the output that the launcher reads anyway.
+
+A run directory that is full or gone cannot take an exit note; this way needs no disk. A line is at most as long as a
+pipe takes in one piece, so that ranks which write at once do not mix.
+
+A rank imports this before it can honour a signal: nothing heavy here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+from typing import Any
+
+from pipeline.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
+
+log = logging.getLogger(__name__)
+
+LAUNCH_ID = "SLT_LAUNCH_ID"
+"""Environment variable that marks every process of one launch, on every host; how its ranks are found again."""
+BEFORE_FIRST_STEP = "before the first step, nothing to save"
+_MARK = "slt-rank-report: "
+_LINE = re.compile(_MARK + r"(\{.*\})\s*$")
+_STDERR = 2
+_MAX_BYTES = 4096  # PIPE_BUF of Linux
+
+
+def tell(report: dict[str, Any]) -> None:
+    """Send a report to the launcher, if one started this process. A long ``error`` loses its middle."""
+    if LAUNCH_ID not in os.environ:
+        return
+    error = str(report.get("error", ""))
+    kept = len(error)
+    while len(line := _as_line(report)) > _MAX_BYTES:
+        kept = kept * 3 // 4
+        report = {**report, "error": f"{error[: kept // 2]} [...] {error[len(error) - kept // 2 :]}"}
+    _write(line)
+
+
+def read(line: str) -> tuple[str, dict[str, Any] | None]:
+    """A line of output -> what people should see of it, and the report it holds."""
+    match = _LINE.search(line)
+    if match is None:
+        return line, None
+    try:
+        report = json.loads(match[1])
+    except ValueError as problem:
+        log.warning("a rank's report cannot be read (%s): %s", problem, line)
+        return line, None
+    return line[: match.start()], report
+
+
+def leave_before_first_step(number: int) -> None:
+    """End this rank at once: it was asked to stop and has nothing to save."""
+    rank, code = this_rank(), EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED
+    tell({"rank": rank, "code": code, "error": "", "stopped": BEFORE_FIRST_STEP})
+    if rank == 0:
+        _write(f"{signal.Signals(number).name}: stopped {BEFORE_FIRST_STEP}\n".encode())
+    os._exit(code)  # a clean end would wait for what the main thread is in
+
+
+def tell_begun() -> None:
+    """From now on a rank that ends without a report has lost work. All ranks begin together: one tells."""
+    if this_rank() == 0:
+        tell({"rank": 0, "begun": True})
+
+
+def this_rank() -> int:
+    """This process's rank; 0 where no launcher has set it."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def _write(line: bytes) -> None:
+    """In one piece and past sys.stderr, which is elsewhere while a noisy library is kept quiet."""
+    try:
+        os.write(_STDERR, line)
+    except OSError as problem:  # the launcher is gone
+        log.debug("nobody reads %r: %s", line, problem)
+
+
+def _as_line(report: dict[str, Any]) -> bytes:
+    return f"{_MARK}{json.dumps(report)}\n".encode()
+
+
+__all__ = ["BEFORE_FIRST_STEP", "LAUNCH_ID", "leave_before_first_step", "read", "tell", "tell_begun", "this_rank"]

@@ -1,0 +1,47 @@
+"""A launch that is asked to stop before it has started anything."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+from launch.notes import BEFORE_FIRST_STEP
+from pipeline.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, SltError
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class StoppedBeforeStart(SltError):
+    """Asked to stop while recipe, hosts and run directory were looked at."""
+
+    def __init__(self, number: int) -> None:
+        interrupted = number == signal.SIGINT
+        super().__init__(
+            f"launch {'interrupted' if interrupted else 'stopped'} by {signal.Signals(number).name} {BEFORE_FIRST_STEP}"
+        )
+        self.exit_code = EXIT_INTERRUPTED if interrupted else EXIT_PREEMPTED
+
+
+class StopBeforeStart:
+    """Context manager: a signal raises StoppedBeforeStart until ``over`` is set."""
+
+    def __init__(self) -> None:
+        self.over = False
+        """The launch has run; how it ended is known, and a signal no longer changes it."""
+        self._previous: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> StopBeforeStart:
+        self._previous = {number: signal.signal(number, self._stop) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if not self.over:
+            raise StoppedBeforeStart(number)
+
+
+__all__ = ["StopBeforeStart", "StoppedBeforeStart"]

@@ -1,0 +1,150 @@
+"""How a launch ended, from what its ranks reported and how its launcher ended."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launch.notes import BEFORE_FIRST_STEP
+from pipeline.errors import EXIT_BUG, EXIT_CLUSTER, EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
+
+log = logging.getLogger(__name__)
+
+KILLED = 128 + signal.SIGKILL
+# From harmless to telling: when one rank fails the others lose their connection and end with 1 or 3, so a code that
+# says more than that is the cause.
+_SEVERITY = (0, 75, 130, 1, 3, 2, 4, 6, 5)
+_CONSEQUENCES = (EXIT_OK, EXIT_PREEMPTED, EXIT_INTERRUPTED, EXIT_BUG, EXIT_CLUSTER)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How one rank says it ended."""
+
+    rank: int
+    code: int
+    error: str = ""
+    stopped: str = ""
+    """After a request to stop: what became of its work."""
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Report:
+        """Raises KeyError, TypeError or ValueError for anything else than a report."""
+        texts = (str(values.get(name) or "") for name in ("error", "stopped"))
+        return cls(int(values["rank"]), int(values["code"]), *texts)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a launch ended."""
+
+    code: int
+    """Exit code of the launch, see `worst_code`."""
+    launcher_code: int
+    rank_codes: dict[int, int] = field(default_factory=dict)
+    """Ranks that reported; a missing rank was killed."""
+    errors: dict[int, str] = field(default_factory=dict)
+    signals: tuple[int, ...] = ()
+    """Signals received and passed on."""
+    stopped: str = ""
+    """For a launch that was asked to stop and did: what became of its work."""
+    lost_hosts: tuple[str, ...] = ()
+    """Hosts to which the connection broke, or where what starts the ranks was killed: ssh reports both alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the supervisor saw."""
+
+    launcher_code: int
+    signals: tuple[int, ...] = ()
+    begun: bool = False
+    """A rank said that it takes its first step."""
+    killed: bool = False
+    """We killed what did not leave; how the launcher ended then says nothing about the cause."""
+    lost_hosts: tuple[str, ...] = ()
+
+
+def verdict(reports: Mapping[int, Report], world_size: int, seen: Evidence) -> Outcome:
+    """The outcome of a launch. Ranks that end without a report after a signal and before the first step lost nothing:
+    they were stopped, not killed."""
+    codes = {rank: report.code for rank, report in sorted(reports.items())}
+    errors = {rank: report.error for rank, report in sorted(reports.items()) if report.error}
+    interrupted = signal.SIGINT in seen.signals
+    if _stopped_before_first_step(reports, world_size, seen):
+        code, stopped = EXIT_INTERRUPTED if interrupted else EXIT_PREEMPTED, BEFORE_FIRST_STEP
+    else:
+        code = worst_code(codes, 0 if seen.killed else seen.launcher_code, world_size, bool(seen.lost_hosts))
+        told = (report.stopped for report in reports.values() if report.stopped)
+        stopped = next(told, "") if code in (EXIT_PREEMPTED, EXIT_INTERRUPTED) else ""
+    return Outcome(code, seen.launcher_code, codes, errors, seen.signals, stopped, seen.lost_hosts)
+
+
+def _stopped_before_first_step(reports: Mapping[int, Report], world_size: int, seen: Evidence) -> bool:
+    """One rank that left before its first step proves it for all, which cannot finish a step without it. What the
+    others then end with is a consequence, unless it says more than a lost connection does."""
+    if not seen.signals or any(report.code not in _CONSEQUENCES for report in reports.values()):
+        return False
+    if any(report.stopped == BEFORE_FIRST_STEP for report in reports.values()):
+        return True
+    finished = len(reports) == world_size and not any(report.code for report in reports.values())
+    return not (seen.begun or seen.killed or finished)
+
+
+def worst_code(rank_codes: Mapping[int, int], launcher_code: int, world_size: int, lost: bool = False) -> int:
+    """One exit code for the launch: 0 and 75 only when every rank agrees, a death by signal as 128+n.
+
+    A rank without a report was killed. If the launcher saw a signal first, that is the cause; if another rank reported
+    a failure, that rank is, and the silent one was stopped because of it. A launcher that fails before any rank
+    reports is a cluster problem, and so is a ``lost`` connection to a host: its ranks are silent for that reason.
+    """
+    death = 0 if lost else _signal_death(launcher_code)
+    failures = [code for code in rank_codes.values() if code not in (EXIT_OK, EXIT_PREEMPTED)]
+    silent = len(rank_codes) < world_size
+    if silent and lost:
+        failures.append(EXIT_CLUSTER)
+    if silent and death:
+        return death
+    if failures:
+        return max(failures, key=_severity)
+    if silent:
+        nobody_started = not rank_codes and launcher_code > 0
+        return EXIT_CLUSTER if nobody_started else KILLED
+    if EXIT_PREEMPTED in rank_codes.values():
+        return EXIT_PREEMPTED
+    return death or (EXIT_CLUSTER if lost else launcher_code)  # 0, unless something broke after the last report
+
+
+def _severity(code: int) -> int:
+    return _SEVERITY.index(code) if code in _SEVERITY else len(_SEVERITY) + code
+
+
+def _signal_death(launcher_code: int) -> int:
+    """128+n when the launcher died by signal n or passed on that a rank did; else 0."""
+    if launcher_code < 0:
+        return 128 - launcher_code
+    if launcher_code > 192:  # DeepSpeed exits with the rank's -n, which the system shows as 256-n
+        return 128 + 256 - launcher_code
+    return launcher_code if launcher_code > 128 and launcher_code != 130 else 0
+
+
+def read_reports(logs: Path, quiet: bool = False) -> dict[int, Report]:
+    """What the ranks have left in their exit notes so far. A damaged one counts as none."""
+    reports: dict[int, Report] = {}
+    for path in sorted(logs.glob("exit-rank-*.json")):
+        try:
+            report = Report.read(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if not quiet:  # while ranks run, a report may be half written
+                log.warning("%s is not a usable exit report (%s); its rank counts as killed", path, error)
+            continue
+        reports[report.rank] = report
+    return reports
+
+
+__all__ = ["KILLED", "Evidence", "Outcome", "Report", "read_reports", "verdict", "worst_code"]

@@ -1,0 +1,30 @@
+"""The `slt` command from its first moment: what it imports takes a while, and a signal may come meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+from pipeline.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
+
+_RUNS = (("launch", "run"), ("train",))
+"""Commands that train, and so have something to say about being stopped; they install handlers of their own."""
+
+
+def main() -> None:
+    """Entry point of `slt`."""
+    if any(tuple(sys.argv[1 : 1 + len(words)]) == words for words in _RUNS):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            signal.signal(number, _leave)
+    from pipeline.cli import main as run
+
+    run()
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    del frame
+    sys.stderr.write(f"{signal.Signals(number).name}: stopped before the first step, nothing to save\n")
+    sys.stderr.flush()
+    os._exit(EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED)

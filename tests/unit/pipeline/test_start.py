@@ -1,0 +1,39 @@
+"""A signal that comes while the command is still importing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import os, signal, sys, types
+
+class Cli(types.ModuleType):
+    def __getattr__(self, name):
+        os.kill(os.getpid(), signal.{signal})
+        return lambda: sys.exit(7)
+
+sys.modules["pipeline.cli"] = Cli("pipeline.cli")
+sys.argv = {argv}
+from pipeline.start import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "code"),
+    [
+        (["slt", "launch", "run", "recipe"], "SIGTERM", 75),
+        (["slt", "train", "recipe"], "SIGUSR1", 75),
+        (["slt", "train", "recipe"], "SIGINT", 130),
+        (["slt", "launch", "plan", "recipe"], "SIGTERM", -15),
+        (["slt"], "SIGTERM", -15),
+    ],
+)
+def test_a_run_that_is_stopped_while_it_imports(argv: list[str], name: str, code: int) -> None:
+    program = PROGRAM.format(signal=name, argv=argv)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    told = f"{name}: stopped before the first step, nothing to save\n" if code > 0 else ""
+    assert (done.returncode, done.stderr) == (code, told)
