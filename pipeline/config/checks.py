@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pipeline.config.names import is_secret
 from pipeline.config.schema import Recipe, SourceConfig
 from pipeline.config.source import Problem
+from pipeline.config.unread import unread
 
 VIDEO_PLACEHOLDER = "{video}"
 
@@ -19,15 +20,6 @@ _NEEDED_PARTS = {
     "contrastive": ("visual", "text_encoder"),
     "connector": ("llm", "visual"),
 }
-# What each stage never reads; writing it in a recipe of that stage is most likely a mistake.
-_UNREAD = {
-    "continued_pretraining": (
-        "contrastive", "connector", "model.visual", "model.text_encoder", "model.connector",
-        "data.max_frames", "data.frame_stride", "data.image_pixels",
-    ),
-    "contrastive": ("continued_pretraining", "connector", "model.llm", "model.connector", "data.block_tokens"),
-    "connector": ("contrastive", "model.text_encoder", "data.block_tokens"),
-}  # fmt: skip
 
 
 def cross_field_problems(recipe: Recipe) -> list[Problem]:
@@ -36,14 +28,11 @@ def cross_field_problems(recipe: Recipe) -> list[Problem]:
 
 
 def notes(recipe: Recipe, origins: Mapping[str, str]) -> Iterator[str]:
-    """What is allowed but probably not meant: settings this stage does not read, a run that ends in its warm-up."""
+    """What is allowed but probably not meant: settings that nothing reads, a run that ends in its warm-up."""
     steps, warmup = recipe.train.steps, recipe.train.optimizer.warmup_steps
     if steps is not None and warmup > steps:
         yield f"train.optimizer.warmup_steps={warmup} is longer than the run (train.steps={steps})"
-    for name in _UNREAD[recipe.stage]:
-        origin = origins.get(name) or next((o for key, o in origins.items() if key.startswith(f"{name}.")), "")
-        if origin:
-            yield f"{name} ({origin}) is not read by the {recipe.stage} stage"
+    yield from unread(recipe, origins)
 
 
 def _length(recipe: Recipe) -> Iterator[Problem]:

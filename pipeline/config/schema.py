@@ -23,10 +23,15 @@ class TinyLlm(Section):
     """Sizes of a randomly initialised Llama-type causal LM, for demos and tests."""
 
     width: int = Field(default=128, gt=0)
+    """Hidden size."""
     layers: int = Field(default=4, gt=0)
+    """Decoder blocks."""
     heads: int = Field(default=4, gt=0)
+    """Attention heads; they divide `width` into an even size each."""
     feed_forward: int = Field(default=384, gt=0)
+    """Width inside the feed-forward blocks."""
     max_positions: int = Field(default=1024, gt=0)
+    """Longest sequence in tokens."""
 
 
 class LlmConfig(Section):
@@ -35,30 +40,41 @@ class LlmConfig(Section):
     path: str | None = None
     """Hugging Face folder or hub id."""
     tiny: TinyLlm | None = None
+    """Sizes of a new one with random weights."""
     tokenizer: str | None = None
     """Tokenizer folder or hub id; defaults to `path`, required with `tiny`."""
     trust_remote_code: bool = False
+    """Run the model code that the folder brings; only for folders you trust."""
 
 
 class TinyVit(Section):
     """Sizes of a randomly initialised ViT frame backbone, for demos and tests."""
 
     width: int = Field(default=96, gt=0)
+    """Hidden size."""
     layers: int = Field(default=2, gt=0)
+    """Encoder blocks."""
     heads: int = Field(default=3, gt=0)
+    """Attention heads; they divide `width`."""
     feed_forward: int = Field(default=192, gt=0)
+    """Width inside the feed-forward blocks."""
     patch_pixels: int = Field(default=16, gt=0)
+    """Side of a patch; it divides `data.image_pixels`."""
 
 
 class BackboneConfig(Section):
     """Frame level: any Hugging Face vision model by `path`, or `tiny` sizes. Exactly one."""
 
     path: str | None = None
+    """Hugging Face folder or hub id of a vision model."""
     tiny: TinyVit | None = None
+    """Sizes of a new one with random weights."""
     train: Literal["frozen", "lora", "full"] = "full"
     """Which backbone weights the contrastive stage changes."""
     lora_rank: int = Field(default=8, gt=0)
+    """Rank of the adapters with `train: lora`."""
     lora_alpha: float = Field(default=16.0, gt=0)
+    """Their scale: outputs are multiplied by `lora_alpha / lora_rank`."""
     pool: Literal["cls", "mean", "cls_mean"] = "cls"
     """How patch tokens become one frame token; `cls_mean` concatenates both."""
     frames_per_pass: int = Field(default=0, ge=0)
@@ -69,18 +85,22 @@ class WordLevelConfig(Section):
     """Word level: windowed attention inside short spans, then strided merging T -> ceil(T / stride)."""
 
     layers: int = Field(default=2, gt=0)
+    """Transformer blocks at frame rate."""
     window_frames: int = Field(default=8, gt=0)
     """Attention span at frame rate; neighbouring layers shift it by half."""
     stride: int = Field(default=4, gt=0)
     """Frames merged into one word token (GFSLT reduces T to about T/4)."""
     heads: int = Field(default=4, gt=0)
+    """Attention heads; they divide `model.visual.width` into an even size each."""
 
 
 class SentenceLevelConfig(Section):
     """Sentence level: global attention over word tokens and attention pooling."""
 
     layers: int = Field(default=1, gt=0)
+    """Transformer blocks over word tokens."""
     heads: int = Field(default=4, gt=0)
+    """Attention heads of blocks and pooling, as at word level."""
 
 
 class VisualConfig(Section):
@@ -89,14 +109,20 @@ class VisualConfig(Section):
     path: str | None = None
     """Folder exported by the contrastive stage; the remaining fields then come from it."""
     backbone: BackboneConfig | None = None
+    """Frame level of a new encoder."""
     width: int = Field(default=128, gt=0)
+    """Width of word and sentence level."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Probability inside their blocks."""
     max_frames: int = Field(default=512, gt=0)
     """Longest clip in frames (positions)."""
     centre_clips: bool = True
-    """Subtract each clip's mean frame feature: what signer, clothes and background add to all of its frames."""
+    """Subtract each clip's mean frame feature: what signer, camera and background add to all of its frames. Clips in
+    which nothing moves keep theirs; set false where short clips of one held sign are the data (docs/features.md)."""
     word: WordLevelConfig = WordLevelConfig()
+    """Word level of a new encoder."""
     sentence: SentenceLevelConfig = SentenceLevelConfig()
+    """Sentence level of a new encoder."""
 
 
 class TextEncoderConfig(Section):
@@ -105,10 +131,13 @@ class TextEncoderConfig(Section):
     kind: Literal["hf", "llm"] = "hf"
     """`hf`: any Hugging Face encoder. `llm`: the stage-1 causal LM's own hidden states and token embeddings."""
     path: str
+    """Hugging Face folder or hub id; with `llm` the export of stage 1."""
     pooling: Literal["mean", "cls", "last"] = "mean"
+    """How token states become the sentence feature."""
     prefix: str = ""
     """Put before every text (multilingual-e5 wants `query: `)."""
     max_tokens: int = Field(default=128, gt=0)
+    """Longer texts are cut to this many tokens, prefix included."""
     token_features: Literal["hidden", "embeddings"] = "hidden"
     """What the token-level objective sees: contextual states, or the input embeddings the LLM will read later."""
 
@@ -117,18 +146,24 @@ class ConnectorConfig(Section):
     """The 2-layer GELU MLP from word tokens to the LLM width."""
 
     hidden: int = Field(default=256, gt=0)
+    """Width between its two layers."""
     tokens: Literal["word", "frame"] = "word"
     """Which level of the visual encoder the LLM reads; `frame` exists for the ablation."""
 
 
 class ModelConfig(Section):
     llm: LlmConfig | None = None
+    """The language model (continued_pretraining, connector)."""
     visual: VisualConfig | None = None
+    """The visual encoder (contrastive, connector)."""
     text_encoder: TextEncoderConfig | None = None
+    """The frozen text encoder (contrastive)."""
     connector: ConnectorConfig = ConnectorConfig()
+    """Between the two (connector)."""
     attention: Literal["auto", "fa4", "fa3", "fa2", "torch_varlen", "sdpa"] = "auto"
     """Attention implementation for packed sequences; forced and missing is an error, `auto` is logged."""
     gradient_checkpointing: bool = False
+    """Compute activations again in backward instead of keeping them: less memory, more time."""
 
 
 class SourceConfig(Section):
@@ -137,6 +172,7 @@ class SourceConfig(Section):
     shards: str
     """Folder, or URL in an object store (`s3://bucket/set`), with manifest.json and index.parquet."""
     split: str = "train"
+    """Samples of this split."""
     corpus: str | None = None
     """Only samples of this corpus; default all."""
     weight: float | list[tuple[int, float]] = 1.0
@@ -147,7 +183,9 @@ class SourceConfig(Section):
 
 class DataConfig(Section):
     train: list[SourceConfig] = Field(min_length=1)
+    """What is trained on; at least one source."""
     eval: list[SourceConfig] = []
+    """Held-out sources; empty = no held-out scores."""
     block_tokens: int = Field(default=1024, gt=1)
     """Length of one packed sequence (continued_pretraining)."""
     max_frames: int = Field(default=256, gt=0)
@@ -174,31 +212,42 @@ class DataConfig(Section):
     storage_options: dict[str, object] = {}
     """For the object store's fsspec file system (`endpoint_url`, `profile`); credentials belong in its own files."""
     workers: int = Field(default=1, ge=0)
-    """Loader processes per rank."""
+    """Loader processes per rank, for training and for held-out data."""
     max_bad_samples: int = Field(default=100, ge=0)
     """Damaged samples replaced and counted before the run stops."""
 
 
 class OptimizerConfig(Section):
     lr: float = Field(gt=0)
+    """Peak learning rate of AdamW."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled weight decay per step, times the learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the running means of gradients and of their squares."""
     eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of the second moment."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     """`wsd`: warm-up, stable, then linear decay over the last `decay_fraction`."""
     warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises linearly to `lr`."""
     final_lr_fraction: float = Field(default=0.1, ge=0, le=1)
+    """Last learning rate as a part of `lr` (cosine, wsd)."""
     decay_fraction: float = Field(default=0.2, gt=0, le=1)
+    """Part of the steps over which `wsd` decays."""
     clip_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
 
 
 class CheckpointConfig(Section):
     every_steps: int = Field(default=0, ge=0)
     """0 = only at the end."""
     every_minutes: float = Field(default=0.0, ge=0)
+    """Also after this much time; 0 = by steps only."""
     keep: int = Field(default=2, gt=0)
     """Newest complete checkpoints kept (the best one is kept besides)."""
     resume: Literal["if_present", "require", "never"] = "if_present"
+    """`if_present`: continue where the run directory holds a checkpoint; `require`: refuse to start
+    without one; `never`: refuse one."""
     damaged: Literal["fall_back", "stop"] = "fall_back"
     """When bytes of the newest checkpoint are damaged: use the newest intact one and say so, or stop."""
 
@@ -207,6 +256,7 @@ class TrainConfig(Section):
     steps: int | None = Field(default=None, gt=0)
     """Optimizer steps; give this or `epochs`."""
     epochs: float | None = Field(default=None, gt=0)
+    """Passes over the data, whole global batches; give this or `steps`."""
     global_batch: int = Field(gt=0)
     """Items per optimizer step over all ranks: packs, clips or clip groups."""
     micro_batch: int = Field(gt=0)
@@ -214,17 +264,23 @@ class TrainConfig(Section):
     world_sizes: list[int] = [1]
     """World sizes this recipe is meant for; each must divide the batch exactly."""
     precision: Literal["fp32", "bf16"] = "bf16"
+    """Of weights and activations in forward and backward."""
     optimizer: OptimizerConfig
+    """AdamW and its schedule."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """When to save, what to keep."""
     log_every_steps: int = Field(default=10, gt=0)
+    """Steps per row of metrics."""
     eval_every_steps: int = Field(default=0, ge=0)
     """0 = only before and after training."""
     eval_batches: int = Field(default=0, ge=0)
-    """Held-out global batches per evaluation; 0 = all."""
+    """Held-out global batches per evaluation (continued_pretraining: per corpus); 0 = all."""
     max_skipped_steps: int = Field(default=10, ge=0)
     """Consecutive steps with non-finite gradients before the run stops as diverged."""
     wandb_project: str | None = None
+    """Also log to this Weights & Biases project."""
     tensorboard: bool = True
+    """Also write TensorBoard files into the run directory."""
     peak_tflops: float | None = Field(default=None, gt=0)
     """Dense peak of one device in the training precision; gives MFU. Known NVIDIA devices fill it themselves."""
 
@@ -236,6 +292,7 @@ class ContinuedPretrainingConfig(Section):
 
 class ContrastiveConfig(Section):
     objective: Literal["sentence", "token", "both"] = "both"
+    """What is trained, and scored on held-out data: sentence embeddings, token similarity, or both."""
     embed: int = Field(default=128, gt=0)
     """Width E of the shared space."""
     token_weight: float = Field(default=1.0, gt=0)
@@ -252,11 +309,13 @@ class ConnectorStageConfig(Section):
     prompt: str = "{video}"
     """Text around the word tokens; must contain `{video}` once."""
     max_new_tokens: int = Field(default=64, gt=0)
+    """Longest translation during training's evaluations."""
     num_beams: int = Field(default=1, gt=0)
+    """Beams of those translations; 1 = greedy."""
     score_protocol: str = "default"
     """Scoring protocol of the dev BLEU (see pipeline/evaluate/protocols)."""
     eval_samples: int = Field(default=0, ge=0)
-    """Held-out samples translated per evaluation during training; 0 = all."""
+    """Held-out samples translated per evaluation during training; 0 = all. `train.eval_batches` limits it further."""
 
 
 class DeepSpeedConfig(Section):
@@ -272,14 +331,24 @@ class Recipe(Section):
     """One stage of training, fully described."""
 
     name: str
+    """Shown in logs."""
     stage: StageName
+    """Which of the three stages this is."""
     seed: int = 0
+    """Of data order, new weights and dropout."""
     run_dir: str
     """Where the run writes; relative paths start at the working directory."""
     model: ModelConfig
+    """The parts."""
     data: DataConfig
+    """What is read, and how."""
     train: TrainConfig
+    """Length, batch, optimizer, checkpoints."""
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    """The engine."""
     continued_pretraining: ContinuedPretrainingConfig = ContinuedPretrainingConfig()
+    """Of this stage only."""
     contrastive: ContrastiveConfig = ContrastiveConfig()
+    """Of this stage only."""
     connector: ConnectorStageConfig = ConnectorStageConfig()
+    """Of this stage only."""

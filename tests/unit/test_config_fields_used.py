@@ -8,8 +8,15 @@ from __future__ import annotations
 
 import ast
 import functools
+from collections.abc import Iterator
+from typing import get_args
 
-from tests.source_tree import LIBRARY, Source, sources
+import pytest
+from pydantic import BaseModel
+
+from pipeline.config.schema import Recipe
+from pipeline.config.unread import UNREAD
+from tests.source_tree import LIBRARY, FunctionNode, Source, sources, within
 
 SCHEMA = "pipeline/config/schema.py"
 NOT_READ_YET: frozenset[str] = frozenset()
@@ -78,3 +85,111 @@ def test_every_recipe_field_is_read() -> None:
 def test_the_waiting_list_only_shrinks() -> None:
     stale = [name for name in NOT_READ_YET if name not in ALL_FIELDS or _is_read(*name.split("."))]
     assert not stale, f"read or gone: take these off NOT_READ_YET: {sorted(stale)}"
+
+
+# -- per stage -------------------------------------------------------------------------------------------------------
+# Code that a training run of a stage does not pass through, or that reads every setting whatever the stage.
+_OTHER_CODE = (
+    "pipeline.config.schema", "pipeline.config.checks", "pipeline.config.unread", "pipeline.config.cli",
+    "pipeline.demo", "pipeline.serve", "pipeline.features", "pipeline.cli", "pipeline.stages.registry",
+    "pipeline.evaluate.run", "pipeline.evaluate.cli", "launch.cli",
+)  # fmt: skip
+_STAGE_FILES = {stage: f"pipeline.stages.{stage}" for stage in UNREAD}
+
+
+CHECKED_BEFORE = frozenset({"train.world_sizes"})
+"""Settings that the rules between settings use up before a run starts."""
+
+
+@functools.cache
+def _stage_sources(stage: str) -> tuple[Source, ...]:
+    others = [module for name, module in _STAGE_FILES.items() if name != stage]
+    return tuple(s for s in sources("pipeline", "launch") if not within(s.module, *_OTHER_CODE, *others))
+
+
+def _definitions(stage: str) -> dict[str, list[tuple[Source, ast.AST]]]:
+    """Functions, methods and classes by name; a class stands for all of its methods."""
+    found: dict[str, list[tuple[Source, ast.AST]]] = {}
+    for source in _stage_sources(stage):
+        for node in ast.walk(source.tree):
+            # methods of a stage count only where something calls them
+            skipped = isinstance(node, ast.ClassDef) and within(source.module, "pipeline.stages")
+            if isinstance(node, FunctionNode | ast.ClassDef) and not skipped:
+                found.setdefault(node.name, []).append((source, node))
+    return found
+
+
+def _identifiers(node: ast.AST) -> set[str]:
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} | {
+        n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)
+    }
+
+
+@functools.cache
+def _reached(stage: str) -> tuple[tuple[Source, frozenset[str]], ...]:
+    """Attributes read by what a run of the stage may pass through: the engine, and whatever is named on the way."""
+    definitions = _definitions(stage)
+    waiting: list[tuple[Source, ast.AST]] = [
+        (s, s.tree) for s in _stage_sources(stage) if within(s.module, "pipeline.engine", "launch.train")
+    ]
+    reached: list[tuple[Source, frozenset[str]]] = []
+    seen: set[str] = set()
+    while waiting:
+        source, node = waiting.pop()
+        loads = (n for n in ast.walk(node) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load))
+        reached.append((source, frozenset(n.attr for n in loads)))
+        for name in _identifiers(node) - seen:
+            seen.add(name)
+            waiting += definitions.get(name, [])
+    return tuple(reached)
+
+
+def _paths(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """(dotted path, section class, field) of every setting that is no section."""
+    for name, field in section.model_fields.items():
+        inner = next((kind for kind in _models(field.annotation)), None)
+        if inner is None:
+            yield f"{prefix}{name}", section.__name__, name
+        else:
+            yield from _paths(inner, f"{prefix}{name}.")
+
+
+def _models(annotation: object) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [kind for argument in get_args(annotation) for kind in _models(argument)]
+
+
+def _is_read_by(stage: str, section: str, field: str) -> bool:
+    for source, attributes in _reached(stage):
+        if field in attributes and (
+            section == "Recipe" or section in _names(source) or _holders(section) & _attributes_read(source)
+        ):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("stage", sorted(UNREAD))
+def test_every_stage_reads_what_it_accepts_without_a_word(stage: str) -> None:
+    """What a stage does not read is named in `pipeline.config.unread`, so that a recipe that sets it is told."""
+    dead = [
+        path
+        for path, section, field in _paths(Recipe)
+        if path not in CHECKED_BEFORE
+        and not any(f"{path}.".startswith(f"{name}.") for name in UNREAD[stage])
+        and not _is_read_by(stage, section, field)
+    ]
+    assert not dead, f"the {stage} stage does not read these settings:\n" + "\n".join(dead)
+
+
+LEFT_OUT = [
+    (stage, path, section, field)
+    for stage, names in sorted(UNREAD.items())
+    for path, section, field in _paths(Recipe)
+    if path in names and path != "train.peak_tflops"  # the trainer reads it, for stages that count FLOPs
+]
+
+
+@pytest.mark.parametrize(("stage", "path", "section", "field"), LEFT_OUT, ids=[f"{c[0]}-{c[1]}" for c in LEFT_OUT])
+def test_the_search_sees_that_a_setting_is_left_out(stage: str, path: str, section: str, field: str) -> None:
+    assert not _is_read_by(stage, section, field), f"{stage} may read {path}: take it off UNREAD"

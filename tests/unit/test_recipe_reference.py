@@ -76,5 +76,17 @@ def test_the_reference_is_current() -> None:
     assert PAGE.read_text(encoding="utf-8") == render(), "run `make reference`"
 
 
+def test_every_setting_says_what_it_means() -> None:
+    schema = next(source for source in sources("pipeline") if source.path == "pipeline/config/schema.py")
+    silent = [
+        f"{node.name}.{field.target.id}"  # type: ignore[union-attr]
+        for node in schema.tree.body
+        if isinstance(node, ast.ClassDef)
+        for field, text in _fields(node)
+        if not text
+    ]
+    assert not silent, f"no docstring under {silent}"
+
+
 if __name__ == "__main__":
     PAGE.write_text(render(), encoding="utf-8")

@@ -6,11 +6,11 @@ import pytest
 from pydantic import BaseModel
 
 from pipeline.config import load as load_module
-from pipeline.config.load import STAND_INS, find_recipe, load, load_recipe
+from pipeline.config.load import BUILTIN_RECIPES, STAND_INS, find_recipe, load, load_recipe
 from pipeline.config.names import is_secret, nearest_setting, section_of, setting_names
 from pipeline.config.schema import Recipe
 from pipeline.errors import RecipeError
-from tests.unit.pipeline.config.recipes import CONNECTOR, CONTRASTIVE, write
+from tests.unit.pipeline.config.recipes import CONNECTOR, CONTRASTIVE, PRETRAINING, write
 
 
 def problems(path: Path, *sets: str) -> str:
@@ -142,6 +142,48 @@ def test_notes_name_settings_the_stage_never_reads(tmp_path: Path) -> None:
     assert load(write(tmp_path, CONNECTOR)).notes == ()
     note = "train.optimizer.warmup_steps=11 is longer than the run (train.steps=10)"
     assert load(write(tmp_path, CONNECTOR), ["train.optimizer.warmup_steps=11"]).notes == (note,)
+
+
+UNREAD_CASES = [
+    (PRETRAINING, "data.length_window=8", "is not read by the continued_pretraining stage"),
+    (CONTRASTIVE, "model.attention=sdpa", "is not read by the contrastive stage"),
+    (CONTRASTIVE, "train.peak_tflops=100.0", "is not read by the contrastive stage"),
+    (CONNECTOR, "model.attention=sdpa", "is not read by the connector stage"),
+    (CONNECTOR, "model.visual.centre_clips=false", "is not read: it comes from the exported encoder in model.visual"),
+    (CONNECTOR, "model.visual.word.stride=2", "is not read: it comes from the exported encoder in model.visual.path"),
+    (CONTRASTIVE, "model.visual.backbone.lora_rank=4", "is not read: model.visual.backbone.train is full, not lora"),
+    (CONTRASTIVE, "train.optimizer.decay_fraction=0.5", "is not read: train.optimizer.schedule is cosine, not wsd"),
+    (CONNECTOR, "data.storage_options={profile: x}", "is not read: no source is in an object store"),
+    (CONNECTOR, "train.eval_batches=2", "is not read: data.eval is empty"),
+    (CONNECTOR, "connector.num_beams=2", "is not read: data.eval is empty"),
+]
+
+
+@pytest.mark.parametrize(("text", "setting", "said"), UNREAD_CASES, ids=[case[1] for case in UNREAD_CASES])
+def test_notes_name_every_setting_that_nothing_reads(tmp_path: Path, text: str, setting: str, said: str) -> None:
+    (note,) = load(write(tmp_path, text), [setting]).notes
+    assert setting.split("=")[0].startswith(note.split(" (")[0]) and f"(--set {setting}) {said}" in note
+
+
+def test_notes_follow_the_objective_and_the_schedule(tmp_path: Path) -> None:
+    sets = ["contrastive.token_weight=2.0", "model.text_encoder.token_features=embeddings"]
+    path = write(tmp_path, CONTRASTIVE)
+    assert load(path, sets).notes == ()
+    assert len(load(path, [*sets, "contrastive.objective=sentence"]).notes) == 2
+    (note,) = load(path, ["model.text_encoder.pooling=last", "contrastive.objective=token"]).notes
+    assert note.endswith("is not read: contrastive.objective is token")
+    (note,) = load(path, ["train.optimizer.final_lr_fraction=0.5", "train.optimizer.schedule=constant"]).notes
+    assert note.endswith("is not read: train.optimizer.schedule is constant")
+
+
+def test_a_written_default_is_no_reason_for_a_note(tmp_path: Path) -> None:
+    """As in a resolved recipe, which writes every value."""
+    assert load(write(tmp_path, CONNECTOR + "contrastive: {embed: 128}\n"), ["model.attention=auto"]).notes == ()
+
+
+@pytest.mark.parametrize("path", sorted(BUILTIN_RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_built_in_recipes_set_nothing_that_is_not_read(path: Path) -> None:
+    assert load(path).notes == ()
 
 
 def test_damaged_yaml_is_reported_alone(tmp_path: Path) -> None:

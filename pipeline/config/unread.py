@@ -1,0 +1,96 @@
+"""Settings that change nothing in a recipe: the stage, or another setting, keeps them from being read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipeline.config.schema import Recipe
+
+UNREAD = {
+    "continued_pretraining": (
+        "contrastive", "connector", "model.visual", "model.text_encoder", "model.connector",
+        "data.max_frames", "data.frame_stride", "data.image_pixels", "data.frame_budget", "data.length_window",
+        "data.unique_texts",
+    ),
+    "contrastive": (
+        "continued_pretraining", "connector", "model.llm", "model.connector", "model.attention",
+        "data.block_tokens", "data.frame_budget", "train.peak_tflops",
+    ),
+    "connector": (
+        "continued_pretraining", "contrastive", "model.text_encoder", "model.attention", "data.block_tokens",
+        "data.unique_texts", "train.peak_tflops",
+    ),
+}  # fmt: skip
+"""What each stage never reads, sections or single settings."""
+_NEW_ENCODER = ("width", "dropout", "max_frames", "centre_clips", "word", "sentence")
+_REMOTE = ("access", "cache_gib", "storage_options")
+_HELD_OUT = (
+    "train.eval_batches", "connector.eval_samples", "connector.num_beams", "connector.max_new_tokens",
+    "connector.score_protocol",
+)  # fmt: skip
+
+
+def unread(recipe: Recipe, origins: Mapping[str, str]) -> Iterator[str]:
+    """One sentence per setting that somebody wrote, to another value than its default, and that nothing reads.
+
+    Args:
+        recipe: a sound recipe.
+        origins: where each setting was written.
+    """
+    for name in UNREAD[recipe.stage]:
+        if origin := _written(recipe, origins, name):
+            yield f"{name} ({origin}) is not read by the {recipe.stage} stage"
+    for name, reason in _left_out(recipe):
+        covered = any(f"{name}.".startswith(f"{known}.") for known in UNREAD[recipe.stage])
+        if not covered and (origin := _written(recipe, origins, name)):
+            yield f"{name} ({origin}) is not read: {reason}"
+
+
+def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """(setting, why another setting leaves it out)."""
+    model, data, optimizer = recipe.model, recipe.data, recipe.train.optimizer
+    visual, objective = model.visual, recipe.contrastive.objective
+    if visual is not None and visual.path is not None:
+        for name in _NEW_ENCODER:
+            yield f"model.visual.{name}", "it comes from the exported encoder in model.visual.path"
+    elif visual is not None and visual.backbone is not None and visual.backbone.train != "lora":
+        for name in ("lora_rank", "lora_alpha"):
+            yield f"model.visual.backbone.{name}", f"model.visual.backbone.train is {visual.backbone.train}, not lora"
+    if objective != "both":
+        yield "contrastive.token_weight", f"contrastive.objective is {objective}, not both"
+    if objective == "sentence":
+        yield "model.text_encoder.token_features", "contrastive.objective is sentence"
+    if objective == "token":
+        yield "model.text_encoder.pooling", "contrastive.objective is token"
+    if optimizer.schedule != "wsd":
+        yield "train.optimizer.decay_fraction", f"train.optimizer.schedule is {optimizer.schedule}, not wsd"
+    if optimizer.schedule == "constant":
+        yield "train.optimizer.final_lr_fraction", "train.optimizer.schedule is constant"
+    if not any("://" in source.shards for source in (*data.train, *data.eval)):
+        for name in _REMOTE:
+            yield f"data.{name}", "no source is in an object store"
+    if not data.eval:
+        for name in _HELD_OUT:
+            yield name, "data.eval is empty"
+
+
+def _written(recipe: Recipe, origins: Mapping[str, str], name: str) -> str:
+    """Where the setting, or one inside the section, was given another value than its default; empty where nowhere."""
+    for path, origin in origins.items():
+        if f"{path}.".startswith(f"{name}.") and _differs(recipe, path):
+            return origins.get(name, origin)
+    return ""
+
+
+def _differs(recipe: Recipe, path: str) -> bool:
+    """Whether a setting that is no section holds another value than its default; list items count as the list's."""
+    holder: Any = recipe
+    parts = path.split(".")
+    for part in parts[:-1]:
+        holder = getattr(holder, part, None)
+    field = type(holder).model_fields.get(parts[-1]) if hasattr(type(holder), "model_fields") else None
+    if field is None:
+        return False
+    value = getattr(holder, parts[-1])
+    return not hasattr(value, "model_fields") and (field.is_required() or value != field.get_default())
