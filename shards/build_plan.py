@@ -6,7 +6,8 @@ import collections
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+import string
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -17,6 +18,7 @@ from shards.errors import DataError, OptionError
 from shards.prepare import EXCLUDED, Skip
 from shards.schema import SPLIT_NAME, Corpus, Crop, FrameFolder, Kind, Segment, VideoFile
 from shards.text import load_tokenizer, token_dtype, tokenizer_fingerprint
+from shards.text_tokens import TextTokens
 from shards.video import VideoOptions
 
 DEFAULT_SKIPPED_FRACTION = 0.05
@@ -234,7 +236,21 @@ def build_identity(corpus: Corpus, options: BuildOptions, survey: Survey) -> dic
             versions |= {"tokenizers": version("tokenizers")}
     else:
         tokenizer = load_tokenizer(options.tokenizer)
+        _check_templates(stored.get("templates", []), tokenizer)
         stored |= {name: getattr(options, name) for name in ("documents_per_shard", "tokens_per_member")}
         stored |= {"tokenizer": tokenizer_fingerprint(tokenizer), "token_dtype": token_dtype(tokenizer).str}
         versions |= {"tokenizers": version("tokenizers")}
     return {"options": stored, "versions": versions}
+
+
+def _check_templates(templates: Sequence[str], tokenizer: Any) -> None:
+    """A document is data from its first to its last character, so a template cannot command."""
+    reader = TextTokens(tokenizer)
+    for template in templates:
+        written = "".join(literal for literal, _, _, _ in string.Formatter().parse(template))
+        if spelled := reader.spelled(written):
+            raise OptionError(
+                f"{template!r} spells the control token {spelled[0]!r}, but documents are tokenised as plain text",
+                where="templates",
+                fix="use words, and the same words in connector.prompt",
+            )
