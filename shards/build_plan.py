@@ -15,6 +15,7 @@ from typing import Any
 import av
 
 from shards.errors import DataError, OptionError
+from shards.names import located, same_name
 from shards.prepare import EXCLUDED, Skip
 from shards.schema import SPLIT_NAME, Corpus, Crop, FrameFolder, Kind, Segment, VideoFile
 from shards.text import load_tokenizer, token_dtype, tokenizer_fingerprint
@@ -101,9 +102,7 @@ def survey_corpus(corpus: Corpus, options: BuildOptions) -> Survey:
             kinds.setdefault("text" if segment.media is None else "video", segment.origin)
         identity = segment_identity(segment)
         if identity in seen:
-            first = next(
-                other.origin for other in corpus.segments() if (other.corpus, other.id) == (segment.corpus, segment.id)
-            )
+            first = next(other.origin for other in corpus.segments() if segment_identity(other) == identity)
             raise DataError(
                 f"the id {segment.id!r} occurs twice, first at {first}",
                 where=segment.origin,
@@ -130,8 +129,8 @@ def nothing_to_build(excluded: int) -> str:
 
 
 def segment_identity(segment: Segment) -> bytes:
-    """8 bytes that stand for a segment's corpus and id."""
-    return hashlib.blake2b(f"{segment.corpus}\0{segment.id}".encode(), digest_size=8).digest()
+    """8 bytes that stand for a segment's corpus and id, in any spelling of the id."""
+    return hashlib.blake2b(f"{segment.corpus}\0{same_name(segment.id)}".encode(), digest_size=8).digest()
 
 
 def shard_tasks(corpus: Corpus, options: BuildOptions, kind: Kind) -> Iterator[ShardTask]:
@@ -149,7 +148,7 @@ def shard_tasks(corpus: Corpus, options: BuildOptions, kind: Kind) -> Iterator[S
         numbers[split] += 1
         found = [(segment, *skip_reason(segment)) for segment in segments]
         skips = [Skip(s.id, s.split, reason, detail, s.origin) for s, reason, detail in found if reason]
-        return ShardTask(name, number, [segment for segment, reason, _ in found if not reason], skips, digest)
+        return ShardTask(name, number, [_located(segment) for segment, reason, _ in found if not reason], skips, digest)
 
     for segment in corpus.segments():
         waiting.setdefault(segment.split, []).append(segment)
@@ -158,6 +157,11 @@ def shard_tasks(corpus: Corpus, options: BuildOptions, kind: Kind) -> Iterator[S
             yield task(segment.split)
     for split in list(waiting):
         yield task(split)
+
+
+def _located(segment: Segment) -> Segment:
+    """The segment with its media as it is spelled on the disk."""
+    return segment if segment.media is None else dataclasses.replace(segment, media=located(segment.media))
 
 
 def skip_reason(segment: Segment) -> tuple[str, str]:
@@ -216,7 +220,7 @@ def _segment_digest(segment: Segment) -> bytes:
     values += [segment.language, segment.sign_language, segment.excluded]
     if segment.media is not None:
         rest = [_plain(getattr(segment.media, key)) for key in sorted(type(segment.media).__slots__) if key != "path"]
-        values += [type(segment.media).__name__, segment.media.path.name, *rest]
+        values += [type(segment.media).__name__, same_name(segment.media.path.name), *rest]
     return hashlib.sha256(json.dumps(values).encode()).digest()
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from shards.index import ShardSet
 from shards.lint_text import is_unspaced
+from shards.names import same_name
 from shards.opening import open_set
 from shards.packing import best_fit, cut_documents
 from shards.store import open_folder
@@ -172,9 +173,9 @@ def _signers(table: pa.Table) -> dict[str, dict[str, Any]]:
             entry["samples"][row["signer"]] = row["count_all"]
         else:
             entry["unnamed"] = row["count_all"]
-    seen = set(found.get(_TRAIN, {"samples": {}})["samples"])
+    seen = {same_name(name) for name in found.get(_TRAIN, {"samples": {}})["samples"]}
     for split, entry in found.items():
-        entry["not_in_train"] = [] if split == _TRAIN else [name for name in entry["samples"] if name not in seen]
+        entry["not_in_train"] = [] if split == _TRAIN else [n for n in entry["samples"] if same_name(n) not in seen]
     return dict(sorted(found.items()))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from shards.corpora.compressed import COMPRESSIONS, plain_suffix
 from shards.errors import DataError, OptionError
+from shards.names import existing
 from shards.schema import SPLIT_NAME
 from shards.wording import first_few
 
@@ -76,7 +78,7 @@ def check_split(split: str, where: str) -> None:
 
 
 def _expand(entry: str, formats: Formats, where: str, notes: list[str] | None) -> list[tuple[str, Path]]:
-    path = Path(entry)
+    path = existing(Path(entry))
     if path.is_dir():
         files = sorted(found.relative_to(path) for found in path.rglob("*") if found.is_file())
         shown = [name for name in files if not _hidden(name)]
@@ -87,9 +89,13 @@ def _expand(entry: str, formats: Formats, where: str, notes: list[str] | None) -
         root = path
     elif _WILD.search(entry) and not path.exists():
         fixed = _WILD.split(entry, maxsplit=1)[0]
-        root = Path(fixed) if fixed.endswith("/") else Path(fixed).parent
-        matches = sorted(Path(match) for match in glob.glob(entry, recursive=True))
-        chosen = [match.relative_to(root) for match in matches if match.is_file()]
+        above = fixed[: fixed.rfind("/") + 1]
+        root = existing(Path(above))
+        spellings = {unicodedata.normalize(form, entry[len(above) :]) for form in ("NFC", "NFD")}
+        matches = {
+            Path(match) for spelling in spellings for match in glob.glob(spelling, root_dir=root, recursive=True)
+        }
+        chosen = sorted(match for match in matches if (root / match).is_file())
     else:
         return [(path.name, path)]
     if not chosen:
