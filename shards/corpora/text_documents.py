@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.corpora.compressed import LONGEST_LINE, plain_suffix
+from shards.corpora.records import parquet_columns
 from shards.corpora.rows import DELIMITERS, read_jsonl, read_lines, read_table
 from shards.errors import DataError
 
@@ -58,6 +59,24 @@ def read_documents(
         rows = read_jsonl(path, heads)
     for number, row in rows:
         yield number, [value_at(row, field, f"{path}:{number}") for field in fields]
+
+
+def fields_of(path: Path) -> list[str] | None:
+    """The fields or columns that the documents of a file have, by its first row; None for plain text.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    suffix = plain_suffix(path)
+    if suffix == PLAIN:
+        return None
+    if suffix == PARQUET:
+        return parquet_columns(path)
+    if suffix in JSON_LINES:
+        return list(next(read_jsonl(path, ()), (0, {}))[1])
+    delimiter = DELIMITERS[suffix]
+    header = next(read_lines(path), (0, ""))[1]
+    return next(csv.reader([header], delimiter=delimiter)) if delimiter == "," else header.split(delimiter)
 
 
 def value_at(row: Mapping[str, Any], field: str, where: str) -> Any:
