@@ -195,7 +195,7 @@ class Table:
 
     def _split(self, given: str, sample_id: str, origin: str) -> str:
         if given or "split" in self._columns:
-            split = _SPLIT_NAMES.get(given.lower(), given.lower())
+            split = usual_split(given)
             if not SPLIT_NAME.fullmatch(split):
                 raise DataError(f"split {given!r}", where=origin, fix="use train, dev, test or another plain word")
             return split
@@ -203,6 +203,11 @@ class Table:
         if position < self.test_fraction:
             return "test"
         return "dev" if position < self.test_fraction + self.dev_fraction else "train"
+
+
+def usual_split(given: str) -> str:
+    """Our name of a split: ``dev`` for ``Validation``."""
+    return _SPLIT_NAMES.get(given.lower(), given.lower())
 
 
 def _cell(value: Any) -> str:

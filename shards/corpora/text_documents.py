@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.corpora.compressed import LONGEST_LINE, plain_suffix
-from shards.corpora.records import parquet_columns
 from shards.corpora.rows import DELIMITERS, read_jsonl, read_lines, read_table
 from shards.errors import DataError
 
@@ -71,7 +71,8 @@ def fields_of(path: Path) -> list[str] | None:
     if suffix == PLAIN:
         return None
     if suffix == PARQUET:
-        return parquet_columns(path)
+        with _parquet(path) as file:
+            return list(file.schema_arrow.names)
     if suffix in JSON_LINES:
         return list(next(read_jsonl(path, ()), (0, {}))[1])
     delimiter = DELIMITERS[suffix]
@@ -151,10 +152,16 @@ def _joined(path: Path, unit: Unit) -> Iterator[tuple[int, str]]:
 
 
 def _read_parquet(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
+    with _parquet(path) as file:
+        columns = arrow_columns(file.schema_arrow.names, fields, str(path))
+        batches = file.iter_batches(batch_size=_ROWS, columns=columns, use_threads=False)
+        yield from arrow_rows(batches, fields, str(path))
+
+
+@contextmanager
+def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with path.open("rb") as handle, pq.ParquetFile(handle, buffer_size=1 << 20) as file:
-            columns = arrow_columns(file.schema_arrow.names, fields, str(path))
-            batches = file.iter_batches(batch_size=_ROWS, columns=columns, use_threads=False)
-            yield from arrow_rows(batches, fields, str(path))
+            yield file
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"not a parquet file ({error})", where=str(path), fix="fetch or write the file again") from None
