@@ -25,6 +25,7 @@ from isal.isal_zlib import crc32
 
 from shards.errors import DataError
 from shards.foreign import TEXT_FIELDS, VIDEO_KINDS, TarSplits
+from shards.names import ByName
 from shards.schema import ANNOTATION, IndexRow, Kind, text_hash
 from shards.tar import Member, index_tar
 from shards.video import probe
@@ -40,13 +41,16 @@ def tar_rows(path: Path, corpus: str, splits: TarSplits) -> tuple[Kind, list[Ind
         DataError: a damaged tar, samples of several kinds, a sample that is none of the above, or one that names no
             split in a tar whose name leaves it open.
     """
-    groups: dict[str, dict[str, Member]] = {}
+    groups: ByName[dict[str, Member]] = ByName()
     for member in index_tar(path):
         parent, _, base = member.name.rpartition("/")
         if _NO_SAMPLE.match(base):
             continue
         name, _, kind = base.partition(".")
-        members = groups.setdefault(f"{parent}/{name}" if parent else name, {})
+        key = f"{parent}/{name}" if parent else name
+        if key not in groups:
+            groups[key] = {}
+        members = groups[key]
         if kind.lower() in members:
             raise DataError(
                 f"two members named {member.name}",

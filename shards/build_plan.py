@@ -6,7 +6,8 @@ import collections
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+import string
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -14,9 +15,11 @@ from typing import Any
 import av
 
 from shards.errors import DataError, OptionError
+from shards.names import located, same_name
 from shards.prepare import EXCLUDED, Skip
 from shards.schema import SPLIT_NAME, Corpus, Crop, FrameFolder, Kind, Segment, VideoFile
 from shards.text import load_tokenizer, token_dtype, tokenizer_fingerprint
+from shards.text_tokens import TextTokens
 from shards.video import VideoOptions
 
 DEFAULT_SKIPPED_FRACTION = 0.05
@@ -99,9 +102,7 @@ def survey_corpus(corpus: Corpus, options: BuildOptions) -> Survey:
             kinds.setdefault("text" if segment.media is None else "video", segment.origin)
         identity = segment_identity(segment)
         if identity in seen:
-            first = next(
-                other.origin for other in corpus.segments() if (other.corpus, other.id) == (segment.corpus, segment.id)
-            )
+            first = next(other.origin for other in corpus.segments() if segment_identity(other) == identity)
             raise DataError(
                 f"the id {segment.id!r} occurs twice, first at {first}",
                 where=segment.origin,
@@ -128,8 +129,8 @@ def nothing_to_build(excluded: int) -> str:
 
 
 def segment_identity(segment: Segment) -> bytes:
-    """8 bytes that stand for a segment's corpus and id."""
-    return hashlib.blake2b(f"{segment.corpus}\0{segment.id}".encode(), digest_size=8).digest()
+    """8 bytes that stand for a segment's corpus and id, in any spelling of the id."""
+    return hashlib.blake2b(f"{segment.corpus}\0{same_name(segment.id)}".encode(), digest_size=8).digest()
 
 
 def shard_tasks(corpus: Corpus, options: BuildOptions, kind: Kind) -> Iterator[ShardTask]:
@@ -147,7 +148,7 @@ def shard_tasks(corpus: Corpus, options: BuildOptions, kind: Kind) -> Iterator[S
         numbers[split] += 1
         found = [(segment, *skip_reason(segment)) for segment in segments]
         skips = [Skip(s.id, s.split, reason, detail, s.origin) for s, reason, detail in found if reason]
-        return ShardTask(name, number, [segment for segment, reason, _ in found if not reason], skips, digest)
+        return ShardTask(name, number, [_located(segment) for segment, reason, _ in found if not reason], skips, digest)
 
     for segment in corpus.segments():
         waiting.setdefault(segment.split, []).append(segment)
@@ -156,6 +157,11 @@ def shard_tasks(corpus: Corpus, options: BuildOptions, kind: Kind) -> Iterator[S
             yield task(segment.split)
     for split in list(waiting):
         yield task(split)
+
+
+def _located(segment: Segment) -> Segment:
+    """The segment with its media as it is spelled on the disk."""
+    return segment if segment.media is None else dataclasses.replace(segment, media=located(segment.media))
 
 
 def skip_reason(segment: Segment) -> tuple[str, str]:
@@ -214,7 +220,7 @@ def _segment_digest(segment: Segment) -> bytes:
     values += [segment.language, segment.sign_language, segment.excluded]
     if segment.media is not None:
         rest = [_plain(getattr(segment.media, key)) for key in sorted(type(segment.media).__slots__) if key != "path"]
-        values += [type(segment.media).__name__, segment.media.path.name, *rest]
+        values += [type(segment.media).__name__, same_name(segment.media.path.name), *rest]
     return hashlib.sha256(json.dumps(values).encode()).digest()
 
 
@@ -234,7 +240,21 @@ def build_identity(corpus: Corpus, options: BuildOptions, survey: Survey) -> dic
             versions |= {"tokenizers": version("tokenizers")}
     else:
         tokenizer = load_tokenizer(options.tokenizer)
+        _check_templates(stored.get("templates", []), tokenizer)
         stored |= {name: getattr(options, name) for name in ("documents_per_shard", "tokens_per_member")}
         stored |= {"tokenizer": tokenizer_fingerprint(tokenizer), "token_dtype": token_dtype(tokenizer).str}
         versions |= {"tokenizers": version("tokenizers")}
     return {"options": stored, "versions": versions}
+
+
+def _check_templates(templates: Sequence[str], tokenizer: Any) -> None:
+    """A document is data from its first to its last character, so a template cannot command."""
+    reader = TextTokens(tokenizer)
+    for template in templates:
+        written = "".join(literal for literal, _, _, _ in string.Formatter().parse(template))
+        if spelled := reader.spelled(written):
+            raise OptionError(
+                f"{template!r} spells the control token {spelled[0]!r}, but documents are tokenised as plain text",
+                where="templates",
+                fix="use words, and the same words in connector.prompt",
+            )

@@ -21,6 +21,7 @@ def contamination(
     against: Annotated[
         list[str] | None, typer.Option(help="shard set or text file; default: the sets' own other splits")
     ] = None,
+    against_text: Annotated[str, typer.Option(help="column of the text in the files of --against")] = "text",
     words: Annotated[int, typer.Option(min=1, help="words per n-gram")] = 8,
     overlap: Annotated[
         float, typer.Option(min=0, max=1, help="part of an evaluation text's n-grams in one training text")
@@ -32,7 +33,7 @@ def contamination(
     from shards.filter import contamination as run
     from shards.store import open_folder
 
-    report = run([open_folder(location) for location in train], against or [], words, overlap)
+    report = run([open_folder(location) for location in train], against or [], words, overlap, against_text)
     if out is not None:
         from shards.files import write_atomic
 

@@ -28,7 +28,9 @@ _EXAMPLES = 3
 def lint(
     location: Location,
     decode: Annotated[bool, typer.Option(help="decode every video and count its frames")] = True,
-    tokenizer: Annotated[str, typer.Option(help="tokenizer folder of a text set: check its token ids too")] = "",
+    tokenizer: Annotated[
+        str, typer.Option(help="tokenizer folder: check the ids of a text set and the control tokens it knows")
+    ] = "",
     strict: Annotated[bool, typer.Option("--strict", help="warnings fail as well")] = False,
     workers: Workers = 0,
     csv: Annotated[Path | None, typer.Option(help="also write every problem to this CSV file")] = None,

@@ -32,6 +32,7 @@ from shards.foreign import (
     open_tars,
     repeating,
 )
+from shards.names import ByName, same_name
 from shards.opening import media_type
 from shards.schema import FrameFolder, Manifest, Segment, VideoFile
 from shards.store import Folder, open_folder
@@ -197,8 +198,8 @@ class _Table:
 
     def __init__(self, options: ConvertOptions) -> None:
         self._path = options.table
-        self._rows: dict[str, tuple[int, dict[str, str]]] = {}
-        self._used: dict[str, str] = {}
+        self._rows: ByName[tuple[int, dict[str, str]]] = ByName()
+        self._used: ByName[str] = ByName()
         if options.table is None:
             return
         delimiter = DELIMITERS.get(options.table.suffix)
@@ -276,9 +277,10 @@ def _read_mds(path: Path) -> Iterator[Found]:
 def _read_wds(folder: Folder, tars: list[str]) -> Iterator[Found]:
     for tar in tars:
         with folder.open(tar) as handle:
-            groups = itertools.groupby(index_tar(tar, folder), key=lambda member: _key(member.name))
-            for key, members in groups:
-                yield _wds_sample(handle, tar, key, list(members))
+            groups = itertools.groupby(index_tar(tar, folder), key=lambda member: same_name(_key(member.name)))
+            for _, group in groups:
+                members = list(group)
+                yield _wds_sample(handle, tar, _key(members[0].name), members)
 
 
 def _key(name: str) -> str:

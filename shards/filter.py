@@ -22,15 +22,18 @@ from shards.errors import DataError, OptionError
 from shards.filter_options import FilterOptions
 from shards.filter_overlap import ContaminationReport, EvaluationTexts
 from shards.filter_rules import REASONS, TextRules, language_library
-from shards.filter_sources import TRAIN, evaluation_texts, identity, shard_set_texts
+from shards.filter_sources import evaluation_texts, identity, set_sentences, shard_set_texts
 from shards.schema import Corpus, Segment
+from shards.shared_texts import TRAIN
 from shards.store import Folder
+from shards.template_texts import Sentences
 from shards.text import fold_text
 
 logger = logging.getLogger(__name__)
 DUPLICATE, NEAR_DUPLICATE, CONTAMINATION = "duplicate", "near_duplicate", "contamination"
 _REASONS = ("", *REASONS, CONTAMINATION, DUPLICATE, NEAR_DUPLICATE)
 _BLOCK, _BLOCK_CHARACTERS = 512, 1 << 22
+_ADVICE = "add --filter against_text=COLUMN"
 
 
 def filtered(corpus: Corpus, options: FilterOptions) -> Filtered:
@@ -142,7 +145,8 @@ class _Candidates:
 
 def _decide(corpus: Corpus, options: FilterOptions, rules: TextRules) -> _Decisions:
     decided = _Decisions()
-    evaluation, exclude = _evaluation(corpus, options)
+    sentences = Sentences(getattr(corpus, "settings", {}).get("templates", ()))
+    evaluation, exclude = _evaluation(corpus, options, sentences)
     candidates: dict[str, _Candidates] = {}
     splits: dict[str, None] = {}
     for segments in _blocks(corpus.segments()):
@@ -160,7 +164,7 @@ def _decide(corpus: Corpus, options: FilterOptions, rules: TextRules) -> _Decisi
             reason = rules.reason(segments[number].text, folded[number])
             decided.codes[start + number] = _REASONS.index(reason)
         if evaluation is not None:
-            for number in _leaked(segments, folded, evaluation, decided.codes[start:]):
+            for number in _leaked(segments, folded, evaluation, sentences, decided.codes[start:]):
                 if exclude:
                     decided.codes[start + number] = _REASONS.index(CONTAMINATION)
         by_split: dict[str, list[int]] = {}
@@ -187,23 +191,28 @@ def _decide(corpus: Corpus, options: FilterOptions, rules: TextRules) -> _Decisi
 
 
 def _leaked(
-    segments: list[Segment], folded: dict[int, str], evaluation: EvaluationTexts, codes: bytearray
+    segments: list[Segment],
+    folded: dict[int, str],
+    evaluation: EvaluationTexts,
+    sentences: Sentences,
+    codes: bytearray,
 ) -> list[int]:
     """Numbers of the block's training texts that stay so far and occur in evaluation texts."""
     train = [number for number in folded if folded[number] and segments[number].split == TRAIN and not codes[number]]
     texts = [segments[number].text for number in train]
     origins = [segments[number].origin or segments[number].id for number in train]
-    hits = evaluation.check([folded[number] for number in train], texts, origins)
+    hits = evaluation.check([folded[number] for number in train], texts, origins, list(map(sentences.of, texts)))
     return [number for number, hit in zip(train, hits.tolist(), strict=True) if hit]
 
 
-def _evaluation(corpus: Corpus, options: FilterOptions) -> tuple[EvaluationTexts | None, bool]:
+def _evaluation(corpus: Corpus, options: FilterOptions, sentences: Sentences) -> tuple[EvaluationTexts | None, bool]:
     """(the evaluation texts, or None when there are none or they are not wanted; whether contamination excludes)."""
-    if options.contamination == "off":
+    mode = options.contamination_mode
+    if mode == "off":
         return None, False
     found = EvaluationTexts(options.contamination_words, options.contamination_overlap)
     for location in options.against:
-        for block in evaluation_texts(location):
+        for block in evaluation_texts(location, column=options.against_text, advice=_ADVICE):
             found.add(block.split, block.texts, block.origins)
     text_only = True
     for segments in _blocks(corpus.segments()):
@@ -211,19 +220,23 @@ def _evaluation(corpus: Corpus, options: FilterOptions) -> tuple[EvaluationTexts
         others = [segment for segment in segments if segment.split != TRAIN and not segment.excluded]
         for split in dict.fromkeys(segment.split for segment in others):
             part = [segment for segment in others if segment.split == split]
-            found.add(split, [segment.text for segment in part], [segment.origin or segment.id for segment in part])
-    if not len(found) and options.contamination in ("exclude", "report"):
+            texts = [sentences.inner(segment.text) for segment in part]
+            found.add(split, texts, [segment.origin or segment.id for segment in part])
+    if not len(found):
         raise OptionError(
-            f"contamination={options.contamination}, but there are no evaluation texts",
+            f"contamination={mode}, but there are no evaluation texts",
             where="--filter",
             fix="add --filter against=FILE_OR_SHARD_SET, or build with another split than train",
         )
-    exclude = options.contamination == "exclude" or (options.contamination == "auto" and text_only)
-    return (found, exclude) if len(found) else (None, exclude)
+    return found, mode == "exclude" or (mode == "auto" and text_only)
 
 
 def contamination(
-    train: Iterable[Folder], evaluation: Iterable[str], words: int = 8, overlap: float = 0.8
+    train: Iterable[Folder],
+    evaluation: Iterable[str],
+    words: int = 8,
+    overlap: float = 0.8,
+    column: str = "text",
 ) -> ContaminationReport:
     """Evaluation texts that occur in the training texts of finished shard sets.
 
@@ -232,6 +245,7 @@ def contamination(
         evaluation: shard sets or text files; none: the other splits of the training sets.
         words: per n-gram.
         overlap: part of an evaluation text's n-grams that must occur in one training text.
+        column: field or column of the text in text files.
 
     Raises:
         DataError: something cannot be read, or there are no evaluation or no training texts.
@@ -240,7 +254,8 @@ def contamination(
     folders, found = list(train), EvaluationTexts(options.contamination_words, options.contamination_overlap)
     given = list(evaluation)
     for location in given or [folder.location for folder in folders]:
-        for block in evaluation_texts(location, train_too=bool(given)):  # no set is compared with itself
+        # no set is compared with itself
+        for block in evaluation_texts(location, bool(given), column, "add --against-text COLUMN"):
             found.add(block.split, block.texts, block.origins)
     if not len(found):
         raise DataError(
@@ -249,14 +264,13 @@ def contamination(
             fix="give --against: text files or shard sets",
         )
     for folder in folders:
+        sentences = set_sentences(folder)
         for block in shard_set_texts(folder):
             folded = {number: text for number, given in enumerate(block.texts) if (text := fold_text(given))}
             if block.split == TRAIN:
-                found.check(
-                    list(folded.values()),
-                    [block.texts[number] for number in folded],
-                    [block.origins[number] for number in folded],
-                )
+                texts = [block.texts[number] for number in folded]
+                origins = [block.origins[number] for number in folded]
+                found.check(list(folded.values()), texts, origins, list(map(sentences.of, texts)))
     if not found.train_texts:
         raise DataError("no training texts", where="train", fix="name shard sets with a train split")
     return found.report()

@@ -14,7 +14,7 @@ CONTAMINATION_MODES = ("auto", "off", "report", "exclude")
 
 @dataclass(frozen=True, slots=True)
 class FilterOptions:
-    """Rules for the texts of a corpus; by default nothing is filtered and contamination is looked for."""
+    """Rules for the texts of a corpus; each acts when it is asked for, and by default none is."""
 
     splits: list[str] = field(default_factory=lambda: ["train"])
     """The splits that are filtered; published evaluation splits stay as they are."""
@@ -48,26 +48,37 @@ class FilterOptions:
     permutations: int = 128
     """Bytes kept per text for near duplicates; the similarity's standard deviation is at most 0.5 / sqrt of it."""
 
-    contamination: str = "auto"
+    contamination: str = ""
     """Training texts that occur in evaluation texts: off | report | exclude; auto excludes them from text corpora and
-    reports them for videos, whose official splits are never changed."""
+    reports them for videos, whose official splits are never changed. Default: auto with ``against``, else off."""
     contamination_words: int = 8
     """Words per n-gram of the overlap; shorter evaluation texts count when they are equal."""
     contamination_overlap: float = 0.8
     """This part of an evaluation text's n-grams must occur in one training text."""
     against: list[str] = field(default_factory=list)
     """More evaluation texts: shard sets (their splits other than train, all of a set without train) or text files."""
+    against_text: str = "text"
+    """Field or column of the text in the files of ``against`` (not for .txt)."""
 
     def __post_init__(self) -> None:
         self._check_limits()
         self._check_fractions()
-        if self.contamination not in CONTAMINATION_MODES:
+        if self.contamination not in ("", *CONTAMINATION_MODES):
             known = ", ".join(CONTAMINATION_MODES)
             raise OptionError(f"contamination {self.contamination!r}", where="filter", fix=f"use one of {known}")
+        if self.against_text != "text" and not self.against:
+            raise OptionError(
+                "against_text has no effect without against", where="filter", fix="add --filter against=FILE"
+            )
         if self.against and self.contamination == "off":
             raise OptionError(
                 "against has no effect with contamination off", where="filter", fix="remove one of the two"
             )
+
+    @property
+    def contamination_mode(self) -> str:
+        """What ``contamination`` means, one of :data:`CONTAMINATION_MODES`: no other rule decides it."""
+        return self.contamination or ("auto" if self.against else "off")
 
     def _check_limits(self) -> None:
         for name in ("min_characters", "max_characters", "min_words", "max_words", "language_min_characters"):

@@ -102,20 +102,32 @@ class EvaluationTexts:
         self._texts += [entry[0][:_SHOWN_CHARACTERS] for entry in kept]
         self._origins += [entry[1] for entry in kept]
 
-    def check(self, folded: Sequence[str], texts: Sequence[str], origins: Sequence[str]) -> np.ndarray:
+    def check(
+        self,
+        folded: Sequence[str],
+        texts: Sequence[str],
+        origins: Sequence[str],
+        sentences: Sequence[Sequence[str]] = (),
+    ) -> np.ndarray:
         """bool [D]: which of these training texts are equal to, or hold most of, an evaluation text.
 
         Args:
             folded: ``fold_text`` of each, none empty.
             texts: as written, for the report.
             origins: for the report.
+            sentences: folded sentences inside each (:class:`shards.template_texts.Sentences`); one that is equal
+                counts as the text itself.
         """
         if self._frozen is None:
             self._frozen = self._freeze()
         frozen = self._frozen
-        exact, same = frozen.equal(text_hashes(folded))
+        inside = [(number, text) for number, found in enumerate(sentences) for text in found]
+        owners_of = np.array([*range(len(folded)), *(number for number, _ in inside)], dtype=np.int64)
+        rows, same = frozen.equal(text_hashes([*folded, *(text for _, text in inside)]))
+        exact = np.zeros(len(folded), dtype=bool)
+        exact[owners_of[rows]] = True
         near = np.zeros(len(folded), dtype=bool)
-        pairs = [(int(text), int(number), 1.0, True) for text, number in zip(*same, strict=True)]
+        pairs = [(int(owners_of[row]), int(number), 1.0, True) for row, number in zip(rows, same, strict=True)]
         for grams, owners in self._hasher.blocks(folded):
             for text, number, part in frozen.overlapping(grams, owners, self.overlap):
                 near[text] = True
@@ -173,12 +185,10 @@ class _Frozen:
         if best is None or (is_exact, part) > (best[1], best[0]):
             self.found[number] = (part, is_exact, place)
 
-    def equal(self, hashes: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-        """(bool [D] whether an evaluation text has this hash, pairs of text and evaluation number)."""
+    def equal(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(row of ``hashes``, evaluation number) of every equal pair."""
         rows, places = _matches(self._sorted, hashes)
-        hit = np.zeros(len(hashes), dtype=bool)
-        hit[rows] = True
-        return hit, (rows, self._order[places])
+        return rows, self._order[places]
 
     def overlapping(self, grams: np.ndarray, owners: np.ndarray, least: float) -> list[tuple[int, int, float]]:
         """(text, evaluation number, part of its n-grams) of pairs that share at least ``least``."""

@@ -12,13 +12,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.corpora.text_documents import SUFFIXES, read_documents
+from shards.corpora.rows import DELIMITERS
+from shards.corpora.text_documents import SUFFIXES, fields_of, read_documents
 from shards.corpora.text_files import Formats
-from shards.errors import DataError
+from shards.errors import DataError, OptionError
 from shards.index import INDEX_NAME, MANIFEST_NAME, file_sha256
+from shards.names import existing
+from shards.shared_texts import TRAIN
 from shards.store import Folder, open_folder
+from shards.template_texts import Sentences
 
-TRAIN = "train"
 _ROWS = 4096
 _COLUMNS = ["split", "text", "corpus", "sample_id"]
 
@@ -53,41 +56,74 @@ def shard_set_texts(folder: Folder) -> Iterator[Block]:
         ) from error
 
 
-def evaluation_texts(location: str, train_too: bool = True) -> Iterator[Block]:
+def set_sentences(folder: Folder) -> Sentences:
+    """Finds the sentences inside the documents of a finished set."""
+    options = _manifest(folder).get("options")
+    return Sentences((options if isinstance(options, dict) else {}).get("templates", ()))
+
+
+def evaluation_texts(location: str, train_too: bool = True, column: str = "text", advice: str = "") -> Iterator[Block]:
     """The evaluation texts at a location; ``split`` names location and split.
 
     Args:
         location: a shard set (all splits but train), or a text file.
         train_too: of a set that has no other split take train.
+        column: field or column of the text in a file that has such.
+        advice: how the caller lets ``column`` be chosen.
 
     Raises:
-        DataError: there is neither, or it holds no texts.
+        DataError: there is neither, or it cannot be read.
+        OptionError: a file without that column.
     """
     if _is_text_file(location):
-        path = Path(location)
-        texts: list[str] = []
-        origins: list[str] = []
-        for number, values in read_documents(path, ["text"]):
-            texts.append(str(values[0] or ""))
-            origins.append(f"{path}:{number}")
-            if len(texts) == _ROWS:
-                yield Block(location, texts, origins)
-                texts, origins = [], []
-        yield Block(location, texts, origins)
+        yield from _file_texts(existing(Path(location)), location, column, advice)
         return
     folder = open_folder(location)
     splits = _manifest(folder)["splits"]
     wanted = [split for split in splits if split != TRAIN] or [TRAIN] * train_too
+    sentences = set_sentences(folder)
     for block in shard_set_texts(folder):
         if block.split in wanted:
-            yield Block(f"{location} {block.split}", block.texts, block.origins)
+            yield Block(f"{location} {block.split}", list(map(sentences.inner, block.texts)), block.origins)
+
+
+def _file_texts(path: Path, name: str, column: str, advice: str) -> Iterator[Block]:
+    try:
+        _check_column(path, column, advice)
+        texts: list[str] = []
+        origins: list[str] = []
+        for number, values in read_documents(path, [column]):
+            texts.append(str(values[0] or ""))
+            origins.append(f"{path}:{number}")
+            if len(texts) == _ROWS:
+                yield Block(name, texts, origins)
+                texts, origins = [], []
+        yield Block(name, texts, origins)
+    except OptionError:
+        raise
+    except DataError as error:  # its advice may name options that only a corpus has
+        raise DataError(
+            error.what, where=error.where, fix="repair the file, or write its texts into a .txt file"
+        ) from None
+
+
+def _check_column(path: Path, column: str, advice: str) -> None:
+    found = fields_of(path)
+    if found is None or column in found or column.partition(".")[0] in found:
+        return
+    others = [suffix for suffix, mark in DELIMITERS.items() if len(found) == 1 and mark in found[0]]
+    if others:
+        fix = f"link it under a name that ends in {others[0]}: the suffix tells what separates fields"
+        raise OptionError(f"its header is one field, {found[0]!r}", where=str(path), fix=fix)
+    there = ", ".join(map(repr, found)) or "none"
+    raise OptionError(f"no column {column!r}; there are {there}", where=str(path), fix=advice)
 
 
 def identity(location: str) -> str:
     """What tells whether the texts at a location have changed: a fingerprint or checksum."""
     if _is_text_file(location):
         try:
-            return file_sha256(Path(location))
+            return file_sha256(existing(Path(location)))
         except OSError as error:
             raise DataError(f"cannot be read ({error.strerror})", where=location, fix="check the path") from None
     return str(_manifest(open_folder(location)).get("fingerprint"))
@@ -105,7 +141,8 @@ def _index_stream(folder: Folder) -> io.BufferedIOBase:
 
 def _manifest(folder: Folder) -> dict[str, Any]:
     if not folder.exists(MANIFEST_NAME):
-        raise DataError("neither a shard set nor a text file", where=folder.location, fix="name a folder of shards")
+        fix = f"name a folder of shards, or a file that is {', '.join(SUFFIXES)}"
+        raise DataError("neither a shard set nor a text file", where=folder.location, fix=fix)
     try:
         values = json.loads(folder.read(MANIFEST_NAME))
     except ValueError as error:

@@ -72,6 +72,7 @@ RULES: dict[str, Rule] = {
     "replacement_character": Rule("warning", "U+FFFD in a text: characters were lost"),
     "mojibake": Rule("warning", "a text that was encoded twice"),
     "markup": Rule("warning", "HTML or subtitle markup in a text"),
+    "control_token": Rule("warning", "a text that spells a control token of a tokenizer"),
     "not_nfc": Rule("warning", "decomposed characters: other tokens than the same text in NFC"),
     "only_punctuation": Rule("warning", "a text without letters and digits"),
     "wrong_script": Rule("warning", "a text in another script than its language's"),

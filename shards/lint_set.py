@@ -11,9 +11,8 @@ import pyarrow.compute as pc
 
 from shards.index import INDEX_NAME, ShardSet, fingerprint
 from shards.lint_text import quoted
+from shards.shared_texts import shared_with_train
 from shards.verify import Problem
-
-_TRAIN = "train"
 
 
 def set_problems(shard_set: ShardSet, files: Iterable[str]) -> list[Problem]:
@@ -72,8 +71,8 @@ def _repeated_videos(table: pa.Table) -> Iterator[Problem]:
 
 def _texts_in_train(table: pa.Table) -> Iterator[Problem]:
     """Samples of other splits whose text also occurs in train: their scores measure memory."""
-    in_train = pc.equal(table["split"], _TRAIN)
-    train = pc.unique(table.filter(in_train)["text_hash"])
-    shared = pc.and_(pc.invert(in_train), pc.is_in(table["text_hash"], value_set=train))
-    for row in table.filter(shared).select(["shard", "key", "split", "text"]).to_pylist():
+    shared = shared_with_train(table)
+    if shared is None:
+        return
+    for row in table.filter(pa.array(shared)).select(["shard", "key", "split", "text"]).to_pylist():
         yield Problem(row["shard"], row["key"], "text_in_train", f"{row['split']}: {quoted(row['text'])}")

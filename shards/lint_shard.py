@@ -22,6 +22,7 @@ from shards.schema import ANNOTATION, Kind, text_hash
 from shards.store import open_folder
 from shards.tar import Member, index_tar
 from shards.text import load_tokenizer, tokenise
+from shards.text_tokens import TextTokens
 from shards.verify import Problem, verify_shard
 
 _COMPARED = (*ANNOTATION, "frames", "fps", "width", "height")
@@ -37,7 +38,7 @@ class LintOptions:
     decode: bool = True
     """Decode every video: frame count, size, pictures that never change."""
     tokenizer: str = ""
-    """Hugging Face tokenizer of a text set: its ids must be those of the texts."""
+    """Hugging Face tokenizer: a text set must hold its ids of the texts; texts should not spell its control tokens."""
     min_frames: int = 4
     max_characters_per_second: float = 60.0
     """Fluent signing is translated at 10 to 25 characters per second; Chinese characters, kana, Hangul count three."""
@@ -143,7 +144,8 @@ def _name_problems(shard: str, members: list[Member]) -> Iterator[Problem]:
 def row_problems(row: dict[str, Any], options: LintOptions) -> Iterator[tuple[str, str]]:
     """What an index row alone tells: the text, and the length of the text against that of the video."""
     one_line = row["frames"] > 0  # a document may well have several
-    for rule, detail in text_problems(row["text"], row["language"]):
+    controls = _controls(options.tokenizer).spelled(row["text"]) if options.tokenizer else []
+    for rule, detail in text_problems(row["text"], row["language"], controls):
         if one_line or rule != "line_break":
             yield rule, detail
     if row["text_hash"] != text_hash(row["text"]):
@@ -242,6 +244,11 @@ def _document_problems(handle: BinaryIO, members: list[Member], rows: list[dict[
 @functools.lru_cache(maxsize=2)
 def _vocabulary_size(tokenizer: str) -> int:
     return len(load_tokenizer(tokenizer))
+
+
+@functools.lru_cache(maxsize=2)
+def _controls(tokenizer: str) -> TextTokens:
+    return TextTokens(load_tokenizer(tokenizer))
 
 
 def _token_problems(

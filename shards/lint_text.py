@@ -5,12 +5,17 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _INVISIBLE = re.compile("[\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 _LINE_BREAK = re.compile("[\t\n\r\u2028\u2029]")
 _MARKUP = re.compile(r"&(?:[a-zA-Z]{2,8}|#x?[0-9a-fA-F]+);|</?[a-zA-Z][^<>]{0,80}>|\{\\[a-z]+\d*\}")
+# Control tokens of common tokenizers; which ones a tokenizer has, `lint --tokenizer` knows.
+_CONTROL_TOKEN = re.compile(
+    r"</?s>|<(?:pad|unk|mask|bos|eos|cls|sep)>|\[(?:PAD|UNK|MASK|BOS|EOS|CLS|SEP|/?INST)\]|<</?SYS>>"
+    r"|<\|[^<>|\s]{1,40}\|>|<(?:start|end)_of_\w{1,20}>|<(?:extra_id_|unused)\d+>|</?tool_call>"
+)
 _NON_ASCII_RUN = re.compile(r"[^\x00-\x7f]{2,}")
 _LEGACY_ENCODINGS = ("cp1252", "cp1250", "latin-1")
 # Lead bytes of the UTF-8 sequences that real mojibake holds: Latin, Greek, Cyrillic, punctuation, kana and Han. Others
@@ -38,12 +43,13 @@ _SCRIPT_SUBTAGS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def text_problems(text: str, language: str = "") -> Iterator[tuple[str, str]]:
+def text_problems(text: str, language: str = "", controls: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
     """(rule, detail) of everything that looks wrong with a text; the rules are listed in ``shards.lint.RULES``.
 
     Args:
         text: a sentence or document.
         language: BCP-47; empty or unknown languages are not checked for their script.
+        controls: the control tokens that a tokenizer reads in the text; without them those of common tokenizers count.
     """
     if not text.strip():
         yield "empty_text", "the text is empty"
@@ -59,7 +65,10 @@ def text_problems(text: str, language: str = "") -> Iterator[tuple[str, str]]:
         yield "replacement_character", f"U+FFFD in {shown}: characters were lost when it was decoded"
     if (repaired := repair_mojibake(text)) != text:
         yield "mojibake", f"{shown} was encoded twice, it reads {quoted(repaired)}"
-    if found := _MARKUP.search(text):
+    if spelled := list(controls) or control_tokens(text):
+        named = ", ".join(map(repr, spelled))
+        yield "control_token", f"{named} in {shown}: tokenised as the characters it consists of"
+    if found := _MARKUP.search(_CONTROL_TOKEN.sub(" ", text)):
         yield "markup", f"{found[0]!r} in {shown}"
     if not unicodedata.is_normalized("NFC", text):
         yield "not_nfc", f"{shown} has decomposed characters: other tokens and another hash than the same text in NFC"
@@ -67,6 +76,12 @@ def text_problems(text: str, language: str = "") -> Iterator[tuple[str, str]]:
         yield "only_punctuation", f"{shown} has no letter and no digit"
     elif wrong := _wrong_script(text, language):
         yield "wrong_script", f"{shown} is {wrong.title()}, the language is {language}"
+
+
+def control_tokens(text: str) -> list[str]:
+    """The control tokens of common tokenizers that a text spells, each once; ``＜/s＞`` counts as well."""
+    found = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    return list(dict.fromkeys(match[0] for match in _CONTROL_TOKEN.finditer(found)))
 
 
 def quoted(text: str, most: int = 60) -> str:

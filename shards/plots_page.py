@@ -118,7 +118,7 @@ def _table(figures: dict[str, Any]) -> str:
         train = group["split"] == "train"
         amount = f"{group['tokens']:,}" if text else f"{group['hours'] * 60:,.1f}"
         unknown, in_train = "–", "–"
-        if not train:
+        if not train and known["unknown_words_fraction"] is not None:
             unknown = f"{known['unknown_words_fraction']:.1%}"
             in_train = f"{figures['texts_shared_with_train'][group['split']]:,}"
         row = [group["split"], group["corpus"], f"{group['samples']:,}", amount]

@@ -18,6 +18,7 @@ import numpy as np
 
 from shards.errors import DataError
 from shards.frame_folder import MissingFrames, is_frame
+from shards.names import located
 from shards.schema import FrameFolder, Segment, VideoFile
 from shards.text import load_tokenizer, tokenise
 from shards.video import (
@@ -62,7 +63,8 @@ class PreparedVideo:
 
 
 def has_media(media: VideoFile | FrameFolder) -> bool:
-    """Whether the file exists, or the folder holds at least one frame."""
+    """Whether the file exists, in any spelling of its name, or the folder holds at least one frame."""
+    media = located(media)
     if isinstance(media, VideoFile):
         return media.path.is_file()
     return media.path.is_dir() and any(map(is_frame, media.path.glob(media.pattern)))
@@ -73,7 +75,7 @@ def prepare_videos(segments: Sequence[Segment], options: VideoOptions) -> list[P
 
     Unusable media becomes a Skip with its reason.
     """
-    media = [segment.media for segment in segments]
+    media = [segment.media if segment.media is None else located(segment.media) for segment in segments]
     pieces = [item for item in media if isinstance(item, VideoFile)]
     if len(pieces) < len(media) or len(media) == 1 or not has_media(pieces[0]):
         return [prepare_video(segment, options) for segment in segments]
@@ -83,8 +85,8 @@ def prepare_videos(segments: Sequence[Segment], options: VideoOptions) -> list[P
 
 def prepare_video(segment: Segment, options: VideoOptions) -> PreparedVideo | Skip:
     """Transcode one segment; unusable media becomes a Skip with its reason."""
-    media = segment.media
-    assert media is not None
+    assert segment.media is not None
+    media = located(segment.media)
     if not has_media(media):
         return Skip(segment.id, segment.split, "missing_media", _absent(media), segment.origin)
     try:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from shards.errors import DataError
 from shards.index import ShardSet
+from shards.names import same_name
 from shards.opening import media_type, open_set
 from shards.stats import words
 from shards.store import open_folder
@@ -129,13 +130,20 @@ class Catalog:
             if value := getattr(query, name):
                 mask = _both(mask, pc.equal(self.table[name], value))
         for term in query.search.split():  # every word must occur, in any of the columns
-            hits = [pc.match_substring(self.table[name], term, ignore_case=True) for name in _SEARCHED]
+            hits = [self._holds(name, term) for name in _SEARCHED]
             mask = _both(mask, pc.or_(pc.or_(hits[0], hits[1]), pc.or_(hits[2], hits[3])))
         numbers = np.arange(self.table.num_rows) if mask is None else np.flatnonzero(mask.to_numpy())
         if query.sort == "index":
             return numbers
         keys = self._sort_keys(query.sort.removeprefix("-"), numbers)
         return numbers[np.argsort(-keys if query.sort.startswith("-") else keys, kind="stable")]
+
+    def _holds(self, name: str, term: str) -> Any:
+        """Whether a column holds a term, in any spelling of its characters."""
+        values = self.table[name]
+        if not term.isascii():
+            values, term = pc.utf8_normalize(values, form="NFC"), same_name(term)
+        return pc.match_substring(values, term, ignore_case=True)
 
     def _sort_keys(self, name: str, numbers: NDArray[np.int64]) -> NDArray[Any]:
         if name == "id":

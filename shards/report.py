@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import collections
 import json
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from shards.build import SKIPPED_NAME
 from shards.build_plan import nothing_to_build, segment_identity, wrong_times
@@ -19,7 +23,8 @@ from shards.corpora.media_files import NO_MEDIA
 from shards.files import write_atomic
 from shards.index import read_index
 from shards.prepare import has_media
-from shards.schema import Corpus, Segment, VideoFile, text_hash
+from shards.schema import Corpus, Segment, VideoFile
+from shards.shared_texts import TRAIN, folded_hash, shared
 
 MISSING_FILES_NAME, MISSING_SEGMENTS_NAME = "missing.txt", "missing.jsonl"
 _REPORT_EVERY = 1000
@@ -52,10 +57,13 @@ class _Split:
     """Annotated length of what is not excluded."""
     untimed: int = 0
     """Segments whose length the annotations do not tell."""
-    texts: list[int] = field(default_factory=list)
-    """Text hashes of what is not excluded."""
+    texts: array[int] = field(default_factory=lambda: array("Q"))
+    """`folded_hash` of what is not excluded."""
 
-    def figures(self, train_texts: set[int]) -> dict[str, Any]:
+    def hashes(self) -> NDArray[np.uint64]:
+        return np.frombuffer(self.texts, dtype=np.uint64)
+
+    def figures(self, train_texts: NDArray[np.uint64] | None) -> dict[str, Any]:
         return {
             "annotated": self.annotated,
             "excluded": dict(sorted(self.excluded.items())),
@@ -64,7 +72,7 @@ class _Split:
             "wrong_times": self.wrong_times,
             "usable": self.usable,
             "hours": None if self.untimed else round(self.seconds / 3600, 3),
-            "texts_shared_with_train": sum(text in train_texts for text in self.texts),
+            "texts_shared_with_train": None if train_texts is None else int(shared(self.hashes(), train_texts).sum()),
         }
 
 
@@ -74,8 +82,8 @@ class _Survey:
     def __init__(self) -> None:
         self.splits: dict[str, _Split] = {}
         self.missing: list[dict[str, str]] = []
-        self.repeated: list[tuple[str, str, str]] = []
-        """(corpus, id, origin) of every segment whose id an earlier one has."""
+        self.repeated: list[tuple[bytes, str, str]] = []
+        """(identity, id, origin) of every segment whose id an earlier one has."""
         self._ids: set[bytes] = set()
         self._present: dict[Path, bool] = {}
 
@@ -84,13 +92,13 @@ class _Survey:
         split.annotated += 1
         identity = segment_identity(segment)
         if identity in self._ids:
-            self.repeated.append((segment.corpus, segment.id, segment.origin))
+            self.repeated.append((identity, segment.id, segment.origin))
         self._ids.add(identity)
         if segment.excluded:
             split.excluded[segment.excluded] += 1
             return
         if segment.text.strip():
-            split.texts.append(text_hash(segment.text))
+            split.texts.append(folded_hash(segment.text))
         has_text, present = bool(segment.text.strip()), self._has_media(segment)
         split.empty_text += not has_text
         split.missing_media += not present
@@ -129,8 +137,8 @@ def corpus_report(
         media: id, split, media, origin; media is empty where the annotation names none) and ``faults`` (lines of text:
         what a build refuses, such as an id that occurs twice). Per split: ``published`` (None: not stated),
         ``annotated``, ``excluded`` {reason: n}, ``empty_text``, ``missing_media``, ``wrong_times``, ``usable``,
-        ``hours`` (annotated and not excluded; None where annotations tell no times), ``texts_shared_with_train``; with
-        ``shards`` also ``skipped`` {reason: n}, ``built`` and ``built_hours``.
+        ``hours`` (annotated and not excluded; None where annotations tell no times), ``texts_shared_with_train`` (None
+        where no train split is known); with ``shards`` also ``skipped`` {reason: n}, ``built`` and ``built_hours``.
 
     Raises:
         DataError: unreadable annotations or shard set.
@@ -141,9 +149,10 @@ def corpus_report(
         if on_progress is not None and number % _REPORT_EVERY == 0:
             on_progress(number)
     published: dict[str, int] = getattr(corpus, "published", {})
-    train = set(survey.splits["train"].texts) if "train" in survey.splits else set()
+    train = survey.splits[TRAIN].hashes() if TRAIN in survey.splits else None
+    nothing = np.zeros(0, dtype=np.uint64)
     splits = {
-        name: {"published": published.get(name), **split.figures(train if name != "train" else set())}
+        name: {"published": published.get(name), **split.figures(nothing if name == TRAIN else train)}
         for name, split in survey.splits.items()
     }
     if shards is not None:
@@ -170,14 +179,14 @@ def write_missing(report: dict[str, Any], folder: Path) -> int:
 
 def _faults(corpus: Corpus, survey: _Survey) -> list[str]:
     """What a build refuses whatever is skipped."""
-    wanted = {(name, identity) for name, identity, _ in survey.repeated}
-    first: dict[tuple[str, str], str] = {}
+    wanted = {identity for identity, _, _ in survey.repeated}
+    first: dict[bytes, str] = {}
     for segment in corpus.segments() if wanted else ():
-        if (segment.corpus, segment.id) in wanted:
-            first.setdefault((segment.corpus, segment.id), segment.origin)
+        if (identity := segment_identity(segment)) in wanted:
+            first.setdefault(identity, segment.origin)
     faults = [
-        f"{origin}: the id {identity!r} occurs twice, first at {first[name, identity]}"
-        for name, identity, origin in survey.repeated
+        f"{origin}: the id {name!r} occurs twice, first at {first[identity]}"
+        for identity, name, origin in survey.repeated
     ]
     excluded = sum(split.excluded.total() for split in survey.splits.values())
     if sum(split.annotated for split in survey.splits.values()) == excluded:

@@ -17,15 +17,16 @@ from numpy.typing import NDArray
 
 from shards.index import ShardSet
 from shards.lint_text import is_unspaced
+from shards.names import same_name
 from shards.opening import open_set
 from shards.packing import best_fit, cut_documents
+from shards.shared_texts import TRAIN, counted
 from shards.store import open_folder
 
 BLOCKS_TOKENS = (512, 1024, 2048, 4096)
 BATCHES_CLIPS = (8, 32, 128)
 _SAMPLED = 100_000  # utilisation is a mean: more documents change no digit that is shown
 _PUNCTUATION = string.punctuation + "«»„“”‚‘’¿¡…–—。，！？、；：（）《》"
-_TRAIN = "train"
 
 
 def stats(location: Path | str) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def describe(shard_set: ShardSet, location: str) -> dict[str, Any]:
         "bytes": sum(shard["size"] for shard in manifest.shards),
         "counts": manifest.counts,
         "groups": [_group(table, texts, row["split"], row["corpus"]) for row in pairs.to_pylist()],
-        "texts_shared_with_train": _overlap(shard_set),
+        "texts_shared_with_train": counted(manifest.splits, table),
         "vocabulary": _vocabulary(table, texts),
         "signers": _signers(table),
         "frame_rates": _shares(table["fps"].to_numpy()) if manifest.kind != "text" else {},
@@ -145,25 +146,26 @@ def word_counts(table: pa.Table, texts: list[list[str]]) -> dict[str, collection
 
 
 def _vocabulary(table: pa.Table, texts: list[list[str]]) -> dict[str, dict[str, Any]]:
-    """Per split: words, how many occur once, and how many the train split does not know."""
+    """Per split: words, how many occur once, and how many the train split does not know (None: there is none)."""
     counts = word_counts(table, texts)
-    known = counts.get(_TRAIN, collections.Counter())
+    known = counts.get(TRAIN)
     found: dict[str, dict[str, Any]] = {}
     for split in sorted(counts):
         running = counts[split].total()
-        unknown = [number for word, number in counts[split].items() if word not in known]
+        unknown = [number for word, number in counts[split].items() if known is None or word not in known]
+        part = round(sum(unknown) / running, 4) if running else 0.0
         found[split] = {
             "words": running,
             "vocabulary": len(counts[split]),
             "singletons": sum(number == 1 for number in counts[split].values()),
-            "unknown_vocabulary": len(unknown),
-            "unknown_words_fraction": round(sum(unknown) / running, 4) if running else 0.0,
+            "unknown_vocabulary": None if known is None else len(unknown),
+            "unknown_words_fraction": None if known is None else part,
         }
     return found
 
 
 def _signers(table: pa.Table) -> dict[str, dict[str, Any]]:
-    """Per split: samples of each signer, samples without one, and signers that train does not show."""
+    """Per split: samples of each signer, samples without one, and signers that train does not show (None: no train)."""
     found: dict[str, dict[str, Any]] = {}
     grouped = table.group_by(["split", "signer"]).aggregate([([], "count_all")]).sort_by("signer").to_pylist()
     for row in grouped:
@@ -172,9 +174,9 @@ def _signers(table: pa.Table) -> dict[str, dict[str, Any]]:
             entry["samples"][row["signer"]] = row["count_all"]
         else:
             entry["unnamed"] = row["count_all"]
-    seen = set(found.get(_TRAIN, {"samples": {}})["samples"])
-    for split, entry in found.items():
-        entry["not_in_train"] = [] if split == _TRAIN else [name for name in entry["samples"] if name not in seen]
+    seen = {same_name(name) for name in found[TRAIN]["samples"]} if TRAIN in found else None
+    for entry in found.values():
+        entry["not_in_train"] = None if seen is None else [n for n in entry["samples"] if same_name(n) not in seen]
     return dict(sorted(found.items()))
 
 
@@ -187,12 +189,3 @@ def _sizes(table: pa.Table) -> dict[str, int]:
     grouped = table.group_by(["width", "height"]).aggregate([([], "count_all")]).to_pylist()
     grouped.sort(key=lambda row: (-row["count_all"], row["width"], row["height"]))
     return {f"{row['width']}x{row['height']}": row["count_all"] for row in grouped}
-
-
-def _overlap(shard_set: ShardSet) -> dict[str, int]:
-    """Samples of each other split whose text also occurs in train: their scores measure memory."""
-    table = shard_set.table
-    train = pc.unique(table.filter(pc.equal(table["split"], _TRAIN))["text_hash"])
-    others = [split for split in shard_set.manifest.splits if split != _TRAIN]
-    shared = pc.is_in(table["text_hash"], value_set=train)
-    return {split: table.filter(pc.and_(pc.equal(table["split"], split), shared)).num_rows for split in others}

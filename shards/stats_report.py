@@ -12,6 +12,9 @@ from shards.plots import ordered
 from shards.plots_page import size
 from shards.wording import and_more
 
+NO_TRAIN = "–"
+"""Shown where a figure needs a train split and there is none."""
+
 
 def show(figures: dict[str, Any]) -> None:
     """Print the figures of ``shards.stats.describe`` to stdout."""
@@ -21,9 +24,10 @@ def show(figures: dict[str, Any]) -> None:
     console.print(_samples(figures, title, text))
     console.print(_vocabulary(figures))
     if signers := {name for entry in figures["signers"].values() for name in entry["samples"]}:
-        unseen = {split: len(entry["not_in_train"]) for split, entry in figures["signers"].items()}
+        unseen = {split: len(entry["not_in_train"] or ()) for split, entry in figures["signers"].items()}
         unseen = {split: number for split, number in unseen.items() if number}
-        console.print(f"signers: {len(signers)}; not in train: {unseen or 'none'}")
+        known = any(entry["not_in_train"] is not None for entry in figures["signers"].values())
+        console.print(f"signers: {len(signers)}; not in train: {(unseen or 'none') if known else NO_TRAIN}")
     if figures["frame_rates"]:
         console.print(f"frames per second: {_shares(figures['frame_rates'])}")
     if figures["sizes"]:
@@ -32,7 +36,8 @@ def show(figures: dict[str, Any]) -> None:
     filled = ", ".join(f"{row['size']}: {row['plain']:.0%} -> {row['best']:.0%}" for row in found["rows"])
     console.print(f"not padding ({found['unit']}; {found['plain']} -> {found['best']}): {filled}")
     for split, number in figures["texts_shared_with_train"].items():
-        console.print(f"{split}: {number} samples have a text that also occurs in train")
+        shown = NO_TRAIN if number is None else number
+        console.print(f"{split}: {shown} samples have a text that also occurs in train")
 
 
 def _samples(figures: dict[str, Any], title: str, text: bool) -> Table:
@@ -62,7 +67,7 @@ def _vocabulary(figures: dict[str, Any]) -> Table:
     for split in ordered(list(found)):
         values = found[split]
         unknown = ["–", "–"]
-        if split != "train":
+        if split != "train" and values["unknown_vocabulary"] is not None:
             unknown = [f"{values['unknown_vocabulary']:,}", f"{values['unknown_words_fraction']:.1%}"]
         numbers = [f"{values[name]:,}" for name in ("words", "vocabulary", "singletons")]
         table.add_row(split, *numbers, *unknown)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from shards.copying import Report, Source, write_copy
 from shards.errors import DataError, OptionError
+from shards.names import same_name
 from shards.opening import open_set
 from shards.schema import SPLIT_NAME, Manifest
 from shards.store import open_folder
@@ -139,7 +140,7 @@ def _grouped(table: pa.Table, groups: Sequence[str]) -> list[list[int]]:
             raise DataError(what, where="--group signer", fix="group by text, or name the signers in the annotations")
         first: dict[Any, int] = {}
         for number, value in enumerate(values):
-            parents[root(number)] = root(first.setdefault(value, number))
+            parents[root(number)] = root(first.setdefault(same_name(value) if name == "signer" else value, number))
     found: dict[int, list[int]] = collections.defaultdict(list)
     for number in range(table.num_rows):
         found[root(number)].append(number)

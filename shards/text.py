@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from shards.errors import DataError, OptionError
+from shards.text_tokens import TextTokens
 
 TEMPLATE_FIELDS = ("text", "gloss")
 _BEYOND_ASCII = "«»„“”‚‘’¿¡…–—。，！？、；：（）《》「」『』·؟،؛।۔"
@@ -172,11 +173,14 @@ def token_dtype(tokenizer: Any) -> np.dtype:
 def tokenise(texts: Sequence[str], tokenizer: Any) -> list[np.ndarray]:
     """Token ids of each document: ``[bos] ids eos``; ``bos`` only when the tokenizer has one that is not ``eos``.
 
+    Texts are data: one that spells a control token gets the ids of its characters (:mod:`shards.text_tokens`).
+
     Returns:
         One array [L] per document, dtype :func:`token_dtype`.
 
     Raises:
-        DataError: the tokenizer has no end-of-sequence token, so documents could not be told apart.
+        DataError: the tokenizer is a slow one, or has no end-of-sequence token, so that documents could not be told
+            apart.
     """
     eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
     if eos is None:
@@ -185,5 +189,4 @@ def tokenise(texts: Sequence[str], tokenizer: Any) -> list[np.ndarray]:
         )
     start = [bos] if bos is not None and bos != eos else []
     dtype = token_dtype(tokenizer)
-    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    return [np.asarray([*start, *ids, eos], dtype=dtype) for ids in encoded]
+    return [np.asarray([*start, *ids, eos], dtype=dtype) for ids in TextTokens(tokenizer).ids(texts)]

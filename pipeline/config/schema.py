@@ -307,7 +307,7 @@ class ContrastiveConfig(Section):
 
 class ConnectorStageConfig(Section):
     prompt: str = "{video}"
-    """Text around the word tokens; must contain `{video}` once."""
+    """Text around the word tokens; must contain `{video}` once. Control tokens in it are those tokens."""
     max_new_tokens: int = Field(default=64, gt=0)
     """Longest translation during training's evaluations."""
     num_beams: int = Field(default=1, gt=0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -11,8 +13,10 @@ import sacrebleu
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.metrics.bleu import BLEUScore
 
-from pipeline.evaluate.protocols import Protocol, get_protocol
+from pipeline.evaluate.protocols import UNICODE_FORM, Protocol, get_protocol
 from shards.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 MSCOCO_BETA = 1.2
 """Weight of recall in the ROUGE-L of coco-caption, nlg-eval and neccam/slt."""
@@ -59,6 +63,7 @@ def score(hypotheses: Sequence[str], references: Sequence[str | Sequence[str]], 
         RecipeError: no protocol of that name.
     """
     protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
+    _tell_other_spellings(hypotheses, references)
     prepared = [protocol.prepare(text) for text in hypotheses]
     targets = _prepare_references(hypotheses, references, protocol)
     # sacreBLEU takes one stream per reference place; '' marks the places a sample does not have.
@@ -96,6 +101,21 @@ def sentence_bleu(hypothesis: str, references: Sequence[str], protocol: Protocol
 def versions() -> dict[str, str]:
     """Versions of what computes the scores."""
     return {"sacrebleu": sacrebleu.__version__}
+
+
+def _tell_other_spellings(hypotheses: Sequence[str], references: Sequence[str | Sequence[str]]) -> None:
+    """Texts that are scored in another spelling of their characters make figures that sacreBLEU alone does not give."""
+    targets = [text for entry in references for text in ([entry] if isinstance(entry, str) else entry)]
+    counts = [
+        sum(not unicodedata.is_normalized(UNICODE_FORM, text) for text in texts) for texts in (hypotheses, targets)
+    ]
+    if any(counts):
+        logger.warning(
+            "%d hypotheses and %d references are not in %s and are scored as if they were; sacreBLEU on the texts as"
+            " they are gives another figure",
+            *counts,
+            UNICODE_FORM,
+        )
 
 
 def _prepare_references(

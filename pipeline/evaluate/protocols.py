@@ -6,10 +6,13 @@ BLEU figures of different protocols must not be compared; every score carries it
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.errors import RecipeError
+
+UNICODE_FORM: Literal["NFC"] = "NFC"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +36,12 @@ class Protocol:
     """Appended to both sides."""
 
     def prepare(self, text: str) -> str:
-        """One hypothesis or reference as it is handed to the metrics; an empty text stays empty but for `suffix`."""
-        text = " ".join(text.split())
+        """One hypothesis or reference as it is handed to the metrics; an empty text stays empty but for `suffix`.
+
+        Characters in any spelling are the same (NFC): sacreBLEU compares code points and would count ``é`` in two
+        forms as two different words.
+        """
+        text = " ".join(unicodedata.normalize(UNICODE_FORM, text).split())
         for old, new in self.replacements:
             text = text.replace(old, new)
         if self.strip_spaces:
@@ -42,7 +49,7 @@ class Protocol:
         return text + self.suffix
 
     def to_dict(self) -> dict[str, object]:
-        return {name: getattr(self, name) for name in self.__slots__}
+        return {name: getattr(self, name) for name in self.__slots__} | {"unicode": UNICODE_FORM}
 
 
 _FULLWIDTH = (("，", ","), ("？", "?"))

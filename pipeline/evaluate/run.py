@@ -19,6 +19,7 @@ from pipeline.evaluate.metrics import Scores, score
 from pipeline.evaluate.protocols import get_protocol
 from pipeline.evaluate.report import merge_predictions, write_part, write_predictions, write_scores
 from pipeline.models.processing import LlavaSltProcessor
+from pipeline.models.training_texts import tell_known_texts
 from shards.index import ShardSet, open_index
 from shards.loader import EvalLoader
 from shards.plan import Plan, PlanOptions, Source
@@ -107,7 +108,9 @@ def evaluate_export(
     merged = merge_predictions(out_dir, ranks.world_size, expected_keys(loader))
     scores = score([p.hypothesis for p in merged], [p.reference for p in merged], protocol)
     write_predictions(out_dir, merged, protocol)
-    path = write_scores(out_dir, scores, {"model": str(export_dir), **_about(sets, loader, options)})
+    known = tell_known_texts(export_dir, [p.reference for p in merged])
+    about = {"model": str(export_dir), "known_texts": known, **_about(sets, loader, options)}
+    path = write_scores(out_dir, scores, about)
     logger.info("scores of %d samples in %s", scores.samples, path)
     return scores
 

@@ -7,6 +7,9 @@ space in front of a word belongs to that word's token (byte-level BPE and senten
 space in front of ``{video}`` goes with the video, and the answer is the tokens of ``" " + text`` behind the prompt.
 A document or prompt starts with bos if the tokenizer defines one that is not also eos; an answer ends with eos.
 
+Control tokens. The prompt is written by the recipe's author, so a ``<|im_start|>`` in it is that token. An answer is
+data: whatever it spells, no control token comes of it but the eos behind it (`shards.text_tokens`).
+
 Legend: B samples, L text positions, T frames.
 """
 
@@ -24,6 +27,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from pipeline.errors import CheckpointError, RecipeError
 from pipeline.models.language import bos_id, pad_id
 from pipeline.models.llava_slt import VIDEO_TOKEN_ID
+from shards.text_tokens import TextTokens
 
 CONFIG_NAME = "processor_config.json"
 VIDEO_FIELD = "{video}"
@@ -69,6 +73,7 @@ class LlavaSltProcessor:
         self.tokenizer, self.options = tokenizer, options
         self.eos_id = int(tokenizer.eos_token_id)
         self.pad_id = pad_id(tokenizer)
+        self._texts = TextTokens(tokenizer)
         self.before_ids, self.after_ids = self._cut_prompt()
 
     def __call__(self, frame_lengths: Sequence[int], texts: Sequence[str] | None = None) -> dict[str, Tensor]:
@@ -100,10 +105,9 @@ class LlavaSltProcessor:
 
     def answer_ids(self, text: str) -> list[int]:
         """Tokens of ``" " + text`` as they follow the prompt, then eos."""
-        head = self._head()
-        ids, offsets = self._tokenise(f"{head} {text.strip()}")
-        first = next((place for place, (_, end) in enumerate(offsets) if end > len(head)), len(ids))
-        return [*ids[first:], self.eos_id]
+        found = self._texts.behind(self._head(), f" {text.strip()}")
+        first = found.own.index(True) if True in found.own else len(found.ids)
+        return [*found.ids[first:], self.eos_id]
 
     def decode(self, ids_BL: Tensor) -> list[str]:
         """New tokens of `generate` -> texts: cut at the first eos, special tokens dropped, outer spaces stripped."""
@@ -139,7 +143,8 @@ class LlavaSltProcessor:
         before, after = self.options.prompt.split(VIDEO_FIELD)
         rendered = f"{before}{STAND_IN}{after.rstrip()}"
         start, end = len(before), len(before) + len(STAND_IN)
-        ids, offsets = self._tokenise(rendered)
+        encoded = self.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = list(encoded["input_ids"]), [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
         # A token may span stand-in and neighbouring spaces, never neighbouring text.
         inner = [i for i, (a, b) in enumerate(offsets) if b > start and a < end]
         for place in inner:
@@ -159,10 +164,6 @@ class LlavaSltProcessor:
     def _head(self) -> str:
         """The rendered prompt an answer is tokenised behind."""
         return self.options.prompt.replace(VIDEO_FIELD, STAND_IN).rstrip()
-
-    def _tokenise(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return list(encoded["input_ids"]), [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
 
     def _pad(self, rows: list[list[int]], left: bool) -> dict[str, Tensor]:
         longest = max(map(len, rows))

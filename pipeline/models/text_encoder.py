@@ -21,6 +21,7 @@ from transformers.integrations import deepspeed as zero3
 from pipeline.config.schema import TextEncoderConfig
 from pipeline.errors import DataError, RecipeError
 from pipeline.models.language import bos_id, decoder
+from shards.text_tokens import TextTokens
 
 
 @dataclass
@@ -42,12 +43,14 @@ class TextEncoder:
 
     Token features cover the text's own tokens only, never special or prefix tokens: their last hidden states, or with
     `token_features: embeddings` their input embedding rows. With a byte-level BPE tokenizer a prefix that ends in a
-    space (`" "` will do) makes the first word's token the one it is inside a sentence.
+    space (`" "` will do) makes the first word's token the one it is inside a sentence. Control tokens in a prefix are
+    those tokens; a text that spells one gets the ids of its characters (`shards.text_tokens`).
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: TextEncoderConfig) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer, self.config = tokenizer, config
+        self._texts = TextTokens(tokenizer)
 
     @classmethod
     def from_config(
@@ -137,19 +140,8 @@ class TextEncoder:
     def _tokenise(self, text: str) -> tuple[list[int], list[bool]]:
         """Ids with special and prefix tokens, and which of them are the text's own."""
         config, llm = self.config, self.config.kind == "llm"
-        encoded = self.tokenizer(
-            config.prefix + text,
-            add_special_tokens=not llm,
-            truncation=True,
-            max_length=config.max_tokens,
-            return_offsets_mapping=True,
-            return_special_tokens_mask=True,
-        )
-        ids = list(encoded["input_ids"])
-        own = [
-            not special and end > len(config.prefix)
-            for special, (_, end) in zip(encoded["special_tokens_mask"], encoded["offset_mapping"], strict=True)
-        ]
+        found = self._texts.behind(config.prefix, text, special=not llm, most=config.max_tokens)
+        ids, own = found.ids, found.own
         if llm and (bos := bos_id(self.tokenizer)) is not None:
             ids, own = [bos, *ids], [False, *own]
         if not any(own):

@@ -17,6 +17,7 @@ from pipeline.evaluate.generate import GenerationOptions, translate_batch
 from pipeline.evaluate.load import VIDEO_FORM, Precision, load_export
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
 from pipeline.models.processing import LlavaSltProcessor
+from shards.names import located
 from shards.reader import wanted_frames
 from shards.schema import VideoFile
 from shards.video import VideoOptions, decode, probe, transcode
@@ -101,6 +102,7 @@ class Translator:
 
     def translate(self, media: Sequence[VideoFile], options: GenerationOptions | None = None) -> list[Translation]:
         """Translate videos (or parts of them) as one batch. Raises as `read`."""
+        media = [located(video) for video in media]
         clips = [self.read(video) for video in media]
         lengths = [len(frames_THWC) for frames_THWC in clips]
         batch = {

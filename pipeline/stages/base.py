@@ -17,6 +17,7 @@ from torch import nn
 
 from pipeline.config.schema import Recipe, SourceConfig
 from pipeline.errors import RecipeError
+from pipeline.models.training_texts import tell_known_texts
 from shards.access import Remote
 from shards.index import ShardSet
 from shards.loader import EvalLoader
@@ -112,8 +113,18 @@ class Stage(abc.ABC):
         del plan
 
     def prepare(self, plans: list[Plan]) -> None:
-        """Work before training that every rank takes part in (caches)."""
-        del plans
+        """Work before training that every rank takes part in (caches).
+
+        Args:
+            plans: of the training data, then of each held-out source.
+        """
+        if self.rank == 0:
+            texts = [text for plan in plans[1:] for text in plan.column("text").to_pylist()]
+            tell_known_texts(self.text_model(), texts, self.recipe.data.storage_options)
+
+    def text_model(self) -> str | None:
+        """Folder of the model that reads or writes the texts this stage is scored on; None where there is none."""
+        return None
 
     def plan(self, sources: list[SourceConfig], train: bool) -> Plan:
         """The order of the given sources."""

@@ -70,6 +70,9 @@ class ConnectorStage(SummedStage):
     def check_data(self, plan: Plan) -> None:
         check_features(plan, self.module.visual)
 
+    def text_model(self) -> str | None:
+        return self.recipe.model.llm.path if self.recipe.model.llm is not None else None
+
     def fetch(self) -> Callable[..., Any]:
         data = self.recipe.data
         return FetchFrames(data.max_frames, data.frame_stride, data.image_pixels)

@@ -77,6 +77,9 @@ class Contrastive(CachedStage):
         if batch and (text := too_few_texts(batch, len(plan.column("text_hash").unique()))):
             raise RecipeError(text)
 
+    def text_model(self) -> str | None:
+        return self.recipe.model.text_encoder.path if self.recipe.model.text_encoder is not None else None
+
     def fetch(self) -> Callable[..., Any]:
         data = self.recipe.data
         return FetchFrames(data.max_frames, data.frame_stride, data.image_pixels)
@@ -86,6 +89,7 @@ class Contrastive(CachedStage):
 
     def prepare(self, plans: list[Plan]) -> None:
         """Encode every distinct text once, each rank its share; then the text encoder is dropped."""
+        super().prepare(plans)
         texts = sorted({text for plan in plans for text in plan.column("text").unique().to_pylist()})
         self.cache = TextFeatureCache(Path(self.recipe.run_dir) / "text_features")
         self.cache.build(texts, self.text_encoder, self.rank, self.world_size, dist.barrier)

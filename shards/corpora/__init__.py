@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import OptionError
+from shards.names import existing
 from shards.schema import Corpus
 
 REGISTRY = {
@@ -103,7 +104,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     kinds = [typing.get_origin(choice) or choice for choice in choices or (hint,)]
     kind = next((kind for kind in _WRITTEN if kind in kinds), None)
     if kind is None:
-        return Path(value) if Path in kinds else value
+        return existing(Path(value)) if Path in kinds else value
     name, example = _WRITTEN[kind]
     if Any in typing.get_args(hint):
         example += ', or as JSON {"key": ["value", "value"]}'

@@ -23,6 +23,7 @@ from shards.corpora.caption_segments import caption_segment, segment_ids
 from shards.corpora.media_files import VIDEO_SUFFIXES, check_folder, files_by_stem
 from shards.corpora.rows import file_stem, known_splits, read_json, read_lines
 from shards.errors import DataError, OptionError
+from shards.names import ByName
 from shards.schema import Segment, VideoFile
 
 EPISODE_SPLITS = {"train": ("train",), "dev": ("val", "dev"), "test": ("test",)}
@@ -129,7 +130,7 @@ class Bobsl:
         """Split -> (episode, where it is listed). Raises DataError for an episode that is listed twice."""
         source = self.root / self.episodes
         listed = _listed(source) if source.is_dir() else _subsets(source)
-        seen: dict[str, str] = {}
+        seen: ByName[str] = ByName()
         for split, entries in listed.items():
             for episode, origin in entries:
                 if episode in seen:

@@ -15,6 +15,7 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from shards.errors import DataError
+from shards.names import existing
 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
@@ -35,6 +36,7 @@ def compressed(path: Path) -> bool:
 
 def open_source(path: Path) -> BinaryIO:
     """The uncompressed bytes of a file as a stream. Raises one of :data:`DAMAGED`, as reading from it does."""
+    path = existing(path)
     suffix = path.suffix.lower()
     if suffix == ".gz":
         return gzip.open(path, "rb")  # type: ignore[return-value]

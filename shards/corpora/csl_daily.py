@@ -22,6 +22,7 @@ from typing import ClassVar
 from shards.corpora.rows import file_stem, first_existing, known_splits, read_table, text_field
 from shards.corpora.unpickle import safe_unpickle
 from shards.errors import DataError
+from shards.names import ByName
 from shards.schema import FrameFolder, Segment, VideoFile
 
 SPLITS = ("train", "dev", "test")
@@ -76,7 +77,7 @@ class CslDaily:
         """The split file's entries in its order, then the annotated entry that it lacks."""
         annotated = self._annotations()
         path = self.labels / _SPLIT
-        listed: dict[str, str] = {}
+        listed: ByName[str] = ByName()
         for line, row in read_table(path, "|", quoting=False, needed=("name", "split")):
             where, name = f"{path}:{line}", row["name"]
             if row["split"] not in SPLITS:
@@ -87,7 +88,7 @@ class CslDaily:
             excluded = "listed_not_annotated" if name == NOT_ANNOTATED and name not in annotated else ""
             # Any other name without annotation stays an empty text: a skip that counts against the build.
             yield from self._chosen(row["split"], name, annotated.get(name, ("", "", where)), excluded)
-        if not listed.keys() & annotated.keys():
+        if not any(name in annotated for name in listed):
             raise DataError(
                 f"none of its {len(listed)} names is annotated", where=str(path), fix="take all files from one release"
             )
@@ -118,9 +119,9 @@ class CslDaily:
             excluded=excluded,
         )
 
-    def _annotations(self) -> dict[str, tuple[str, str, str]]:
+    def _annotations(self) -> ByName[tuple[str, str, str]]:
         """Name -> (text, gloss, where)."""
-        found: dict[str, tuple[str, str, str]] = {}
+        found: ByName[tuple[str, str, str]] = ByName()
         for name, *fields, where in self._pickled() if (self.labels / _PICKLE).is_file() else self._mapped():
             if name in found:
                 raise DataError(

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from shards.corpora.rows import file_stem, known_splits, read_lines
+from shards.corpora.rows import file_stem, first_existing, known_splits, read_lines
 from shards.errors import DataError, OptionError
 from shards.schema import Segment, VideoFile
 
@@ -81,7 +81,7 @@ class DailyMoth:
             id=stem,
             split=split,
             text=cells[2].strip(),
-            media=VideoFile(flat if flat.is_file() else nested),
+            media=VideoFile(first_existing((flat, nested))),
             language="en",
             sign_language="ase",
             signer="daily_moth",

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from shards.errors import DataError
+from shards.names import ByName, existing
 
 NO_MEDIA = "(no media in the annotations)"
 """Stands for the file name of a segment whose annotation names none."""
@@ -15,10 +16,11 @@ VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".m4v", ".avi", ".flv", ".3gp
 
 
 def check_folder(path: Path, what: str) -> Path:
-    """``path`` if it is a folder. Raises DataError saying ``what`` was looked for."""
-    if not path.is_dir():
+    """The folder ``path``, in whatever spelling it is there. Raises DataError saying ``what`` was looked for."""
+    found = existing(path)
+    if not found.is_dir():
         raise DataError(f"no such folder; looked for {what} there", where=str(path), fix="correct the path")
-    return path
+    return found
 
 
 def files_below(folder: Path) -> Iterator[Path]:
@@ -39,21 +41,21 @@ def files_below(folder: Path) -> Iterator[Path]:
             yield Path(base, name)
 
 
-def files_by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
+def files_by_stem(folder: Path, suffixes: Collection[str]) -> ByName[Path]:
     """Name without suffix -> file, for all files below ``folder`` with one of the suffixes.
 
     Where a name has several suffixes the one that stands first in ``suffixes`` counts. Raises DataError when the same
-    file name occurs in two folders.
+    file name occurs twice: in two folders, or in two spellings.
     """
     order = {suffix: rank for rank, suffix in enumerate(suffixes)}
-    found: dict[str, Path] = {}
+    found: ByName[Path] = ByName()
     for path in files_below(folder):
         if (rank := order.get(path.suffix.lower())) is None:
             continue
-        known = found.setdefault(path.stem, path)
-        if known is path or rank > order[known.suffix.lower()]:
+        known = found.get(path.stem)
+        if known is not None and rank > order[known.suffix.lower()]:
             continue
-        if rank == order[known.suffix.lower()]:
+        if known is not None and rank == order[known.suffix.lower()]:
             raise DataError(f"two files for {path.stem!r}: {known} and {path}", where=str(folder), fix="remove one")
         found[path.stem] = path
     return found

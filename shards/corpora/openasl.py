@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 from shards.corpora.rows import file_stem, first_existing, known_splits, read_json, read_table
 from shards.corpora.table import seconds
 from shards.errors import DataError, OptionError
+from shards.names import ByName, same_name
 from shards.schema import Crop, Segment, VideoFile
 
 SPLITS = ("train", "dev", "test")
@@ -81,8 +82,8 @@ class OpenAsl:
 
     def segments(self) -> Iterator[Segment]:
         """Every annotated row in file order, whether or not its video exists."""
-        boxes = self._read_boxes() if self.boxes else {}
-        present = {path.name for path in self.videos.glob("*.mp4")} if self.clips else set()
+        boxes = ByName(self._read_boxes().items()) if self.boxes else ByName()
+        present = {same_name(path.name) for path in self.videos.glob("*.mp4")} if self.clips else set()
         for line, row in read_table(self.table, "\t", quoting=False, needed=COLUMNS):
             where = f"{self.table}:{line}"
             split = _SPLIT_NAMES.get(row["split"], row["split"])
@@ -104,14 +105,12 @@ class OpenAsl:
                 excluded=excluded,
             )
 
-    def _media(
-        self, row: dict[str, str], where: str, boxes: dict[str, Any], present: set[str]
-    ) -> tuple[VideoFile, str]:
+    def _media(self, row: dict[str, str], where: str, boxes: ByName[Any], present: set[str]) -> tuple[VideoFile, str]:
         """The video, and why a segment is left out."""
         vid, yid = (file_stem(row[name], where) for name in ("vid", "yid"))
         if self.clips:
             names = [f"{vid.replace(':', mark)}.mp4" for mark in _COLON_MARKS]
-            return VideoFile(self.videos / next((name for name in names if name in present), names[0])), ""
+            return VideoFile(self.videos / next((name for name in names if same_name(name) in present), names[0])), ""
         start, end = (seconds(row[name], f"{where} {name}") for name in ("start", "end"))
         if start is None or end is None or end <= start:
             return VideoFile(self.videos / f"{yid}.mp4"), "no_duration"

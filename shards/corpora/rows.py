@@ -11,6 +11,7 @@ from typing import Any
 
 from shards.corpora.compressed import byte_lines
 from shards.errors import DataError, OptionError
+from shards.names import existing
 
 DELIMITERS = {".tsv": "\t", ".csv": ",", ".psv": "|"}
 _CANDIDATES = "\t|,;"
@@ -198,7 +199,7 @@ def _storable(text: str) -> bool:
 
 def first_existing(candidates: Iterable[Path]) -> Path:
     """The first file or folder that exists, else the last: its absence is then what the report shows."""
-    paths = list(candidates)
+    paths = [existing(path) for path in candidates]
     return next((path for path in paths if path.exists()), paths[-1])
 
 

@@ -20,6 +20,7 @@ from shards.corpora.media_files import NO_MEDIA
 from shards.corpora.records import parquet_columns, read_json_array, read_parquet
 from shards.corpora.rows import DELIMITERS, read_jsonl, read_lines, read_table
 from shards.errors import DataError, OptionError
+from shards.names import ByName
 from shards.schema import SPLIT_NAME, Crop, FrameFolder, Segment, VideoFile
 from shards.text import stable_seed
 
@@ -125,8 +126,9 @@ class Table:
 
     def _resolve_either(self, header: set[str]) -> None:
         """Decide which of split, language and sign_language name a column and which give a value."""
+        spelled = ByName((name, name) for name in header)
         self._columns = {
-            key: getattr(self, key)
+            key: spelled.get(getattr(self, key), getattr(self, key))
             for key in ("id", "media", "start", "end", "text", "signer", "gloss", "bbox")
             if getattr(self, key)
         }
@@ -137,8 +139,8 @@ class Table:
             ("sign_language", _LANGUAGE.match, "an ISO 639-3 code such as gsg"),
         ):
             value = getattr(self, key)
-            if value in header:
-                self._columns[key] = value
+            if value in spelled:
+                self._columns[key] = spelled[value]
             elif not value or valid(value):
                 self._values[key] = value
             else:
@@ -193,7 +195,7 @@ class Table:
 
     def _split(self, given: str, sample_id: str, origin: str) -> str:
         if given or "split" in self._columns:
-            split = _SPLIT_NAMES.get(given.lower(), given.lower())
+            split = usual_split(given)
             if not SPLIT_NAME.fullmatch(split):
                 raise DataError(f"split {given!r}", where=origin, fix="use train, dev, test or another plain word")
             return split
@@ -201,6 +203,11 @@ class Table:
         if position < self.test_fraction:
             return "test"
         return "dev" if position < self.test_fraction + self.dev_fraction else "train"
+
+
+def usual_split(given: str) -> str:
+    """Our name of a split: ``dev`` for ``Validation``."""
+    return _SPLIT_NAMES.get(given.lower(), given.lower())
 
 
 def _cell(value: Any) -> str:

@@ -3,20 +3,31 @@
 Templates mix sentences with sign-ordered words, e.g. ``{text}`` and ``signs: {gloss} sentence: {text}``. ``{gloss}``
 comes from an annotated field, or, for a run that must stay gloss-free, from the sentence itself without its function
 words. All but parquet may be compressed (.gz, .bz2, .xz, .zst).
+
+A folder that is a shard set gives a split its own samples: ``--paths train=data/ph14t`` takes the sentences of the
+videos' train split, and none that later stages are scored on.
 """
 
 from __future__ import annotations
 
+import collections
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from shards.corpora.compressed import plain_suffix
+from shards.corpora.rows import DELIMITERS
+from shards.corpora.table import usual_split
 from shards.corpora.text_base import TextBase
-from shards.corpora.text_documents import PLAIN, SUFFIXES, UNITS, read_documents
-from shards.corpora.text_files import Formats, find_files
+from shards.corpora.text_documents import PARQUET, PLAIN, SUFFIXES, UNITS, fields_of, read_documents
+from shards.corpora.text_files import Formats, TextFile, find_files
 from shards.errors import OptionError
 from shards.schema import Segment
+from shards.wording import listed
+
+logger = logging.getLogger(__name__)
+_SPLIT = "split"
 
 
 @dataclass(kw_only=True)
@@ -53,7 +64,33 @@ class Text(TextBase):
         """One text-only segment per document, template and pass."""
         fields = [self.text, self.gloss] if self.gloss else [self.text]
         for file in self.files:
-            for number, values in read_documents(file.path, fields, self.unit, self.quoting):  # type: ignore[arg-type]
+            told = _SPLIT in self._columns(file)
+            others: collections.Counter[str] = collections.Counter()
+            read = read_documents(file.path, [*fields, _SPLIT] if told else fields, self.unit, self.quoting)  # type: ignore[arg-type]
+            for number, values in read:
+                if told and (split := usual_split(str(values.pop() or file.split))) != file.split:
+                    if file.of_set:
+                        continue
+                    others[split] += 1
                 gloss = (values[1] or "") if self.gloss else None
                 document = f"{file.split}/{file.label}:{number}"
                 yield from self.rendered(document, file.split, values[0], gloss, f"{file.path}:{number}")
+            self._tell(file, others)
+
+    def _columns(self, file: TextFile) -> list[str]:
+        """Columns of a table, which has them in every row; JSON objects may differ."""
+        tabular = plain_suffix(file.path) in (*DELIMITERS, PARQUET)
+        return (fields_of(file.path) or []) if tabular else []
+
+    def _tell(self, file: TextFile, others: collections.Counter[str]) -> None:
+        """Note rows that were taken into another split than they say: evaluation sentences are not to be trained on."""
+        if not others:
+            return
+        note = (
+            f"{file.path}: {others.total()} rows are taken into {file.split}, but their column {_SPLIT!r} says "
+            f"{listed(others)}; a later stage must not be scored on them. Give one file per split, or build from the "
+            f"video set: --paths {file.split}=SET"
+        )
+        if note not in self.notes:
+            self.notes.append(note)
+            logger.warning(note)

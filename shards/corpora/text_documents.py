@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +59,25 @@ def read_documents(
         rows = read_jsonl(path, heads)
     for number, row in rows:
         yield number, [value_at(row, field, f"{path}:{number}") for field in fields]
+
+
+def fields_of(path: Path) -> list[str] | None:
+    """The fields or columns that the documents of a file have, by its first row; None for plain text.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    suffix = plain_suffix(path)
+    if suffix == PLAIN:
+        return None
+    if suffix == PARQUET:
+        with _parquet(path) as file:
+            return list(file.schema_arrow.names)
+    if suffix in JSON_LINES:
+        return list(next(read_jsonl(path, ()), (0, {}))[1])
+    delimiter = DELIMITERS[suffix]
+    header = next(read_lines(path), (0, ""))[1]
+    return next(csv.reader([header], delimiter=delimiter)) if delimiter == "," else header.split(delimiter)
 
 
 def value_at(row: Mapping[str, Any], field: str, where: str) -> Any:
@@ -132,10 +152,16 @@ def _joined(path: Path, unit: Unit) -> Iterator[tuple[int, str]]:
 
 
 def _read_parquet(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
+    with _parquet(path) as file:
+        columns = arrow_columns(file.schema_arrow.names, fields, str(path))
+        batches = file.iter_batches(batch_size=_ROWS, columns=columns, use_threads=False)
+        yield from arrow_rows(batches, fields, str(path))
+
+
+@contextmanager
+def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with path.open("rb") as handle, pq.ParquetFile(handle, buffer_size=1 << 20) as file:
-            columns = arrow_columns(file.schema_arrow.names, fields, str(path))
-            batches = file.iter_batches(batch_size=_ROWS, columns=columns, use_threads=False)
-            yield from arrow_rows(batches, fields, str(path))
+            yield file
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"not a parquet file ({error})", where=str(path), fix="fetch or write the file again") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 from shards.corpora.compressed import COMPRESSIONS, plain_suffix
 from shards.errors import DataError, OptionError
+from shards.index import INDEX_NAME, MANIFEST_NAME, read_manifest
+from shards.names import existing
 from shards.schema import SPLIT_NAME
 from shards.wording import first_few
 
@@ -25,6 +28,8 @@ class TextFile:
     split: str
     label: str
     path: Path
+    of_set: bool = False
+    """The index of a shard set: its rows of this split are meant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,8 @@ def find_files(
 
     Args:
         paths: split -> file, folder, glob (``dump/**/*.jsonl.gz``), or a list of them. From folders, files of the
-            known formats are taken, hidden ones (``.`` or ``_`` in front) are not.
+            known formats are taken, hidden ones (``.`` or ``_`` in front) are not. A folder that is a shard set gives
+            its index, of which the rows of this split are meant.
         formats: what the corpus reads.
         where: named in errors.
         notes: gets a line per folder that holds files of other types, with their number and some of their names.
@@ -60,13 +66,28 @@ def find_files(
     for split, given in paths.items():
         check_split(split, where)
         for entry in given if isinstance(given, list | tuple) else [given]:
-            for label, path in _expand(str(entry), formats, where, notes):
+            of_set = _set_of(existing(Path(str(entry))), split, where)
+            for label, path in of_set or _expand(str(entry), formats, where, notes):
                 if not formats.known(path):
                     raise OptionError(f"{path}: unknown file type", where=where, fix=f"use {formats}")
                 if (split, label) in found:
                     raise DataError(f"two {split} files named {label}", where=where, fix="rename one: ids use it")
-                found[split, label] = TextFile(split, label, path)
+                found[split, label] = TextFile(split, label, path, bool(of_set))
     return list(found.values())
+
+
+def _set_of(folder: Path, split: str, where: str) -> list[tuple[str, Path]]:
+    """The index of a shard set; empty for any other folder. Raises OptionError when the set lacks the split."""
+    if not ((folder / MANIFEST_NAME).is_file() and (folder / INDEX_NAME).is_file()):
+        return []
+    splits = read_manifest(folder).splits
+    if split not in splits:
+        raise OptionError(
+            f"the shard set {folder} has no split {split!r}; it has {', '.join(splits) or 'none'}",
+            where=where,
+            fix="a shard set gives a split its own samples: --paths train=SET takes those of train",
+        )
+    return [(folder.resolve().name, folder / INDEX_NAME)]
 
 
 def check_split(split: str, where: str) -> None:
@@ -76,7 +97,7 @@ def check_split(split: str, where: str) -> None:
 
 
 def _expand(entry: str, formats: Formats, where: str, notes: list[str] | None) -> list[tuple[str, Path]]:
-    path = Path(entry)
+    path = existing(Path(entry))
     if path.is_dir():
         files = sorted(found.relative_to(path) for found in path.rglob("*") if found.is_file())
         shown = [name for name in files if not _hidden(name)]
@@ -87,9 +108,13 @@ def _expand(entry: str, formats: Formats, where: str, notes: list[str] | None) -
         root = path
     elif _WILD.search(entry) and not path.exists():
         fixed = _WILD.split(entry, maxsplit=1)[0]
-        root = Path(fixed) if fixed.endswith("/") else Path(fixed).parent
-        matches = sorted(Path(match) for match in glob.glob(entry, recursive=True))
-        chosen = [match.relative_to(root) for match in matches if match.is_file()]
+        above = fixed[: fixed.rfind("/") + 1]
+        root = existing(Path(above))
+        spellings = {unicodedata.normalize(form, entry[len(above) :]) for form in ("NFC", "NFD")}
+        matches = {
+            Path(match) for spelling in spellings for match in glob.glob(spelling, root_dir=root, recursive=True)
+        }
+        chosen = sorted(match for match in matches if (root / match).is_file())
     else:
         return [(path.name, path)]
     if not chosen:

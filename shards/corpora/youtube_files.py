@@ -12,6 +12,7 @@ from shards.corpora.media_files import files_below
 from shards.corpora.rows import read_lines, read_table
 from shards.corpora.table import seconds
 from shards.errors import DataError
+from shards.names import ByName
 
 _ID = re.compile(r"[A-Za-z0-9_-]{11}")
 _CODE = re.compile(r"[a-z]{3}")
@@ -124,11 +125,11 @@ def read_openasl_evaluation(path: Path | None) -> dict[str, list[tuple[float, fl
     return found
 
 
-def read_people(path: Path | None) -> dict[str, int] | None:
+def read_people(path: Path | None) -> ByName[int] | None:
     """Segment id -> number of people in the picture; None without a file."""
     if path is None:
         return None
-    counts: dict[str, int] = {}
+    counts: ByName[int] = ByName()
     for line, row in read_table(path, "\t", quoting=False, needed=("segment", "people")):
         if not re.fullmatch(r"[0-9]{1,6}", row["people"]):
             raise DataError(f"{row['people']!r} is no number of people", where=f"{path}:{line}", fix="use 0, 1, 2, ...")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from shards.build import BuildOptions, build
+from shards.corpora.text import Text
 from shards.errors import DataError, OptionError
 from shards.filter import Filtered, contamination, filtered
 from shards.filter_options import FilterOptions
@@ -126,18 +127,40 @@ class TestContamination:
             ("test", "A b!"),
             ("dev", LONG),
         )
-        assert reasons(corpus(*texts)) == ["contamination"] * 3 + ["", "", ""]
-        assert reasons(corpus(*texts, video=True)) == [""] * 6
+        assert reasons(corpus(*texts), contamination="auto") == ["contamination"] * 3 + ["", "", ""]
+        assert reasons(corpus(*texts, video=True), contamination="auto") == [""] * 6
         assert reasons(corpus(*texts, video=True), contamination="exclude") == ["contamination"] * 3 + ["", "", ""]
         for mode in ("report", "off"):
             assert reasons(corpus(*texts), contamination=mode) == [""] * 6
-        report = filtered(corpus(*texts, video=True), FilterOptions()).report()["contamination"]
+        report = filtered(corpus(*texts, video=True), FilterOptions(contamination="auto")).report()["contamination"]
         assert (report["train_texts"], report["train_exact"], report["train_near"]) == (4, 2, 1)
         by_name = {split["name"]: split for split in report["splits"]}
         assert (by_name["test"]["texts"], by_name["test"]["exact"], by_name["test"]["short"]) == (1, 1, 1)
         assert by_name["dev"]["examples"] == [
             {"text": LONG, "origin": "c:5", "train_text": LONG, "train_origin": "c:1", "overlap": 1.0, "exact": True}
         ]
+
+    def test_no_other_rule_switches_it_on(self) -> None:
+        texts = ("guten abend", "guten abend", ("dev", "Guten Abend"))
+        assert reasons(corpus(*texts)) == ["", "", ""]
+        assert reasons(corpus(*texts), exact_duplicates=True, min_words=1) == ["", "duplicate", ""]
+        found = filtered(corpus(*texts), FilterOptions(exact_duplicates=True))
+        assert "contamination" not in found.report() and found.settings["filter"] == {"exact_duplicates": True}
+
+    def test_a_short_sentence_inside_a_document(self) -> None:
+        templates = ["{text}", "signs: {gloss} sentence: {text}", "{gloss} = {gloss} {text}"]
+        texts = (
+            "signs: ABEND GUTEN sentence: Guten Abend!",
+            "ABEND = ABEND guten abend",
+            "ABEND = GUTEN guten abend",
+            "signs: X sentence: neu",
+            ("dev", "signs: GUTEN ABEND sentence: guten abend"),
+        )
+        source = corpus(*texts)
+        source.settings["templates"] = templates
+        assert reasons(source, contamination="exclude") == ["contamination", "contamination", "", "", ""]
+        source.settings = {}
+        assert reasons(source, contamination="exclude") == [""] * 5
 
     def test_overlap_by_its_definition(self) -> None:
         rng = random.Random(0)
@@ -185,6 +208,35 @@ class TestContamination:
                 list(evaluation_texts(str(tmp_path / "bad")))
         with pytest.raises(DataError, match=r"gone\.txt: cannot be read"):
             identity(str(tmp_path / "gone.txt"))
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("e.tsv", "id\ttranslation\n1\tguten abend\n"),
+            ("e.csv", 'id,"translation"\n1,guten abend\n'),
+            ("e.jsonl", '{"translation": "guten abend"}\n'),
+        ],
+    )
+    def test_the_column_of_a_file(self, tmp_path: Path, name: str, content: str) -> None:
+        path = tmp_path / name
+        path.write_text(content)
+        source = corpus("Guten Abend!", "anderes")
+        assert reasons(source, against=[str(path)], against_text="translation") == ["contamination", ""]
+        with pytest.raises(
+            OptionError, match=r"no column 'text'; .*'translation'\n  fix: add --filter against_text=COLUMN"
+        ):
+            reasons(source, against=[str(path)])
+
+    def test_files_that_cannot_be_compared_with(self, tmp_path: Path) -> None:
+        path = tmp_path / "e.csv"
+        path.write_text("name|translation\n1|x\n")
+        with pytest.raises(OptionError, match=r"header is one field, 'name\|translation'\n  fix: link it .* in \.psv"):
+            reasons(corpus("a"), against=[str(path)], against_text="translation")
+        path.write_text("name,text\n1\n")
+        with pytest.raises(DataError, match=r"1 fields, the header has 2\n  fix: repair the file, or write its texts"):
+            reasons(corpus("a"), against=[str(path)])
+        with pytest.raises(OptionError, match="against_text has no effect without against"):
+            FilterOptions(against_text="translation")
 
 
 class TestWrapper:
@@ -269,6 +321,20 @@ def test_contamination_of_shard_sets(tmp_path: Path) -> None:
         contamination([a], [])
 
 
+def test_finished_documents_are_compared_by_their_sentences(tmp_path: Path) -> None:
+    options = BuildOptions(tokenizer=save_tokenizer(tmp_path / "tokenizer"))
+    (tmp_path / "a.jsonl").write_text('{"text": "guten abend", "gloss": "ABEND"}\n{"text": "neu", "gloss": "NEU"}\n')
+    pairs = Text(
+        paths={"train": str(tmp_path / "a.jsonl")}, gloss="gloss", templates=["signs: {gloss} sentence: {text}"]
+    )
+    build(pairs, tmp_path / "pairs", options)
+    (tmp_path / "e.tsv").write_text("translation\nGuten Abend.\n")
+    found = contamination([open_folder(tmp_path / "pairs")], [str(tmp_path / "e.tsv")], column="translation")
+    assert (found.train_texts, found.train_exact, found.splits[0].exact) == (2, 1, 1)
+    (held,) = evaluation_texts(str(tmp_path / "pairs"))
+    assert held.texts == ["guten abend", "neu"]
+
+
 def test_the_verb(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
@@ -284,6 +350,11 @@ def test_the_verb(tmp_path: Path) -> None:
     assert shown.exit_code == 0 and "1 of 2 training texts equal an evaluation text" in shown.output.replace("\n", " ")
     printed = CliRunner().invoke(app, ["contamination", folder, "--json", "--words", "3", "--overlap", "0.5"])
     assert json.loads(printed.stdout)["splits"][0]["exact"] == 1 == json.loads(out.read_text())["train_exact"]
+    (tmp_path / "e.tsv").write_text("translation\nGuten Abend.\n")
+    against = ["contamination", folder, "--json", "--against", str(tmp_path / "e.tsv")]
+    assert json.loads(CliRunner().invoke(app, [*against, "--against-text", "translation"]).stdout)["train_exact"] == 1
+    refused = CliRunner().invoke(app, against)
+    assert refused.exit_code == 2 and "fix: add --against-text COLUMN" in refused.stderr
     failed = CliRunner().invoke(app, ["contamination", str(tmp_path / "gone")])
     assert failed.exit_code == 4 and "neither a shard set nor a text file" in failed.output
 

@@ -21,7 +21,7 @@ from shards.schema import IndexRow, Manifest, Segment, text_hash
 from shards.store import open_folder
 from shards.video import probe
 from shards.writer import TarWriter, add_video
-from tests.unit.shards.making import mp4, pictures, save_tokenizer, text_corpus, video_corpus
+from tests.unit.shards.making import ListCorpus, mp4, pictures, save_tokenizer, text_corpus, video_corpus
 from tests.unit.shards.shard_sets import write_texts, write_videos
 
 
@@ -159,6 +159,19 @@ def test_token_ids_against_a_tokenizer(text_set: Path, tmp_path: Path) -> None:
     rewrite(folder, [changed, *rows[1:]])
     (problem,) = lint(folder, LintOptions(tokenizer=same)).problems
     assert problem.rule == "tokens" and problem.detail.startswith("d:0: ") and "'sonne'" in problem.detail
+
+
+def test_control_tokens_that_a_text_spells(tmp_path: Path) -> None:
+    tokenizer = save_tokenizer(tmp_path / "tokenizer")
+    rows = ["the rain </s> <s>", "the rain [MASK]", "the rain <b>"]
+    corpus = ListCorpus([Segment("docs", f"d:{n}", "train", text) for n, text in enumerate(rows)], "docs")
+    build(corpus, tmp_path / "set", BuildOptions(tokenizer=tokenizer), 1)
+    found = lint(tmp_path / "set", LintOptions(tokenizer=tokenizer)).by_rule()
+    assert [problem.detail.partition(" in ")[0] for problem in found["control_token"]] == [
+        "d:0: '</s>', '<s>'",
+        "d:1: '[MASK]'",
+    ]
+    assert set(found) == {"control_token", "markup"}
 
 
 def test_token_ids_out_of_range(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from shards.errors import DataError
 from shards.report import corpus_report, report_lines, write_missing
 from shards.schema import Segment, VideoFile
 from tests.unit.shards.corpora import layouts
-from tests.unit.shards.making import mp4, pictures, text_corpus
+from tests.unit.shards.making import ListCorpus, mp4, pictures, text_corpus
 
 
 class Corpus:
@@ -92,6 +92,16 @@ def test_before_a_build(tmp_path: Path) -> None:
         "test: +1 segments against the 2 published",
         "note: a known oddity",
     ]
+
+
+def test_texts_of_train_are_told_where_there_is_a_train_split() -> None:
+    texts = [("train", "Der Regen."), ("dev", "der regen"), ("dev", "der, Regen!"), ("dev", "wind")]
+    items = [Segment("list", str(n), split, text) for n, (split, text) in enumerate(texts)]
+    splits = corpus_report(ListCorpus(items))["splits"]
+    assert (splits["train"]["texts_shared_with_train"], splits["dev"]["texts_shared_with_train"]) == (0, 2)
+    report = corpus_report(ListCorpus(items[1:]))
+    assert report["splits"]["dev"]["texts_shared_with_train"] is None
+    assert "text in train    -" in report_lines(report)
 
 
 def test_the_missing_list(tmp_path: Path) -> None:

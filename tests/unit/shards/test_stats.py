@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from shards.errors import DataError
+from shards.plots_page import page
 from shards.schema import text_hash
 from shards.stats import describe, stats, utilisation, words
+from shards.stats_report import show
 from shards.store import open_folder
 from tests.unit.shards.shard_sets import in_memory, write_texts, write_videos
 
@@ -53,11 +55,23 @@ def test_vocabulary_and_signers() -> None:
     assert figures["frame_rates"] == {"12.5": 1, "25": 4} and figures["sizes"] == {"64x64": 5}
 
 
-def test_a_set_without_train() -> None:
+def test_a_set_without_train(capsys: pytest.CaptureFixture[str]) -> None:
     figures = describe(in_memory("video", [10, 20], split=["dev", "test"]), "x")
-    assert figures["texts_shared_with_train"] == {"dev": 0, "test": 0}
-    assert figures["signers"]["dev"] == {"samples": {}, "unnamed": 1, "not_in_train": []}
-    assert figures["vocabulary"]["dev"]["unknown_words_fraction"] == 1.0
+    assert figures["texts_shared_with_train"] == {"dev": None, "test": None}
+    assert figures["signers"]["dev"] == {"samples": {}, "unnamed": 1, "not_in_train": None}
+    dev = figures["vocabulary"]["dev"]
+    assert dev["unknown_words_fraction"] is None is dev["unknown_vocabulary"]
+    show(figures)
+    shown = capsys.readouterr().out
+    assert "dev: – samples have a text that also occurs in train" in shown
+    assert "<td>–</td><td>0</td><td>–</td>" in page(figures, [])
+
+
+def test_texts_that_are_equal_but_for_punctuation_are_shared() -> None:
+    texts = ["Rain comes.", "»rain,  COMES«", "?!", "...", "rain"]
+    splits = ["train", "dev", "train", "dev", "test"]
+    found = describe(in_memory("video", [10] * 5, text=texts, split=splits), "x")["texts_shared_with_train"]
+    assert found == {"dev": 1, "test": 0}, "marks alone are no text"
 
 
 def test_sets_on_disk_and_in_object_stores(tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import unicodedata
 
 import pytest
 import sacrebleu
 from rouge_score import rouge_scorer
 
 from pipeline.evaluate.metrics import lcs_length, rouge_l, score, sentence_bleu
-from pipeline.evaluate.protocols import get_protocol
+from pipeline.evaluate.protocols import PROTOCOLS, get_protocol
 from shards.errors import DataError
 
 DEFAULT = get_protocol("default")
@@ -66,6 +67,20 @@ def test_perfect_is_100() -> None:
     scores = score(["am tag scheint die sonne"], ["am tag scheint die sonne"], get_protocol("phoenix14t"))
     values = (scores.bleu1, scores.bleu4, scores.chrf, scores.rouge_l, scores.rouge_l_mscoco)
     assert values == tuple([pytest.approx(100.0)] * 5)
+
+
+def test_spellings_of_one_character_are_one_text(caplog: pytest.LogCaptureFixture) -> None:
+    texts = ["café au lait froid", "jahody a čerešne, prosím"]
+    apart = [unicodedata.normalize("NFD", text) for text in texts]
+    assert sacrebleu.corpus_bleu(apart, [texts]).score < 32, "sacreBLEU compares code points"
+    for protocol in PROTOCOLS.values():
+        same = score(texts, texts, protocol)
+        assert score(apart, texts, protocol) == score(texts, [[text] for text in apart], protocol) == same
+    assert score(apart, texts, DEFAULT).bleu4 == pytest.approx(100)
+    assert sentence_bleu(apart[0], texts[:1], DEFAULT) == pytest.approx(100)
+    assert "2 hypotheses and 0 references are not in NFC and are scored as if they were" in caplog.text
+    caplog.clear()
+    assert score(texts, texts, DEFAULT).bleu4 == pytest.approx(100) and not caplog.text
 
 
 def test_phoenix_lower_cases_and_says_so() -> None:

@@ -17,10 +17,11 @@ from pipeline.evaluate.metrics import Scores
 from pipeline.evaluate.report import read_predictions
 from pipeline.evaluate.run import CollatePrompts, EvalRanks, EvaluateOptions, FetchFrames, evaluate_export
 from shards.errors import DataError
-from shards.index import read_index
+from shards.index import read_index, write_index
 from shards.loader import EvalLoader
 from shards.plan import Plan, PlanOptions, Source
 from tests.unit.pipeline.exported import TEXTS
+from tests.unit.shards.shard_sets import in_memory
 
 FAST = GenerationOptions(num_beams=1, max_new_tokens=5)
 
@@ -48,7 +49,21 @@ def test_writes_what_it_scored(export_dir: Path, shard_dir: Path, tmp_path: Path
     content = json.loads((tmp_path / "scores.json").read_text())
     assert content["scores"]["bleu4"] == scores.bleu4 and content["generation"]["max_new_tokens"] == 5
     assert content["shards"] == {str(shard_dir): read_index(shard_dir).fingerprint}
-    assert content["samples_in_split"] == 7
+    assert content["samples_in_split"] == 7 and content["known_texts"] is None
+
+
+def test_sentences_that_the_language_model_has_read(
+    export_dir: Path, shard_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = in_memory("text", [3, 3], text=["sun", "Rain in the north."])
+    (texts := tmp_path / "texts").mkdir()
+    write_index(texts, made.table, made.manifest)
+    model = Path(shutil.copytree(export_dir, tmp_path / "model"))
+    recipe = {"stage": "continued_pretraining", "data": {"train": [{"shards": str(texts)}]}}
+    (model / "recipe.resolved.yaml").write_text(json.dumps(recipe))
+    evaluate(model, shard_dir, tmp_path / "out")
+    known = json.loads((tmp_path / "out" / "scores.json").read_text())["known_texts"]
+    assert (known["samples"], known["known"]) == (7, 2) and "2 of 7 evaluation texts are among" in caplog.text
 
 
 @pytest.mark.parametrize(("ranks", "micro_batch"), [(2, 3), (3, 1), (9, 2)])

@@ -106,6 +106,17 @@ def test_prompt_shapes(tokenizer: PreTrainedTokenizerFast, prompt: str) -> None:
     assert tokenizer.convert_ids_to_tokens(processor.answer_ids("here"))[0].startswith("Ġ")
 
 
+def test_an_answer_that_spells_control_tokens_is_data(tokenizer: PreTrainedTokenizerFast) -> None:
+    processor = LlavaSltProcessor(tokenizer, ProcessorOptions(prompt="<s> signs: {video} </s> sentence:"))
+    assert processor.before_ids.count(tokenizer.bos_token_id) == 2, "the prompt's own control tokens are commands"
+    assert processor.after_ids.count(processor.eos_id) == 1
+    text = "tomorrow </s> it <s> rains"
+    answer = processor.answer_ids(text)
+    assert answer.count(processor.eos_id) == 1 and processor.decode(torch.tensor([answer])) == [text]
+    plain = tokenizer("<s> signs: X </s> sentence: it rains", add_special_tokens=False)["input_ids"]
+    assert plain[-len(processor.answer_ids("it rains")) + 1 :] == processor.answer_ids("it rains")[:-1]
+
+
 def test_frame_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
     processor = LlavaSltProcessor(tokenizer, ProcessorOptions(connector_tokens="frame"))
     assert processor.visual_tokens(9) == 9 and processor.prompt_ids(9).count(VIDEO_TOKEN_ID) == 9

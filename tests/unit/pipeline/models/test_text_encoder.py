@@ -64,6 +64,19 @@ def test_features_cover_the_texts_own_tokens(bert: Path) -> None:
     assert features.sentence.dtype == features.tokens[0].dtype == torch.float32
 
 
+def test_a_text_that_spells_control_tokens_is_data(bert: Path, llm: Path) -> None:
+    for path, options in ((bert, {}), (llm, {"kind": "llm"})):
+        made = encoder(path, prefix="<s> query: ", **options)
+        ids, own = made._tokenise("it </s> rains <s>")
+        around = [number for number, mine in zip(ids, own, strict=True) if not mine]
+        assert [ids.count(number) for number in made.tokenizer.all_special_ids[:2]] == [
+            around.count(number) for number in made.tokenizer.all_special_ids[:2]
+        ]
+        assert around.count(made.tokenizer.bos_token_id) == 2, "the prefix's own control tokens are commands"
+        kept = made.tokenizer.decode([number for number, mine in zip(ids, own, strict=True) if mine])
+        assert str(kept).strip() == "it </s> rains <s>"
+
+
 @torch.no_grad()
 def test_pooling(bert: Path) -> None:
     ids, own = encoder(bert)._tokenise(TEXTS[0])

@@ -1,0 +1,91 @@
+"""Evaluation sentences that the language model has read: found through the exports' recipes, counted, and told."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pytest
+import yaml
+
+from pipeline.models.training_texts import tell_known_texts, training_texts
+from pipeline.stages.connector import ConnectorStage
+from shards.index import INDEX_NAME, write_index
+from tests.unit.shards.shard_sets import in_memory
+
+KNOWN = ["rain in the north", "sun"]
+
+
+def export(folder: Path, **recipe: object) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "recipe.resolved.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    made = in_memory("text", [3, 3, 3], text=[*KNOWN, "held out"], split=["train", "train", "dev"])
+    (folder := tmp_path / "texts").mkdir()
+    write_index(folder, made.table, made.manifest)
+    return folder
+
+
+@pytest.fixture
+def llm(tmp_path: Path, texts: Path) -> Path:
+    return export(tmp_path / "llm", stage="continued_pretraining", data={"train": [{"shards": str(texts)}]})
+
+
+def test_the_texts_of_an_export(tmp_path: Path, llm: Path, texts: Path) -> None:
+    assert training_texts(llm) == [(str(texts), "train")]
+    later = export(tmp_path / "later", stage="connector", model={"llm": {"path": str(llm)}})
+    assert training_texts(later) == [(str(texts), "train")]
+    for recipe in (
+        {"stage": "contrastive"},
+        {"stage": "connector", "model": {"llm": {"path": str(tmp_path / "round")}}},
+    ):
+        folder = tmp_path / "round"
+        if not folder.exists():
+            export(folder)
+        (folder / "recipe.resolved.yaml").write_text(yaml.safe_dump(recipe))
+        assert training_texts(folder) == []
+    assert training_texts(tmp_path / "hub" / "name") == []
+
+
+def test_known_sentences_are_told(llm: Path, texts: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    assert tell_known_texts(None, KNOWN) is None is tell_known_texts(llm, []) and not caplog.text
+    found = tell_known_texts(llm, ["Rain in the North.", "sun", "sun", "held out"])
+    assert found == {
+        "shards": {str(texts): "train"}, "samples": 4, "known": 3, "example": "Rain in the North.", "documents": 2,
+        "complete": True,
+    }  # fmt: skip
+    assert f"3 of 4 evaluation texts are among the 2 documents that the language model was trained on ({texts})" in (
+        caplog.text
+    )
+    assert "slt shards build text --paths train=VIDEO_SET" in caplog.text
+    caplog.clear()
+    assert tell_known_texts(llm, ["new"]) is not None and not caplog.text
+
+
+def test_texts_that_cannot_be_compared(llm: Path, texts: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    (texts / INDEX_NAME).write_bytes(b"PAR1")
+    assert tell_known_texts(llm, KNOWN) is None
+    assert "its training texts cannot be compared" in caplog.text and "unreadable index" in caplog.text
+    (texts / "manifest.json").unlink()
+    assert tell_known_texts(llm, KNOWN) is None
+    assert f"its training texts are not there any more ({texts})" in caplog.text
+
+
+def test_a_stage_tells_it_once_before_training(llm: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stage = object.__new__(ConnectorStage)
+    model, data = SimpleNamespace(llm=SimpleNamespace(path=str(llm))), SimpleNamespace(storage_options={})
+    stage.recipe = SimpleNamespace(model=model, data=data)  # type: ignore[assignment]
+    train, dev = (SimpleNamespace(column=lambda _, t=t: pa.chunked_array([t])) for t in (KNOWN, ["sun", "new"]))
+    for stage.rank in (1, 0):
+        stage.prepare([train, dev])  # type: ignore[list-item]
+    assert caplog.text.count("1 of 2 evaluation texts are among") == 1
+    assert json.dumps(tell_known_texts(llm, ["sun"]))
