@@ -58,14 +58,14 @@ def lint(
 
 def _show_report(report: LintReport) -> None:
     """One table row per broken rule with a few examples, then the verdict."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from shards.lint import rule_of
+    from shards.terminal import table_console
 
-    console = Console()
-    table = Table("", "rule", "found", "examples", show_lines=True, expand=True)
+    console = table_console()
+    table = Table("", "rule", "found", "examples", show_lines=True, expand=console.is_terminal)
     table.columns[0].no_wrap = table.columns[1].no_wrap = table.columns[2].no_wrap = True
     table.columns[2].justify, table.columns[3].ratio = "right", 1
     for rule, problems in report.by_rule().items():

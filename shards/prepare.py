@@ -18,6 +18,7 @@ import numpy as np
 
 from shards.errors import DataError
 from shards.frame_folder import MissingFrames, is_frame
+from shards.media import no_file
 from shards.schema import FrameFolder, Segment, VideoFile
 from shards.text import load_tokenizer, tokenise
 from shards.video import (
@@ -110,13 +111,9 @@ def prepare_at_once(segments: Sequence[Segment], options: VideoOptions) -> list[
 
 def _absent(media: VideoFile | FrameFolder) -> str:
     path = media.path
-    if path.is_symlink() and not path.exists():
-        return f"{path} is a link that leads nowhere"
-    if not path.exists():
-        return f"{path} does not exist"
-    if isinstance(media, FrameFolder):
+    if isinstance(media, FrameFolder) and path.is_dir():
         return f"{path} holds no image that matches {media.pattern}"
-    return f"{path} is a folder, not a video" if path.is_dir() else f"{path} is no regular file"
+    return f"{path} {no_file(path) or 'is a file, not a folder of images'}"
 
 
 def _prepared(segment: Segment, result: bytes | DataError) -> PreparedVideo | Skip:

@@ -31,6 +31,8 @@ from shards.media import (
     constant_rate,
     decoded,
     decoded_packets,
+    no_file,
+    no_file_error,
     packets,
 )
 from shards.mp4 import NotSure, check_samples, read_mp4
@@ -133,8 +135,8 @@ def transcode_pieces(pieces: Sequence[VideoFile], options: VideoOptions) -> list
     The bytes of a piece do not depend on the others. A piece that cannot be used is a DataError in its place.
     """
     path = pieces[0].path
-    if not path.is_file():
-        return [DataError("the file does not exist", where=str(path), fix=FIX_MEDIA) for _ in pieces]
+    if no_file(path):
+        return [no_file_error(path) for _ in pieces]
     results: list[bytes | DataError] = []
     while len(results) < len(pieces):
         rest = pieces[len(results) :]
@@ -347,9 +349,7 @@ def _encode(frames: Iterator[av.VideoFrame], fps: float, pictures: Pictures, opt
             picture.pts, picture.time_base = number, 1 / rate
             output.mux(stream.encode(picture))
         if stream is None:
-            raise DataError(
-                "no frame between the two times", where=pictures.where, fix="check start and end of the annotation"
-            )
+            raise DataError("no frame between the two times", where=pictures.where, fix="check start and end")
         output.mux(stream.encode())
     return buffer.getvalue()
 
