@@ -16,6 +16,7 @@ from pipeline.losses import IGNORE_LABEL
 from pipeline.models.attention import packed_kwargs
 from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.visual import HierarchicalVisualEncoder
+from shards.index import MANIFEST_NAME
 from shards.packs import Pack
 from shards.plan import Plan
 from shards.reader import Reader
@@ -74,7 +75,14 @@ def check_features(plan: Plan, encoder: HierarchicalVisualEncoder) -> None:
                 f"{where}, but model.visual.backbone.train lets the backbone change; set it to frozen, or train on the"
                 " video shards."
             )
-        stored = manifest.options["features"]
+        stored = manifest.options.get("features")
+        if not isinstance(stored, dict) or "fingerprint" not in stored:
+            raise RecipeError(
+                f"{where}, but {MANIFEST_NAME} lacks options.features.fingerprint: it does not say which backbone and"
+                " preprocessing made them, so nothing can tell whether the recipe's backbone agrees. Extract them with"
+                " `slt shards features SHARDS --recipe RECIPE --out DIR`; for tars that this command wrote, put their"
+                f" own {MANIFEST_NAME} back."
+            )
         if stored["fingerprint"] != encoder.config.backbone_fingerprint:
             raise RecipeError(
                 f"{where} of another backbone or preprocessing (theirs {stored}, the recipe's fingerprint is"
