@@ -19,9 +19,9 @@ from typing import Any
 from shards.corpora.media_files import NO_MEDIA
 from shards.corpora.records import parquet_columns, read_json_array, read_parquet
 from shards.corpora.rows import DELIMITERS, read_jsonl, read_lines, read_table
+from shards.corpora.splits import check_fractions, drawn_split
 from shards.errors import DataError, OptionError
 from shards.schema import SPLIT_NAME, Crop, FrameFolder, Segment, VideoFile
-from shards.text import stable_seed
 
 _SPLIT_VALUE = re.compile(r"(?:train|dev|test)(?:_[a-z0-9_]+)?")
 _RECORDS = {".jsonl": read_jsonl, ".ndjson": read_jsonl, ".json": read_json_array, ".parquet": read_parquet}
@@ -30,7 +30,7 @@ _NUMBER = r"[0-9]+(?:\.[0-9]+)?(?:e-[0-9]+)?"
 _BOX = re.compile(rf"\[?\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\]?")
 _SPLIT_NAMES = {"val": "dev", "valid": "dev", "validation": "dev", "training": "train", "testing": "test"}
 _CLOCK = re.compile(r"(?:(?:([0-9]{1,9}):)?([0-9]{1,9}):)?([0-9]{1,9}(?:[.,][0-9]{0,30})?)")
-_LANGUAGE = re.compile(r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$")
+LANGUAGE = re.compile(r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$")
 
 
 @dataclass(kw_only=True)
@@ -93,12 +93,7 @@ class Table:
             raise OptionError(
                 f"delimiter {self.delimiter!r} is not one character", where=where, fix="for example --delimiter tab"
             )
-        if min(self.dev_fraction, self.test_fraction) < 0 or self.dev_fraction + self.test_fraction > 1:
-            raise OptionError(
-                f"dev_fraction {self.dev_fraction} + test_fraction {self.test_fraction} is not within 0..1",
-                where=where,
-                fix="choose fractions that leave something to train on",
-            )
+        check_fractions(self.dev_fraction, self.test_fraction, where)
         if self.bbox and self.frames_fps > 0:
             raise OptionError("bbox works on video files, not on folders of frames", where=where, fix="leave bbox out")
         self.root = Path(self.media_root) if self.media_root is not None else self.table.parent
@@ -133,8 +128,8 @@ class Table:
         self._values: dict[str, str] = {}
         for key, valid, expected in (
             ("split", _SPLIT_VALUE.fullmatch, "train, dev, test or a name that begins so, like test_unseen"),
-            ("language", _LANGUAGE.match, "a BCP-47 code such as de"),
-            ("sign_language", _LANGUAGE.match, "an ISO 639-3 code such as gsg"),
+            ("language", LANGUAGE.match, "a BCP-47 code such as de"),
+            ("sign_language", LANGUAGE.match, "an ISO 639-3 code such as gsg"),
         ):
             value = getattr(self, key)
             if value in header:
@@ -197,10 +192,7 @@ class Table:
             if not SPLIT_NAME.fullmatch(split):
                 raise DataError(f"split {given!r}", where=origin, fix="use train, dev, test or another plain word")
             return split
-        position = stable_seed(self.split_seed, sample_id) / (1 << 63)
-        if position < self.test_fraction:
-            return "test"
-        return "dev" if position < self.test_fraction + self.dev_fraction else "train"
+        return drawn_split(sample_id, self.split_seed, self.dev_fraction, self.test_fraction)
 
 
 def _cell(value: Any) -> str:
