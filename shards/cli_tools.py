@@ -221,6 +221,7 @@ def convert(
     from shards.cli_build import BuildSettings, build_options
     from shards.convert import ConvertOptions
     from shards.convert import convert as run
+    from shards.encoded import encoded_lines
 
     options = ConvertOptions(
         source,
@@ -238,8 +239,9 @@ def convert(
         manifest = run(
             options, out, form, workers, lambda state: show(state.done, state.total, state.shard), notes.append
         )
-    tell(notes)
-    typer.echo(f"{out}: {listed(manifest.splits)}; {listed(manifest.counts)}; fingerprint {manifest.fingerprint[:12]}")
+    tell([*notes, *encoded_lines(manifest.counts)])
+    brief = {name: number for name, number in manifest.counts.items() if name.split("/")[0] in ("samples", "skipped")}
+    typer.echo(f"{out}: {listed(manifest.splits)}; {listed(brief)}; fingerprint {manifest.fingerprint[:12]}")
 
 
 def _named(text: str, flag: str) -> dict[str, str]:
