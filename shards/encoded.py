@@ -24,7 +24,7 @@ REASONS = {
     "streams": "sound or other streams beside the picture",
     "edit_list": "an edit list leaves pictures out",
     "uneven_times": "a frame rate that varies",
-    "key_frames": "key frames farther apart than gop; --store gop=N keeps files with at most N",
+    "key_frames": "key frames farther apart than gop; --store gop=250 keeps what x264 writes by default",
     "turned": "turned or interlaced pictures",
 }
 """Why a whole file is not stored as it is, and what to do where an option decides it."""

@@ -36,7 +36,7 @@ from shards.media import (
     packets,
 )
 from shards.mp4 import NotSure, check_samples, read_mp4
-from shards.picture import Pictures, tag_colours, upright
+from shards.picture import Pictures, stored_size, tag_colours, upright
 from shards.schema import FrameFolder, VideoFile
 
 logger = logging.getLogger(__name__)
@@ -311,12 +311,14 @@ def ready_structure(media: VideoFile, options: VideoOptions) -> tuple[bytes, Vid
 def _other_form(container: Any, stream: Any, options: VideoOptions) -> str:
     """In what the header says something else than the stored form; empty when it promises that."""
     context = stream.codec_context
+    size = context.width, context.height
     differences = {
         "codec": (context.name, context.pix_fmt) != ("h264", "yuv420p"),
         "container": "mp4" not in container.format.name,
-        "size": not options.accepts_size(context.width, context.height),
+        "size": not options.accepts_size(*size),
         "rate": not options.accepts_rate(stream.average_rate),
-        "pixels": (stream.sample_aspect_ratio or 1) != 1,
+        # scalers that keep sides even write aspects such as 1136:1135, which square pixels would not change
+        "pixels": stored_size(*size, float(stream.sample_aspect_ratio or 1), options.short_side) != size,
         "late_start": bool(stream.start_time),
         "streams": len(container.streams) > 1,
     }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
+from av.bitstream import BitStreamFilterContext
 
 from shards.build import BuildOptions, build
 from shards.encoded import REASONS, encoded_lines
@@ -44,6 +47,29 @@ def test_why_a_whole_file_is_encoded(tmp_path: Path, made: dict[str, Any], optio
     assert not why or why in REASONS
 
 
+def with_aspect(payload: bytes, numerator: int, denominator: int) -> bytes:
+    """The same pictures with the aspect of their pixels in the parameter set (first unit of every key frame)."""
+    buffer = io.BytesIO()
+    with av.open(io.BytesIO(payload)) as source, av.open(buffer, "w", format="mp4") as target:
+        filters = {"h264_metadata": f"sample_aspect_ratio={numerator}/{denominator}"}
+        given = source.streams.video[0]
+        stream = target.add_stream_from_template(given)
+        [(name, value)] = filters.items()
+        edit = BitStreamFilterContext(f"{name}={value}", given, stream)
+        for packet in source.demux(given):
+            for edited in edit.filter(packet if packet.dts is not None else None):
+                edited.stream = stream
+                target.mux(edited)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("aspect", "why"), [((1136, 1135), ""), ((64, 45), "pixels")])
+def test_pixels_that_are_square_but_for_rounding(tmp_path: Path, aspect: tuple[int, int], why: str) -> None:
+    payload = with_aspect(mp4(pictures(10)), *aspect)
+    found = prepare_video(clip(tmp_path / "a.mp4", payload), VideoOptions())
+    assert isinstance(found, PreparedVideo) and found.why == why and (found.payload == payload) == (not why)
+
+
 def test_another_container_is_told(tmp_path: Path) -> None:
     path = tmp_path / "a.mkv"
     path.write_bytes(remuxed(mp4(pictures(24)), "matroska"))
@@ -66,7 +92,7 @@ def test_a_build_tells_what_encoding_ready_clips_costs(tmp_path: Path) -> None:
     (told,) = [line for line in lines if line.startswith("encoded:")]
     assert told == (
         f"encoded: 3 whole files, {sum(map(len, far)) / 1e6:.1f} -> {stored / 1e6:.1f} MB: "
-        "key frames farther apart than gop; --store gop=N keeps files with at most N"
+        "key frames farther apart than gop; --store gop=250 keeps what x264 writes by default"
     )
     kept = build(corpus, tmp_path / "kept", BuildOptions(VideoOptions(gop=250)))
     assert kept.counts == {"samples": 4, "skipped": 0}
