@@ -96,6 +96,12 @@ class CslDaily:
     def _official(self) -> Iterator[Segment]:
         annotated = self._annotations()
         path = self.labels / _SPLIT
+        if not path.is_file():
+            raise DataError(
+                f"no {_SPLIT} beside the annotations: it says which split a clip is of",
+                where=str(self.labels),
+                fix="fetch it from the release, or pass label files of another project with --labels FOLDER",
+            )
         listed: dict[str, str] = {}
         for line, row in read_table(path, "|", quoting=False, needed=("name", "split")):
             where, name = f"{path}:{line}", row["name"]

@@ -128,6 +128,10 @@ class TestCslDaily:
         root = layouts.csl(tmp_path)
         with pytest.raises(DataError, match=r"frames_fps=0\.0 is no rate"):
             CslDaily(root, frames_fps=0.0)
+        (root / "sentence_label/split_1.txt").rename(tmp_path / "kept.txt")
+        with pytest.raises(DataError, match=r"no split_1\.txt beside the annotations\b.*\n  fix: fetch it from the"):
+            segments_of(CslDaily(root))
+        (tmp_path / "kept.txt").rename(root / "sentence_label/split_1.txt")
         with pytest.raises(DataError, match=r"csl_daily splits: unknown split \['val'\]\n  fix: choose from \['train'"):
             CslDaily(root, splits=["val"])
         splits, labels = root / "sentence_label/split_1.txt", root / "sentence_label/csl2020ct_v2.pkl"
