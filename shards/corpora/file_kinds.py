@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 from shards.errors import DataError
@@ -25,7 +26,7 @@ KINDS_BY_SUFFIX = {
 _BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
     (b"PK\3\4", "a zip archive", _UNPACK),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a file of an old office program", _SPREADSHEET),
-    (b"\x1f\x8b", "compressed by gzip", "name it NAME.gz so that it is unpacked; or, a pickle: " + _LABELS),
+    (b"\x1f\x8b", "compressed by gzip", "name it NAME.gz so that it is unpacked"),
     (b"BZh91AY&SY", "compressed by bzip2", "name it NAME.bz2 so that it is unpacked"),
     (b"\xfd7zXZ\0", "compressed by xz", "name it NAME.xz so that it is unpacked"),
     (b"\x28\xb5\x2f\xfd", "compressed by zstd", "name it NAME.zst so that it is unpacked"),
@@ -52,11 +53,21 @@ def binary_kind(head: bytes, name: str) -> tuple[str, str] | None:
             return "a document of an office program", _SPREADSHEET
     if head[:1] == b"\x80" and head[1:2] and head[1] in _PROTOCOLS:
         return "a Python pickle", _LABELS
+    if _unpacked(head)[:1] == b"\x80":
+        return "a Python pickle compressed by gzip", _LABELS
     if head[257:262] == b"ustar":
         return "a tar archive", _UNPACK
     if head[4:8] == b"ftyp":
         return "a video", "pass the table that names the videos"
     return next(((what, fix) for start, what, fix in _BEGINNINGS if head.startswith(start)), None)
+
+
+def _unpacked(head: bytes) -> bytes:
+    """The first bytes inside gzip; none for other files."""
+    try:
+        return zlib.decompressobj(wbits=31).decompress(head, 16)
+    except zlib.error:
+        return b""
 
 
 def text_kind(head: bytes) -> tuple[str, str] | None:

@@ -55,8 +55,9 @@ KINDS = {
     ),
     "labels.train": (
         gzip.compress(LABELS),
-        r"not text but compressed by gzip\n  fix: name it NAME\.gz .* --labels FOLDER",
+        r"not text but a Python pickle compressed by gzip\n  fix: label files of",
     ),
+    "table.csv": (gzip.compress(b"id,media\n"), r"not text but compressed by gzip\n  fix: name it NAME\.gz so that"),
     "labels.gz": (gzip.compress(LABELS), r"not text but a Python pickle\n  fix: label files"),
     "a.eaf": (EAF, r"no table but an ELAN file\n  fix: pass its folder to the corpus subtitles"),
     "a.vtt": (b"WEBVTT\n\n", r"no table but a file of subtitles\n  fix: pass its folder to the corpus subtitles"),
