@@ -32,7 +32,10 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     model: Annotated[Path, typer.Argument(help="folder written by `slt export` for a connector run")],
-    shards: Annotated[list[Path], typer.Option("--shards", help="video shard set; repeat for several")],
+    shards: Annotated[
+        list[Path],
+        typer.Option("--shards", help="shard set of videos, or of the model's own frozen features; repeat for several"),
+    ],
     split: Annotated[str, typer.Option(help="split to translate")] = "test",
     protocol: Annotated[
         str, typer.Option(help="how BLEU and ROUGE are computed: phoenix14t, csl_daily, ...")
