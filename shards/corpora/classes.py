@@ -9,7 +9,8 @@ from pathlib import Path
 from shards.corpora.rows import DELIMITERS, read_json, read_lines, split_row
 from shards.errors import DataError, OptionError
 
-_NUMBER = re.compile(r"([0-9]+)(?:\.0+)?")
+_POSITION = re.compile(r"[1-9][0-9]{0,3}")
+_NUMBER = re.compile(r"([0-9]{1,12})(?:\.0{1,12})?")
 
 
 class Classes:
@@ -43,7 +44,7 @@ class Classes:
         found = self._words.get(_plain(number))
         if found is None:
             raise DataError(
-                f"no class {number!r} among the {len(self._words)} of {self.path.name}",
+                f"no class {number[:40]!r} among the {len(self._words)} of {self.path.name}",
                 where=where,
                 fix="use the class list of the same corpus, or choose its columns with --class-columns",
             )
@@ -93,7 +94,7 @@ def _places(first: list[str], columns: Sequence[str], where: str) -> tuple[tuple
     """Where class and word stand, and whether the first line is a header."""
     if not columns:
         return (0, 1), len(first) > 1 and not any(map(_NUMBER.fullmatch, first))
-    if all(name.isdecimal() and int(name) for name in columns):
+    if all(map(_POSITION.fullmatch, columns)):
         number, word = (int(name) - 1 for name in columns)
         return (number, word), not _NUMBER.fullmatch(first[number] if 0 <= number < len(first) else "")
     if missing := [name for name in columns if name not in first]:
