@@ -79,6 +79,20 @@ def test_features_that_no_batch_can_join(tmp_path: Path, second: tuple[int, int]
 
 
 @pytest.mark.parametrize(
+    ("fps", "said"), [("null", ""), ('"25"', "fps is '25' in its json, no number"), ("NaN", "fps is 'nan' in its json")]
+)
+def test_frame_rates_of_features(tmp_path: Path, fps: str, said: str) -> None:
+    meta = f'{{"text": "x", "fps": {fps}}}'.encode()
+    write_tar(tmp_path / "t.tar", [("a.npy", npy(np.zeros((6, 4), "<f2"))), ("a.json", meta)])
+    if not said:
+        adopt(tmp_path)
+        assert read_index(tmp_path).row(0).fps == 0.0
+        return
+    with pytest.raises(DataError, match=rf"t\.tar:a: {said}"):
+        adopt(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("kind", "said"), [(tarfile.LNKTYPE, "a hard link to a.mp4"), (tarfile.SYMTYPE, "a symbolic link to a.mp4")]
 )
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
