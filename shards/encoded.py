@@ -60,9 +60,9 @@ def encoded_lines(counts: Mapping[str, int]) -> list[str]:
     lines = []
     for name, number in sorted(numbers.items(), key=lambda item: -item[1]):
         source, stored = counts[f"{name}/{_SOURCE}"] / 1e6, counts[f"{name}/{_STORED}"] / 1e6
-        why = REASONS[name.removeprefix(_PREFIX)]
+        word = name.removeprefix(_PREFIX)
         files = "whole file" if number == 1 else "whole files"
-        lines.append(f"encoded: {number} {files}, {source:.1f} -> {stored:.1f} MB: {why}")
+        lines.append(f"encoded: {number} {files}, {source:.1f} -> {stored:.1f} MB: {REASONS.get(word, word)}")
     if cut := counts.get(CUT_AT_END):
         lines.append(f"cut_at_end: {cut} of the segments end after their video does")
     return lines

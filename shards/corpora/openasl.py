@@ -124,6 +124,8 @@ class OpenAsl:
         yid, *marks = match.groups()
         start, end = ":".join(marks[:3]), ":".join(marks[3:])
         row = {"vid": f"{yid}-{start}-{end}", "yid": yid, "start": start, "end": end}
+        if self.clips and (named := clip_path(self.videos, label.media)).is_file():
+            return self._segment(split, fields | {"id": row["vid"]}, VideoFile(named), label.where, "")
         media, excluded = self._media(row, label.where, boxes, present)
         return self._segment(split, fields | {"id": row["vid"]}, media, label.where, excluded)
 

@@ -285,6 +285,9 @@ class TestOpenAsl:
         (root / "data/openasl-v1.0.tsv").unlink()
         (clip,) = segments_of(OpenAsl(root, labels=tmp_path / "labels", clips=True))
         assert (clip.id, clip.media) == (official.id, VideoFile(path))
+        layouts.pickled(tmp_path / "labels/labels.test", [entry | {"video_path": f"test/{name}.mp4"}])
+        nested = layouts.video(root / "video-clip/test" / f"{name}.mp4", frames=12)
+        assert segments_of(OpenAsl(root, labels=tmp_path / "labels", clips=True))[0].media == VideoFile(nested)
 
     def test_labels_that_tell_no_times_need_clips(self, tmp_path: Path) -> None:
         layouts.openasl(tmp_path)
