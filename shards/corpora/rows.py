@@ -110,7 +110,7 @@ def _check_header(path: Path, header: list[str], delimiter: str, needed: Iterabl
         f"no column {', '.join(map(repr, missing))}; the header is {header}",
         where=where,
         fix=(f"did you mean {near[0]!r}? " if near else "")
-        + "map the column names in the corpus options; where the file has no header, table takes --columns NAME,NAME",
+        + "map the column names in the corpus options; where the file has no header, name them: --columns NAME,NAME",
     )
 
 

@@ -8,7 +8,7 @@ words. All but parquet may be compressed (.gz, .bz2, .xz, .zst).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from shards.corpora.compressed import plain_suffix
@@ -31,6 +31,8 @@ class Text(TextBase):
     """Field or column of the document (not for .txt); ``a.b`` is a field within a field."""
     gloss: str = ""
     """Field or column of annotated signs; empty: pseudo glosses from ``function_words``."""
+    columns: list[str] = field(default_factory=list)
+    """Names of all columns of tables without a header line, in order: ``text,gloss``."""
     unit: str = "line"
     """What one document of a .txt file is: line | paragraph (between blank lines) | file."""
     quoting: bool | None = None
@@ -53,7 +55,7 @@ class Text(TextBase):
         """One text-only segment per document, template and pass."""
         fields = [self.text, self.gloss] if self.gloss else [self.text]
         for file in self.files:
-            for number, values in read_documents(file.path, fields, self.unit, self.quoting):  # type: ignore[arg-type]
+            for number, values in read_documents(file.path, fields, self.unit, self.quoting, self.columns):  # type: ignore[arg-type]
                 gloss = (values[1] or "") if self.gloss else None
                 document = f"{file.split}/{file.label}:{number}"
                 yield from self.rendered(document, file.split, values[0], gloss, f"{file.path}:{number}")

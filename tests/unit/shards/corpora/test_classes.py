@@ -38,7 +38,7 @@ def test_columns_of_a_file_without_header(tmp_path: Path) -> None:
         ("a,b\n1,2,3\n", ["id", "text"], r"t\.csv:2: 3 fields, 2 columns are named"),
         ("id,text\n1,2\n", ["id", "text"], r"t\.csv:1: this line holds the columns' names\n  fix: leave --columns out"),
         ("1,2\n", ["name", "text"], r"no column 'id'; the header is \['name', 'text'\]"),
-        ("clip1,Hallo\n", [], r"(?s)no column 'id', .* where the file has no header, table takes --columns NAME,NAME"),
+        ("clip1,Hallo\n", [], r"(?s)no column 'id', .* where the file has no header, name them: --columns NAME,NAME"),
     ],
 )
 def test_columns_that_do_not_fit(tmp_path: Path, rows: str, columns: list[str], said: str) -> None:
