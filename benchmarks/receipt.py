@@ -13,8 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from shards.terminal import table_console
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -95,7 +96,7 @@ def write_receipt(rows: Sequence[Claim], out: Path | None, packages: Sequence[st
     for row in rows:
         shown = [f"{value:,.4g}" if value is not None else "-" for value in (row.ours, row.peer, row.ratio)]
         table.add_row(row.claim, *shown, f"{row.target:g}", row.unit, str(row.runs), "ok" if row.reached else "MISSED")
-    Console(width=160).print(table)
+    table_console().print(table)
     about = {"hardware": hardware(), "versions": versions(*packages), "commit": commit(), "command": _command()}
     written = [{**asdict(row), "reached": row.reached, **about} for row in rows]
     if out is not None:

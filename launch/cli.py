@@ -28,6 +28,7 @@ from launch.supervise import Outcome, Patience, end_orphans, supervise
 from pipeline.config.cli import run_app
 from pipeline.config.resolve import ResolvedRecipe
 from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
+from shards.terminal import table_console
 
 app = typer.Typer(no_args_is_help=True, help="Start a run on this machine or on many.")
 log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def plan_command(
     for rank in plan.ranks:
         fields = (rank.rank, rank.host, rank.node_rank, rank.local_rank, rank.device, "{}:{}".format(*rank.master))
         table.add_row(*map(str, fields))
-    console.print(table)
+    table_console(highlight=False, markup=False).print(table)
 
 
 @app.command(name="run", epilog="Example: slt launch run demo_connector --num-procs 2 --set train.steps=20")

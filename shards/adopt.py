@@ -17,6 +17,11 @@ from shards.schema import IndexRow, Kind, Manifest
 from shards.store import Folder
 
 logger = logging.getLogger(__name__)
+_TRAINING_NEEDS = {
+    "features": ("features", "which backbone made them is unknown; extract them with `slt shards features`"),
+    "text": ("tokenizer", "which tokenizer made the ids is unknown; build the texts with `slt shards build text`"),
+}
+"""Kind of shards -> the option that their manifest must hold before they can be trained on, and what to do."""
 
 
 def adopt(
@@ -66,9 +71,13 @@ def adopt(
             if on_progress is not None:
                 on_progress(number, len(names))
         _check(before, shards, kinds, str(location))
+        _check_widths(rows, kinds)
         manifest = before or Manifest(next(iter(kinds), "video"), options={"adopted": True})
         _write(folder, Path(scratch), manifest, shards, _unique_ids(rows, on_note))
     splits.tell(on_note)
+    option, advice = _TRAINING_NEEDS.get(manifest.kind, ("", ""))
+    if option and option not in manifest.options:
+        on_note(f"no training on these: {MANIFEST_NAME} lacks options.{option}, {advice}")
     return manifest
 
 
@@ -109,6 +118,20 @@ def _local(folder: Folder, name: str, scratch: Path) -> tuple[Path, str]:
     if folder.is_local:
         return folder.path(name), file_sha256(folder.path(name))
     return scratch / name, folder.download(name, scratch / name)
+
+
+def _check_widths(rows: list[IndexRow], kinds: dict[Kind, str]) -> None:
+    """Features of one set are of one width: a batch joins them."""
+    if "features" not in kinds:
+        return
+    examples: dict[int, str] = {}
+    for row in rows:
+        examples.setdefault(row.width, f"{row.width} ({row.shard}:{row.key})")
+        if not row.frames:
+            raise DataError("features of no frame", where=f"{row.shard}:{row.key}", fix="remove the sample")
+    if len(examples) > 1:
+        what = f"features of several widths: {', '.join(examples.values())}"
+        raise DataError(what, where=rows[0].shard, fix="put the features of each backbone into a folder of their own")
 
 
 def _check(before: Manifest | None, shards: list[dict[str, Any]], kinds: dict[Kind, str], where: str) -> None:

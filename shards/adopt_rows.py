@@ -31,6 +31,7 @@ from shards.tar import Member, index_tar
 from shards.video import probe
 
 _IMAGE_KINDS = frozenset({"jpg", "jpeg", "png", "webp", "bmp"})
+_LARGEST = 1e9
 _NO_SAMPLE = re.compile(r"\.|__[^/]*__$")
 
 
@@ -172,15 +173,26 @@ def _features(handle: BinaryIO, path: Path, key: str, members: dict[str, Member]
     header = len(payload) - array.nbytes
     data = Member(member.name, member.offset + header, array.nbytes, crc32(payload[header:]))
     meta = _parse(handle, path, key, members["json"])
-    fps = float(meta.get("fps", 0.0))
+    where = f"{path.name}:{key}"
+    fps = _figure(meta, "fps", 0.0, where)
     stored: dict[str, Any] = {
         "frames": len(array),
         "fps": fps,
         "width": array.shape[1],
-        "height": int(meta.get("height", 1)),
+        "height": int(_figure(meta, "height", 1.0, where)),
     }
-    stored["duration_seconds"] = float(meta.get("duration_seconds", len(array) / fps if fps else 0.0))
+    stored["duration_seconds"] = _figure(meta, "duration_seconds", len(array) / fps if fps else 0.0, where)
     return _clip(path, key, data, members, _annotated(handle, path, key, members, corpus) | stored)
+
+
+def _figure(meta: dict[str, Any], name: str, otherwise: float, where: str) -> float:
+    """A finite number >= 0 of a sample's json; ``otherwise`` where it has none or null."""
+    value = meta.get(name)
+    if value is None:
+        return otherwise
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LARGEST:
+        raise DataError(f"{name} is {str(value)[:40]!r} in its json, no number", where=where, fix="correct the json")
+    return float(value)
 
 
 def _video_member(where: str, members: dict[str, Member]) -> Member:

@@ -38,6 +38,7 @@ _FAULTS_TO_JUDGE = (
 _REPAIRS = {
     "missing_media": "fetch the missing media or correct the folder they are looked for in",
     "unreadable_media": "fetch or convert the unreadable media again",
+    "outside_video": "correct the times that lie outside their videos, or fetch the videos they belong to",
     "missing_frames": "complete the frame folders",
     "empty_text": "fill the empty texts or remove their rows",
     "wrong_times": "correct the times in the annotations",
@@ -216,8 +217,10 @@ class _Build:
         manifest = Manifest(self.survey.kind, options=self.identity["options"], versions=self.identity["versions"])
         tables, skips = [], []
         splits: collections.Counter[str] = collections.Counter()
+        tallies: collections.Counter[str] = collections.Counter()
         for name, part in self.work.parts():
             skips += [Skip(**values) for values in part["skips"]]
+            tallies.update(part.get("tallies", {}))  # records of an older version have none
             if not part["rows"]:
                 continue
             rows = [IndexRow(*values) for values in part["rows"]]
@@ -228,7 +231,7 @@ class _Build:
         if self.over_budget(len(faults)) or not tables:
             raise self.budget_error(faults)
         manifest.splits = dict(sorted(splits.items()))
-        manifest.counts = _counts(splits.total(), skips)
+        manifest.counts = _counts(splits.total(), skips) | dict(sorted(tallies.items()))
         table = pa.concat_tables(tables)
         manifest.fingerprint = fingerprint(manifest.shards, table)
         self.work.finish(table, manifest, _lines(skips))

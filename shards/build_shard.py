@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import numpy as np
 
 from shards.build_plan import BuildOptions, ShardTask, work_units
 from shards.build_work import Work, part_record
+from shards.encoded import Stored, tally
 from shards.prepare import PreparedVideo, Skip, prepare_at_once, prepare_documents, prepare_videos
 from shards.schema import IndexRow, Kind, Segment
 from shards.text import load_tokenizer, tokenise
@@ -62,9 +64,9 @@ def write_shard(work: Work, task: ShardTask, sources: str, results: Iterator[Any
     video = bool(task.segments) and task.segments[0].media is not None
     with work.scratch() as folder:
         with TarWriter(folder / task.name) as tar:
-            rows, skips = (_store_videos if video else _store_documents)(tar, task, results, options)
-        work.store(tar, task.name, rows, part_record(tar, rows, task, skips, sources))
-    return finished(task, rows, skips, tar.size)
+            stored = (_store_videos if video else _store_documents)(tar, task, results, options)
+        work.store(tar, task.name, stored.rows, part_record(tar, stored, task, sources))
+    return finished(task, stored.rows, stored.skips, tar.size)
 
 
 def finished(task: ShardTask, rows: list[IndexRow], skips: list[Skip], size: int) -> Finished:
@@ -76,15 +78,16 @@ def finished(task: ShardTask, rows: list[IndexRow], skips: list[Skip], size: int
 
 def _store_videos(
     tar: TarWriter, task: ShardTask, results: Iterator[PreparedVideo | Skip], options: BuildOptions
-) -> tuple[list[IndexRow], list[Skip]]:
-    rows, skips = [], []
+) -> Stored:
+    stored = Stored([], [], collections.Counter())
     tokens = _text_tokens(task.segments, options.tokenizer)
     for segment, number, result in zip(task.segments, tokens, results, strict=True):
         if isinstance(result, Skip):
-            skips.append(result)
+            stored.skips.append(result)
         else:
-            rows.append(add_video(tar, segment, result.payload, result.info, number))
-    return rows, skips
+            stored.rows.append(add_video(tar, segment, result.payload, result.info, number))
+            stored.tallies.update(tally(segment, result))
+    return stored
 
 
 def _text_tokens(segments: list[Segment], tokenizer: str) -> list[int]:
@@ -96,9 +99,7 @@ def _text_tokens(segments: list[Segment], tokenizer: str) -> list[int]:
     return [len(ids) - begins for ids in tokenise([segment.text for segment in segments], loaded)]
 
 
-def _store_documents(
-    tar: TarWriter, task: ShardTask, results: Iterator[np.ndarray], options: BuildOptions
-) -> tuple[list[IndexRow], list[Skip]]:
+def _store_documents(tar: TarWriter, task: ShardTask, results: Iterator[np.ndarray], options: BuildOptions) -> Stored:
     rows: list[IndexRow] = []
     stem, members = task.name.removesuffix(".tar"), itertools.count()
     segments: list[Segment] = []
@@ -111,4 +112,4 @@ def _store_documents(
         if waiting >= options.tokens_per_member or number == len(task.segments):
             rows += add_documents(tar, f"{stem}-{next(members):04d}", segments, tokens)
             segments, tokens, waiting = [], [], 0
-    return rows, []
+    return Stored(rows, [], collections.Counter())

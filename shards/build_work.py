@@ -24,10 +24,10 @@ from typing import Any
 import pyarrow as pa
 
 from shards.build_plan import ShardTask
+from shards.encoded import Stored
 from shards.errors import DataError, OptionError
 from shards.files import write_atomic
 from shards.index import INDEX_NAME, MANIFEST_NAME, read_manifest, write_index
-from shards.prepare import Skip
 from shards.schema import FrameFolder, IndexRow, Manifest, VideoFile
 from shards.store import Folder, is_remote, open_folder
 from shards.writer import TarWriter
@@ -101,15 +101,16 @@ def _stat(path: Path) -> list[Any]:
     return [path.name, found.st_size, found.st_mtime_ns]
 
 
-def part_record(tar: TarWriter, rows: list[IndexRow], task: ShardTask, skips: list[Skip], sources: str) -> bytes:
+def part_record(tar: TarWriter, stored: Stored, task: ShardTask, sources: str) -> bytes:
     """What is kept about a finished shard, as JSON."""
     part = {
         "digest": task.digest,
         "sources": sources,
         "size": tar.size,
         "sha256": tar.digest.hexdigest(),
-        "skips": [dataclasses.asdict(skip) for skip in [*task.skips, *skips]],
-        "rows": [list(row) for row in rows],
+        "skips": [dataclasses.asdict(skip) for skip in [*task.skips, *stored.skips]],
+        "tallies": stored.tallies,
+        "rows": [list(row) for row in stored.rows],
     }
     return json.dumps(part).encode()
 

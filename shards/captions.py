@@ -36,7 +36,7 @@ _OVERRIDE = re.compile(r"\{\\[^{}]*\}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]")
 _INVISIBLE = re.compile("[\u200b\u2060\ufeff]")
 _BLOCK = re.compile(r"(?:NOTE|STYLE|REGION)(?:[ \t]|$)")
-_SOUND = re.compile(r"\[[^\[\]]*\]|\([^()]*\)|（[^（）]*）|【[^【】]*】|[♪♫♬][^♪♫♬]*[♪♫♬]?")
+_SOUND = re.compile(r"\[[^\[\]]*\]|\([^()]*\)|（[^（）]*）|【[^【】]*】|\*[^*]*\*|＊[^＊]*＊|[♪♫♬][^♪♫♬]*[♪♫♬]?")
 _OFFSET_TIME = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(h|ms|m|s)")
 _OFFSET_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
@@ -74,33 +74,42 @@ def read_track(path: Path) -> Track:
     Raises:
         DataError: another suffix, a file that cannot be read or decoded, or a line that the format does not allow.
     """
-    if path.suffix not in SUFFIXES:
+    if path.suffix.lower() not in SUFFIXES:
         raise DataError(f"unknown caption format {path.suffix!r}", where=str(path), fix=f"use {', '.join(SUFFIXES)}")
+    return parse_track(read_caption_file(path), path.suffix.lower(), str(path))
+
+
+def read_caption_file(path: Path) -> bytes:
+    """The bytes of a file of timed texts. Raises DataError when it cannot be read or is far too large."""
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
             raise DataError(f"{size} bytes are no captions", where=str(path), fix=_FIX)
-        payload = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise DataError(f"captions cannot be read ({error.strerror})", where=str(path), fix="check the path") from None
-    return parse_track(payload, path.suffix, str(path))
 
 
 def parse_track(payload: bytes, suffix: str, where: str) -> Track:
     """:func:`read_track` of bytes at hand; ``suffix`` is one of :data:`SUFFIXES`."""
+    captions, automatic = _PARSERS[suffix](caption_text(payload, where), where)
+    return Track(sorted(captions, key=lambda c: (c.start_seconds, c.end_seconds, c.line)), automatic)
+
+
+def caption_text(payload: bytes, where: str) -> str:
+    """The text of a file. Raises DataError with the line for another encoding than UTF-8."""
     try:
-        text = payload.decode("utf-8-sig")
+        return payload.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = payload.count(b"\n", 0, error.start) + 1
         raise DataError(
             f"not UTF-8: byte 0x{payload[error.start]:02x}", where=f"{where}:{line}", fix="convert the file to UTF-8"
         ) from None
-    captions, automatic = _PARSERS[suffix](text, where)
-    return Track(sorted(captions, key=lambda c: (c.start_seconds, c.end_seconds, c.line)), automatic)
 
 
 def sound_only(text: str) -> bool:
-    """Whether a caption describes sounds and nothing else: ``[Music]``, ``(applause)``, ``♪ la la ♪``."""
+    """Whether a caption holds nothing that is signed: ``[Music]``, ``(applause)``, ``* Applaus *``, ``♪ la la ♪``,
+    ``[NOT-SIGNED]``."""
     return not re.search(r"\w", _SOUND.sub(" ", text))
 
 
@@ -122,7 +131,7 @@ def _parse_vtt(text: str, where: str) -> tuple[list[Caption], bool]:
     captions: list[Caption] = []
     shown: list[str] = []
     for begin, end, number, payload in cues:
-        written = [clean for line in payload if (clean := _plain(_unmarked(line)))]
+        written = [clean for line in payload if (clean := one_line(_unmarked(line)))]
         fresh = _unrolled(written, shown) if automatic else written
         shown = written
         if fresh:
@@ -135,7 +144,7 @@ def _parse_srt(text: str, where: str) -> tuple[list[Caption], bool]:
     captions = []
     for first, block in _blocks(_lines(text), 0):
         begin, end, number, payload = _cue(first, block, where)
-        if words := _plain(" ".join(_OVERRIDE.sub("", _unmarked(line)) for line in payload)):
+        if words := one_line(" ".join(_OVERRIDE.sub("", _unmarked(line)) for line in payload)):
             captions.append(Caption(begin, end, words, number))
     return captions, False
 
@@ -165,24 +174,31 @@ def _parse_json(text: str, where: str) -> tuple[list[Caption], bool]:
 
 def _parse_ttml(text: str, where: str) -> tuple[list[Caption], bool]:
     """TTML: every ``<p>`` with its own ``begin`` and ``end`` or ``dur``."""
-    if re.search(r"<!(?!--)", text):
-        raise DataError("a document type or entity in TTML", where=where, fix=_FIX)
-    try:
-        root = ElementTree.fromstring(text)
-    except (ElementTree.ParseError, ValueError, RecursionError) as error:
-        line = getattr(error, "position", (1, 0))[0]
-        raise DataError(f"not TTML ({error})", where=f"{where}:{line}", fix=_FIX) from None
+    root = xml_root(text, where, "TTML")
     captions = []
     paragraphs = (element for element in root.iter() if str(element.tag).rpartition("}")[2] == "p")
     for number, paragraph in enumerate(paragraphs, 1):
         spot = f"{where} paragraph {number}"
-        if not (words := _plain(" ".join(paragraph.itertext()))):
+        if not (words := one_line(" ".join(paragraph.itertext()))):
             continue
         begin = _offset(paragraph.get("begin"), f"{spot} begin")
         lasting = paragraph.get("end") is None
         end = _offset(paragraph.get("dur" if lasting else "end"), f"{spot} end")
         captions.append(Caption(begin, begin + end if lasting else end, words, number))
     return captions, False
+
+
+def xml_root(text: str, where: str, kind: str) -> ElementTree.Element:
+    """The root of an XML document without a document type or entities, which could make it grow. Raises DataError."""
+    if re.search(r"<!(?!--)", text):
+        raise DataError(f"a document type or entity in {kind}", where=where, fix=_FIX)
+    try:
+        return ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError, RecursionError) as error:
+        line = getattr(error, "position", (1, 0))[0]
+        raise DataError(
+            f"not {kind} ({error}): the XML is not well formed", where=f"{where}:{line}", fix=_FIX
+        ) from None
 
 
 _PARSERS: dict[str, Callable[[str, str], tuple[list[Caption], bool]]] = {
@@ -239,7 +255,7 @@ def _unmarked(line: str) -> str:
     return html.unescape(_ENDLESS.sub("\ufffd", _TAG.sub("", line)))
 
 
-def _plain(text: str) -> str:
+def one_line(text: str) -> str:
     """One line without control and zero-width characters."""
     return " ".join(_INVISIBLE.sub("", _CONTROL.sub(" ", text)).split())
 
@@ -257,7 +273,7 @@ def _entry(entry: Any, number: int, where: str) -> Caption | None:
     if not given or "text" not in entry or "start" not in entry:
         found = sorted(entry) if isinstance(entry, dict) else type(entry).__name__
         raise DataError(f"no caption with text, start and duration or end; found {found}", where=where, fix=_FIX)
-    words = _plain(_text(entry["text"], where))
+    words = one_line(_text(entry["text"], where))
     begin = _number(entry["start"], f"{where} start")
     end = _number(entry[given], f"{where} {given}")
     return Caption(begin, end if given == "end" else begin + end, words, number) if words else None
@@ -269,7 +285,7 @@ def _event_text(event: Any, where: str) -> tuple[str, bool]:
     if not isinstance(segments, list) or not all(isinstance(segment, dict) for segment in segments):
         raise DataError("a json3 event whose segs are no list of objects", where=where, fix=_FIX)
     text = "".join(_text(segment.get("utf8", ""), where) for segment in segments)
-    return _plain(text), any("tOffsetMs" in segment or "acAsrConf" in segment for segment in segments)
+    return one_line(text), any("tOffsetMs" in segment or "acAsrConf" in segment for segment in segments)
 
 
 def _text(value: Any, where: str) -> str:

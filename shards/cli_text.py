@@ -45,10 +45,11 @@ def contamination(
 
 
 def _show(report: ContaminationReport) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from shards.terminal import table_console
+
+    console = table_console()
     table = Table("evaluation texts", "number", "equal in train", "overlapping", "part", "too short to overlap")
     table.columns[0].overflow, table.columns[0].min_width = "fold", 32  # long paths differ at their ends
     for split in report.splits:

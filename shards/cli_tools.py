@@ -60,14 +60,14 @@ def lint(
 
 def _show_report(report: LintReport) -> None:
     """One table row per broken rule with a few examples, then the verdict."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from shards.lint import rule_of
+    from shards.terminal import table_console
 
-    console = Console()
-    table = Table("", "rule", "found", "examples", show_lines=True, expand=True)
+    console = table_console()
+    table = Table("", "rule", "found", "examples", show_lines=True, expand=console.is_terminal)
     table.columns[0].no_wrap = table.columns[1].no_wrap = table.columns[2].no_wrap = True
     table.columns[2].justify, table.columns[3].ratio = "right", 1
     for rule, problems in report.by_rule().items():
@@ -223,6 +223,7 @@ def convert(
     from shards.cli_build import BuildSettings, build_options
     from shards.convert import ConvertOptions
     from shards.convert import convert as run
+    from shards.encoded import encoded_lines
 
     options = ConvertOptions(
         source,
@@ -240,8 +241,9 @@ def convert(
         manifest = run(
             options, out, form, workers, lambda state: show(state.done, state.total, state.shard), notes.append
         )
-    tell(notes)
-    typer.echo(f"{out}: {listed(manifest.splits)}; {listed(manifest.counts)}; fingerprint {manifest.fingerprint[:12]}")
+    tell([*notes, *encoded_lines(manifest.counts)])
+    brief = {name: number for name, number in manifest.counts.items() if name.split("/")[0] in ("samples", "skipped")}
+    typer.echo(f"{out}: {listed(manifest.splits)}; {listed(brief)}; fingerprint {manifest.fingerprint[:12]}")
 
 
 def _named(text: str, flag: str) -> dict[str, str]:

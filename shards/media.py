@@ -18,9 +18,11 @@ import av
 from shards.errors import DataError
 from shards.schema import VideoFile
 
-FIX_MEDIA = "fetch the file again, or remove its row from the annotations"
+FIX_MEDIA = "fetch the file again, or convert it (ffmpeg -i IN OUT.mp4)"
+_FIX_PATH = "fetch the file, or check the path"
+_FIX_TIMES = "check the times: they may be those of another video; or fetch the file again, it may be cut off"
 _EXPLODE = {"err_detect": "explode"}
-_END_TOLERANCE_SECONDS = 1.0  # subtitles often outlast the video a little; more means the wrong video
+_LEAST_INSIDE = 0.5  # of a segment; subtitles often outlast the video, and a text without its signing teaches nonsense
 _SEEK_EARLY_SECONDS = 0.2  # containers seek by decoding time, which is a few frames before display time
 _SLOT_EARLY = 0.25  # a frame up to a quarter slot early still counts for its slot: absorbs time stamp jitter
 _TOGETHER_SECONDS = 0.1  # sound begins a little before the picture in most files; players show no difference
@@ -31,6 +33,28 @@ _SAME = 1e-6  # seconds; times are compared after a division
 
 Timed: TypeAlias = "tuple[float, av.VideoFrame | None]"
 """(seconds, frame). The last one of a piece has no frame: it says until when the one before it is shown."""
+
+
+def no_file(path: Path) -> str:
+    """What a path is instead of a file that can be opened (``does not exist``); empty when it is one."""
+    if path.is_file():
+        return ""
+    if path.is_symlink() and not path.exists():
+        return "is a link that leads nowhere"
+    if not path.exists():
+        return "does not exist"
+    return "is a folder, not a video" if path.is_dir() else "is no regular file"
+
+
+def no_file_error(path: Path) -> DataError:
+    """The error for a path of which :func:`no_file` tells something."""
+    what = no_file(path)
+    fix = f"name the files in it, for example {path}/*.mp4" if path.is_dir() else _FIX_PATH
+    return DataError("the file does not exist" if not path.exists() else f"this {what}", where=str(path), fix=fix)
+
+
+class OutsideVideo(DataError):
+    """The times of a segment lie outside the video, or more than half of it."""
 
 
 class OpenVideo:
@@ -48,7 +72,7 @@ class OpenVideo:
                 raise DataError("the file is empty", where=self.where, fix=FIX_MEDIA)
             container = av.open(source, options=dict(_EXPLODE), metadata_errors="replace")  # titles of any encoding
         except FileNotFoundError:
-            raise DataError("the file does not exist", where=self.where, fix=FIX_MEDIA) from None
+            raise DataError("the file does not exist", where=self.where, fix=_FIX_PATH) from None
         except (av.FFmpegError, OSError) as error:
             raise DataError(f"not a readable video ({_said(error)})", where=self.where, fix=FIX_MEDIA) from error
         if not container.streams.video:
@@ -250,8 +274,7 @@ class DecodingPass:
         return DataError(
             f"the time stamps jump from {last:.2f} s to {seconds:.2f} s",
             where=self.where,
-            fix="give the file new ones (ffmpeg -i IN -vf setpts=N/FRAME_RATE/TB OUT.mp4), or remove its row from the "
-            "annotations",
+            fix="give the file new ones (ffmpeg -i IN -vf setpts=N/FRAME_RATE/TB OUT.mp4), or cut around the jump",
         )
 
     def _check_gap(self, last: float, seconds: float) -> None:
@@ -261,27 +284,30 @@ class DecodingPass:
     def explained(self, media: VideoFile, error: DataError) -> DataError:
         """The error, or the plainer one that a piece beyond the end of the media deserves."""
         declared, start = self._declared(), self.begin(media)
-        if declared is None or start <= declared + _END_TOLERANCE_SECONDS:
+        if declared is None or start < declared:
             return error
-        return DataError(
+        return OutsideVideo(
             f"the video ends at {declared:.2f} s, the segment begins at {start:.2f} s",
             where=self.where,
-            fix="the annotation belongs to another video, or the download is truncated",
+            fix=_FIX_TIMES,
         )
 
     def _check_end(self, media: VideoFile) -> None:
-        """The media is over: was that to be expected?"""
+        """The media is over: was that to be expected? A segment that is cut by it must lie inside for the most part."""
         if self.position == -math.inf:
             raise DataError("no frame can be decoded", where=self.where, fix=FIX_MEDIA)
-        if media.end_seconds is not None:
-            expected, said = media.end_seconds - _END_TOLERANCE_SECONDS, "the segment"
-        else:
-            expected, said = (self._declared() or 0.0) * 0.95 - 0.5, "its header"
-        if self.position < expected:
+        end = math.inf if media.end_seconds is None else media.end_seconds
+        if self.position < min(end - self.frame_seconds, (self._declared() or 0.0) * 0.95 - 0.5):
             raise DataError(
-                f"the video ends at {self.position:.2f} s, {said} says later",
+                f"the video ends at {self.position:.2f} s, its header says later", where=self.where, fix=_FIX_TIMES
+            )
+        start, over = self.begin(media), self.position + self.frame_seconds
+        if end < math.inf and over - start < _LEAST_INSIDE * (end - start):
+            raise OutsideVideo(
+                f"the video ends at {self.position:.2f} s, the segment says later: of its {end - start:.2f} s only "
+                f"{max(0.0, over - start):.2f} s lie inside",
                 where=self.where,
-                fix="the download is truncated, or the annotation belongs to another video",
+                fix=_FIX_TIMES,
             )
 
     def _declared(self) -> float | None:

@@ -33,7 +33,7 @@ _MOST_BOXES, _LARGEST_MOOV = 64, 64 << 20
 _SLICE, _IDR, _OTHER, _UNKNOWN = 0, 1, 2, 3
 _UNITS = {1: _SLICE, 5: _IDR, 6: _OTHER, 9: _OTHER, 12: _OTHER}  # the others: SEI, access unit delimiter, filler
 _FASTEST = 1000
-_FIX = "fetch the file again, or remove its row from the annotations"
+_FIX = "fetch the file again, or convert it (ffmpeg -i IN OUT.mp4)"
 
 Read = Callable[[int, int], bytes]
 """(offset, size) -> bytes of the file, fewer at its end."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from shards.errors import DataError
 from shards.frame_folder import MissingFrames, is_frame
+from shards.media import OutsideVideo, no_file
 from shards.names import located
 from shards.schema import FrameFolder, Segment, VideoFile
 from shards.text import load_tokenizer, tokenise
@@ -25,7 +26,7 @@ from shards.video import (
     VideoInfo,
     VideoOptions,
     probe,
-    ready_payload,
+    ready_or_why,
     ready_structure,
     transcode,
     transcode_pieces,
@@ -46,7 +47,8 @@ class Skip:
     id: str
     split: str
     reason: str
-    """``missing_media`` | ``unreadable_media`` | ``missing_frames`` | ``empty_text`` | ``excluded/<why>``."""
+    """``missing_media`` | ``unreadable_media`` | ``outside_video`` | ``missing_frames`` | ``empty_text`` |
+    ``wrong_times`` | ``excluded/<why>``."""
     detail: str
     origin: str
 
@@ -60,6 +62,10 @@ class Skip:
 class PreparedVideo:
     payload: bytes
     info: VideoInfo
+    why: str = ""
+    """Why a whole file was encoded, a word of ``shards.encoded.REASONS``; empty for other media and files kept."""
+    source_bytes: int = 0
+    """Size of that file."""
 
 
 def has_media(media: VideoFile | FrameFolder) -> bool:
@@ -90,9 +96,13 @@ def prepare_video(segment: Segment, options: VideoOptions) -> PreparedVideo | Sk
     if not has_media(media):
         return Skip(segment.id, segment.split, "missing_media", _absent(media), segment.origin)
     try:
-        if isinstance(media, VideoFile) and (ready := ready_payload(media, options)) is not None:
+        ready = ready_or_why(media, options) if isinstance(media, VideoFile) else ""
+        if not isinstance(ready, str):
             return PreparedVideo(*ready)
-        return _prepared(segment, transcode(media, replace(options, keep_ready=False)))
+        prepared = _prepared(segment, transcode(media, replace(options, keep_ready=False)))
+        if ready and isinstance(prepared, PreparedVideo):
+            return replace(prepared, why=ready, source_bytes=media.path.stat().st_size)
+        return prepared
     except DataError as error:
         return _prepared(segment, error)
 
@@ -112,19 +122,16 @@ def prepare_at_once(segments: Sequence[Segment], options: VideoOptions) -> list[
 
 def _absent(media: VideoFile | FrameFolder) -> str:
     path = media.path
-    if path.is_symlink() and not path.exists():
-        return f"{path} is a link that leads nowhere"
-    if not path.exists():
-        return f"{path} does not exist"
-    if isinstance(media, FrameFolder):
+    if isinstance(media, FrameFolder) and path.is_dir():
         return f"{path} holds no image that matches {media.pattern}"
-    return f"{path} is a folder, not a video" if path.is_dir() else f"{path} is no regular file"
+    return f"{path} {no_file(path) or 'is a file, not a folder of images'}"
 
 
 def _prepared(segment: Segment, result: bytes | DataError) -> PreparedVideo | Skip:
     if isinstance(result, bytes):
         return PreparedVideo(result, probe(result))
     reason = "missing_frames" if isinstance(result, MissingFrames) else "unreadable_media"
+    reason = "outside_video" if isinstance(result, OutsideVideo) else reason
     return Skip(segment.id, segment.split, reason, f"{result.where}: {result.what}", segment.origin)
 
 

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from shards.build import SKIPPED_NAME
 from shards.build_plan import nothing_to_build, segment_identity, wrong_times
 from shards.corpora.media_files import NO_MEDIA
+from shards.encoded import encoded_lines
 from shards.files import write_atomic
-from shards.index import read_index
+from shards.index import read_index, read_manifest
 from shards.prepare import has_media
 from shards.schema import Corpus, Segment, VideoFile
 from shards.shared_texts import TRAIN, folded_hash, shared
@@ -137,8 +138,10 @@ def corpus_report(
         media: id, split, media, origin; media is empty where the annotation names none) and ``faults`` (lines of text:
         what a build refuses, such as an id that occurs twice). Per split: ``published`` (None: not stated),
         ``annotated``, ``excluded`` {reason: n}, ``empty_text``, ``missing_media``, ``wrong_times``, ``usable``,
-        ``hours`` (annotated and not excluded; None where annotations tell no times), ``texts_shared_with_train`` (None
-        where no train split is known); with ``shards`` also ``skipped`` {reason: n}, ``built`` and ``built_hours``.
+        ``hours`` (annotated and not excluded; None where annotations tell no times), ``texts_shared_with_train``
+        (None where no train split is known); with
+        ``shards`` also ``skipped`` {reason: n}, ``built`` and ``built_hours``, and beside the splits ``media`` (lines:
+        what was encoded and why, what was cut).
 
     Raises:
         DataError: unreadable annotations or shard set.
@@ -155,9 +158,12 @@ def corpus_report(
         name: {"published": published.get(name), **split.figures(nothing if name == TRAIN else train)}
         for name, split in survey.splits.items()
     }
+    built: dict[str, Any] = {}
     if shards is not None:
         _add_built(splits, Path(shards))
+        built = {"media": encoded_lines(read_manifest(Path(shards)).counts)}
     return {
+        **built,
         "corpus": corpus.name,
         "settings": getattr(corpus, "settings", {}),
         "notes": list(getattr(corpus, "notes", ())),
@@ -219,6 +225,7 @@ def report_lines(report: dict[str, Any]) -> list[str]:
             counted = figures["annotated"] - sum(figures["excluded"].values())
             if counted != stated:
                 lines.append(f"{name}: {counted - stated:+d} segments against the {stated} published")
+    lines += report.get("media", [])
     lines += [f"fault: {fault}" for fault in report["faults"][:_FIRST_FAULTS]]
     if (more := len(report["faults"]) - _FIRST_FAULTS) > 0:
         lines.append(f"and {more} more faults; --json lists all")

@@ -150,7 +150,8 @@ class Manifest:
     splits: dict[str, int] = field(default_factory=dict)
     """Samples per split."""
     counts: dict[str, int] = field(default_factory=dict)
-    """Preparation report: samples, skipped, and the reason counts ``skipped/<reason>``."""
+    """Preparation report: samples, skipped, the reason counts ``skipped/<reason>``, and what is counted about the media
+    (:mod:`shards.encoded`)."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options that decide the bytes: short_side, gop, crf, fps, tokenizer fingerprint, token dtype, templates."""
     versions: dict[str, str] = field(default_factory=dict)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from shards.plots import ordered
 from shards.plots_page import size
+from shards.terminal import table_console
 from shards.wording import and_more
 
 NO_TRAIN = "–"
@@ -18,7 +18,7 @@ NO_TRAIN = "–"
 
 def show(figures: dict[str, Any]) -> None:
     """Print the figures of ``shards.stats.describe`` to stdout."""
-    console = Console()
+    console = table_console()
     text = figures["kind"] == "text"
     title = f"{figures['dir']} ({figures['kind']}, {figures['shards']} shards, {size(figures['bytes'])})"
     console.print(_samples(figures, title, text))

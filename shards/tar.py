@@ -18,6 +18,8 @@ from shards.store import Folder
 
 BLOCK = 512
 _CHUNK = 1 << 20
+_WITHOUT_BYTES = {b"1": "a hard link", b"2": "a symbolic link", b"S": "a sparse file"}
+_LONG_LINK_TARGET = b"K"
 _LONGEST_NUMBER = 12  # a pax record is at most as long as its member, which is at most 8 GiB
 
 
@@ -35,7 +37,7 @@ def index_tar(path: Path | str, folder: Folder | None = None) -> list[Member]:
     """Every regular file of a tar with its payload address and CRC-32.
 
     Understands ustar, GNU long names and pax headers. Raises DataError naming shard and byte offset for a damaged
-    header checksum, a truncated member, missing end-of-archive blocks, or zeros where a header should be.
+    header checksum, a truncated member, missing end-of-archive blocks, zeros where a header should be, or a link.
 
     Args:
         path: of the tar; with ``folder`` its name there.
@@ -65,10 +67,22 @@ def _members(handle: BinaryIO, path: Path) -> list[Member]:
         elif kind in b"07\0":
             members.append(Member(long_name or _name(block), payload, size, _crc(handle, size, position, path)))
             long_name = None
-        else:
+        elif kind in _WITHOUT_BYTES:
+            target = block[157:257].split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+            name = f"{long_name or _name(block)} is {_WITHOUT_BYTES[kind]}" + (f" to {target}" if target else "")
+            raise _without_bytes(path, position, name)
+        elif kind != _LONG_LINK_TARGET:
             long_name = None
         position = payload + -(-size // BLOCK) * BLOCK
     return members
+
+
+def _without_bytes(path: Path, position: int, what: str) -> DataError:
+    return DataError(
+        f"link: {what}; a member needs its bytes in the tar",
+        where=f"{path}@{position}",
+        fix="write the tar again with `tar --hard-dereference --dereference` (in Python: tarfile's dereference=True)",
+    )
 
 
 def _damage(path: Path, position: int, what: str, rule: str) -> DataError:

@@ -31,10 +31,12 @@ from shards.media import (
     constant_rate,
     decoded,
     decoded_packets,
+    no_file,
+    no_file_error,
     packets,
 )
 from shards.mp4 import NotSure, check_samples, read_mp4
-from shards.picture import Pictures, tag_colours, upright
+from shards.picture import Pictures, stored_size, tag_colours, upright
 from shards.schema import FrameFolder, VideoFile
 
 logger = logging.getLogger(__name__)
@@ -84,11 +86,15 @@ class VideoOptions:
 
     def accepts(self, width: int, height: int, fps: Fraction | None) -> bool:
         """Whether video of this size and rate is stored without scaling and without another rate."""
-        return (
-            not (self.short_side and min(width, height) > self.short_side)
-            and not (self.fps and fps != Fraction(self.fps).limit_denominator(1001))
-            and width % 2 == height % 2 == 0
-        )
+        return self.accepts_size(width, height) and self.accepts_rate(fps)
+
+    def accepts_size(self, width: int, height: int) -> bool:
+        """Whether video of this size is stored without scaling."""
+        return not (self.short_side and min(width, height) > self.short_side) and width % 2 == height % 2 == 0
+
+    def accepts_rate(self, fps: Fraction | None) -> bool:
+        """Whether video of this rate is stored at the same rate."""
+        return not (self.fps and fps != Fraction(self.fps).limit_denominator(1001))
 
 
 def probe(source: Path | bytes) -> VideoInfo:
@@ -133,8 +139,8 @@ def transcode_pieces(pieces: Sequence[VideoFile], options: VideoOptions) -> list
     The bytes of a piece do not depend on the others. A piece that cannot be used is a DataError in its place.
     """
     path = pieces[0].path
-    if not path.is_file():
-        return [DataError("the file does not exist", where=str(path), fix=FIX_MEDIA) for _ in pieces]
+    if no_file(path):
+        return [no_file_error(path) for _ in pieces]
     results: list[bytes | DataError] = []
     while len(results) < len(pieces):
         rest = pieces[len(results) :]
@@ -238,28 +244,36 @@ def _to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter, size: int | Non
 
 def ready_payload(media: VideoFile, options: VideoOptions) -> tuple[bytes, VideoInfo] | None:
     """A file that already has the stored form; None when it must be encoded. Damage raises DataError."""
+    found = ready_or_why(media, options)
+    return None if isinstance(found, str) else found
+
+
+def ready_or_why(media: VideoFile, options: VideoOptions) -> tuple[bytes, VideoInfo] | str:
+    """A file that already has the stored form, or a word of ``shards.encoded.REASONS`` why it must be encoded; no word
+    where that goes without saying: a part of the file or picture, or ``keep_ready`` off. Damage raises DataError."""
     known = ready_structure(media, options)
     if known is not None and options.validate == "headers":
         return known
     if not _kept_whole(media, options):
-        return None
+        return ""
     with OpenVideo(media.path, str(media.path)) as (container, stream, where):
-        if not _has_stored_form(container, stream, options):
-            return None
+        if why := _other_form(container, stream, options):
+            return why
         found = list(packets(container, stream, where))
         if any(packet.is_discard for packet in found):
-            return None  # an edit list leaves pictures out
+            return "edit_list"
         times = [packet.pts for packet in found if packet.pts is not None]
         keys = [place for place, packet in enumerate(found) if packet.is_keyframe and packet.pts is not None]
-        steps = set(np.diff(sorted(times)))
-        if not keys or len(steps) > 1 or max(np.diff([*keys, len(times)])) > options.gop or keys[0]:
-            return None
+        if len(set(np.diff(sorted(times)))) > 1:
+            return "uneven_times"
+        if not keys or keys[0] or max(np.diff([*keys, len(times)])) > options.gop:
+            return "key_frames"
         count, turned = 0, False
         for frame in decoded_packets(found, where):
             count, turned = count + 1, turned or bool(upright(frame)) or frame.interlaced_frame
         if count != len(times) or (stream.frames and len(times) != stream.frames):
             raise DataError(f"{count} frames decode of {len(times)} stored", where=where, fix=FIX_MEDIA)
-        return None if turned else (media.path.read_bytes(), _info(stream, len(times)))
+        return "turned" if turned else (media.path.read_bytes(), _info(stream, len(times)))
 
 
 def _kept_whole(media: VideoFile, options: VideoOptions) -> bool:
@@ -294,17 +308,21 @@ def ready_structure(media: VideoFile, options: VideoOptions) -> tuple[bytes, Vid
     return payload, VideoInfo(track.frames, fps, track.width, track.height, track.frames / fps, "h264")
 
 
-def _has_stored_form(container: Any, stream: Any, options: VideoOptions) -> bool:
-    """Whether the header promises the stored form."""
+def _other_form(container: Any, stream: Any, options: VideoOptions) -> str:
+    """In what the header says something else than the stored form; empty when it promises that."""
     context = stream.codec_context
-    return (
-        len(container.streams) == 1
-        and "mp4" in container.format.name
-        and (context.name, context.pix_fmt) == ("h264", "yuv420p")
-        and options.accepts(context.width, context.height, stream.average_rate)
-        and (stream.sample_aspect_ratio or 1) == 1
-        and not stream.start_time
-    )
+    size = context.width, context.height
+    differences = {
+        "codec": (context.name, context.pix_fmt) != ("h264", "yuv420p"),
+        "container": "mp4" not in container.format.name,
+        "size": not options.accepts_size(*size),
+        "rate": not options.accepts_rate(stream.average_rate),
+        # scalers that keep sides even write aspects such as 1136:1135, which square pixels would not change
+        "pixels": stored_size(*size, float(stream.sample_aspect_ratio or 1), options.short_side) != size,
+        "late_start": bool(stream.start_time),
+        "streams": len(container.streams) > 1,
+    }
+    return next((why for why, differs in differences.items() if differs), "")
 
 
 def _transcode_pass(pieces: Sequence[VideoFile], options: VideoOptions, back: float) -> list[bytes | DataError]:
@@ -347,9 +365,7 @@ def _encode(frames: Iterator[av.VideoFrame], fps: float, pictures: Pictures, opt
             picture.pts, picture.time_base = number, 1 / rate
             output.mux(stream.encode(picture))
         if stream is None:
-            raise DataError(
-                "no frame between the two times", where=pictures.where, fix="check start and end of the annotation"
-            )
+            raise DataError("no frame between the two times", where=pictures.where, fix="check start and end")
         output.mux(stream.encode())
     return buffer.getvalue()
 

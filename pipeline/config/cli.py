@@ -17,6 +17,7 @@ from pipeline.config.load import RESOLVED_BLOCK, LoadedRecipe, load
 from pipeline.config.resolve import ResolvedRecipe, resolve
 from pipeline.config.source import dump_yaml, shown_path
 from pipeline.errors import EXIT_INTERRUPTED, SltError
+from shards.terminal import table_console
 
 app = typer.Typer(no_args_is_help=True, help="Check, show and compare recipes. Touches no GPU and no network.")
 
@@ -48,7 +49,7 @@ def check(
     if as_json:
         _print_json({"recipe": str(loaded.path), "ok": True, "notes": list(loaded.notes), "world_sizes": rows})
         return
-    console = Console(markup=False, emoji=False)
+    console = table_console(markup=False, emoji=False)
     table = Table(
         title=f"{loaded.recipe.name} ({loaded.recipe.stage}) from {shown_path(loaded.path)}", title_justify="left"
     )
@@ -95,7 +96,7 @@ def diff(
     if as_json:
         _print_json({name: {"a": a, "b": b} for name, (a, b) in changed.items()})
         return
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = table_console(highlight=False, markup=False, emoji=False)
     if not changed:
         console.print("no differences")
         return

@@ -150,8 +150,9 @@ def _write(path: Path, results: dict[str, list[dict[str, Any]]]) -> None:
 
 def print_table(rows: dict[str, list[dict[str, Any]]]) -> None:
     """Mean and spread over seeds, BLEU-4 on both held-out splits."""
-    from rich.console import Console
     from rich.table import Table
+
+    from shards.terminal import table_console
 
     table = Table(title="Ablations on the synthetic corpus: BLEU-4, mean (min to max) over seeds")
     for column in ("variant", "seeds", "unseen sentences", "unseen signer too"):
@@ -162,4 +163,4 @@ def print_table(rows: dict[str, list[dict[str, Any]]]) -> None:
             values = [float(row[split]["bleu4"]) for row in results]
             cells.append(f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})" if values else "")
         table.add_row(name, str(len(results)), *cells)
-    Console(width=110).print(table)
+    table_console().print(table)

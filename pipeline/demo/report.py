@@ -47,10 +47,11 @@ class DemoReport:
 
 def print_report(report: DemoReport, out: Path) -> None:
     """The stage table and three translations beside their references."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=110)
+    from shards.terminal import table_console
+
+    console = table_console()
     table = Table(title="LLaVA-SLT demo: three stages on the synthetic sign corpus")
     for column in ("stage", "held-out metric", "before", "after", "seconds"):
         table.add_column(column, justify="left" if column in ("stage", "held-out metric") else "right")

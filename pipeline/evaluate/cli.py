@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shards.errors import DataError
 from shards.progress import progress
 
 if TYPE_CHECKING:
@@ -31,7 +32,10 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     model: Annotated[Path, typer.Argument(help="folder written by `slt export` for a connector run")],
-    shards: Annotated[list[Path], typer.Option("--shards", help="video shard set; repeat for several")],
+    shards: Annotated[
+        list[Path],
+        typer.Option("--shards", help="shard set of videos, or of the model's own frozen features; repeat for several"),
+    ],
     split: Annotated[str, typer.Option(help="split to translate")] = "test",
     protocol: Annotated[
         str, typer.Option(help="how BLEU and ROUGE are computed: phoenix14t, csl_daily, ...")
@@ -70,7 +74,11 @@ def translate(
     sets: Annotated[list[str], typer.Option("--set", help=_SETS_HELP.format(more=""))] = [],  # noqa: B006
     as_json: _Json = False,
 ) -> None:
-    """Translate video files with an exported model; one line of text per file."""
+    """Translate video files with an exported model; one line of text per file.
+
+    A file that cannot be translated is named on stderr and the others go on;
+    the exit code is then 4.
+    """
     from pipeline.dist import Ranks, device_for
     from pipeline.evaluate.options import PlaceOptions, parse_between, parse_sets
     from pipeline.serve.translate import Translator
@@ -83,12 +91,24 @@ def translate(
     translator = Translator.from_export(model, device, place.precision)
     if prompt is not None:
         translator = translator.with_prompt(prompt)
+    failed: list[str] = []
     for path in videos:
-        (result,) = translator.translate([VideoFile(path, start, end)], generation)
+        try:
+            (result,) = translator.translate([VideoFile(path, start, end)], generation)
+        except DataError as error:
+            failed.append(str(path))
+            typer.echo(f"error: {error}", err=True)
+            if as_json:
+                typer.echo(json.dumps({"path": str(path), "error": error.what}, ensure_ascii=False))
+            continue
         if as_json:
             typer.echo(json.dumps(result.to_dict(), ensure_ascii=False))
         else:
             typer.echo(result.text if len(videos) == 1 else f"{path}\t{result.text}")
+    if failed:
+        if len(videos) > 1:
+            typer.echo(f"{len(failed)} of {len(videos)} videos are not translated: {', '.join(failed)}", err=True)
+        raise typer.Exit(DataError.exit_code)
 
 
 def _join() -> tuple[EvalRanks, str]:
@@ -104,15 +124,16 @@ def _join() -> tuple[EvalRanks, str]:
 
 
 def _show(scores: Scores, target: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from shards.terminal import table_console
 
     table = Table(title=f"{scores.samples} samples, protocol {scores.protocol}")
     names = ("bleu1", "bleu2", "bleu3", "bleu4", "chrf", "rouge_l", "rouge_l_mscoco")
     for name in names:
         table.add_column(name, justify="right")
     table.add_row(*(f"{getattr(scores, name):.2f}" for name in names))
-    console = Console()
+    console = table_console()
     console.print(table)
     for metric, signature in scores.signatures.items():
         console.print(f"{metric}: {signature}", highlight=False, soft_wrap=True)

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.errors import RecipeError
 from pipeline.models.processing import LlavaSltProcessor
 from shards.features import read_features
+from shards.index import MANIFEST_NAME
 from shards.plan import Plan
 from shards.reader import Reader
 
@@ -20,6 +22,29 @@ from shards.reader import Reader
 def holds_features(plan: Plan) -> bool:
     """Whether the plan's samples are stored frame features rather than videos."""
     return plan.sources[0].shard_set.manifest.kind == "features"
+
+
+def check_fingerprints(plan: Plan, fingerprint: str) -> None:
+    """Refuse stored frame features of another backbone or preprocessing than a model's (``fingerprint``).
+
+    Raises RecipeError, also for features that do not say what made them.
+    """
+    for source in plan.sources if holds_features(plan) else ():
+        where = f"{source.shard_set.dir}: these shards hold frame features"
+        stored = source.shard_set.manifest.options.get("features")
+        if not isinstance(stored, dict) or "fingerprint" not in stored:
+            raise RecipeError(
+                f"{where}, but {MANIFEST_NAME} lacks options.features.fingerprint: it does not say which backbone and"
+                " preprocessing made them, so nothing can tell whether the model's backbone agrees. Use the video"
+                " shards, or extract the features with `slt shards features SHARDS --recipe RECIPE --out DIR`; for tars"
+                f" that this command wrote, put their own {MANIFEST_NAME} back."
+            )
+        if stored["fingerprint"] != fingerprint:
+            raise RecipeError(
+                f"{where} of another backbone or preprocessing (theirs {stored}, the model's fingerprint is"
+                f" {fingerprint or 'none: its weights are random'}); use the video shards, or extract them again:"
+                " `slt shards features SHARDS --recipe RECIPE --out DIR`."
+            )
 
 
 @dataclass(frozen=True, slots=True)

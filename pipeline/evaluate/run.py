@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-from pipeline.evaluate.clips import CollatePrompts, FetchFrames
+from pipeline.evaluate.clips import CollatePrompts, FetchFrames, check_fingerprints
 from pipeline.evaluate.generate import GenerationOptions, translate
 from pipeline.evaluate.load import Precision, load_export
 from pipeline.evaluate.metrics import Scores, score
@@ -84,7 +84,7 @@ def evaluate_export(
         The scores on rank 0, None on the others.
 
     Raises:
-        RecipeError: unknown protocol, before anything is loaded.
+        RecipeError: unknown protocol, before anything is loaded; or stored features of another backbone.
         CheckpointError: the export cannot be used.
         DataError: shards that cannot be read, a damaged sample, or predictions that do not cover the split.
     """
@@ -92,6 +92,7 @@ def evaluate_export(
     model, processor = load_export(export_dir, options.device, options.precision)
     sets = [open_index(path) for path in shards]
     loader = _loader(sets, processor, options, ranks)
+    check_fingerprints(loader.plan, model.visual.config.backbone_fingerprint)
     done = 0
 
     def count(samples: int) -> None:

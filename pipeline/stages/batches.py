@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from pipeline.errors import RecipeError
+from pipeline.evaluate.clips import check_fingerprints, holds_features
 from pipeline.losses import IGNORE_LABEL
 from pipeline.models.attention import packed_kwargs
 from pipeline.models.processing import LlavaSltProcessor
@@ -64,23 +65,12 @@ def check_features(plan: Plan, encoder: HierarchicalVisualEncoder) -> None:
 
     Raises RecipeError when the backbone trains, or the features come from another backbone or preprocessing.
     """
-    for source in plan.sources:
-        manifest = source.shard_set.manifest
-        if manifest.kind != "features":
-            continue
-        where = f"{source.shard_set.dir}: these shards hold frame features"
-        if encoder.backbone.trains:
-            raise RecipeError(
-                f"{where}, but model.visual.backbone.train lets the backbone change; set it to frozen, or train on the"
-                " video shards."
-            )
-        stored = manifest.options["features"]
-        if stored["fingerprint"] != encoder.config.backbone_fingerprint:
-            raise RecipeError(
-                f"{where} of another backbone or preprocessing (theirs {stored}, the recipe's fingerprint is"
-                f" {encoder.config.backbone_fingerprint or 'none: its weights are random'}); extract them again:"
-                " `slt shards features SHARDS --recipe RECIPE --out DIR`."
-            )
+    if holds_features(plan) and encoder.backbone.trains:
+        raise RecipeError(
+            f"{plan.sources[0].shard_set.dir}: these shards hold frame features, but model.visual.backbone.train lets"
+            " the backbone change; set it to frozen, or train on the video shards."
+        )
+    check_fingerprints(plan, encoder.config.backbone_fingerprint)
 
 
 def clip_tensors(items: list[list[tuple[np.ndarray, Any]]]) -> dict[str, Any]:

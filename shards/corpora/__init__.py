@@ -36,6 +36,7 @@ REGISTRY = {
     "bobsl": "shards.corpora.bobsl:Bobsl",
     "csl_news": "shards.corpora.csl_news:CslNews",
     "dailymoth": "shards.corpora.dailymoth:DailyMoth",
+    "subtitles": "shards.corpora.subtitles:Subtitles",
     "table": "shards.corpora.table:Table",
     "text": "shards.corpora.text:Text",
     "parallel": "shards.corpora.parallel:Parallel",

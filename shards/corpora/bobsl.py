@@ -145,6 +145,12 @@ class Bobsl:
 
 def _subsets(path: Path) -> dict[str, list[tuple[str, str]]]:
     """Episodes from ``subset2episode.json``; subsets of other names (the challenge's) have no subtitles."""
+    if not path.is_file():
+        raise DataError(
+            f"no {path.name}: it lists the episodes of each split",
+            where=str(path.parent),
+            fix=f"pass the folder that holds {_METADATA} as --root, or a list with --episodes",
+        )
     content = read_json(path)
     if not isinstance(content, dict):
         raise DataError(f"no object of subsets but a {type(content).__name__}", where=str(path), fix=f"use {_METADATA}")

@@ -10,10 +10,10 @@ import lzma
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import pyarrow as pa
 
+from shards.corpora.file_kinds import HEAD_BYTES, refuse_binary, text_kind
 from shards.errors import DataError
 from shards.names import existing
 
@@ -34,7 +34,7 @@ def compressed(path: Path) -> bool:
     return path.suffix.lower() in COMPRESSIONS
 
 
-def open_source(path: Path) -> BinaryIO:
+def open_source(path: Path) -> io.BufferedReader:
     """The uncompressed bytes of a file as a stream. Raises one of :data:`DAMAGED`, as reading from it does."""
     path = existing(path)
     suffix = path.suffix.lower()
@@ -53,6 +53,7 @@ def byte_lines(path: Path) -> Iterator[bytes]:
     """The lines of a file with their ends. Raises DataError when it is missing, damaged or no text."""
     try:
         with open_source(path) as handle:
+            refuse_binary(handle.peek(HEAD_BYTES)[:HEAD_BYTES], path)
             for line in iter(functools.partial(handle.readline, LONGEST_LINE + 1), b""):
                 if len(line) > LONGEST_LINE:
                     raise DataError(
@@ -71,3 +72,15 @@ def cannot_read(path: Path, error: BaseException) -> DataError:
     damaged = compressed(path) and not isinstance(error, FileNotFoundError | PermissionError)
     fix = "copy or fetch the file again: it is cut off or damaged" if damaged else "check the path"
     return DataError(f"cannot be read ({reason})", where=str(path), fix=fix)
+
+
+def refuse_no_table(path: Path) -> None:
+    """Raise DataError when a file that should be a table is missing, or begins like something else."""
+    try:
+        with open_source(path) as handle:
+            head = handle.peek(HEAD_BYTES)[:HEAD_BYTES]
+    except DAMAGED as error:
+        raise cannot_read(path, error) from None
+    refuse_binary(head, path)
+    if (known := text_kind(head)) is not None:
+        raise DataError(f"no table but {known[0]}", where=str(path), fix=known[1])

@@ -10,6 +10,9 @@ Two entries of the release do not fit together. ``S000005_P0004_T00`` is in the 
 ``S000007_P0003_T00`` is annotated, but in no split. Both are left out here (18,400 train samples, as in the
 sltbaselines code); with ``unlisted_to_train`` the second takes the first one's place (18,401, as in Uni-Sign).
 
+``labels`` takes text and gloss from a derivative instead, one file per split: ``labels.{train,dev,test}`` of Uni-Sign
+(18,401 train samples) or sltbaselines, or SLRT's ``csl-daily.{train,dev,test}``. Blanks between words are removed.
+
 The corpus is given out by USTC on a signed request, for research only.
 """
 
@@ -17,8 +20,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from shards.corpora.labels import chosen_files, find_label_files, read_label_file
 from shards.corpora.rows import file_stem, first_existing, known_splits, read_table, text_field
 from shards.corpora.unpickle import safe_unpickle
 from shards.errors import DataError
@@ -28,6 +32,7 @@ from shards.schema import FrameFolder, Segment, VideoFile
 SPLITS = ("train", "dev", "test")
 NOT_ANNOTATED, NOT_LISTED = "S000005_P0004_T00", "S000007_P0003_T00"
 _FRAMES = ("sentence_frames-512x512/frames_512x512", "frames_512x512", "sentence/frames_512x512")
+_LABEL_FILES = ("labels.{}", "csl-daily.{}")
 _LABELS, _PICKLE, _MAP, _SPLIT = "sentence_label", "csl2020ct_v2.pkl", "video_map.txt", "split_1.txt"
 
 
@@ -40,11 +45,12 @@ class CslDaily:
         clips: read ``sentence-crop/<name>.mp4`` instead of the frame folders.
         frames_fps: rate of the frame folders.
         unlisted_to_train: put the annotated, unlisted ``S000007_P0003_T00`` into train.
+        labels: folder with a derivative's label files, used instead of ``sentence_label``.
     """
 
     NAME = "csl_daily"
     published: ClassVar[dict[str, int]] = {"train": 18401, "dev": 1077, "test": 1176}
-    notes = (
+    notes: tuple[str, ...] = (
         f"train: {NOT_ANNOTATED} is listed but not annotated, {NOT_LISTED} is annotated but not listed; "
         "18,400 samples, or 18,401 with unlisted_to_train=true",
     )
@@ -56,6 +62,7 @@ class CslDaily:
         clips: bool = False,
         frames_fps: float = 30.0,
         unlisted_to_train: bool = False,
+        labels: Path | None = None,
     ) -> None:
         self.name = self.NAME
         self.root = Path(root)
@@ -65,18 +72,37 @@ class CslDaily:
             raise DataError(f"frames_fps={frames_fps} is no rate", where="corpus csl_daily", fix="e.g. 30")
         self.labels = first_existing((self.root / _LABELS, self.root))
         self.frames = first_existing(self.root / folder for folder in _FRAMES)
+        self.settings: dict[str, Any] = {"unlisted_to_train": unlisted_to_train}
+        self.files: dict[str, Path] = {}
+        if labels is not None:
+            self.files = chosen_files(find_label_files(labels, _LABEL_FILES), splits, labels)
+            self.splits, self.settings, self.notes = list(self.files), {"annotations": "derivative"}, ()
+            return
         if not any((self.labels / name).is_file() for name in (_PICKLE, _MAP)):
             raise DataError(
                 f"no {_LABELS}/{_PICKLE} and no {_LABELS}/{_MAP} below it",
                 where=str(self.root),
                 fix="pass the folder that holds sentence_label as root",
             )
-        self.settings = {"unlisted_to_train": unlisted_to_train}
 
     def segments(self) -> Iterator[Segment]:
-        """The split file's entries in its order, then the annotated entry that it lacks."""
+        """The split file's entries in its order, then the annotated entry that it lacks; or the label files."""
+        for split, file in self.files.items():
+            for label in read_label_file(file):
+                fields = ("".join(label.text.split()), label.gloss, label.where)
+                yield from self._chosen(split, label.name, fields, "")
+        if not self.files:
+            yield from self._official()
+
+    def _official(self) -> Iterator[Segment]:
         annotated = self._annotations()
         path = self.labels / _SPLIT
+        if not path.is_file():
+            raise DataError(
+                f"no {_SPLIT} beside the annotations: it says which split a clip is of",
+                where=str(self.labels),
+                fix="fetch it from the release, or pass label files of another project with --labels FOLDER",
+            )
         listed: ByName[str] = ByName()
         for line, row in read_table(path, "|", quoting=False, needed=("name", "split")):
             where, name = f"{path}:{line}", row["name"]

@@ -24,9 +24,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from shards.corpora.rows import file_stem, first_existing, known_splits, read_table, text_field
+from shards.corpora.labels import chosen_files, clip_path, find_label_files, read_label_file
+from shards.corpora.rows import file_stem, first_existing, known_splits, read_table
 from shards.corpora.table import seconds
-from shards.corpora.unpickle import read_labels
 from shards.errors import DataError
 from shards.schema import Segment, VideoFile
 
@@ -77,11 +77,14 @@ class How2Sign:
                 where="corpus how2sign: labels",
                 fix="use the re-aligned csv files, or add --clips true and accept misaligned clips",
             )
-        files = {split: self._file(split) for split in SPLITS}
-        if not any(path.is_file() for path in files.values()):
-            raise self._no_annotations()
         chosen = known_splits(splits, SPLITS, self.NAME)
-        self.files = {split: files[split] for split in chosen if splits or files[split].is_file()}
+        if labels is not None:
+            self.files = chosen_files(find_label_files(labels, ("labels.{}",)), splits, labels)
+        else:
+            files = {split: self._file(split) for split in SPLITS}
+            if not any(path.is_file() for path in files.values()):
+                raise self._no_annotations()
+            self.files = {split: files[split] for split in chosen if splits or files[split].is_file()}
         self.splits = list(self.files)
         self.settings = {"realigned": realigned, "clips": clips, "labels": labels is not None}
         self.notes = (_MISALIGNED,) if clips else ()
@@ -89,16 +92,10 @@ class How2Sign:
             logger.warning("how2sign: %s", _MISALIGNED)
 
     def _file(self, split: str) -> Path:
-        if self.labels is not None:
-            return self.labels / f"labels.{split}"
         name = f"how2sign_{'realigned_' if self.realigned else ''}{SPLITS[split]}.csv"
         return first_existing(self.root / folder.format(SPLITS[split]) / name for folder in _TABLES)
 
     def _no_annotations(self) -> DataError:
-        if self.labels is not None:
-            return DataError(
-                "holds no labels.train", where=str(self.labels), fix="pass the folder with the label files"
-            )
         fix = "download 'English Translation (manually re-aligned)' and put the csv files into root"
         if self.realigned and list(self.root.rglob("how2sign_train.csv")):
             fix += "; with realigned=false the original annotations found there are used, which fit badly"
@@ -130,10 +127,9 @@ class How2Sign:
             yield self._segment(split, sentence, _unquoted(row["SENTENCE"]), media, where, excluded)
 
     def _labelled(self, split: str, path: Path, folder: Path) -> Iterator[Segment]:
-        for where, entry in read_labels(path, ("name", "text")):
-            name = file_stem(text_field(entry, "name", where).removesuffix(".mp4"), where)
-            media = VideoFile(folder / f"{name}.mp4")
-            yield self._segment(split, name, text_field(entry, "text", where), media, where)
+        for label in read_label_file(path):
+            media = VideoFile(clip_path(folder, label.media))
+            yield self._segment(split, label.name, label.text, media, label.where)
 
     def _segment(self, split: str, name: str, text: str, media: VideoFile, where: str, excluded: str = "") -> Segment:
         signer = _SIGNER.search(name)

@@ -9,6 +9,9 @@
 script), ``-`` or ``_`` in their place, and each of these is found. Segments without a box are left out, as by that
 script. Its squares are padded with black where they leave the picture; here they end at the picture's edge.
 
+``labels`` takes splits and texts from Uni-Sign's ``labels.{train,dev,test}`` instead of the tsv. Their names are
+``vid`` in one of these spellings, so the times are known and whole videos can be cut by them as well.
+
 Videos vanish from YouTube: half of the segments may be missing before a build fails.
 Licence: CC BY-NC-ND 4.0. About one in ten dev and test sentences occurs word for word in train.
 """
@@ -16,10 +19,12 @@ Licence: CC BY-NC-ND 4.0. About one in ten dev and test sentences occurs word fo
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+from shards.corpora.labels import Label, chosen_files, clip_path, find_label_files, read_label_file
 from shards.corpora.rows import file_stem, first_existing, known_splits, read_json, read_table
 from shards.corpora.table import seconds
 from shards.errors import DataError, OptionError
@@ -32,6 +37,8 @@ TEXTS = ("raw-text", "tokenized-text")
 _TABLE, _BOXES = "openasl-v1.0.tsv", "bbox-v1.0.json"
 _SPLIT_NAMES = {"val": "dev", "valid": "dev"}
 _COLON_MARKS = (":", "%", "-", "_")
+_CLOCK = r"([0-9]{2})[:%_-]([0-9]{2})[:%_-]([0-9]{2}\.[0-9]{1,6})"
+_VID = re.compile(rf"(.+)-{_CLOCK}-{_CLOCK}")
 
 
 class OpenAsl:
@@ -44,6 +51,7 @@ class OpenAsl:
         clips: videos are named by ``vid``, cut and cropped already.
         boxes: crop to the published boxes; false keeps the whole picture.
         text: ``raw-text`` or ``tokenized-text``.
+        labels: folder with Uni-Sign's label files, used instead of the tsv.
     """
 
     NAME = "openasl"
@@ -58,6 +66,7 @@ class OpenAsl:
         clips: bool = False,
         boxes: bool = True,
         text: str = "raw-text",
+        labels: Path | None = None,
     ) -> None:
         self.name = self.NAME
         self.root = Path(root)
@@ -67,24 +76,31 @@ class OpenAsl:
         if text not in TEXTS:
             raise OptionError(f"no text column {text!r}", where="corpus openasl: text", fix=f"use {' or '.join(TEXTS)}")
         self.table = first_existing((self.root / _TABLE, self.root / "data" / _TABLE))
-        self.box_file = self.table.with_name(_BOXES)
-        if not self.table.is_file():
+        self.box_file = first_existing((self.root / _BOXES, self.root / "data" / _BOXES))
+        self.settings = {"clips": clips, "boxes": self.boxes, "text": text}
+        self.files: dict[str, Path] = {}
+        if labels is not None:
+            self.files = chosen_files(find_label_files(labels, ("labels.{}",)), splits, labels)
+            self.splits, self.settings = list(self.files), {**self.settings, "text": "labels"}
+        elif not self.table.is_file():
             raise DataError(
                 f"no data/{_TABLE} below it", where=str(self.root), fix="pass a clone of chevalierNoir/OpenASL as root"
             )
         if self.boxes and not self.box_file.is_file():
             raise DataError(
-                f"no {_BOXES} beside the tsv",
-                where=str(self.table),
+                f"no data/{_BOXES} below it",
+                where=str(self.root),
                 fix="fetch it, or add --boxes false for whole pictures",
             )
-        self.settings = {"clips": clips, "boxes": self.boxes, "text": text}
 
     def segments(self) -> Iterator[Segment]:
         """Every annotated row in file order, whether or not its video exists."""
         boxes = ByName(self._read_boxes().items()) if self.boxes else ByName()
         present = {same_name(path.name) for path in self.videos.glob("*.mp4")} if self.clips else set()
-        for line, row in read_table(self.table, "\t", quoting=False, needed=COLUMNS):
+        for split, file in self.files.items():
+            for label in read_label_file(file):
+                yield self._labelled(split, label, boxes, present)
+        for line, row in () if self.files else read_table(self.table, "\t", quoting=False, needed=COLUMNS):
             where = f"{self.table}:{line}"
             split = _SPLIT_NAMES.get(row["split"], row["split"])
             if split not in SPLITS:
@@ -92,18 +108,39 @@ class OpenAsl:
             if split not in self.splits:
                 continue
             media, excluded = self._media(row, where, boxes, present)
-            yield Segment(
-                corpus=self.NAME,
-                id=row["vid"],
-                split=split,
-                text=row[self.text].strip(),
-                media=media,
-                language="en",
-                sign_language="ase",
-                gloss=row["gloss"].strip(),
-                origin=where,
-                excluded=excluded,
-            )
+            fields = {"id": row["vid"], "text": row[self.text].strip(), "gloss": row["gloss"].strip()}
+            yield self._segment(split, fields, media, where, excluded)
+
+    def _labelled(self, split: str, label: Label, boxes: ByName[Any], present: set[str]) -> Segment:
+        """A clip of a label file; its name gives video and times."""
+        fields = {"id": label.name, "text": label.text, "gloss": label.gloss}
+        if (match := _VID.fullmatch(label.name)) is None:
+            if not self.clips:
+                raise DataError(
+                    f"the name {label.name!r} tells no times, so whole videos cannot be cut by it",
+                    where=label.where,
+                    fix="add --clips true and --videos FOLDER with the clips",
+                )
+            return self._segment(split, fields, VideoFile(clip_path(self.videos, label.media)), label.where, "")
+        yid, *marks = match.groups()
+        start, end = ":".join(marks[:3]), ":".join(marks[3:])
+        row = {"vid": f"{yid}-{start}-{end}", "yid": yid, "start": start, "end": end}
+        if self.clips and (named := clip_path(self.videos, label.media)).is_file():
+            return self._segment(split, fields | {"id": row["vid"]}, VideoFile(named), label.where, "")
+        media, excluded = self._media(row, label.where, boxes, present)
+        return self._segment(split, fields | {"id": row["vid"]}, media, label.where, excluded)
+
+    def _segment(self, split: str, fields: dict[str, str], media: VideoFile, where: str, excluded: str) -> Segment:
+        return Segment(
+            corpus=self.NAME,
+            split=split,
+            media=media,
+            language="en",
+            sign_language="ase",
+            origin=where,
+            excluded=excluded,
+            **fields,
+        )
 
     def _media(self, row: dict[str, str], where: str, boxes: ByName[Any], present: set[str]) -> tuple[VideoFile, str]:
         """The video, and why a segment is left out."""

@@ -10,7 +10,8 @@ lie in ``<name>/``; whichever folder exists is used. Some folders hold a stray p
 
 * GFSLT-VLP's ``labels.{train,dev,test}``: texts as in the csv, other glosses in hundreds of rows, no signer;
 * neccam/slt's ``phoenix14t.pami0.{train,dev,test}``: texts with `` .`` appended, which is removed again. Its features
-  (``sign``, pickled tensors) are not read.
+  (``sign``, pickled tensors) are not read;
+* SLRT's ``phoenix-2014t.{train,dev,test}``: texts as in the csv, other glosses in hundreds of rows, with signers.
 
 Licence: CC BY-NC-SA 3.0. 32 of the 642 test sentences occur word for word in train.
 """
@@ -21,8 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
-from shards.corpora.rows import file_stem, first_existing, known_splits, read_table, text_field
-from shards.corpora.unpickle import TENSOR_PARTS, read_labels
+from shards.corpora.labels import chosen_files, find_label_files, read_label_file
+from shards.corpora.rows import file_stem, first_existing, known_splits, read_table
 from shards.errors import DataError
 from shards.schema import FrameFolder, Segment
 
@@ -30,7 +31,7 @@ COLUMNS = ("name", "video", "start", "end", "speaker", "orth", "translation")
 SPLITS = ("train", "dev", "test")
 FPS = 25.0
 _ANNOTATIONS, _FRAMES = "annotations/manual", "features/fullFrame-210x260px"
-_LABEL_FILES = ("labels.{}", "phoenix14t.pami0.{}")
+_LABEL_FILES = ("labels.{}", "phoenix14t.pami0.{}", "phoenix-2014t.{}")
 
 
 class Phoenix14T:
@@ -53,11 +54,14 @@ class Phoenix14T:
         self.base = inner if inner.is_dir() else self.root
         self.labels = labels
         self.settings = {"annotations": "derivative" if labels else "official"}
-        files = {split: self._label_file(split) if labels else self._table(split) for split in SPLITS}
-        if not any(path.is_file() for path in files.values()):
-            raise self._no_annotations()
         chosen = known_splits(splits, SPLITS, self.NAME)
-        self.files = {split: files[split] for split in chosen if splits or files[split].is_file()}
+        if labels is not None:
+            self.files = chosen_files(find_label_files(labels, _LABEL_FILES), splits, labels)
+        else:
+            files = {split: self._table(split) for split in SPLITS}
+            if not any(path.is_file() for path in files.values()):
+                raise self._no_annotations()
+            self.files = {split: files[split] for split in chosen if splits or files[split].is_file()}
         self.splits = list(self.files)
 
     def _table(self, split: str) -> Path:
@@ -65,18 +69,7 @@ class Phoenix14T:
         found = next((folder for folder in folders if list(folder.glob("*.corpus.csv"))), folders[0])
         return found / f"PHOENIX-2014-T.{split}.corpus.csv"
 
-    def _label_file(self, split: str) -> Path:
-        assert self.labels is not None
-        paths = [self.labels / name.format(split) for name in _LABEL_FILES]
-        return first_existing(paths)
-
     def _no_annotations(self) -> DataError:
-        if self.labels is not None:
-            return DataError(
-                f"holds none of {', '.join(name.format('train') for name in _LABEL_FILES)}",
-                where=str(self.labels),
-                fix="pass the folder with the label files as labels, or leave it out to use the official csv files",
-            )
         return DataError(
             f"no {_ANNOTATIONS}/PHOENIX-2014-T.train.corpus.csv below it",
             where=str(self.root),
@@ -103,11 +96,10 @@ class Phoenix14T:
             yield self._segment(split, fields | {"signer": row["speaker"]}, media, where)
 
     def _derived(self, split: str, path: Path) -> Iterator[Segment]:
-        for where, entry in read_labels(path, ("name", "text", "gloss"), TENSOR_PARTS):
-            name = file_stem(text_field(entry, "name", where).removeprefix(f"{split}/"), where)
-            fields = {"id": name, "text": text_field(entry, "text", where).removesuffix(" .")}
-            fields |= {key: text_field(entry, key, where) for key in ("gloss", "signer") if key in entry}
-            yield self._segment(split, fields, self._frames(split, PurePosixPath(name, "1"), "*.png"), where)
+        for label in read_label_file(path):
+            fields = {"id": label.name, "text": label.text.removesuffix(" ."), "gloss": label.gloss}
+            media = self._frames(split, PurePosixPath(label.name, "1"), "*.png")
+            yield self._segment(split, fields | {"signer": label.signer}, media, label.where)
 
     def _frames(self, split: str, listed: PurePosixPath, pattern: str) -> FrameFolder:
         frames = self.base / _FRAMES / split

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from shards.corpora.rows import UTF16_MARKS
+from shards.corpora.rows import UTF16_MARKS, read_lines
 from shards.errors import DataError
 
 MAX_RECORD_CHARACTERS = 16 << 20
@@ -29,6 +30,31 @@ def read_json_array(path: Path, needed: Iterable[str]) -> Iterator[tuple[int, di
             raise DataError(
                 f"a list element is {type(record).__name__}", where=where, fix="use a list of objects, or JSON lines"
             )
+        check_fields(columns, list(record), where)
+        yield number, record
+
+
+def read_json_rows(path: Path, needed: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number from 1, row) of a JSON array of objects, or of an object of rows by name.
+
+    The name of a row is its field ``key``, unless it has one; a row that is a text or number is its field ``value``.
+
+    Raises DataError as :func:`read_json_array`, and for an object that holds lists in place of rows.
+    """
+    if _Text(path).peek() != "{":
+        yield from read_json_array(path, needed)
+        return
+    _refuse_lines(path)
+    columns = list(needed)
+    for number, (name, value) in enumerate(_members(path), 1):
+        where = f"{path}: {name}"
+        if isinstance(value, list):
+            raise DataError(
+                f"{name!r} is a list: an object of rows holds one object per row",
+                where=where,
+                fix=f"if the rows lie in this list save it alone, for example jq '.{name}' {path.name} > rows.json",
+            )
+        record = {"key": name, **(value if isinstance(value, dict) else {"value": value})}
         check_fields(columns, list(record), where)
         yield number, record
 
@@ -74,6 +100,31 @@ def check_fields(needed: list[str], found: list[str], where: str) -> None:
         )
 
 
+def _refuse_lines(path: Path) -> None:
+    """Raise DataError for JSON lines under the name of a JSON file."""
+    lines = [text for _, text in itertools.islice(read_lines(path), 2)]
+    if len(lines) == 2 and lines[0].rstrip().endswith("}") and lines[1].startswith("{"):
+        raise DataError("JSON lines, an object on each line", where=str(path), fix=f"name it {path.stem}.jsonl")
+
+
+def _members(path: Path) -> Iterator[tuple[str, Any]]:
+    """(name, value) of a JSON object's members."""
+    text = _Text(path)
+    text.expect("{", "where an object should begin")
+    begun = False
+    while text.peek() != "}":
+        if begun:
+            text.expect(",", "after a row")
+        begun = True
+        name = text.value(str(path))
+        if not isinstance(name, str):
+            raise DataError(f"not JSON: {name!r} is no name of a row", where=str(path), fix="fetch the file again")
+        text.expect(":", f"after {name!r}")
+        yield name, text.value(f"{path}: {name}")
+    text.skip()
+    text.expect("", "after the object")
+
+
 def _elements(path: Path) -> Iterator[tuple[int, Any]]:
     """(number from 1, value) of a JSON array's elements."""
     text = _Text(path)
@@ -83,17 +134,11 @@ def _elements(path: Path) -> Iterator[tuple[int, Any]]:
     number = 0
     while text.peek() != "]":
         if number:
-            if (mark := text.peek()) != ",":
-                found = repr(mark) if mark else "the end of the file"
-                raise DataError(
-                    f"not JSON: {found} after element {number}", where=str(path), fix="fetch the file again"
-                )
-            text.skip()
+            text.expect(",", f"after element {number}")
         number += 1
         yield number, text.value(f"{path}:record {number}")
     text.skip()
-    if rest := text.peek():
-        raise DataError(f"not JSON: {rest!r} after the list", where=str(path), fix="fetch the file again")
+    text.expect("", "after the list")
 
 
 class _Text:
@@ -115,6 +160,13 @@ class _Text:
 
     def skip(self) -> None:
         self._at += 1
+
+    def expect(self, mark: str, place: str) -> None:
+        """Pass a mark, or see that the file ends (``""``). Raises DataError."""
+        if (found := self.peek()) != mark:
+            shown = repr(found) if found else "the end of the file"
+            raise DataError(f"not JSON: {shown} {place}", where=self.where, fix="fetch the file again")
+        self.skip()
 
     def value(self, where: str) -> Any:
         """The JSON value that begins here."""

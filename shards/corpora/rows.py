@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,27 +40,31 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def read_table(
-    path: Path, delimiter: str, quoting: bool, needed: Iterable[str]
+    path: Path, delimiter: str, quoting: bool, needed: Iterable[str], names: Sequence[str] = ()
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, row as a dict) of a delimited table with a header line.
+    """(line number, row as a dict) of a delimited table with a header line, or of one without whose columns are named.
 
     Args:
         quoting: honour ``"``; without it a quote is an ordinary character and every line is one row.
         needed: columns that must exist.
+        names: of the columns, where the first line holds a row already.
 
     Raises:
         DataError: wrong delimiter, missing column, or a row with another number of fields.
     """
     lines = read_lines(path)
     rows = _quoted(path, lines, delimiter) if quoting else ((number, line.split(delimiter)) for number, line in lines)
-    header = next(rows, (1, [""]))[1]
+    header = list(names) or next(rows, (1, [""]))[1]
     _check_header(path, header, delimiter, needed)
+    told = f"{len(header)} columns are named" if names else f"the header has {len(header)}"
     for number, fields in rows:
         if not any(fields):
             continue
+        if fields == list(names):
+            raise DataError("this line holds the columns' names", where=f"{path}:{number}", fix="leave --columns out")
         if len(fields) != len(header):
             raise DataError(
-                f"{len(fields)} fields, the header has {len(header)}",
+                f"{len(fields)} fields, {told}",
                 where=f"{path}:{number}",
                 fix="repair the row (a delimiter inside a text, or a missing field)"
                 + ("" if quoting else "; if fields are quoted add --quoting true"),
@@ -86,7 +90,7 @@ def _quoted(path: Path, lines: Iterator[tuple[int, str]], delimiter: str) -> Ite
 
 
 def _check_header(path: Path, header: list[str], delimiter: str, needed: Iterable[str]) -> None:
-    columns = list(needed)
+    columns = dict.fromkeys(needed)
     missing = [column for column in columns if column not in header]
     where = f"{path}:1"
     if not missing:
@@ -106,8 +110,17 @@ def _check_header(path: Path, header: list[str], delimiter: str, needed: Iterabl
     raise DataError(
         f"no column {', '.join(map(repr, missing))}; the header is {header}",
         where=where,
-        fix=(f"did you mean {near[0]!r}? " if near else "") + "map the column names in the corpus options",
+        fix=(f"did you mean {near[0]!r}? " if near else "")
+        + "map the column names in the corpus options; where the file has no header, name them: --columns NAME,NAME",
     )
+
+
+def split_row(line: str, delimiter: str, where: str) -> list[str]:
+    """The fields of one line in which ``"`` quotes. Raises DataError for broken quoting."""
+    try:
+        return next(csv.reader([line], delimiter=delimiter, strict=True), [])
+    except csv.Error as error:
+        raise DataError(f"broken quoting ({error}) in one line", where=where, fix="close the quote") from None
 
 
 def _typed(delimiter: str) -> str:
@@ -127,12 +140,14 @@ def read_jsonl(path: Path, needed: Iterable[str]) -> Iterator[tuple[int, dict[st
             raise DataError(f"not JSON ({error})", where=f"{path}:{number}", fix="one object per line") from None
         _refuse_half_characters(line, values, f"{path}:{number}")
         if not isinstance(values, dict) or (missing := [name for name in columns if name not in values]):
-            found = sorted(values) if isinstance(values, dict) else type(values).__name__
-            lacking = ", ".join(missing) if isinstance(values, dict) else "everything"
+            row = isinstance(values, dict)
+            found = sorted(values) if row else type(values).__name__
             raise DataError(
-                f"lacks {lacking}; found {found}",
+                f"lacks {', '.join(missing) if row else 'everything'}; found {found}",
                 where=f"{path}:{number}",
-                fix="map the field names in the corpus options",
+                fix="map the field names in the corpus options"
+                if row
+                else "one object per line; name an array NAME.json",
             )
         yield number, values
 

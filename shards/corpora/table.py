@@ -16,22 +16,25 @@ from decimal import Decimal
 from pathlib import Path, PurePath
 from typing import Any
 
+from shards.corpora.classes import Classes
+from shards.corpora.compressed import refuse_no_table
+from shards.corpora.file_kinds import KINDS_BY_SUFFIX
 from shards.corpora.media_files import NO_MEDIA
-from shards.corpora.records import parquet_columns, read_json_array, read_parquet
+from shards.corpora.records import parquet_columns, read_json_rows, read_parquet
 from shards.corpora.rows import DELIMITERS, read_jsonl, read_lines, read_table
+from shards.corpora.splits import check_fractions, drawn_split
 from shards.errors import DataError, OptionError
 from shards.names import ByName
 from shards.schema import SPLIT_NAME, Crop, FrameFolder, Segment, VideoFile
-from shards.text import stable_seed
 
 _SPLIT_VALUE = re.compile(r"(?:train|dev|test)(?:_[a-z0-9_]+)?")
-_RECORDS = {".jsonl": read_jsonl, ".ndjson": read_jsonl, ".json": read_json_array, ".parquet": read_parquet}
+_RECORDS = {".jsonl": read_jsonl, ".ndjson": read_jsonl, ".json": read_json_rows, ".parquet": read_parquet}
 _LONGEST_NAME = 255  # bytes, on the usual file systems
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?(?:e-[0-9]+)?"
 _BOX = re.compile(rf"\[?\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\]?")
 _SPLIT_NAMES = {"val": "dev", "valid": "dev", "validation": "dev", "training": "train", "testing": "test"}
 _CLOCK = re.compile(r"(?:(?:([0-9]{1,9}):)?([0-9]{1,9}):)?([0-9]{1,9}(?:[.,][0-9]{0,30})?)")
-_LANGUAGE = re.compile(r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$")
+LANGUAGE = re.compile(r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$")
 
 
 @dataclass(kw_only=True)
@@ -69,6 +72,12 @@ class Table:
     frames_fps: float = 0.0
     """Above 0: media are folders of images at this rate, matched by ``frames_pattern``."""
     frames_pattern: str = "*"
+    columns: list[str] = field(default_factory=list)
+    """Names of all columns of a file without a header line, in order: ``media,text``."""
+    classes: Path | None = None
+    """List of words by class, where the text column holds the number of a class: .json, or lines of number and word."""
+    class_columns: list[str] = field(default_factory=list)
+    """Which two columns of the class list are number and word, by name or position from 1; default: the first two."""
     delimiter: str = ""
     """One character or ``tab``; default by file name: .tsv tab, .csv comma, .psv |."""
     quoting: bool | None = None
@@ -85,6 +94,10 @@ class Table:
         self.table = Path(self.table)
         self.name = self.corpus
         self._suffix = self.table.suffix.lower()
+        if self._suffix != ".parquet":
+            refuse_no_table(self.table)
+        self._classes = Classes(Path(self.classes), self.class_columns) if self.classes is not None else None
+        self.settings = {"classes": self.classes.name} if self.classes is not None else {}
         self.read_records = _RECORDS.get(self._suffix)
         self.delimiter = "\t" if self.delimiter in ("tab", "\\t") else self.delimiter or self._usual_delimiter()
         if self.quoting is None:
@@ -94,12 +107,7 @@ class Table:
             raise OptionError(
                 f"delimiter {self.delimiter!r} is not one character", where=where, fix="for example --delimiter tab"
             )
-        if min(self.dev_fraction, self.test_fraction) < 0 or self.dev_fraction + self.test_fraction > 1:
-            raise OptionError(
-                f"dev_fraction {self.dev_fraction} + test_fraction {self.test_fraction} is not within 0..1",
-                where=where,
-                fix="choose fractions that leave something to train on",
-            )
+        check_fractions(self.dev_fraction, self.test_fraction, where)
         if self.bbox and self.frames_fps > 0:
             raise OptionError("bbox works on video files, not on folders of frames", where=where, fix="leave bbox out")
         self.root = Path(self.media_root) if self.media_root is not None else self.table.parent
@@ -109,16 +117,26 @@ class Table:
         if self.read_records:
             return ""
         if self._suffix not in DELIMITERS:
+            what, helps = KINDS_BY_SUFFIX.get(self._suffix, ("", ""))
             raise OptionError(
                 f"cannot tell the delimiter of a {self.table.suffix or 'suffix-less'} file",
                 where=str(self.table),
-                fix="add --delimiter tab, --delimiter ',' or --delimiter '|'",
+                fix=(f"for {what}: {helps}; for a table of this name " if what else "")
+                + "add --delimiter tab, --delimiter ',' or --delimiter '|'",
             )
         return DELIMITERS[self._suffix]
 
     def _header(self) -> list[str]:
         if self._suffix == ".parquet":
             return parquet_columns(self.table)
+        if self.columns and self.read_records:
+            raise OptionError(
+                f"{self.table.suffix} files name their own fields",
+                where=f"corpus {self.corpus}: columns",
+                fix="leave --columns out",
+            )
+        if self.columns:
+            return self.columns
         if self.read_records:
             return list(next(self.read_records(self.table, []), (0, {}))[1])
         first = next(read_lines(self.table), (0, ""))[1]
@@ -135,8 +153,8 @@ class Table:
         self._values: dict[str, str] = {}
         for key, valid, expected in (
             ("split", _SPLIT_VALUE.fullmatch, "train, dev, test or a name that begins so, like test_unseen"),
-            ("language", _LANGUAGE.match, "a BCP-47 code such as de"),
-            ("sign_language", _LANGUAGE.match, "an ISO 639-3 code such as gsg"),
+            ("language", LANGUAGE.match, "a BCP-47 code such as de"),
+            ("sign_language", LANGUAGE.match, "an ISO 639-3 code such as gsg"),
         ):
             value = getattr(self, key)
             if value in spelled:
@@ -156,7 +174,7 @@ class Table:
         rows: Iterator[tuple[int, dict[str, Any]]] = (
             self.read_records(self.table, needed)
             if self.read_records
-            else read_table(self.table, self.delimiter, bool(self.quoting), needed)
+            else read_table(self.table, self.delimiter, bool(self.quoting), needed, self.columns)
         )
         for line, row in rows:
             cells = {key: _cell(row[name]) for key, name in self._columns.items()}
@@ -184,7 +202,7 @@ class Table:
             corpus=self.corpus,
             id=sample_id,
             split=self._split(cells.get("split", ""), sample_id, origin),
-            text=cells["text"],
+            text=cells["text"] if self._classes is None else self._classes.word(cells["text"], origin),
             media=frames or VideoFile(path, start, end, _crop(cells.get("bbox", ""), self.bbox_square, origin)),
             language=cells.get("language", ""),
             sign_language=cells.get("sign_language", ""),
@@ -199,10 +217,7 @@ class Table:
             if not SPLIT_NAME.fullmatch(split):
                 raise DataError(f"split {given!r}", where=origin, fix="use train, dev, test or another plain word")
             return split
-        position = stable_seed(self.split_seed, sample_id) / (1 << 63)
-        if position < self.test_fraction:
-            return "test"
-        return "dev" if position < self.test_fraction + self.dev_fraction else "train"
+        return drawn_split(sample_id, self.split_seed, self.dev_fraction, self.test_fraction)
 
 
 def usual_split(given: str) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import collections
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from shards.corpora.compressed import plain_suffix
@@ -42,6 +42,8 @@ class Text(TextBase):
     """Field or column of the document (not for .txt); ``a.b`` is a field within a field."""
     gloss: str = ""
     """Field or column of annotated signs; empty: pseudo glosses from ``function_words``."""
+    columns: list[str] = field(default_factory=list)
+    """Names of all columns of tables without a header line, in order: ``text,gloss``."""
     unit: str = "line"
     """What one document of a .txt file is: line | paragraph (between blank lines) | file."""
     quoting: bool | None = None
@@ -66,7 +68,8 @@ class Text(TextBase):
         for file in self.files:
             told = _SPLIT in self._columns(file)
             others: collections.Counter[str] = collections.Counter()
-            read = read_documents(file.path, [*fields, _SPLIT] if told else fields, self.unit, self.quoting)  # type: ignore[arg-type]
+            wanted = [*fields, _SPLIT] if told else fields
+            read = read_documents(file.path, wanted, self.unit, self.quoting, self.columns)  # type: ignore[arg-type]
             for number, values in read:
                 if told and (split := usual_split(str(values.pop() or file.split))) != file.split:
                     if file.of_set:
@@ -80,7 +83,7 @@ class Text(TextBase):
     def _columns(self, file: TextFile) -> list[str]:
         """Columns of a table, which has them in every row; JSON objects may differ."""
         tabular = plain_suffix(file.path) in (*DELIMITERS, PARQUET)
-        return (fields_of(file.path) or []) if tabular else []
+        return (self.columns or fields_of(file.path) or []) if tabular else []
 
     def _tell(self, file: TextFile, others: collections.Counter[str]) -> None:
         """Note rows that were taken into another split than they say: evaluation sentences are not to be trained on."""

@@ -26,7 +26,7 @@ _ROWS = 1024
 
 
 def read_documents(
-    path: Path, fields: Sequence[str], unit: Unit = "line", quoting: bool | None = None
+    path: Path, fields: Sequence[str], unit: Unit = "line", quoting: bool | None = None, columns: Sequence[str] = ()
 ) -> Iterator[tuple[int, list[Any]]]:
     """(line or row number from 1, value of each field) of a file; the suffix tells its format.
 
@@ -36,6 +36,7 @@ def read_documents(
             no fields: the document is the first one.
         unit: what a document of plain text is: a line, a paragraph between blank lines, or the file.
         quoting: whether ``"`` quotes table fields; default: only for commas.
+        columns: names of all columns of tables without a header line.
 
     Raises:
         DataError: the file is missing, damaged, not UTF-8, or lacks a field.
@@ -54,7 +55,7 @@ def read_documents(
         delimiter = DELIMITERS[suffix]
         csv.field_size_limit(LONGEST_LINE)  # the library's own limit, 128 KiB, is shorter than many documents
         heads = list(fields)
-        rows = read_table(path, delimiter, delimiter == "," if quoting is None else quoting, heads)
+        rows = read_table(path, delimiter, delimiter == "," if quoting is None else quoting, heads, columns)
     else:
         rows = read_jsonl(path, heads)
     for number, row in rows:

@@ -8,6 +8,9 @@ Frame numbers count from 1 at 25 frames per second, whatever the video's own rat
 They become times: frame 1 begins at 0 s. The boxes are in pixels of a picture size that the file does not tell, so
 they are not used. Meant for contrastive warm-up: single words teach no grammar.
 
+``labels`` takes video, split and gloss from Uni-Sign's ``labels-2000.{train,dev,test}`` instead (``labels-100`` with
+``glosses=100``, and so on), which name clips; nothing is said about signers there.
+
 Many links are dead: up to 70 % may be missing before a build fails. Licence: C-UDA, research only.
 """
 
@@ -17,14 +20,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+from shards.corpora.labels import Label, chosen_files, clip_path, find_label_files, read_label_file
 from shards.corpora.records import read_json_array
 from shards.corpora.rows import file_stem, known_splits, number_field, text_field
 from shards.errors import DataError, OptionError
 from shards.schema import Segment, VideoFile
+from shards.wording import first_few
 
 SPLITS = {"train": "train", "val": "dev", "test": "test"}
 FPS = 25.0
 _NEEDED = ("video_id", "split", "signer_id", "frame_start", "frame_end", "url")
+_JSON = "WLASL_v0.3.json"
 _YOUTUBE_ID = 11  # characters
 
 
@@ -37,6 +43,7 @@ class Wlasl:
         videos: folder of the videos; default ``videos``, or ``raw_videos_mp4`` without ``clips``.
         clips: one video per sign, cut already; false: cut whole videos by frame numbers.
         glosses: take the first so many glosses: 100, 300, 1000 and 2000 are the published subsets.
+        labels: folder with Uni-Sign's label files, used instead of the json; needs ``clips``.
     """
 
     NAME = "wlasl"
@@ -50,20 +57,69 @@ class Wlasl:
         videos: Path | None = None,
         clips: bool = True,
         glosses: int = 2000,
+        labels: Path | None = None,
     ) -> None:
         self.name = self.NAME
         self.root = Path(root)
+        self.json = self.root / _JSON
         self.splits = known_splits(splits, SPLITS.values(), self.NAME)
         self.clips, self.glosses = clips, glosses
         self.videos = videos or self.root / ("videos" if clips else "raw_videos_mp4")
         self.published = self.WHOLE if glosses == 2000 else {}
-        self.settings = {"clips": clips, "glosses": glosses}
+        self.settings: dict[str, Any] = {"clips": clips, "glosses": glosses}
         if glosses < 1:
             raise OptionError(f"glosses={glosses}", where="corpus wlasl", fix="take at least one, e.g. --glosses 2000")
+        self.files: dict[str, Path] = {}
+        if labels is not None:
+            self._use_labels(labels, splits)
+        elif not self.json.is_file():
+            raise self._no_json()
+
+    def _use_labels(self, folder: Path, splits: list[str] | None) -> None:
+        if not self.clips:
+            raise OptionError(
+                "label files name clips, not whole videos",
+                where="corpus wlasl: labels",
+                fix=f"add --clips true, or leave labels out to use {_JSON}",
+            )
+        self.files = chosen_files(
+            find_label_files(folder, (f"labels-{self.glosses}.{{}}", "labels.{}")), splits, folder
+        )
+        self.splits, self.settings = list(self.files), {**self.settings, "annotations": "derivative"}
+
+    def _no_json(self) -> DataError:
+        found = sorted(path.name for path in self.root.glob("*.json"))
+        there = f"; there is {first_few(found, 3)}" if found else ""
+        return DataError(
+            f"no {_JSON} in it{there}",
+            where=str(self.root),
+            fix="pass the folder start_kit of a clone of dxli94/WLASL, which holds it, as root",
+        )
 
     def segments(self) -> Iterator[Segment]:
         """Every instance in file order, whether or not its video exists."""
-        path = self.root / "WLASL_v0.3.json"
+        for split, file in self.files.items():
+            for label in read_label_file(file):
+                yield self._labelled(split, label)
+        if not self.files:
+            yield from self._official()
+
+    def _labelled(self, split: str, label: Label) -> Segment:
+        return Segment(
+            corpus=self.NAME,
+            id=label.name,
+            split=split,
+            text=label.text or label.gloss,
+            media=VideoFile(clip_path(self.videos, label.media)),
+            language="en",
+            sign_language="ase",
+            signer=label.signer,
+            gloss=label.gloss or label.text,
+            origin=label.where,
+        )
+
+    def _official(self) -> Iterator[Segment]:
+        path = self.json
         for number, entry in read_json_array(path, ("gloss", "instances")):
             if number > self.glosses:
                 return

@@ -74,7 +74,7 @@ def read_ids(path: Path) -> Iterator[tuple[int, str, str]]:
             raise DataError(
                 f"{text.strip()[:60]!r} is no video id (11 letters, digits, - or _), alone or with ,code",
                 where=f"{path}:{line}",
-                fix="remove headers and addresses: one id a line",
+                fix="remove headers and addresses: one id a line; the corpus subtitles reads videos of any other names",
             )
         yield line, video, code
 

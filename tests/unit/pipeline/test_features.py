@@ -85,6 +85,16 @@ def test_features_of_another_backbone_or_of_one_that_trains_are_refused(world: P
         check_features(features, encoder(world, pool="mean"))
 
 
+@pytest.mark.parametrize("stored", [None, {"width": 4}])
+def test_features_of_an_unknown_backbone_are_refused(world: Path, stored: dict[str, int] | None) -> None:
+    features = plan(world / "features")
+    features.sources[0].shard_set.manifest.options = {"adopted": True} | ({"features": stored} if stored else {})
+    with pytest.raises(
+        RecipeError, match=r"manifest\.json lacks options\.features\.fingerprint: it does not say which"
+    ):
+        check_features(features, encoder(world))
+
+
 def test_videos_and_features_do_not_mix(world: Path) -> None:
     sources = [Source(read_index(world / name)) for name in ("videos", "features")]
     with pytest.raises(DataError, match="videos and stored features in one plan"):

@@ -55,6 +55,57 @@ def test_features_are_addressed_behind_their_header(tmp_path: Path) -> None:
     assert (row.frames, row.width, row.duration_seconds) == (6, 4, 0.48) and verify(tmp_path) == []
 
 
+def test_features_made_elsewhere_are_told_to_be_of_no_use_in_training(tmp_path: Path) -> None:
+    files = [("a.npy", npy(np.zeros((6, 4), "<f2"))), ("a.json", b'{"text": "x"}')]
+    write_tar(tmp_path / "t.tar", files)
+    notes: list[str] = []
+    adopt(tmp_path, on_note=notes.append)
+    assert "no training on these: manifest.json lacks options.features, which backbone made them is" in notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        ((3, 5), r"features of several widths: 4 \(t\.tar:a\), 5 \(t\.tar:b\)"),
+        ((0, 4), r"t\.tar:b: features of no frame"),
+    ],
+)
+def test_features_that_no_batch_can_join(tmp_path: Path, second: tuple[int, int], said: str) -> None:
+    arrays = {"a": np.zeros((6, 4), "<f2"), "b": np.zeros(second, "<f2")}
+    files = [(f"{key}.npy", npy(array)) for key, array in arrays.items()]
+    write_tar(tmp_path / "t.tar", [*files, *((f"{key}.json", b'{"text": "x"}') for key in arrays)])
+    with pytest.raises(DataError, match=said):
+        adopt(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fps", "said"), [("null", ""), ('"25"', "fps is '25' in its json, no number"), ("NaN", "fps is 'nan' in its json")]
+)
+def test_frame_rates_of_features(tmp_path: Path, fps: str, said: str) -> None:
+    meta = f'{{"text": "x", "fps": {fps}}}'.encode()
+    write_tar(tmp_path / "t.tar", [("a.npy", npy(np.zeros((6, 4), "<f2"))), ("a.json", meta)])
+    if not said:
+        adopt(tmp_path)
+        assert read_index(tmp_path).row(0).fps == 0.0
+        return
+    with pytest.raises(DataError, match=rf"t\.tar:a: {said}"):
+        adopt(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [(tarfile.LNKTYPE, "a hard link to a.mp4"), (tarfile.SYMTYPE, "a symbolic link to a.mp4")]
+)
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
+def test_links_are_called_links(tmp_path: Path, kind: bytes, said: str, form: int) -> None:
+    with tarfile.open(tmp_path / "t.tar", "w", format=form) as tar:
+        tar.addfile(tarfile.TarInfo("folder/"))
+        link = tarfile.TarInfo("b.mp4")
+        link.type, link.linkname = kind, "a.mp4"
+        tar.addfile(link)
+    with pytest.raises(DataError, match=rf"t\.tar@\d+: link: b\.mp4 is {said}; a member needs its bytes in the tar"):
+        adopt(tmp_path)
+
+
 META = ("a.json", b'{"text": "x"}')
 
 

@@ -161,6 +161,8 @@ class TestFormats:
         [
             ("[Music]", True), ("(applause)  [laughs]", True), ("♪ la la ♪", True), ("♪ la", True), ("【音楽】", True),
             ("...", True), ("[Mary] Hello", False), ("Hello (again)", False), ("3", False), ("你好", False),
+            ("* Applaus *", True), ("*Musik*", True), ("[NOT-SIGNED]", True), ("＊拍手＊", True), 
+            ("* Musik * Hallo", False), ("5 * 3", False),
         ],
     )  # fmt: skip
     def test_sounds(self, text: str, alone: bool) -> None:

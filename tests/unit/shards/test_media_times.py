@@ -94,6 +94,8 @@ def test_truncated_matroska_is_no_complete_clip(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(payload[: len(payload) * 6 // 10])
         with pytest.raises(DataError, match=r"the video ends at \d\.\d\d s, its header says later"):
             cut(tmp_path / name)
+        with pytest.raises(DataError, match=r"the video ends at \d\.\d\d s, its header says later"):
+            cut(tmp_path / name, 1.0, 4.0)  # most of it is there, but what is missing is damage and no late subtitle
 
 
 def test_a_freeze_is_shown_wherever_it_is_cut(tmp_path: Path) -> None:

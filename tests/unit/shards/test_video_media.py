@@ -16,6 +16,7 @@ from PIL import Image
 
 from shards.errors import DataError
 from shards.frame_folder import MissingFrames, frame_files
+from shards.media import OutsideVideo
 from shards.picture import Pictures, crop_box, stored_size
 from shards.prepare import PreparedVideo, Skip, prepare_videos
 from shards.schema import Crop, FrameFolder, Segment, VideoFile
@@ -306,7 +307,7 @@ def test_a_damaged_stretch_spoils_only_its_pieces(tmp_path: Path) -> None:
     spans = [(0.0, 1.0), (1.0, 1.3), (1.9, 2.2), (3.0, 3.4), (3.6, 9.0), (3.0, 3.1)]
     pieces = [VideoFile(path, start, end) for start, end in spans[:5]]
     kinds = [type(result) for result in transcode_pieces(pieces, VideoOptions())]
-    assert kinds == [bytes, bytes, DataError, bytes, DataError]
+    assert kinds == [bytes, bytes, DataError, bytes, OutsideVideo]
     segments = [Segment("c", str(n), "train", "t", piece) for n, piece in enumerate(pieces)]
     found = prepare_videos(segments, VideoOptions())
     assert [type(item) for item in found] == [PreparedVideo, PreparedVideo, Skip, PreparedVideo, Skip]

@@ -34,7 +34,8 @@ def test_evaluate(app: typer.Typer, export_dir: Path, shard_dir: Path, tmp_path:
     assert json.loads(machine.stdout)["protocol"] == "default"
 
 
-def test_translate(app: typer.Typer, export_dir: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
     video = tmp_path / "any.mkv"
     with av.open(str(video), "w") as container:
         stream = container.add_stream("libx264", rate=30)
@@ -43,6 +44,10 @@ def test_translate(app: typer.Typer, export_dir: Path, tmp_path: Path) -> None:
             frame = av.VideoFrame.from_ndarray(np.full((64, 96, 3), 8 * number, np.uint8), "rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    return video
+
+
+def test_translate(app: typer.Typer, export_dir: Path, video: Path) -> None:
     command = ["translate", str(video), "--model", str(export_dir), "--set", "max_new_tokens=3", "--json"]
     whole = json.loads(CliRunner().invoke(app, command, catch_exceptions=False).stdout.splitlines()[-1])
     part = json.loads(
@@ -53,6 +58,28 @@ def test_translate(app: typer.Typer, export_dir: Path, tmp_path: Path) -> None:
     assert part["frames"] < whole["frames"]
     other = [*command[:-1], "--prompt", "text: {video} signs:"]
     assert CliRunner().invoke(app, other, catch_exceptions=False).exit_code == 0
+
+
+def test_a_bad_video_does_not_stop_the_others(app: typer.Typer, export_dir: Path, video: Path, tmp_path: Path) -> None:
+    broken, absent = tmp_path / "broken.mp4", tmp_path / "absent.mp4"
+    broken.write_bytes(b"no video at all")
+    command = ["translate", *map(str, (video, broken, tmp_path, absent, video))]
+    result = CliRunner().invoke(app, [*command, "--model", str(export_dir), "--set", "max_new_tokens=3"])
+    assert result.exit_code == 4
+    assert [line.partition("\t")[0] for line in result.stdout.splitlines()] == [str(video)] * 2
+    told = result.stderr
+    assert f"error: {broken}: not a readable video" in told
+    assert f"error: {tmp_path}: this is a folder, not a video\n  fix: name the files in it" in told
+    assert f"error: {absent}: the file does not exist\n  fix: fetch the file, or check the path" in told
+    assert told.splitlines()[-1] == f"3 of 5 videos are not translated: {broken}, {tmp_path}, {absent}"
+    assert "annotation" not in told and " row" not in told
+
+
+def test_times_outside_a_video_are_told_without_annotations(app: typer.Typer, export_dir: Path, video: Path) -> None:
+    command = ["translate", str(video), "--model", str(export_dir), "--between", "5-6", "--json"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 4 and "fix: check the times" in result.stderr and "annotation" not in result.stderr
+    assert json.loads(result.stdout.splitlines()[-1])["error"].startswith("the video ends at 1.00 s")
 
 
 def test_help_ends_with_an_example(app: typer.Typer) -> None:

@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,12 +18,14 @@ from pipeline.evaluate.load import load_export
 from pipeline.evaluate.metrics import Scores
 from pipeline.evaluate.report import read_predictions
 from pipeline.evaluate.run import CollatePrompts, EvalRanks, EvaluateOptions, FetchFrames, evaluate_export
+from shards.adopt import adopt
 from shards.errors import DataError
 from shards.index import read_index, write_index
 from shards.loader import EvalLoader
 from shards.plan import Plan, PlanOptions, Source
 from tests.unit.pipeline.exported import TEXTS
 from tests.unit.shards.shard_sets import in_memory
+from tests.unit.shards.test_adopt import npy, write_tar
 
 FAST = GenerationOptions(num_beams=1, max_new_tokens=5)
 
@@ -176,6 +180,20 @@ def test_wrong_requests(export_dir: Path, shard_dir: Path, tmp_path: Path) -> No
         evaluate(export_dir, shard_dir, tmp_path, split="dev")
     with pytest.raises(RecipeError, match="num_beams 0 and max_new_tokens 64 must be at least 1"):
         GenerationOptions(num_beams=0)
+
+
+def test_features_of_another_backbone_are_refused(export_dir: Path, tmp_path: Path) -> None:
+    """The same width alone would give scores, of nothing."""
+    write_tar(tmp_path / "test-0.tar", [("a.npy", npy(np.zeros((6, 12), "<f2"))), ("a.json", b'{"text": "sun"}')])
+    manifest = adopt(tmp_path)
+    with pytest.raises(
+        RecipeError, match=r"manifest\.json lacks options\.features\.fingerprint: it does not say which"
+    ):
+        evaluate(export_dir, tmp_path, tmp_path / "out")
+    manifest.options = {"features": {"fingerprint": "0" * 32, "width": 12}}
+    write_index(tmp_path, pq.read_table(tmp_path / "index.parquet"), manifest)
+    with pytest.raises(RecipeError, match=r"of another backbone or preprocessing .*; use the video shards, or extract"):
+        evaluate(export_dir, tmp_path, tmp_path / "out")
 
 
 def test_a_rank_that_died_is_noticed(export_dir: Path, shard_dir: Path, tmp_path: Path) -> None:

@@ -353,6 +353,11 @@ class TestBobsl:
         metadata.write_text('{"train": ["../x"], "val": [], "test": []}')
         with pytest.raises(DataError, match=r"'\.\./x' cannot name a file"):
             only(Bobsl(root=bobsl))
+        metadata.unlink()
+        with pytest.raises(
+            DataError, match=r"no subset2episode\.json: it lists the episodes of each split\n  fix: pass"
+        ):
+            only(Bobsl(root=bobsl))
 
 
 def test_equal_times_get_numbers() -> None:

@@ -15,6 +15,7 @@ import pytest
 from shards.corpora import make_corpus
 from shards.errors import DataError
 from shards.prepare import has_media
+from tests.unit.shards.test_elan import document, referring, tier, timed
 
 VIDEO = "-abcdefgh_1"
 PIECES = [
@@ -53,6 +54,20 @@ def dailymoth(root: Path) -> dict[str, Any]:
     return {"root": root}
 
 
+def subtitles(root: Path) -> dict[str, Any]:
+    (root / "a.mp4").touch()
+    said = tier("T", timed("a1", "ts1", "ts2", "Ja."), participant="P1")
+    (root / "a.eaf").write_text(document(said, tier("U", referring("b1", "a1", "b"))))
+    (root / "list.txt").write_text("a\n")
+    return {"videos": root, "tiers": ["T", "U"], "test_videos": root / "list.txt"}
+
+
+def classes(root: Path) -> dict[str, Any]:
+    (root / "a.json").write_text(json.dumps({"a.mp4": 1, "b.mp4": 0}))
+    (root / "c.csv").write_text('number,word\n0,book\n1,"thin, small"\n')
+    return {"table": root / "a.json", "id": "key", "media": "key", "text": "value", "classes": root / "c.csv"}
+
+
 def table(suffix: str) -> Callable[[Path], dict[str, Any]]:
     record = {"id": "1", "media": "a.mp4", "text": "x", "start": 0.5, "end": 1.5, "split": "val", "box": [0, 0, 1, 1]}
 
@@ -72,6 +87,7 @@ def table(suffix: str) -> Callable[[Path], dict[str, Any]]:
     [
         ("youtube_sl25", youtube), ("bobsl", bobsl), ("csl_news", csl_news), ("dailymoth", dailymoth),
         ("table", table(".json")), ("table", table(".jsonl")), ("table", table(".parquet")),
+        ("table", classes), ("subtitles", subtitles),
     ],
 )  # fmt: skip
 def test_damaged_annotations(name: str, write: Callable[[Path], dict[str, Any]], tmp_path: Path) -> None:

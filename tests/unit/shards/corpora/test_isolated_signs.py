@@ -46,6 +46,25 @@ class TestIsolatedSigns:
             "00333": 15,
         }
 
+    def test_wlasl_labels_of_derivatives(self, tmp_path: Path) -> None:
+        entry = {"name": "00335", "gloss": ["book"], "text": "book", "video_path": "train/00335.mp4"}
+        layouts.pickled(tmp_path / "labels-2000.train", {"00335": entry, "7": entry | {"name": "7", "text": ""}})
+        layouts.pickled(tmp_path / "labels-100.val", [entry])
+        path = layouts.video(tmp_path / "videos/train/00335.mp4", frames=5)
+        corpus = make_corpus("wlasl", {"root": str(tmp_path), "labels": str(tmp_path)})
+        first, second = segments_of(corpus)
+        assert (first.id, first.text, first.gloss, first.split) == ("00335", "book", "book", "train")
+        assert first.media == VideoFile(path) and (second.text, second.gloss) == ("book", "book")
+        assert segments_of(Wlasl(tmp_path, labels=tmp_path, glosses=100))[0].split == "dev"
+        with pytest.raises(DataError, match="label files name clips, not whole videos"):
+            Wlasl(tmp_path, labels=tmp_path, clips=False)
+
+    def test_wlasl_without_its_json(self, tmp_path: Path) -> None:
+        (tmp_path / "WLASL_v0.1.json").write_text("[]")
+        said = r"no WLASL_v0\.3\.json in it; there is WLASL_v0\.1\.json\n  fix: pass the folder start_kit"
+        with pytest.raises(DataError, match=said):
+            Wlasl(tmp_path)
+
     def test_wlasl_subsets(self, tmp_path: Path) -> None:
         corpus = Wlasl(layouts.wlasl(tmp_path), glosses=1, splits=["train"])
         assert len(segments_of(corpus)) == 2 and corpus.published == {} and sum(Wlasl.WHOLE.values()) == 21083

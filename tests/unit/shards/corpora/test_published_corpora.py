@@ -47,8 +47,19 @@ class TestPhoenixDerivatives:
         (segment,) = segments_of(Phoenix14T(tmp_path, labels=tmp_path))
         assert (segment.id, segment.text, segment.signer, segment.split) == ("a-1", "am tag", "Signer04", "dev")
 
+    def test_slrt_labels_under_their_own_names(self, tmp_path: Path) -> None:
+        entry = {"name": "test/a-1", "gloss": "A B", "text": "am tag", "num_frames": 9, "signer": "Signer04"}
+        layouts.pickled(tmp_path / "phoenix-2014t.test", [entry])
+        (segment,) = segments_of(Phoenix14T(tmp_path, labels=tmp_path))
+        found = (segment.id, segment.text, segment.gloss, segment.signer, segment.split)
+        assert found == ("a-1", "am tag", "A B", "Signer04", "test")
+        with pytest.raises(
+            DataError, match=r"no label file for dev; there are phoenix-2014t\.test\n  fix: fetch it, or"
+        ):
+            Phoenix14T(tmp_path, splits=["dev"], labels=tmp_path)
+
     def test_faults(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"holds none of labels\.train, phoenix14t\.pami0\.train\n  fix: pass the"):
+        with pytest.raises(DataError, match=r"holds none of labels\.train, phoenix14t\.pami0\.train, phoenix-2014t"):
             Phoenix14T(tmp_path, labels=tmp_path)
         path = layouts.pickled(tmp_path / "labels.train", [{"name": "train/../x", "text": "a", "gloss": ""}])
         with pytest.raises(DataError, match=rf"{path}:0: '\.\./x' cannot name a file"):
@@ -88,6 +99,17 @@ class TestCslDaily:
         usable = [segment.id for segment in segments_of(corpus) if not segment.excluded]
         assert usable == ["S000000_P0000_T00", "S000007_P0003_T00"] and corpus.settings == {"unlisted_to_train": True}
 
+    @pytest.mark.parametrize("names", ["labels.{}", "csl-daily.{}"])
+    def test_labels_of_derivatives(self, tmp_path: Path, names: str) -> None:
+        entry = {"name": "S000000_P0000_T00", "gloss": ["他", "谁"], "text": "他 是 谁 ？", "video_path": "x.mp4"}
+        layouts.pickled(tmp_path / names.format("train"), {entry["name"]: entry})
+        layouts.pickled(tmp_path / names.format("dev"), [entry | {"name": "S000001_P0009_T01", "gloss": ""}])
+        corpus = make_corpus("csl_daily", {"root": str(tmp_path), "labels": str(tmp_path), "clips": "true"})
+        first, second = segments_of(corpus)
+        assert (first.text, first.gloss, first.signer, first.split) == ("他是谁？", "他 谁", "P0000", "train")
+        assert first.media == VideoFile(tmp_path / "sentence-crop/S000000_P0000_T00.mp4")
+        assert (second.id, second.gloss, second.split, second.excluded) == ("S000001_P0009_T01", "", "dev", "")
+
     def test_video_map_says_the_same(self, tmp_path: Path) -> None:
         layouts.csl(tmp_path / "a")
         layouts.csl(tmp_path / "b", pickle_too=False)
@@ -106,6 +128,10 @@ class TestCslDaily:
         root = layouts.csl(tmp_path)
         with pytest.raises(DataError, match=r"frames_fps=0\.0 is no rate"):
             CslDaily(root, frames_fps=0.0)
+        (root / "sentence_label/split_1.txt").rename(tmp_path / "kept.txt")
+        with pytest.raises(DataError, match=r"no split_1\.txt beside the annotations\b.*\n  fix: fetch it from the"):
+            segments_of(CslDaily(root))
+        (tmp_path / "kept.txt").rename(root / "sentence_label/split_1.txt")
         with pytest.raises(DataError, match=r"csl_daily splits: unknown split \['val'\]\n  fix: choose from \['train'"):
             CslDaily(root, splits=["val"])
         splits, labels = root / "sentence_label/split_1.txt", root / "sentence_label/csl2020ct_v2.pkl"
@@ -236,13 +262,44 @@ class TestOpenAsl:
     def test_whole_pictures_other_texts_and_splits(self, tmp_path: Path) -> None:
         root = layouts.openasl(tmp_path)
         (root / "data/bbox-v1.0.json").unlink()
-        with pytest.raises(DataError, match=r"openasl-v1\.0\.tsv: no bbox-v1\.0\.json beside the tsv"):
+        with pytest.raises(
+            DataError, match=r"no data/bbox-v1\.0\.json below it\n  fix: fetch it, or add --boxes false"
+        ):
             OpenAsl(root)
         segments = segments_of(OpenAsl(root, boxes=False, text="tokenized-text", splits=["test"]))
         assert [(s.text, s.excluded, s.media.crop) for s in segments] == [  # type: ignore[union-attr]
             ("gone.", "", None),
             ("no box.", "", None),
         ]
+
+    @pytest.mark.parametrize("mark", [":", "%", "-", "_"])
+    def test_labels_name_videos_and_times_in_any_spelling(self, tmp_path: Path, mark: str) -> None:
+        root = layouts.openasl(tmp_path)
+        official = segments_of(OpenAsl(root, splits=["train"]))[0]
+        name = f"abcdefghij1-00{mark}00{mark}00.000-00{mark}00{mark}00.480"
+        entry = {"name": f"{name}.mp4", "gloss": "", "text": "He said hi", "video_path": f"{name}.mp4"}
+        layouts.pickled(tmp_path / "labels/labels.test", {entry["name"]: entry})
+        (cut,) = segments_of(make_corpus("openasl", {"root": str(root), "labels": str(tmp_path / "labels")}))
+        assert (cut.id, cut.media, cut.split, cut.text) == (official.id, official.media, "test", "He said hi")
+        path = layouts.video(root / "video-clip" / f"{name}.mp4", frames=12)
+        (root / "data/openasl-v1.0.tsv").unlink()
+        (clip,) = segments_of(OpenAsl(root, labels=tmp_path / "labels", clips=True))
+        assert (clip.id, clip.media) == (official.id, VideoFile(path))
+        layouts.pickled(tmp_path / "labels/labels.test", [entry | {"video_path": f"test/{name}.mp4"}])
+        nested = layouts.video(root / "video-clip/test" / f"{name}.mp4", frames=12)
+        assert segments_of(OpenAsl(root, labels=tmp_path / "labels", clips=True))[0].media == VideoFile(nested)
+
+    def test_labels_that_tell_no_times_need_clips(self, tmp_path: Path) -> None:
+        layouts.openasl(tmp_path)
+        layouts.pickled(tmp_path / "labels.train", [{"name": "clip7", "text": "a", "video_path": "part/clip7.mp4"}])
+        with pytest.raises(DataError, match=r"the name 'clip7' tells no times, so whole videos cannot be cut by it"):
+            segments_of(OpenAsl(tmp_path, labels=tmp_path))
+        path = layouts.video(tmp_path / "mine/part/clip7.mp4", frames=5)
+        (clip,) = segments_of(OpenAsl(tmp_path, labels=tmp_path, clips=True, videos=tmp_path / "mine"))
+        assert clip.media == VideoFile(path) and clip.id == "clip7"
+        layouts.pickled(tmp_path / "labels.train", [{"name": "clip7", "text": "a", "video_path": "../clip7.mp4"}])
+        with pytest.raises(DataError, match=r"'\.\.' cannot name a file"):
+            segments_of(OpenAsl(tmp_path, labels=tmp_path, clips=True))
 
     @pytest.mark.parametrize("mark", [":", "%", "-", "_"])
     def test_clips_under_any_name(self, tmp_path: Path, mark: str) -> None:

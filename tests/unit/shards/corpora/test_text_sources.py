@@ -174,6 +174,13 @@ class TestDocuments:
         path.write_text('text,n\n"' + "word " * 60_000 + '",1\n')
         assert [len(text) for text in texts(Text(paths={"train": str(path)}))] == [299_999]
 
+    def test_tables_without_a_header(self, tmp_path: Path) -> None:
+        (tmp_path / "a.tsv").write_text("IX GO\tI go.\nIX SEE\tI see.\n")
+        corpus = make_corpus("text", {"paths": f"train={tmp_path}/a.tsv", "columns": "gloss,text"})
+        assert [(s.text, s.origin.rpartition(":")[2]) for s in corpus.segments()] == [("I go.", "1"), ("I see.", "2")]
+        with pytest.raises(DataError, match=r"no column 'text'; .*\n  fix: .* name them: --columns NAME,NAME"):
+            list(make_corpus("text", {"paths": f"train={tmp_path}/a.tsv"}).segments())
+
     def test_parquet(self, tmp_path: Path) -> None:
         path = tmp_path / "a.parquet"
         table = pa.table({"text": [f"doc {n}" for n in range(5000)] + [None], "t": [{"de": "x", "en": "y"}] * 5001})
