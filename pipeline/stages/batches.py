@@ -65,7 +65,9 @@ def check_features(plan: Plan, encoder: HierarchicalVisualEncoder) -> None:
 
     Raises RecipeError when the backbone trains, or the features come from another backbone or preprocessing.
     """
-    if holds_features(plan) and encoder.backbone.trains:
+    if not holds_features(plan):
+        return
+    if encoder.backbone.trains:
         raise RecipeError(
             f"{plan.sources[0].shard_set.dir}: these shards hold frame features, but model.visual.backbone.train lets"
             " the backbone change; set it to frozen, or train on the video shards."

@@ -92,7 +92,8 @@ def test_the_waiting_list_only_shrinks() -> None:
 _OTHER_CODE = (
     "pipeline.config.schema", "pipeline.config.checks", "pipeline.config.unread", "pipeline.config.cli",
     "pipeline.demo", "pipeline.serve", "pipeline.features", "pipeline.cli", "pipeline.stages.registry",
-    "pipeline.evaluate.run", "pipeline.evaluate.cli", "launch.cli",
+    "pipeline.evaluate.run", "pipeline.evaluate.cli", "launch.cli", "pipeline.config.inputs",
+    "pipeline.export",
 )  # fmt: skip
 _STAGE_FILES = {stage: f"pipeline.stages.{stage}" for stage in UNREAD}
 
