@@ -14,7 +14,7 @@ from pipeline.config.resolve import ResolvedRecipe
 from pipeline.config.schema import OptimizerConfig
 from pipeline.engine.schedule import learning_rate
 from pipeline.errors import RecipeError
-from pipeline.stages.base import Stage, apply_freeze_plan
+from pipeline.stages.base import Stage, apply_freeze_plan, check_layers
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +111,7 @@ def start_engine(stage: Stage, resolved: ResolvedRecipe, total_steps: int, load_
     keep_alive = HfDeepSpeedConfig(config) if zero_stage == 3 else None
     module = stage.build()
     trainable = apply_freeze_plan(module, stage.freeze_plan())
+    check_layers(module)
     total = sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
     training = sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters() if p.requires_grad)
     logger.info(

@@ -22,7 +22,7 @@ from pipeline.engine.setup import TrainEngine, start_engine
 from pipeline.engine.signals import StopFlag
 from pipeline.engine.state import TrainState, seed_everything
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED, DivergedError, RecipeError
-from pipeline.stages.base import AnyStage, Normaliser, frozen_names, move_all
+from pipeline.stages.base import AnyStage, Normaliser, bytes_of, frozen_buffers, frozen_names, move_all
 from shards.errors import DataError
 from shards.loader import LoaderOptions, StepBatch, StepLoader, preload_workers
 
@@ -243,12 +243,14 @@ class Trainer:
 
     # -- frozen parts --------------------------------------------------------------------------------------------
     def hash_frozen(self) -> str:
-        """sha256 over this rank's bytes of every frozen parameter, combined over ranks."""
+        """sha256 over this rank's bytes of all frozen parameters and the buffers beside them, combined over ranks."""
         digest = hashlib.sha256()
         for name, parameter in self.engine.module.named_parameters():
             if not parameter.requires_grad:
                 local = getattr(parameter, "ds_tensor", parameter)
-                digest.update(name.encode() + local.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+                digest.update(name.encode() + bytes_of(local))
+        for name, buffer in frozen_buffers(self.engine.module):
+            digest.update(name.encode() + bytes_of(buffer))
         return hashlib.sha256(json.dumps(dist.gather_objects(digest.hexdigest())).encode()).hexdigest()
 
     def check_frozen(self) -> None:

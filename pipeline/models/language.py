@@ -12,8 +12,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from pipeline.config.schema import LlmConfig, TinyLlm
 from pipeline.errors import RecipeError
 from pipeline.models.attention import KEY_PREFIX, check_model
+from pipeline.models.pretrained import check_vocabulary, drop_generation_settings, tell_settings
 
 log = logging.getLogger(__name__)
+
+_LOOK_UP_ROWS = 4096
 
 
 def load_tokenizer(config: LlmConfig) -> PreTrainedTokenizerBase:
@@ -78,6 +81,7 @@ def load_llm(config: LlmConfig, dtype: torch.dtype, attention: str | None = None
         ) from error
     if attention is not None and attention.startswith(KEY_PREFIX):
         check_model(llm)
+    drop_generation_settings(llm, config.path)
     return llm
 
 
@@ -105,6 +109,21 @@ def _tiny_llm(
     )
     options = {} if attention is None else {"attn_implementation": attention}
     return AutoModelForCausalLM.from_config(config, dtype=dtype, **options)
+
+
+def load_language(
+    config: LlmConfig, dtype: torch.dtype, attention: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """`load_llm` and `load_tokenizer` of a recipe, which must fit each other; settings they bring are told.
+
+    Raises:
+        RecipeError: either cannot be used, or the tokenizer makes ids that the model has no embedding for.
+    """
+    tokenizer = load_tokenizer(config)
+    llm = load_llm(config, dtype, attention)
+    check_vocabulary(llm, tokenizer, "model.llm")
+    tell_settings(llm.config, str(config.path or config.tokenizer), tokenizer)
+    return llm, tokenizer
 
 
 def decoder(llm: PreTrainedModel) -> nn.Module:
@@ -135,13 +154,18 @@ class _ScaledHead(nn.Module):
 
 
 def embedding_rms(llm: PreTrainedModel) -> float:
-    """Root mean square of the input embedding table. All ranks must call: ZeRO-3 gathers the table for it."""
-    weight: Any = llm.get_input_embeddings().weight
+    """Root mean square of what the input embeddings give for every id: some models (Gemma 3) scale a row after the
+    look-up, so the table alone is too small. All ranks must call: ZeRO-3 gathers the table for it."""
+    embedding: Any = llm.get_input_embeddings()
+    weight = embedding.weight
     partitioned = hasattr(weight, "ds_id")  # set by DeepSpeed on parameters it has sharded
     if partitioned:
         weight.all_gather()
     try:
-        return float(weight.detach().float().pow(2).mean().sqrt())
+        with torch.no_grad():
+            ids_V = torch.arange(weight.shape[0], device=weight.device)
+            squares = [embedding(ids_C).double().pow(2).mean(-1) for ids_C in ids_V.split(_LOOK_UP_ROWS)]
+        return float(torch.cat(squares).mean().sqrt())
     finally:
         if partitioned:
             weight.partition()

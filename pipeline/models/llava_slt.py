@@ -123,13 +123,14 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def train(self, mode: bool = True) -> LlavaSltForConditionalGeneration:
         """As `nn.Module.train`, but fully frozen parts stay in eval mode: no dropout in what never learns.
 
-        A frozen LLM with gradient checkpointing is the exception, because transformers checkpoints in train mode only.
+        A frozen LLM with gradient checkpointing differs in one thing: transformers checkpoints layers in train mode
+        only, so the layers alone, and nothing inside them, are in it (`checkpoint_in_eval`).
         """
         super().train(mode)
         if mode and not _trains(self.visual):
             self.visual.eval()
-        if mode and not _trains(self.llm) and not _checkpoints(self.llm):
-            self.llm.eval()
+        if mode and not _trains(self.llm):
+            checkpoint_in_eval(self.llm)
         return self
 
     def get_input_embeddings(self) -> nn.Module:
@@ -248,5 +249,16 @@ def _trains(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
-def _checkpoints(module: nn.Module) -> bool:
-    return any(getattr(part, "gradient_checkpointing", False) for part in module.modules())
+def checkpoint_in_eval(module: nn.Module) -> None:
+    """Eval mode for a frozen part, with gradient checkpointing still at work: saving memory changes no number.
+
+    transformers recomputes a layer only while that layer says that it trains. Its submodules do not say so, and what
+    the layer itself would drop is set to nothing.
+    """
+    module.eval()
+    for part in module.modules():
+        if getattr(part, "gradient_checkpointing", False):
+            part.training = True
+            for name, value in vars(part).items():
+                if "drop" in name and isinstance(value, float):
+                    setattr(part, name, 0.0)

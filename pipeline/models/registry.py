@@ -21,7 +21,7 @@ from transformers.utils import cached_file
 from pipeline.config.schema import BackboneConfig, DataConfig, ModelConfig, TextEncoderConfig, TinyVit, VisualConfig
 from pipeline.errors import RecipeError
 from pipeline.models import frame_level
-from pipeline.models.language import embedding_rms, load_llm, load_tokenizer
+from pipeline.models.language import embedding_rms, load_language, load_llm, load_tokenizer
 from pipeline.models.llava_slt import LlavaSltConfig, LlavaSltForConditionalGeneration
 from pipeline.models.processing import LlavaSltProcessor, ProcessorOptions
 from pipeline.models.text_encoder import TextEncoder
@@ -105,7 +105,7 @@ def build_llava_slt(
     """
     if model.llm is None or model.visual is None:
         raise RecipeError("model: the connector stage needs both model.llm and model.visual.")
-    tokenizer = load_tokenizer(model.llm)
+    llm, tokenizer = load_language(model.llm, dtype)
     visual = build_visual(model.visual, data.image_pixels, dtype)
     if data.max_frames > visual.config.max_frames:
         raise RecipeError(
@@ -113,7 +113,6 @@ def build_llava_slt(
             " lower it."
         )
     processor = build_processor(tokenizer, prompt, visual.config.stride, model, data)
-    llm = load_llm(model.llm, dtype)
     config = LlavaSltConfig(
         visual_config=visual.config,
         text_config=llm.config,
@@ -223,6 +222,16 @@ def _normalisation(path: str | None) -> tuple[list[float], list[float]]:
     content: dict[str, Any] = {} if found is None else json.loads(Path(found).read_text())
     if path is not None and "image_mean" not in content:
         log.warning("%s has no %s with image_mean; frames are scaled to [-1, 1]", path, name)
+    elif path is not None:
+        size = content.get("crop_size") or content.get("size")
+        log.info(
+            "%s: image mean %s and std %s are the backbone's own; its image size %s is not used, the recipe's"
+            " data.image_pixels is",
+            path,
+            content["image_mean"],
+            content.get("image_std", IMAGE_STD),
+            size,
+        )
     return list(content.get("image_mean", IMAGE_MEAN)), list(content.get("image_std", IMAGE_STD))
 
 

@@ -21,6 +21,7 @@ from transformers.integrations import deepspeed as zero3
 from pipeline.config.schema import TextEncoderConfig
 from pipeline.errors import DataError, RecipeError
 from pipeline.models.language import bos_id, decoder
+from pipeline.models.pretrained import check_positions, check_vocabulary
 from shards.text_tokens import TextTokens
 
 
@@ -86,6 +87,11 @@ class TextEncoder:
                 f"model.text_encoder.token_features: the embeddings of {config.path!r} are {table.shape[1]} wide, its"
                 f" hidden states {encoder.width}; use token_features: hidden."
             )
+        check_vocabulary(model, tokenizer, "model.text_encoder.path")
+        check_positions(
+            model, config.max_tokens, "model.text_encoder.max_tokens", "model.text_encoder.path",
+            "lower it to the table's length",
+        )  # fmt: skip
         nn.Module.to(model, device)
         return encoder
 

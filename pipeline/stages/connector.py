@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,6 +19,7 @@ from pipeline.evaluate.generate import GenerationOptions, translate_batch
 from pipeline.evaluate.load import VIDEO_FORM
 from pipeline.evaluate.metrics import score
 from pipeline.losses import label_chunks
+from pipeline.models.pretrained import check_positions
 from pipeline.models.registry import build_llava_slt
 from pipeline.stages.base import (
     ExportPlan,
@@ -43,10 +45,27 @@ class ConnectorStage(SummedStage):
     def build(self) -> nn.Module:
         model = self.recipe.model
         llava, self.processor = build_llava_slt(model, self.recipe.data, self.recipe.connector.prompt, self.dtype)
+        self._check_positions(llava.llm)
+        llava.generation_config = self._generation().config(self.processor.eos_id, self.processor.pad_id)
         if model.gradient_checkpointing:
             llava.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.loss_chunk_tokens = llava.config.loss_chunk_tokens
         return llava
+
+    def _check_positions(self, llm: Any) -> None:
+        """Prompt, word tokens of the longest clip and answer must fit the LLM."""
+        data, config = self.recipe.data, self.recipe.connector
+        prompt = len(self.processor.prompt_ids(data.max_frames))
+        check_positions(
+            llm, prompt + config.max_new_tokens,
+            f"connector.prompt with data.max_frames={data.max_frames} ({prompt} tokens) and"
+            f" connector.max_new_tokens={config.max_new_tokens}", "model.llm",
+            "lower data.max_frames or connector.max_new_tokens",
+        )  # fmt: skip
+
+    def _generation(self) -> GenerationOptions:
+        config = self.recipe.connector
+        return GenerationOptions(num_beams=config.num_beams, max_new_tokens=config.max_new_tokens)
 
     def freeze_plan(self) -> dict[str, bool]:
         return {"visual": False, "connector": True, "llm": False}
@@ -110,11 +129,7 @@ class ConnectorStage(SummedStage):
         if not self.recipe.data.eval:
             return {}
         loader = self.held_out(self.recipe.data.eval, CollatePrompts(self.processor), config.eval_samples)
-        options = GenerationOptions(
-            num_beams=config.num_beams,
-            max_new_tokens=config.max_new_tokens,
-            synced=self.world_size > 1 and self.zero_stage == 3,
-        )
+        options = replace(self._generation(), synced=self.world_size > 1 and self.zero_stage == 3)
         found: dict[int, tuple[str, str]] = {}
         module.eval()
         for batch, samples in loader.padded():

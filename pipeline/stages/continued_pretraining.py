@@ -21,7 +21,8 @@ from pipeline.config.schema import SourceConfig
 from pipeline.errors import RecipeError
 from pipeline.losses import token_cross_entropy
 from pipeline.models import attention
-from pipeline.models.language import decoder, load_llm, load_tokenizer, output_head, pad_id
+from pipeline.models.language import decoder, load_language, output_head, pad_id
+from pipeline.models.pretrained import check_positions
 from pipeline.stages.base import ExportPlan, LossParts, MicroBatch, Normaliser, SummedStage, frozen_names, to_device
 from pipeline.stages.batches import PackCollate, fetch_pack
 from shards.plan import Plan, PlanOptions
@@ -66,9 +67,11 @@ class ContinuedPretraining(SummedStage):
     def build(self) -> nn.Module:
         config = self.recipe.model.llm
         assert config is not None  # checked when the recipe was loaded
-        self.tokenizer = load_tokenizer(config)
         backend = attention.choose(self.recipe.model.attention, self.device, self.dtype)
-        llm = load_llm(config, self.dtype, attention.implementation(backend))
+        llm, self.tokenizer = load_language(config, self.dtype, attention.implementation(backend))
+        check_positions(
+            llm, self.recipe.data.block_tokens, "data.block_tokens", "model.llm", "lower it to the table's length"
+        )
         if self.recipe.model.gradient_checkpointing:
             llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return PackedCausalLm(llm, self.recipe.continued_pretraining.loss_chunk_tokens)

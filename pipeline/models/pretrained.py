@@ -1,0 +1,109 @@
+"""What a pretrained part brings besides weights: limits are checked, settings of its own are dropped or named.
+
+A recipe decides a run. A folder from elsewhere also holds generation settings, dropout and tokenizer flags, and tables
+of a certain size; none of them may act without a word.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from torch import nn
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from pipeline.errors import RecipeError
+
+log = logging.getLogger(__name__)
+
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+_OF_NO_EFFECT = ("transformers_version", "_from_model_config")
+_TOKENIZER_FLAGS = ("add_bos_token", "add_eos_token", "add_prefix_space", "do_lower_case", "strip_accents")
+
+
+def drop_generation_settings(llm: PreTrainedModel, source: str) -> None:
+    """Leave the LLM's generation config with its token ids alone; what else it held is named in the log.
+
+    `generate` fills in whatever the caller did not set from there, so a minimal length or a list of suppressed tokens
+    in a pretrained folder would change translations and the choice of the best checkpoint.
+    """
+    found = llm.generation_config
+    if found is None:
+        return
+    held = found.to_diff_dict()
+    dropped = {name: value for name, value in held.items() if name not in (*_IDS, *_OF_NO_EFFECT)}
+    if dropped:
+        log.info("%s: generation settings not taken over (the recipe decides): %s", source, _listed(dropped))
+    llm.generation_config = GenerationConfig(**{name: getattr(found, name, None) for name in _IDS})
+
+
+def tell_settings(config: PreTrainedConfig, source: str, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    """Name in the log what acts in a run although no recipe says so: dropout of the part, flags of its tokenizer."""
+    held = config.get_text_config().to_dict()
+    dropout = {
+        name: value
+        for name, value in held.items()
+        if ("drop" in name or name.endswith("pdrop")) and isinstance(value, float) and value > 0
+    }
+    if dropout:
+        log.info("%s: dropout of its own, while it trains: %s", source, _listed(dropout))
+    flags = {} if tokenizer is None else tokenizer.init_kwargs
+    shown = {name: flags[name] for name in _TOKENIZER_FLAGS if flags.get(name) is not None}
+    if shown:
+        log.info("%s: tokenizer settings of its own: %s", source, _listed(shown))
+
+
+def _listed(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in sorted(settings.items()))
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, setting: str) -> None:
+    """Every id of the tokenizer needs a row of the embedding table; more rows are fine.
+
+    Raises:
+        RecipeError: the table is smaller.
+    """
+    table: Any = model.get_input_embeddings()
+    rows, ids = int(table.num_embeddings), max(tokenizer.get_vocab().values()) + 1
+    if rows < ids:
+        raise RecipeError(
+            f"{setting}: the model's embedding table has {rows} rows, its tokenizer makes {ids} ids. Use the tokenizer"
+            " that belongs to the model, or enlarge the table (`resize_token_embeddings` in transformers)."
+        )
+
+
+def position_limit(model: nn.Module) -> int | None:
+    """Longest input of a model with a table of positions; None where positions are computed (rotary, ALiBi)."""
+    limits = []
+    for name, module in model.named_modules():
+        last = name.rsplit(".", 1)[-1]
+        if not isinstance(module, nn.Embedding) or not (last in ("wpe", "embed_positions") or "position_emb" in last):
+            continue
+        # RoBERTa counts from the id after the padding's; OPT and BART keep two rows in front
+        offset = int(getattr(module, "offset", 0)) or (0 if module.padding_idx is None else module.padding_idx + 1)
+        limits.append(int(module.num_embeddings) - offset)
+    return min(limits) if limits else None
+
+
+def check_positions(model: PreTrainedModel, needed: int, what: str, part: str, fix: str) -> None:
+    """A table of positions must hold the longest input; where positions are computed, exceeding what the model was
+    trained on is named in the log.
+
+    Args:
+        needed: positions the recipe asks for.
+        what: the setting that asks, for the message.
+        part: the setting that named the model.
+        fix: what to change.
+
+    Raises:
+        RecipeError: the table is shorter.
+    """
+    limit = position_limit(model)
+    if limit is not None and needed > limit:
+        raise RecipeError(f"{what}: {needed} positions, but the model of {part} has a table of {limit}; {fix}.")
+    trained = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is None and isinstance(trained, int) and needed > trained:
+        log.warning("%s: %d positions, more than the %d that the model of %s was made for", what, needed, trained, part)
+
+
+__all__ = ["check_positions", "check_vocabulary", "drop_generation_settings", "position_limit", "tell_settings"]

@@ -1,0 +1,157 @@
+"""What pretrained parts bring: nothing but weights and token ids acts without a word, and limits are told at load."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+from pipeline.config.schema import LlmConfig, TextEncoderConfig
+from pipeline.errors import RecipeError
+from pipeline.evaluate.generate import GenerationOptions
+from pipeline.models.language import embedding_rms, load_language
+from pipeline.models.llava_slt import checkpoint_in_eval
+from pipeline.models.pretrained import check_positions, position_limit
+from pipeline.models.text_encoder import TextEncoder
+from pipeline.stages.base import check_layers, frozen_buffers
+from tests.unit.pipeline.models.tiny import bpe_tokenizer
+
+GREEDY_WORDS = {"min_new_tokens": 20, "early_stopping": True, "suppress_tokens": [5], "repetition_penalty": 1.3}
+
+
+def gpt2(folder: Path, rows: int = 0, positions: int = 64, **settings: float) -> Path:
+    """A GPT-2 with learned positions, dropout 0.1 and a generation config of its own."""
+    tokenizer = bpe_tokenizer(folder)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": positions, "vocab_size": rows or len(tokenizer)}
+    torch.manual_seed(0)
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": [tokenizer.eos_token_id, 7]}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **sizes, **ids, **settings))
+    model.save_pretrained(folder)
+    held = {**json.loads(GenerationConfig(**ids).to_json_string()), **GREEDY_WORDS}
+    (folder / "generation_config.json").write_text(json.dumps(held))
+    return folder
+
+
+def test_generation_settings_of_a_pretrained_llm_are_dropped_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        llm, _ = load_language(LlmConfig(path=str(gpt2(tmp_path))), torch.float32)
+    said = next(record.getMessage() for record in caplog.records if "not taken over" in record.getMessage())
+    assert all(f"{name}=" in said for name in GREEDY_WORDS)
+    assert any("attn_pdrop=0.1" in record.getMessage() for record in caplog.records)
+    kept = llm.generation_config.to_diff_dict()
+    assert set(kept) <= {"bos_token_id", "eos_token_id", "transformers_version"} and len(kept["eos_token_id"]) == 2
+    # what the caller gives is all there is: nothing is filled in from the folder
+    ids_BL = torch.tensor([[1, 40]])
+    found = llm.generate(ids_BL, generation_config=GenerationOptions(max_new_tokens=3).config(0, 0), do_sample=False)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    plain.generation_config = GenerationConfig()
+    expected = plain.generate(ids_BL, max_new_tokens=3, do_sample=False, eos_token_id=0, pad_token_id=0)
+    assert found.tolist() == expected.tolist()
+
+
+def test_fewer_embeddings_than_ids(tmp_path: Path) -> None:
+    folder = gpt2(tmp_path, rows=300)
+    ids = len(bpe_tokenizer(tmp_path / "tokenizer"))
+    with pytest.raises(RecipeError, match=rf"model\.llm: .* table has 300 rows, its tokenizer makes {ids} ids\. Use"):
+        load_language(LlmConfig(path=str(folder)), torch.float32)
+    load_language(LlmConfig(path=str(gpt2(tmp_path / "larger", rows=ids + 40))), torch.float32)
+
+
+def test_position_tables(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    llm, _ = load_language(LlmConfig(path=str(gpt2(tmp_path))), torch.float32)
+    check_positions(llm, 64, "data.block_tokens", "model.llm", "lower it")
+    with pytest.raises(
+        RecipeError, match=r"data\.block_tokens: 65 positions, but the model of model\.llm has a table of"
+    ):
+        check_positions(llm, 65, "data.block_tokens", "model.llm", "lower it")
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    rotary = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **sizes, max_position_embeddings=8))
+    assert position_limit(rotary) is None
+    check_positions(rotary, 9, "data.block_tokens", "model.llm", "lower it")
+    assert "more than the 8 that the model of model.llm was made for" in caplog.text
+
+
+def test_positions_of_a_text_encoder_of_roberta_kind(tmp_path: Path) -> None:
+    """514 rows are 512 positions there: the count starts after the padding's id."""
+    from transformers import AutoModel
+
+    tokenizer = bpe_tokenizer(tmp_path)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model(
+        "roberta", **sizes, vocab_size=len(tokenizer), max_position_embeddings=34, pad_token_id=1
+    )
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    TextEncoder.from_config(TextEncoderConfig(path=str(tmp_path), max_tokens=32))
+    with pytest.raises(RecipeError, match=r"model\.text_encoder\.max_tokens: 33 positions, but .* has a table of 32"):
+        TextEncoder.from_config(TextEncoderConfig(path=str(tmp_path), max_tokens=33))
+
+
+def test_checkpointing_a_frozen_llm_changes_no_number(tmp_path: Path) -> None:
+    llm, _ = load_language(LlmConfig(path=str(gpt2(tmp_path, resid_pdrop=0.5, embd_pdrop=0.5))), torch.float32)
+    llm.requires_grad_(False)
+    embeds_BLE = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    expected = llm.eval()(inputs_embeds=embeds_BLE).logits
+    llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    llm.train()
+    checkpoint_in_eval(llm)
+    assert any(part.training for part in llm.modules())
+    found = llm(inputs_embeds=embeds_BLE, use_cache=False).logits
+    torch.testing.assert_close(found, expected)
+
+
+def test_scale_of_embeddings_is_that_of_looked_up_ones() -> None:
+    """Gemma 3 multiplies by the root of the width after the look-up."""
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model("gemma3_text", **sizes, num_key_value_heads=1, head_dim=32, vocab_size=128)
+    llm = AutoModelForCausalLM.from_config(config)
+    looked_up = llm.get_input_embeddings()(torch.arange(128)).pow(2).mean().sqrt()
+    assert embedding_rms(llm) == pytest.approx(float(looked_up), rel=1e-5)
+    assert embedding_rms(llm) == pytest.approx(
+        8 * float(llm.get_input_embeddings().weight.pow(2).mean().sqrt()), rel=1e-3
+    )
+
+
+class Backbone(nn.Module):
+    """A part that stays in eval mode while it is frozen, as the visual encoder's backbone does."""
+
+    def __init__(self, norm: nn.Module, frozen: bool) -> None:
+        super().__init__()
+        self.norm, self.frozen = norm.requires_grad_(not frozen), frozen
+
+    def train(self, mode: bool = True) -> Backbone:
+        return super().train(mode and not self.frozen)
+
+
+@pytest.mark.parametrize(
+    ("norm", "frozen", "refused"),
+    [
+        (nn.BatchNorm2d(4), False, True),
+        (nn.SyncBatchNorm(4), False, True),
+        (nn.BatchNorm1d(4), True, False),
+        (nn.BatchNorm2d(4, track_running_stats=False), True, True),
+        (nn.InstanceNorm2d(4), False, False),
+        (nn.InstanceNorm2d(4, track_running_stats=True), False, True),
+        (nn.GroupNorm(2, 4), False, False),
+    ],
+    ids=["batch", "sync", "frozen", "no statistics", "instance", "tracking instance", "group"],
+)
+def test_layers_that_mix_samples(norm: nn.Module, frozen: bool, refused: bool) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Backbone(norm, frozen))
+    if not refused:
+        check_layers(model)
+        return
+    with pytest.raises(RecipeError, match=r"1 layers mix the samples of a micro-batch, the first is 1\.norm"):
+        check_layers(model)
+
+
+def test_statistics_of_frozen_layers_belong_to_what_must_not_change() -> None:
+    model = nn.Sequential(Backbone(nn.BatchNorm1d(4), True), nn.BatchNorm1d(4))
+    names = [name for name, _ in frozen_buffers(model)]
+    assert names == ["0.norm.running_mean", "0.norm.running_var", "0.norm.num_batches_tracked"]
