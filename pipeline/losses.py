@@ -184,18 +184,19 @@ def token_contrastive(
     """
     scale, token_scale = scales
     with torch.autocast(words.features_BKE.device.type, enabled=False):
-        words, tokens = _normalised(words), _normalised(tokens)
+        words, tokens = normalised_tokens(words), normalised_tokens(tokens)
         all_words, all_tokens = _gathered(words, gather), _gathered(tokens, gather)
 
         def scores(rows: slice) -> tuple[Tensor, Tensor]:
-            video_to_text_BN = _pair_scores(words, rows, all_tokens, token_scale)
-            text_to_video_BN = _pair_scores(tokens, rows, all_words, token_scale)
+            video_to_text_BN = token_similarity(words, rows, all_tokens, token_scale)
+            text_to_video_BN = token_similarity(tokens, rows, all_words, token_scale)
             return scale * video_to_text_BN, scale * text_to_video_BN
 
         return _symmetric_info_nce(scores, text_ids_B, gather(text_ids_B), rank, row_chunk)
 
 
-def _normalised(tokens: Tokens) -> Tokens:
+def normalised_tokens(tokens: Tokens) -> Tokens:
+    """Features of length one, in fp32 (fp64 stays fp64); the mask as bools."""
     return Tokens(F.normalize(_wide(tokens.features_BKE), dim=-1), tokens.mask_BK.bool())
 
 
@@ -204,8 +205,10 @@ def _gathered(tokens: Tokens, gather: Gather) -> Tokens:
     return Tokens(gather(tokens.features_BKE), gather(tokens.mask_BK.to(torch.uint8)).bool())
 
 
-def _pair_scores(queries: Tokens, rows: slice, keys: Tokens, token_scale: Tensor | float) -> Tensor:
-    """Scores [rows, N] of K query tokens against M key tokens per pair: softmax over keys, mean over queries."""
+def token_similarity(queries: Tokens, rows: slice, keys: Tokens, token_scale: Tensor | float) -> Tensor:
+    """Fine-grained similarity [rows, N] of K query tokens and M key tokens per pair (CiCo, arXiv 2303.12793): softmax
+    over keys, mean over queries. Both sides are `normalised_tokens`; K x N x M numbers per row exist at once.
+    """
     queries_BKE, query_mask_BK = queries.features_BKE[rows], queries.mask_BK[rows]
     n_keys, length = keys.mask_BK.shape
     # One matrix product; the layout [B, K, N, M] needs no transposed copy and has the softmax axis last.

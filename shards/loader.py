@@ -296,8 +296,6 @@ class EvalLoader:
     rank: int = 0
     world_size: int = 1
     micro_batch: int = 1
-    max_batches: int = 0
-    """Micro-batches per rank; 0 = all."""
     max_samples: int = 0
     """Items over all ranks; 0 = all."""
     workers: int = 0
@@ -311,8 +309,7 @@ class EvalLoader:
 
     def __len__(self) -> int:
         """Micro-batches every rank goes through with ``padded``; the same number on all of them."""
-        batches = math.ceil(math.ceil(self.n_items / self.world_size) / self.micro_batch)
-        return min(batches, self.max_batches or batches)
+        return math.ceil(math.ceil(self.n_items / self.world_size) / self.micro_batch)
 
     def __iter__(self) -> Iterator[tuple[Batch, list[int]]]:
         """This rank's micro-batches with the sample number of every element in them."""

@@ -26,7 +26,7 @@ class DemoReport:
     perplexity_before: float = 0.0
     perplexity_after: float = 0.0
     retrieval_r1: float = 0.0
-    """Video to text R@1 on held-out sentences, percent."""
+    """Video to text R@1 on held-out sentences, percent, by sentence and token similarity together."""
     retrieval_r1_chance: float = 0.0
     retrieval_candidates: int = 0
     bleu4: float = 0.0

@@ -158,7 +158,7 @@ class Trainer:
                 fix="run `slt shards lint` on the shard sets; the log names every damaged sample",
             )
         self.wait_seconds += batch.wait_seconds
-        return Normaliser(valid, self.ranks.world_size, self.resolved.accumulation_steps), stop > 0, save > 0
+        return Normaliser(valid, self.ranks.world_size), stop > 0, save > 0
 
     def _step(self, batch: StepBatch, normaliser: Normaliser) -> None:
         self.rate = self.engine.set_learning_rate(self.state.step)

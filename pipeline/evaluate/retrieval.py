@@ -42,8 +42,12 @@ class Retrieval:
 
 
 def retrieval_metrics(video_NE: Any, text_NE: Any, text_ids_N: Any) -> dict[str, float]:
-    """`retrieval` of CPU tensors or arrays as flat metrics: ``video_to_text/r1``, ``/chance_r1``, ``/median_rank``."""
-    result = retrieval(np.asarray(video_NE), np.asarray(text_NE), np.asarray(text_ids_N))
+    """`retrieval` of CPU tensors or arrays as `flat_metrics`."""
+    return flat_metrics(retrieval(np.asarray(video_NE), np.asarray(text_NE), np.asarray(text_ids_N)))
+
+
+def flat_metrics(result: Retrieval) -> dict[str, float]:
+    """One number per name: ``video_to_text/r1``, ``/chance_r1``, ``/median_rank``, and the other direction's."""
     metrics: dict[str, float] = {}
     for name, direction in (("video_to_text", result.video_to_text), ("text_to_video", result.text_to_video)):
         for k in CUTOFFS:
@@ -75,10 +79,13 @@ def retrieval(video_NE: np.ndarray, text_NE: np.ndarray, text_ids_N: np.ndarray,
             where="retrieval",
             fix="pass one row of each per sample",
         )
+    return retrieval_from_scores(*cosine_scores(video_NE, text_NE), text_ids_N, row_chunk)
+
+
+def cosine_scores(video_NE: np.ndarray, text_NE: np.ndarray) -> tuple[ScoreRows, ScoreRows]:
+    """Video-to-text and text-to-video scores by the cosine of embeddings."""
     video_NE, text_NE = _unit_rows(video_NE), _unit_rows(text_NE)
-    return retrieval_from_scores(
-        lambda rows: video_NE[rows] @ text_NE.T, lambda rows: text_NE[rows] @ video_NE.T, text_ids_N, row_chunk
-    )
+    return lambda rows: video_NE[rows] @ text_NE.T, lambda rows: text_NE[rows] @ video_NE.T
 
 
 def retrieval_from_scores(

@@ -19,6 +19,7 @@ from pipeline.config.schema import Recipe, SourceConfig
 from pipeline.errors import RecipeError
 from shards.access import Remote
 from shards.index import ShardSet
+from shards.loader import EvalLoader
 from shards.opening import open_shards
 from shards.plan import Plan, PlanOptions, Source
 
@@ -44,7 +45,6 @@ class Normaliser:
     valid_tokens: int
     """Label tokens (or samples) of the whole global batch."""
     world_size: int
-    accumulation_steps: int
 
     def scale(self, loss_sum: torch.Tensor) -> torch.Tensor:
         """Local sum -> this micro-batch's part of the global mean, given that gradients are averaged over ranks."""
@@ -100,11 +100,12 @@ class Stage(abc.ABC):
 
     @abc.abstractmethod
     def fetch(self) -> Callable[..., Any]:
-        """Picklable ``fetch(plan, item)`` run in loader workers: item -> list of raw samples."""
+        """Picklable ``fetch(reader, item)`` run in loader workers: item -> list of raw samples."""
 
     @abc.abstractmethod
     def collate(self) -> Callable[..., MicroBatch]:
-        """Picklable ``collate(raws)`` run in loader workers; the result holds `valid_tokens` (int)."""
+        """Picklable ``collate(items)`` run in loader workers, per item its raw samples; the result holds `valid_tokens`
+        and `samples` (int, of the micro-batch)."""
 
     def check_data(self, plan: Plan) -> None:
         """Refuse shard sets that do not fit the model, before the first step. Raises RecipeError."""
@@ -120,6 +121,21 @@ class Stage(abc.ABC):
             [Source(self.open_shards(s.shards), s.split, s.corpus, s.weight) for s in sources],
             self.plan_options(train),
         )
+
+    def held_out(
+        self, sources: list[SourceConfig], collate: Callable[..., MicroBatch] | None = None, max_samples: int = 0
+    ) -> EvalLoader:
+        """One pass over held-out sources, as many items as `train.eval_batches` says, whatever the world size.
+
+        ``collate`` replaces the stage's own; ``max_samples`` (0 = no limit) is a further limit on the items.
+        """
+        train = self.recipe.train
+        limits = [limit for limit in (train.eval_batches * train.global_batch, max_samples) if limit]
+        return EvalLoader(
+            self.plan(sources, train=False), self.fetch(), collate or self.collate(), rank=self.rank,
+            world_size=self.world_size, micro_batch=train.micro_batch, max_samples=min(limits, default=0),
+            workers=self.recipe.data.workers, remote=self.remote(),
+        )  # fmt: skip
 
     def open_shards(self, location: str) -> ShardSet:
         """A shard set of the recipe, local or in an object store."""

@@ -30,7 +30,6 @@ from pipeline.stages.base import (
     to_device,
 )
 from pipeline.stages.batches import TranslationCollate, check_features
-from shards.loader import EvalLoader
 from shards.plan import Plan, PlanOptions
 
 
@@ -107,11 +106,7 @@ class ConnectorStage(SummedStage):
         config = self.recipe.connector
         if not self.recipe.data.eval:
             return {}
-        loader = EvalLoader(
-            self.plan(self.recipe.data.eval, train=False), self.fetch(),
-            CollatePrompts(self.processor), rank=self.rank, world_size=self.world_size,
-            micro_batch=self.recipe.train.micro_batch, max_samples=config.eval_samples, remote=self.remote(),
-        )  # fmt: skip
+        loader = self.held_out(self.recipe.data.eval, CollatePrompts(self.processor), config.eval_samples)
         options = GenerationOptions(
             num_beams=config.num_beams,
             max_new_tokens=config.max_new_tokens,

@@ -24,7 +24,6 @@ from pipeline.models import attention
 from pipeline.models.language import decoder, load_llm, load_tokenizer, output_head, pad_id
 from pipeline.stages.base import ExportPlan, LossParts, MicroBatch, Normaliser, SummedStage, frozen_names, to_device
 from pipeline.stages.batches import PackCollate, fetch_pack
-from shards.loader import EvalLoader
 from shards.plan import Plan, PlanOptions
 from shards.text import tokenizer_fingerprint
 
@@ -136,15 +135,9 @@ class ContinuedPretraining(SummedStage):
         return self.plan([source], train=False).corpora()
 
     def _evaluate_corpus(self, model: Callable[..., Any], source: SourceConfig) -> torch.Tensor:
-        train = self.recipe.train
-        loader = EvalLoader(
-            self.plan([source], train=False), self.fetch(), self.collate(), rank=self.rank,
-            world_size=self.world_size, micro_batch=train.micro_batch, max_batches=train.eval_batches,
-            remote=self.remote(),
-        )  # fmt: skip
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         with torch.no_grad():
-            for batch, counts in loader.padded():
+            for batch, counts in self.held_out([source]).padded():
                 loss_sum, valid = self._forward(model, to_device(batch, self.device))
                 if counts:
                     sums += torch.stack([loss_sum.double(), valid.double()])

@@ -18,14 +18,13 @@ from torch.nn import functional
 
 from pipeline import dist
 from pipeline.evaluate.clips import FetchFrames
-from pipeline.evaluate.retrieval import retrieval_metrics
 from pipeline.losses import Tokens, clamped_scale, sentence_contrastive, token_contrastive
 from pipeline.models.contrastive import ContrastiveModel
 from pipeline.models.registry import build_text_encoder, build_visual
 from pipeline.models.text_cache import TextFeatureCache
 from pipeline.stages.base import CachedStage, ExportPlan, LossParts, MicroBatch, frozen_names, probe_frames, to_device
 from pipeline.stages.batches import ContrastiveCollate, check_features
-from shards.loader import EvalLoader
+from pipeline.stages.held_out_retrieval import SENTENCE, TOKEN, TRAINED, HeldOutPair, held_out_metrics, pairs_of
 from shards.plan import Plan, PlanOptions
 
 
@@ -102,14 +101,14 @@ class Contrastive(CachedStage):
         total = torch.zeros((), device=self.device)
         sums = {"samples": torch.tensor(float(len(text_ids_B)), device=self.device)}
         count = len(text_ids_B)
-        if config.objective in ("sentence", "both"):
+        if SENTENCE in TRAINED[config.objective]:
             video_BE, text_BE = (torch.cat([f[name].float() for f in features]) for name in ("video_BE", "text_BE"))
             sentence = sentence_contrastive(
                 video_BE, text_BE, text_ids_B, scale, dist.gather, rank=self.rank, row_chunk=config.row_chunk
             )
             total = total + sentence
             sums["sentence_loss"] = sentence.detach() * count
-        if config.objective in ("token", "both"):
+        if TOKEN in TRAINED[config.objective]:
             words, tokens = self._padded(features)
             token = token_contrastive(
                 words, tokens, text_ids_B, (scale, token_scale), dist.gather,
@@ -145,29 +144,22 @@ class Contrastive(CachedStage):
         return {name: sums[name] / samples for name in names if name in sums}
 
     def evaluate(self, model: Callable[..., Any], module: Any) -> dict[str, float]:
-        """Retrieval on the held-out sources in both directions (sentence embeddings)."""
-        if not self.recipe.data.eval:
+        """Retrieval on the held-out sources in both directions, by what the objective trains (`held_out_metrics`)."""
+        data, config = self.recipe.data, self.recipe.contrastive
+        if not data.eval:
             return {}
-        loader = EvalLoader(
-            self.plan(self.recipe.data.eval, train=False), self.fetch(), self.collate(), rank=self.rank,
-            world_size=self.world_size, micro_batch=self.recipe.train.micro_batch,
-            max_batches=self.recipe.train.eval_batches, remote=self.remote(),
-        )  # fmt: skip
-        found: dict[int, tuple[torch.Tensor, torch.Tensor, int]] = {}
+        found: dict[int, HeldOutPair] = {}
+        token_scale = 0.0
         with torch.no_grad():
-            for batch, samples in loader.padded():
+            for batch, samples in self.held_out(data.eval).padded():
                 features = self.features(model, to_device(batch, self.device))
-                for at, sample in enumerate(samples):
-                    found[sample] = (
-                        features["video_BE"][at].float().cpu(), features["text_BE"][at].float().cpu(),
-                        int(batch["text_ids_B"][at]),
-                    )  # fmt: skip
-        merged = {key: value for part in dist.gather_objects(found) for key, value in part.items()}
-        rows = [merged[key] for key in sorted(merged)]
-        metrics = retrieval_metrics(
-            torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows]),
-            torch.tensor([row[2] for row in rows]),
-        )  # fmt: skip
+                token_scale = float(clamped_scale(features["log_token_scale"].float(), config.max_logit_scale))
+                pairs = pairs_of(features, batch["text_ids_B"], config)
+                found.update(zip(samples, pairs[: len(samples)], strict=True))  # a padding batch stands for no sample
+            merged = {key: value for part in dist.gather_objects(found) for key, value in part.items()}
+            metrics = held_out_metrics([merged[key] for key in sorted(merged)], config, token_scale, self.device)
+        # every rank must find the same checkpoint the best one, also where devices round differently
+        metrics = dist.broadcast_object(metrics)
         return {f"eval/{name}": value for name, value in metrics.items()}
 
     def probe(self, model: Callable[..., Any]) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from pipeline.losses import sentence_contrastive
 from pipeline.stages.base import CachedStage, LossParts, Normaliser, SummedStage
 
 BATCH = 6
-NORMALISER = Normaliser(valid_tokens=BATCH, world_size=1, accumulation_steps=3)
+NORMALISER = Normaliser(valid_tokens=BATCH, world_size=1)
 
 
 class Towers(nn.Module):

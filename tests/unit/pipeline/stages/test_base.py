@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.config.schema import Recipe
 from pipeline.errors import RecipeError
 from pipeline.stages.base import (
     Normaliser,
@@ -17,6 +18,9 @@ from pipeline.stages.base import (
     probe_frames,
     to_device,
 )
+from pipeline.stages.registry import STAGES
+from shards.plan import Plan, PlanOptions, Source
+from tests.unit.shards.shard_sets import collate_lists, fetch_numbers, in_memory
 
 
 def model() -> nn.Module:
@@ -49,7 +53,7 @@ def test_every_part_must_be_decided() -> None:
 def test_scaled_parts_add_up_to_the_global_mean(shares: list[list[int]]) -> None:
     """Rows of ``shares``: the ranks' token counts per micro-batch. DeepSpeed averages gradients over ranks."""
     values = iter(torch.tensor([3.0, 1.0, 4.0, 1.0, 6.0]))
-    normaliser = Normaliser(valid_tokens=5, world_size=len(shares), accumulation_steps=len(shares[0]))
+    normaliser = Normaliser(valid_tokens=5, world_size=len(shares))
     ranks = []
     for counts in shares:
         parts = [sum((next(values) for _ in range(count)), torch.tensor(0.0)) for count in counts]
@@ -57,8 +61,30 @@ def test_scaled_parts_add_up_to_the_global_mean(shares: list[list[int]]) -> None
     assert torch.stack(ranks).mean().item() == pytest.approx(15.0 / 5)
 
 
+@pytest.mark.parametrize("name", sorted(STAGES))
+def test_held_out_samples_are_limited_by_batches_and_read_by_workers(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`train.eval_batches` global batches of 8 at any world size, and a stage's own limit where it is smaller."""
+    recipe = Recipe.model_validate(
+        {
+            "name": "x", "stage": name, "run_dir": "x", "model": {}, "data": {"train": [{"shards": "x"}], "workers": 3},
+            "train": {"global_batch": 8, "micro_batch": 2, "eval_batches": 2, "optimizer": {"lr": 1.0}},
+        }
+    )  # fmt: skip
+    plan = Plan([Source(in_memory("video", [4] * 30))], PlanOptions("clip", shuffle=False))
+    for world_size in (1, 4):
+        stage = STAGES[name](recipe, 0, world_size, torch.device("cpu"))
+        monkeypatch.setattr(stage, "plan", lambda sources, train: plan)
+        monkeypatch.setattr(stage, "fetch", lambda: fetch_numbers)
+        loader = stage.held_out([], collate_lists)
+        assert (loader.workers, loader.n_items, len(loader)) == (3, 16, 8 // world_size)
+        assert stage.held_out([], collate_lists, max_samples=5).n_items == 5
+        assert stage.held_out([], collate_lists, max_samples=50).n_items == 16
+
+
 def test_a_batch_without_labels_is_a_loss_of_zero() -> None:
-    assert Normaliser(0, 2, 1).scale(torch.tensor(0.0)).item() == 0.0
+    assert Normaliser(0, 2).scale(torch.tensor(0.0)).item() == 0.0
 
 
 def test_nested_tensors_move_and_everything_else_stays() -> None:

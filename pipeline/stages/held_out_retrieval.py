@@ -1,0 +1,119 @@
+"""Held-out retrieval of the contrastive stage by the similarities that its objective trains: a head without a gradient
+is not asked.
+
+Shape suffixes: B samples of a batch, N all samples, S word tokens, L text tokens, E embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from pipeline.config.schema import ContrastiveConfig
+from pipeline.evaluate.retrieval import ScoreRows, cosine_scores, flat_metrics, retrieval_from_scores
+from pipeline.losses import Tokens, normalised_tokens, token_similarity
+
+SENTENCE, TOKEN = "sentence", "token"
+TRAINED = {"sentence": (SENTENCE,), "token": (TOKEN,), "both": (SENTENCE, TOKEN)}
+"""Similarities that have a loss, per objective."""
+MAX_SIMILARITIES = 1 << 24
+"""Similarities of single tokens that exist at once."""
+
+Scores = tuple[ScoreRows, ScoreRows]
+"""Video to text, text to video."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutPair:
+    """A held-out sample on the CPU, in the precision the model computed in."""
+
+    text_id: int
+    sides: dict[str, tuple[Tensor, Tensor]]
+    """Per trained similarity the video's and the text's embeddings: [E] each for `sentence`, the real tokens [S, E] and
+    [L, E] for `token`."""
+
+
+def pairs_of(features: dict[str, Tensor], text_ids_B: Tensor, config: ContrastiveConfig) -> list[HeldOutPair]:
+    """The samples of a batch of the stage's features."""
+    kept = {name: value.detach().cpu() for name, value in features.items()}
+
+    def sides(name: str, at: int) -> tuple[Tensor, Tensor]:
+        if name == SENTENCE:
+            return kept["video_BE"][at], kept["text_BE"][at]
+        words_SE, tokens_LE = kept["words_BSE"][at], kept["tokens_BLE"][at]
+        return words_SE[kept["words_mask_BS"][at].bool()], tokens_LE[kept["tokens_mask_BL"][at].bool()]
+
+    return [
+        HeldOutPair(text_id, {name: sides(name, at) for name in TRAINED[config.objective]})
+        for at, text_id in enumerate(text_ids_B.tolist())
+    ]
+
+
+def held_out_metrics(
+    pairs: Sequence[HeldOutPair], config: ContrastiveConfig, token_scale: float, device: torch.device
+) -> dict[str, float]:
+    """Retrieval metrics (`flat_metrics`) of the objective, and of each trained similarity under its own name.
+
+    ``video_to_text/r1`` orders candidates as the objective does: by the cosine of sentence embeddings (`sentence`), by
+    token similarity (`token`), by their sum with the weights of the loss (`both`). ``sentence/video_to_text/r1`` and
+    ``token/video_to_text/r1`` order by one of them.
+
+    Args:
+        pairs: all held-out samples, from `pairs_of` with the same config.
+        config: objective and token weight.
+        token_scale: the trained inverse temperature of the softmax inside a pair.
+        device: where token similarities are computed.
+
+    Raises:
+        DataError: no pairs.
+        DivergedError: similarities that are not finite.
+    """
+    text_ids_N = np.array([pair.text_id for pair in pairs])
+    scores: dict[str, Scores] = {}
+    for name in TRAINED[config.objective]:
+        video, text = ([pair.sides[name][side] for pair in pairs] for side in (0, 1))
+        scores[name] = (
+            cosine_scores(*(torch.stack(side).float().numpy() for side in (video, text)))
+            if name == SENTENCE
+            else _token_scores(_padded(video, device), _padded(text, device), token_scale)
+        )
+    parts = {name: flat_metrics(retrieval_from_scores(*scores[name], text_ids_N)) for name in scores}
+    whole = parts[next(iter(parts))]
+    if len(parts) > 1:
+        whole = flat_metrics(retrieval_from_scores(*_sum(scores, config.token_weight), text_ids_N))
+    return whole | {f"{part}/{name}": value for part, found in parts.items() for name, value in found.items()}
+
+
+def _sum(scores: dict[str, Scores], token_weight: float) -> Scores:
+    """The logits of both losses have one scale, so they add up as the losses do."""
+
+    def direction(number: int) -> ScoreRows:
+        sentence, token = scores[SENTENCE][number], scores[TOKEN][number]
+        return lambda rows: sentence(rows) + token_weight * token(rows)
+
+    return direction(0), direction(1)
+
+
+def _padded(tokens: list[Tensor], device: torch.device) -> Tokens:
+    lengths_N = torch.tensor([len(rows) for rows in tokens])
+    features_NKE = pad_sequence(tokens, batch_first=True)
+    mask_NK = torch.arange(features_NKE.shape[1]) < lengths_N[:, None]
+    return normalised_tokens(Tokens(features_NKE.to(device), mask_NK.to(device)))
+
+
+def _token_scores(words: Tokens, tokens: Tokens, token_scale: float) -> Scores:
+    def direction(queries: Tokens, keys: Tokens) -> ScoreRows:
+        step = max(1, MAX_SIMILARITIES // (queries.mask_BK.shape[1] * keys.mask_BK.numel()))
+
+        def scores(rows: slice) -> np.ndarray:
+            parts = [slice(start, min(start + step, rows.stop)) for start in range(rows.start, rows.stop, step)]
+            return torch.cat([token_similarity(queries, part, keys, token_scale).cpu() for part in parts]).numpy()
+
+        return scores
+
+    return direction(words, tokens), direction(tokens, words)
