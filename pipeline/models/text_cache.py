@@ -18,7 +18,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 INDEX_NAME, SENTENCE_NAME, TOKENS_NAME = "index.json", "sentence.f32", "tokens.f32"
 TEXTS_PER_WRITE = 4096
 """Texts whose features are in memory at once."""
+STATISTICS_BYTES = 16 << 20
+"""Float64 numbers that `TextFeatureCache.statistics` has in memory at once, about three times over."""
 
 
 class TextFeatureCache:
@@ -93,17 +95,21 @@ class TextFeatureCache:
         """Mean [D] and scale [1] of sentence and token features over the whole cache.
 
         Features of large text encoders crowd around a common mean (unrelated sentences of multilingual-e5 have
-        cosines above 0.7), so contrastive training starts from centred ones.
+        cosines above 0.7), so contrastive training starts from centred ones. Read piece by piece: memory does not grow
+        with the cache.
         """
-        sentence = np.stack([self._rows[hash_][0].sentence[self._rows[hash_][1]] for hash_ in self.hashes()])
-        tokens = np.concatenate([part.tokens for part in {id(p): p for p, _ in self._rows.values()}.values()])
-        found = {}
-        for name, rows in (("sentence", sentence), ("tokens", tokens)):
-            mean = rows.mean(0, dtype=np.float64)
-            found[f"{name}_mean"] = torch.from_numpy(mean.astype(np.float32))
-            deviation = float(np.sqrt(np.mean((rows - mean) ** 2, dtype=np.float64)))
-            found[f"{name}_scale"] = torch.tensor([1.0 / max(deviation, 1e-12)])
-        return found
+        rows_of: dict[_Part, list[int]] = {}
+        for part, row in self._rows.values():
+            rows_of.setdefault(part, []).append(row)
+        sentence, tokens = _Moments(), _Moments()
+        for part, rows in rows_of.items():
+            used = np.zeros(len(part.hashes), dtype=bool)  # another part may hold the same text
+            used[rows] = True
+            for start, rows_ND in _pieces(part.path / SENTENCE_NAME, part.sentence.shape[1]):
+                sentence.add(rows_ND[used[start : start + len(rows_ND)]])
+            for _, rows_ND in _pieces(part.path / TOKENS_NAME, part.tokens.shape[1]):
+                tokens.add(rows_ND)
+        return {**sentence.statistics("sentence"), **tokens.statistics("tokens")}
 
     def lookup(self, hashes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Cached features: sentence_BE, tokens_BLD padded with zeros, and mask_BL (True = a token).
@@ -135,10 +141,52 @@ class TextFeatureCache:
                 self._rows.setdefault(hash_, (part, row))
 
 
+def _pieces(path: Path, width: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Rows of a float32 file as float64 [n, width], with the number of the first one. Read, not mapped: touched pages
+    of a mapping stay with the process."""
+    count = max(1, STATISTICS_BYTES // (8 * width))
+    with path.open("rb") as file:
+        start = 0
+        while len(piece := np.fromfile(file, np.float32, count * width)):
+            rows_ND = piece.reshape(-1, width).astype(np.float64)
+            yield start, rows_ND
+            start += len(rows_ND)
+
+
+class _Moments:
+    """Mean and squared deviations of rows that come in pieces (Chan, Golub and LeVeque 1983), in float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean_D: np.ndarray | float = 0.0
+        self.squares_D: np.ndarray | float = 0.0
+
+    def add(self, rows_ND: np.ndarray) -> None:
+        """``rows_ND`` is used up."""
+        if not len(rows_ND):
+            return
+        mean_D = rows_ND.mean(0)
+        rows_ND -= mean_D
+        np.square(rows_ND, out=rows_ND)
+        step_D, whole = mean_D - self.mean_D, self.count + len(rows_ND)
+        self.squares_D = self.squares_D + rows_ND.sum(0) + step_D**2 * (self.count * len(rows_ND) / whole)
+        self.mean_D = self.mean_D + step_D * (len(rows_ND) / whole)
+        self.count = whole
+
+    def statistics(self, name: str) -> dict[str, Tensor]:
+        """``NAME_mean`` [D], and ``NAME_scale`` [1]: one over the deviation of a single number."""
+        deviation = float(np.sqrt(np.mean(self.squares_D) / self.count))
+        return {
+            f"{name}_mean": torch.from_numpy(np.asarray(self.mean_D, dtype=np.float32)),
+            f"{name}_scale": torch.tensor([1.0 / max(deviation, 1e-12)]),
+        }
+
+
 class _Part:
     """One complete part, memory-mapped."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         index = json.loads((path / INDEX_NAME).read_text())
         self.hashes: list[int] = index["hashes"]
         self.starts = np.concatenate(([0], np.cumsum(index["counts"], dtype=np.int64)))

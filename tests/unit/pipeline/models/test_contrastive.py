@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from pipeline.config.schema import ContrastiveConfig
+from pipeline.models import text_cache
 from pipeline.models.contrastive import ContrastiveModel
 from pipeline.models.registry import build_visual
 from pipeline.models.text_cache import TextFeatureCache
@@ -66,6 +68,29 @@ def test_statistics_do_not_depend_on_how_the_cache_was_written(tmp_path: Path) -
     once = cached(tmp_path / "once", encoder, "b", "a")
     for name, value in once.statistics().items():
         torch.testing.assert_close(parts.statistics()[name], value)
+
+
+def test_statistics_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory stays below the size of the cache, and the pieces give what the whole gives. NumPy reports its memory to
+    tracemalloc."""
+    generator = torch.Generator().manual_seed(0)
+    features = {
+        f"text {n}": ((torch.randn(64, generator=generator) + 3).tolist(), torch.full((90, 64), float(n)).tolist())
+        for n in range(80)
+    }
+    cache = cached(tmp_path, TableEncoder(features), *features)
+    monkeypatch.setattr(text_cache, "STATISTICS_BYTES", 64 << 10)
+    tracemalloc.start()
+    found = cache.statistics()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 400_000 < 80 * 90 * 64 * 4, "a fifth of the token file, in float64"
+    sentences = torch.tensor([values for values, _ in features.values()], dtype=torch.float64)
+    deviation = (sentences - sentences.mean(0)).square().mean().sqrt()
+    torch.testing.assert_close(found["sentence_mean"].double(), sentences.mean(0), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found["sentence_scale"].double(), 1 / deviation[None], rtol=1e-6, atol=0)
+    assert found["tokens_mean"].tolist() == [39.5] * 64
+    assert found["tokens_scale"].item() == pytest.approx(1 / math.sqrt((80**2 - 1) / 12), rel=1e-6)
 
 
 def test_equal_features_have_no_scale_to_divide_by(tmp_path: Path) -> None:
