@@ -27,6 +27,17 @@ _MARK = re.compile(rf"[!-/:-@\[-`{{-~{_BEYOND_ASCII}]")
 # Thai, Lao, Burmese, Khmer; kana and ideographs: no spaces between words, so a character counts as a word.
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]")
 
+_IDEOGRAPH = re.compile("[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+# Letters of kana, Thai, Lao, Tibetan, Burmese, Khmer, Tai, Balinese and Javanese: their function words are also parts
+# of other words, and no rule on characters tells which.
+_NEEDS_SEGMENTER = re.compile(
+    "[\u3041-\u3096\u30a1-\u30fa\uff66-\uff9d\u0e01-\u0e3a\u0e40-\u0e4e\u0e81-\u0edf\u0f40-\u0fbc\u1000-\u109f"
+    "\u1780-\u17d3\u1950-\u19df\u1a20-\u1aad\u1b00-\u1b4c\ua980-\ua9c0\ua9e0-\ua9fe\uaa60-\uaadf]"
+)
+_WORD_BORDER = "\u200b"
+"""Zero width space: separates words in scripts that show no space between them (Unicode Standard, section 6.2)."""
+_INNER_MARK = re.compile(rf"(?<![0-9A-Za-z]){_MARK.pattern}|{_MARK.pattern}(?![0-9A-Za-z])")
+
 
 def check_template(template: str) -> None:
     """Raise DataError unless ``template`` names at least one of ``{text}`` and ``{gloss}`` and nothing else."""
@@ -50,15 +61,52 @@ def render_pair(template: str, fields: Mapping[str, str]) -> str:
     return template.format_map(dict(fields)).strip()
 
 
-def pseudo_gloss(text: str, function_words: Collection[str]) -> str:
+def pseudo_gloss(text: str, function_words: Collection[str], where: str = "pseudo glosses") -> str:
     """The words of ``text`` without punctuation and function words, in their order: a gloss no annotator wrote.
 
+    Words end at white space or a zero width space. In Chinese without either, function words and punctuation are the
+    borders: the longest function word at each place goes, wherever it stands, and what lies between two is one word.
+
     Args:
-        text: a sentence whose words are separated by white space.
+        text: a sentence.
         function_words: casefolded words to drop.
+        where: origin of the text, for the message.
+
+    Raises:
+        DataError: the text is mostly in a script without spaces in which function words cannot be found so (Japanese,
+            Thai, Lao, Burmese, Khmer and others), and shows no word borders.
     """
-    words = (word.strip(_PUNCTUATION) for word in text.split())
-    return " ".join(word for word in words if word and word.casefold() not in function_words)
+    segmented = _WORD_BORDER in text
+    if not segmented:
+        _check_borders(text, where)
+    words = (word.strip(_PUNCTUATION) for word in text.replace(_WORD_BORDER, " ").split())
+    kept = [word for word in words if word and word.casefold() not in function_words]
+    if not segmented and _IDEOGRAPH.search(text):
+        kept = [part for word in kept for part in _between_function_words(word, function_words)]
+    return " ".join(kept)
+
+
+def _check_borders(text: str, where: str) -> None:
+    unclear = len(_NEEDS_SEGMENTER.findall(text))
+    unspaced = unclear + len(_IDEOGRAPH.findall(text))
+    # a foreign name in a text with spaces is one word, a kana in a Chinese one no Japanese
+    if 2 * unspaced > sum(map(str.isalpha, text)) and 10 * unclear > unspaced:
+        raise DataError(
+            f"no word borders in {text[:40]!r}: its script has no spaces, so function words cannot be found",
+            where=where,
+            fix="segment the texts with a tool for their language: put U+200B between words, or write the content"
+            " words into a field and name it with --gloss FIELD",
+        )
+
+
+def _between_function_words(word: str, function_words: Collection[str]) -> list[str]:
+    """Parts of a word with ideographs that are left between the function words of ideographs inside it."""
+    if not _IDEOGRAPH.search(word):
+        return [word]
+    found = (known for known in function_words if known and all(map(_IDEOGRAPH.match, known)))
+    borders = [re.escape(known) for known in sorted(found, key=len, reverse=True)]
+    parts = re.split("|".join([_INNER_MARK.pattern, *borders]), word)
+    return [part for part in (part.strip(_PUNCTUATION) for part in parts) if part]
 
 
 def fold_text(text: str) -> str:

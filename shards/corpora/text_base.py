@@ -73,7 +73,7 @@ class TextBase:
         """
         text = _one_text(text, origin).strip()
         if gloss is None and self._dropped:
-            gloss = pseudo_gloss(text, self._dropped)
+            gloss = pseudo_gloss(text, self._dropped, origin)
         words = gloss if isinstance(gloss, list) else _one_text(gloss, origin).split()
         joined = " ".join(map(str, words))
         joined = joined.lower() if self.lowercase_gloss else joined

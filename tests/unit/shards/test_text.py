@@ -54,6 +54,49 @@ def test_pseudo_gloss_drops_function_words_and_punctuation() -> None:
     assert pseudo_gloss("und der", {"der", "und"}) == ""
 
 
+CHINESE = {"我", "我们", "你", "要", "去", "吗", "的", "了", "the"}
+
+
+@pytest.mark.parametrize(
+    ("text", "gloss"),
+    [
+        ("我要买椅子,你去超市吗？", "买椅子 超市"),
+        ("我们的学校，很大。", "学校 很大"),  # the longest function word at a place
+        ("气温3.5度了", "气温3.5度"),
+        ("我 要 买 椅子", "买 椅子"),
+        ("我\u200b要\u200b目的\u200b椅子", "目的 椅子"),  # borders that are shown are not second-guessed
+        ("the word 的 and かわいい", "word and かわいい"),
+        ("我们喜欢的优の良品牌子很好吃", "喜欢 优の良品牌子很好吃"),
+        ("吗？", ""),
+    ],
+)
+def test_pseudo_gloss_of_chinese(text: str, gloss: str) -> None:
+    assert pseudo_gloss(text, CHINESE) == gloss
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "私は学校に行きます。",
+        "東京都知事選挙が行われた",
+        "ฉันจะไปตลาด",
+        "ຂ້ອຍໄປຕະຫຼາດ",
+        "ကျွန်တော်ဈေးသွားမယ်",
+        "ខ្ញុំទៅផ្សារ",
+        "ང་ཁྲོམ་ལ་འགྲོ",
+    ],
+    ids=["japanese", "mostly_kanji", "thai", "lao", "burmese", "khmer", "tibetan"],
+)
+def test_pseudo_gloss_without_word_borders_is_refused(text: str) -> None:
+    with pytest.raises(DataError, match=r"a\.txt:3: no word borders in .*\n  fix: segment .* U\+200B .* --gloss FIELD"):
+        pseudo_gloss(text, {"は", "จะ"}, "a.txt:3")
+    assert pseudo_gloss("ฉัน\u200bจะ\u200bไป", {"จะ"}) == "ฉัน ไป"
+
+
+def test_pseudo_gloss_keeps_foreign_names_and_signs() -> None:
+    assert pseudo_gloss("the ฿100 from ไทย", {"the", "from"}) == "฿100 ไทย"
+
+
 @given(words, st.integers(0, 2**62), st.integers(1, 5))
 def test_repetition_keeps_order_and_is_a_function_of_the_seed(gloss: list[str], seed: int, most: int) -> None:
     text = " ".join(gloss)
