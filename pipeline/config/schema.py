@@ -94,7 +94,8 @@ class VisualConfig(Section):
     max_frames: int = Field(default=512, gt=0)
     """Longest clip in frames (positions)."""
     centre_clips: bool = True
-    """Subtract each clip's mean frame feature: what signer, clothes and background add to all of its frames."""
+    """Subtract each clip's mean frame feature: what signer, camera and background add to all of its frames. Clips in
+    which nothing moves keep theirs; set false where short clips of one held sign are the data (docs/features.md)."""
     word: WordLevelConfig = WordLevelConfig()
     sentence: SentenceLevelConfig = SentenceLevelConfig()
 

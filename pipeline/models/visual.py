@@ -47,7 +47,7 @@ class VisualEncoderConfig(PreTrainedConfig):
         lora_rank, lora_alpha: adapters present in the weights (rank 0 = none).
         frames_per_pass: frames per backbone forward, 0 = all.
         centre_clips: subtract every clip's mean frame feature, which is what signer, clothes and background add to
-            all of its frames (as cepstral mean normalisation does for a speaker's channel).
+            all of its frames (as cepstral mean normalisation does for a speaker's channel). Still clips keep theirs.
         backbone_fingerprint: identity of a pretrained backbone's weights and preprocessing, from `build_visual`;
             empty where they were made or changed by training. Says which stored frame features belong to it.
     """
@@ -114,11 +114,20 @@ class VisualOutput(ModelOutput):
     sentence_BD: Tensor = None  # type: ignore[assignment]
 
 
+STILL_CLIP = 1e-4
+"""A clip is still when its frames' squared distances from their mean are less than this part of their squares: one
+hundredth of their size. Centring it would leave noise, the same for every still clip."""
+
+
 def _centred(frames_ND: Tensor, by_frame: Layout, frame_lengths_B: Tensor) -> Tensor:
-    """Frame features minus the mean over their own clip; a clip of one frame is left as it is."""
+    """Frame features minus the mean over their own clip; a still clip (one frame, too) is left as it is."""
     lengths_B = frame_lengths_B.to(frames_ND.device)
     mean_BD = by_frame.spread(frames_ND).sum(1) / lengths_B[:, None].to(frames_ND.dtype)
-    mean_BD = mean_BD * (lengths_B > 1)[:, None].to(frames_ND.dtype)
+    with torch.no_grad():
+        moved_ND = frames_ND - mean_BD.repeat_interleave(lengths_B, dim=0)
+        moved_B, whole_B = (by_frame.spread(rows.float().square().sum(1)).sum(1) for rows in (moved_ND, frames_ND))
+        moves_B = moved_B > STILL_CLIP * whole_B
+    mean_BD = mean_BD * moves_B[:, None].to(frames_ND.dtype)
     return frames_ND - mean_BD.repeat_interleave(lengths_B, dim=0)
 
 

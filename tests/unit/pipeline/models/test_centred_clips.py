@@ -58,6 +58,21 @@ def test_frame_features_by_hand_and_a_clip_of_one_frame_keeps_its_own() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_still_clips_stay_as_different_as_without_centring(dtype: torch.dtype) -> None:
+    """Two pictures, each shown for eight frames; beside a clip that moves they are no different."""
+    pictures, (moving_NHWC, _) = clips(1, 1, seed=3)[0], clips(8, seed=4)
+    frames_NHWC = torch.cat([pictures.repeat_interleave(8, dim=0), moving_NHWC])
+    model = encoder().to(dtype)
+    centred = model(frames_NHWC, torch.tensor([8, 8, 8]))
+    model.config.centre_clips = False
+    plain = model(frames_NHWC, torch.tensor([8, 8, 8]))
+    torch.testing.assert_close(centred.sentence_BD[:2], plain.sentence_BD[:2])
+    distance = (plain.sentence_BD[0] - plain.sentence_BD[1]).norm()
+    assert distance > 0.01 and not torch.allclose(centred.sentence_BD[2], plain.sentence_BD[2], atol=1e-2)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("others", [(1, 1), (30,), (2, 17, 5)])
 def test_the_mean_is_over_a_clips_own_frames(others: tuple[int, ...]) -> None:
     model, (own_NHWC, _) = encoder(), clips(7)
