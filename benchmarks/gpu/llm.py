@@ -89,11 +89,12 @@ def sets(probe: Probe, size: Size, zero: int) -> list[str]:
 def ours(probe: Probe, size: Size, zero: int) -> dict[str, float]:
     """Our trainer with its loader, metrics and agreement between ranks."""
     from pipeline.engine.metrics import read_metrics
+    from pipeline.engine.signals import StopFlag
 
     reset_memory(probe)
     trainer = make_trainer("demo_continued_pretraining", sets(probe, size, zero), probe)
     trainer.prepare()
-    trainer.fit()
+    trainer.fit(StopFlag())
     peak = peak_gib(probe)
     trainer.engine.destroy()
     rows = [row for row in read_metrics(trainer.run_dir) if "perf/mfu" in row][size.steps // 3 :]

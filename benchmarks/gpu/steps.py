@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.gpu.rows import ROOT, Probe, run_section, world
 from benchmarks.gpu.stages import LLM, STAGES, VISUAL
 from benchmarks.gpu.training import UnsavedTrainer, make_trainer, run_sets
+from pipeline.engine.signals import StopFlag
 
 COUNTED_STEP, PROFILED_STEP, STEPS = 3, 4, 6
 TOP = 10
@@ -121,7 +122,7 @@ def run(probe: Probe) -> None:
         trainer = make_trainer(f"demo_{stage}", sets(probe, stage), probe, WatchedTrainer)
         trainer.probe = probe
         trainer.prepare()
-        trainer.fit()
+        trainer.fit(StopFlag())
         trainer.engine.destroy()
         lines = dict(trainer.lines.most_common())
         probe.add(f"{stage} host synchronisations a step", True, sum(lines.values()), "", by_line=lines)

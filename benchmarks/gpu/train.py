@@ -43,8 +43,8 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], dest="sets")
     options = parser.parse_args()
     set_defaults()
+    from launch.train import run_rank
     from pipeline.engine import setup
-    from pipeline.engine.run import main as run
 
     freeze = setup.apply_freeze_plan
 
@@ -53,7 +53,7 @@ def main() -> int:
         return freeze(module, plan)
 
     setup.apply_freeze_plan = fill_and_freeze
-    return run(options.recipe, options.sets)
+    return run_rank(options.recipe, options.sets)
 
 
 if __name__ == "__main__":
