@@ -58,13 +58,23 @@ def _listed(settings: dict[str, Any]) -> str:
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, setting: str) -> None:
-    """Every id of the tokenizer needs a row of the embedding table; more rows are fine.
+    """Every id that can come up needs a row of the embedding table; more rows are fine.
+
+    Texts never make control tokens, so one of those beyond the table (Gemma 3's image token beside its text models) is
+    only named in the log, unless it begins, ends or pads a sequence.
 
     Raises:
         RecipeError: the table is smaller.
     """
     table: Any = model.get_input_embeddings()
-    rows, ids = int(table.num_embeddings), max(tokenizer.get_vocab().values()) + 1
+    used = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
+    idle = {at for at, token in tokenizer.added_tokens_decoder.items() if token.special and at not in used}
+    vocabulary = tokenizer.get_vocab()
+    rows, ids = int(table.num_embeddings), max(set(vocabulary.values()) - idle) + 1
+    if beyond := sorted(token for token, at in vocabulary.items() if at in idle and at >= rows):
+        log.warning(
+            "%s: control tokens without an embedding, not to be used in a prompt: %s", setting, ", ".join(beyond)
+        )
     if rows < ids:
         raise RecipeError(
             f"{setting}: the model's embedding table has {rows} rows, its tokenizer makes {ids} ids. Use the tokenizer"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from pipeline.config.schema import LlmConfig, TextEncoderConfig
 from pipeline.errors import RecipeError
@@ -62,6 +62,20 @@ def test_fewer_embeddings_than_ids(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=rf"model\.llm: .* table has 300 rows, its tokenizer makes {ids} ids\. Use"):
         load_language(LlmConfig(path=str(folder)), torch.float32)
     load_language(LlmConfig(path=str(gpt2(tmp_path / "larger", rows=ids + 40))), torch.float32)
+
+
+def test_an_unused_control_token_may_lie_beyond_the_table(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Text models of the Gemma 3 family come with the tokenizer of those that see images."""
+    folder = gpt2(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.save_pretrained(folder)
+    load_language(LlmConfig(path=str(folder)), torch.float32)
+    assert "model.llm: control tokens without an embedding, not to be used in a prompt: <image>" in caplog.text
+    tokenizer.pad_token = "<image>"
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(RecipeError, match=r"embedding table has \d+ rows, its tokenizer makes \d+ ids"):
+        load_language(LlmConfig(path=str(folder)), torch.float32)
 
 
 def test_position_tables(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
