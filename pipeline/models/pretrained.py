@@ -82,6 +82,21 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         )
 
 
+def check_prompt(model: PreTrainedModel, ids: list[int]) -> None:
+    """The template's own tokens need embeddings as well.
+
+    Raises:
+        RecipeError: it holds a control token that the model does not know.
+    """
+    table: Any = model.get_input_embeddings()
+    rows = int(table.num_embeddings)
+    if ids and max(ids) >= rows:
+        raise RecipeError(
+            f"connector.prompt: holds the token with id {max(ids)}, but the embedding table of model.llm has {rows}"
+            " rows; leave that control token out of the prompt."
+        )
+
+
 def position_limit(model: nn.Module) -> int | None:
     """Longest input of a model with a table of positions; None where positions are computed (rotary, ALiBi)."""
     limits = []
@@ -116,4 +131,11 @@ def check_positions(model: PreTrainedModel, needed: int, what: str, part: str, f
         log.warning("%s: %d positions, more than the %d that the model of %s was made for", what, needed, trained, part)
 
 
-__all__ = ["check_positions", "check_vocabulary", "drop_generation_settings", "position_limit", "tell_settings"]
+__all__ = [
+    "check_positions",
+    "check_prompt",
+    "check_vocabulary",
+    "drop_generation_settings",
+    "position_limit",
+    "tell_settings",
+]

@@ -23,6 +23,7 @@ from pipeline.errors import RecipeError
 from pipeline.models import frame_level
 from pipeline.models.language import embedding_rms, load_language, load_llm, load_tokenizer
 from pipeline.models.llava_slt import LlavaSltConfig, LlavaSltForConditionalGeneration
+from pipeline.models.pretrained import check_prompt
 from pipeline.models.processing import LlavaSltProcessor, ProcessorOptions
 from pipeline.models.text_encoder import TextEncoder
 from pipeline.models.visual import HierarchicalVisualEncoder, VisualEncoderConfig
@@ -113,6 +114,7 @@ def build_llava_slt(
             " lower it."
         )
     processor = build_processor(tokenizer, prompt, visual.config.stride, model, data)
+    check_prompt(llm, processor.before_ids + processor.after_ids)
     config = LlavaSltConfig(
         visual_config=visual.config,
         text_config=llm.config,

@@ -11,15 +11,16 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from pipeline.config.schema import LlmConfig, TextEncoderConfig
+from pipeline.config.schema import LlmConfig, ModelConfig, TextEncoderConfig
 from pipeline.errors import RecipeError
 from pipeline.evaluate.generate import GenerationOptions
 from pipeline.models.language import embedding_rms, load_language
 from pipeline.models.llava_slt import checkpoint_in_eval
 from pipeline.models.pretrained import check_positions, position_limit
+from pipeline.models.registry import build_llava_slt
 from pipeline.models.text_encoder import TextEncoder
 from pipeline.stages.base import check_layers, frozen_buffers
-from tests.unit.pipeline.models.tiny import bpe_tokenizer
+from tests.unit.pipeline.models.tiny import bpe_tokenizer, data_config, visual_config
 
 GREEDY_WORDS = {"min_new_tokens": 20, "early_stopping": True, "suppress_tokens": [5], "repetition_penalty": 1.3}
 
@@ -72,6 +73,9 @@ def test_an_unused_control_token_may_lie_beyond_the_table(tmp_path: Path, caplog
     tokenizer.save_pretrained(folder)
     load_language(LlmConfig(path=str(folder)), torch.float32)
     assert "model.llm: control tokens without an embedding, not to be used in a prompt: <image>" in caplog.text
+    model = ModelConfig(llm=LlmConfig(path=str(folder)), visual=visual_config())
+    with pytest.raises(RecipeError, match=r"connector\.prompt: holds the token with id \d+, but the embedding table"):
+        build_llava_slt(model, data_config(), "<image> {video} text:", torch.float32)
     tokenizer.pad_token = "<image>"
     tokenizer.save_pretrained(folder)
     with pytest.raises(RecipeError, match=r"embedding table has \d+ rows, its tokenizer makes \d+ ids"):
