@@ -7,12 +7,15 @@ M packed visual tokens, D visual width, E LLM embedding width, V vocabulary.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from pipeline.errors import DataError
@@ -252,13 +255,30 @@ def _trains(module: nn.Module) -> bool:
 def checkpoint_in_eval(module: nn.Module) -> None:
     """Eval mode for a frozen part, with gradient checkpointing still at work: saving memory changes no number.
 
-    transformers recomputes a layer only while that layer says that it trains. Its submodules do not say so, and what
-    the layer itself would drop is set to nothing.
+    transformers recomputes a layer only while that layer says that it trains. So it says so when it is called, and
+    is in eval mode again while it computes, in the first pass as in the recomputation.
     """
     module.eval()
-    for part in module.modules():
-        if getattr(part, "gradient_checkpointing", False):
-            part.training = True
-            for name, value in vars(part).items():
-                if "drop" in name and isinstance(value, float):
-                    setattr(part, name, 0.0)
+    layers: list[Any] = [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]
+    for layer in layers:
+        if layer.gradient_checkpointing:
+            layer.training = True
+            if not isinstance(layer._gradient_checkpointing_func, _CheckpointInEval):
+                layer._gradient_checkpointing_func = _CheckpointInEval(layer._gradient_checkpointing_func, layer)
+
+
+class _CheckpointInEval:
+    """A layer's checkpoint function that runs the layer in eval mode while the layer is frozen."""
+
+    def __init__(self, checkpoint: Callable[..., Any], layer: nn.Module) -> None:
+        self.checkpoint, self.layer = checkpoint, layer
+
+    def __call__(self, forward: Callable[..., Any], *args: Any) -> Any:
+        return self.checkpoint(partial(self.run, forward), *args)
+
+    def run(self, forward: Callable[..., Any], *args: Any) -> Any:
+        was_training, self.layer.training = self.layer.training, False
+        try:
+            return forward(*args)
+        finally:
+            self.layer.training = was_training

@@ -239,13 +239,18 @@ def check_layers(module: nn.Module) -> None:
         and (part.training or part.running_mean is None)
         and (isinstance(part, _BatchNorm) or part.track_running_stats)
     ]
-    if mixing:
-        raise RecipeError(
-            f"{len(mixing)} layers mix the samples of a micro-batch, the first is {mixing[0]}"
-            f" ({type(module.get_submodule(mixing[0])).__name__}): losses would depend on train.micro_batch and the"
-            " number of ranks. Freeze that part (model.visual.backbone.train: frozen), so that it uses its stored"
-            " statistics, or take a backbone with layer norms, such as a ViT or ConvNeXt."
-        )
+    if not mixing:
+        return
+    layer = module.get_submodule(mixing[0])
+    fix = "take a model with layer norms, such as a ViT or ConvNeXt"
+    if layer.training and mixing[0].startswith("visual."):
+        fix = f"freeze the part (model.visual.backbone.train: frozen), so that it uses its stored statistics, or {fix}"
+    elif not layer.training:
+        fix = f"it is frozen, but stores no statistics to use instead; {fix}"
+    raise RecipeError(
+        f"{len(mixing)} layers mix the samples of a micro-batch, the first is {mixing[0]} ({type(layer).__name__}):"
+        f" losses would depend on train.micro_batch and the number of ranks. To mend: {fix}."
+    )
 
 
 def frozen_names(module: nn.Module) -> list[str]:

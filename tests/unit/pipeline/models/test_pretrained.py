@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,28 @@ def test_checkpointing_a_frozen_llm_changes_no_number(tmp_path: Path) -> None:
     torch.testing.assert_close(found, expected)
 
 
+def test_checkpointing_keeps_a_frozen_layer_in_eval_mode_also_where_it_reads_dropout_from_its_config() -> None:
+    config = AutoConfig.for_model(
+        "falcon", hidden_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=64, hidden_dropout=0.5,
+        attention_dropout=0.5, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    llm = AutoModelForCausalLM.from_config(config).requires_grad_(False).eval()
+    calls: list[bool] = []
+    llm.transformer.h[0].mlp.register_forward_pre_hook(lambda *_: calls.append(llm.transformer.h[0].training))
+    embeds_BLE = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    expected = llm(inputs_embeds=embeds_BLE, use_cache=False).logits
+    (gradient,) = torch.autograd.grad(expected.sum(), embeds_BLE)
+    llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for _ in range(2):  # every switch to train mode calls it again
+        llm.train()
+        checkpoint_in_eval(llm)
+    calls.clear()
+    found = llm(inputs_embeds=embeds_BLE, use_cache=False).logits
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found.sum(), embeds_BLE)[0], gradient)
+    assert calls == [False, False]  # computed, and computed again in the backward pass
+
+
 def test_scale_of_embeddings_is_that_of_looked_up_ones() -> None:
     """Gemma 3 multiplies by the root of the width after the look-up."""
     sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -161,12 +184,19 @@ class Backbone(nn.Module):
     ids=["batch", "sync", "frozen", "no statistics", "instance", "tracking instance", "group"],
 )
 def test_layers_that_mix_samples(norm: nn.Module, frozen: bool, refused: bool) -> None:
-    model = nn.Sequential(nn.Linear(4, 4), Backbone(norm, frozen))
+    model = nn.ModuleDict({"visual": Backbone(norm, frozen), "connector": nn.Linear(4, 4)})
     if not refused:
         check_layers(model)
         return
-    with pytest.raises(RecipeError, match=r"1 layers mix the samples of a micro-batch, the first is 1\.norm"):
+    with pytest.raises(
+        RecipeError, match=r"1 layers mix the samples of a micro-batch, the first is visual\.norm"
+    ) as told:
         check_layers(model)
+    advice = "it is frozen, but stores no statistics" if frozen else r"freeze the part \(model\.visual\.backbone\.train"
+    assert re.search(advice, str(told.value))
+    if not frozen:
+        with pytest.raises(RecipeError, match=r"the number of ranks\. To mend: take a model with layer norms"):
+            check_layers(nn.ModuleDict({"llm": Backbone(norm, frozen)}))
 
 
 def test_statistics_of_frozen_layers_belong_to_what_must_not_change() -> None:
