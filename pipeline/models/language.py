@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from pipeline.config.schema import LlmConfig, TinyLlm
 from pipeline.errors import RecipeError
 from pipeline.models.attention import KEY_PREFIX, check_model
-from pipeline.models.pretrained import check_vocabulary, drop_generation_settings, tell_settings
+from pipeline.models.pretrained import check_vocabulary, drop_generation_settings, tell_dropout, tell_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,9 @@ def load_language(
     tokenizer = load_tokenizer(config)
     llm = load_llm(config, dtype, attention)
     check_vocabulary(llm, tokenizer, "model.llm")
-    tell_settings(llm.config, str(config.path or config.tokenizer), tokenizer)
+    source = str(config.path or config.tokenizer)
+    tell_dropout(llm.config, source)
+    tell_tokenizer(tokenizer, source)
     return llm, tokenizer
 
 

@@ -14,7 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
@@ -109,6 +117,8 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.visual = AutoModel.from_config(config.visual_config) if visual is None else visual
         self.llm = AutoModelForCausalLM.from_config(config.text_config) if llm is None else llm
+        # `generate` gets this model's settings; the LLM's own, which older folders keep in config.json, fill no gaps
+        self.llm.generation_config = GenerationConfig()
         config.visual_config, config.text_config = self.visual.config, self.llm.config
         self.connector = Connector(
             config.visual_config.width,

@@ -37,8 +37,8 @@ def drop_generation_settings(llm: PreTrainedModel, source: str) -> None:
     llm.generation_config = GenerationConfig(**{name: getattr(found, name, None) for name in _IDS})
 
 
-def tell_settings(config: PreTrainedConfig, source: str, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-    """Name in the log what acts in a run although no recipe says so: dropout of the part, flags of its tokenizer."""
+def tell_dropout(config: PreTrainedConfig, source: str) -> None:
+    """Name in the log the dropout that a part brings; it acts although no recipe says so."""
     held = config.get_text_config().to_dict()
     dropout = {
         name: value
@@ -47,7 +47,11 @@ def tell_settings(config: PreTrainedConfig, source: str, tokenizer: PreTrainedTo
     }
     if dropout:
         log.info("%s: dropout of its own, while it trains: %s", source, _listed(dropout))
-    flags = {} if tokenizer is None else tokenizer.init_kwargs
+
+
+def tell_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Name in the log the flags of a tokenizer that change the ids of a text."""
+    flags = tokenizer.init_kwargs
     shown = {name: flags[name] for name in _TOKENIZER_FLAGS if flags.get(name) is not None}
     if shown:
         log.info("%s: tokenizer settings of its own: %s", source, _listed(shown))
@@ -101,13 +105,19 @@ def position_limit(model: nn.Module) -> int | None:
     """Longest input of a model with a table of positions; None where positions are computed (rotary, ALiBi)."""
     limits = []
     for name, module in model.named_modules():
-        last = name.rsplit(".", 1)[-1]
-        if not isinstance(module, nn.Embedding) or not (last in ("wpe", "embed_positions") or "position_emb" in last):
+        if not isinstance(module, nn.Embedding) or not _of_positions(name):
             continue
         # RoBERTa counts from the id after the padding's; OPT and BART keep two rows in front
         offset = int(getattr(module, "offset", 0)) or (0 if module.padding_idx is None else module.padding_idx + 1)
         limits.append(int(module.num_embeddings) - offset)
+    # GPT-J, CodeGen and CTRL keep sines and cosines up to a fixed length
+    limits += [len(table) for name, table in model.named_buffers() if table.dim() == 2 and _of_positions(name)]
     return min(limits) if limits else None
+
+
+def _of_positions(name: str) -> bool:
+    last = name.rsplit(".", 1)[-1]
+    return last in ("wpe", "embed_positions", "positions_embed", "pos_encoding") or "position_emb" in last
 
 
 def check_positions(model: PreTrainedModel, needed: int, what: str, part: str, fix: str) -> None:
@@ -137,5 +147,6 @@ __all__ = [
     "check_vocabulary",
     "drop_generation_settings",
     "position_limit",
-    "tell_settings",
+    "tell_dropout",
+    "tell_tokenizer",
 ]

@@ -23,7 +23,7 @@ from pipeline.errors import RecipeError
 from pipeline.models import frame_level
 from pipeline.models.language import embedding_rms, load_language, load_llm, load_tokenizer
 from pipeline.models.llava_slt import LlavaSltConfig, LlavaSltForConditionalGeneration
-from pipeline.models.pretrained import check_prompt
+from pipeline.models.pretrained import check_prompt, tell_dropout
 from pipeline.models.processing import LlavaSltProcessor, ProcessorOptions
 from pipeline.models.text_encoder import TextEncoder
 from pipeline.models.visual import HierarchicalVisualEncoder, VisualEncoderConfig
@@ -71,6 +71,8 @@ def build_visual(config: VisualConfig, image_pixels: int, dtype: torch.dtype) ->
     if config.backbone.train == "lora":
         encoder.add_lora(config.backbone.lora_rank, config.backbone.lora_alpha)
     encoder.freeze_backbone()
+    if config.backbone.path is not None and encoder.backbone.trains:
+        tell_dropout(backbone_config, config.backbone.path)
     return encoder
 
 
@@ -123,8 +125,9 @@ def build_llava_slt(
         connector_rms=embedding_rms(llm),
         prompt=prompt,
     )
+    token_ids = llm.generation_config  # the whole model's from here on
     whole = AutoModel.from_config(config, dtype=dtype, visual=_mark_loaded(visual), llm=_mark_loaded(llm))
-    whole.generation_config = llm.generation_config
+    whole.generation_config = token_ids
     return whole, processor
 
 
@@ -158,6 +161,8 @@ def _exported_visual(path: str, image_pixels: int, dtype: torch.dtype) -> Hierar
         config.backbone_fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     encoder = HierarchicalVisualEncoder.from_pretrained(path, config=config, dtype=dtype)
     encoder.freeze_backbone()
+    if encoder.backbone.trains:
+        tell_dropout(config.backbone_config, path)
     return encoder
 
 

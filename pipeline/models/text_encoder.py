@@ -21,7 +21,7 @@ from transformers.integrations import deepspeed as zero3
 from pipeline.config.schema import TextEncoderConfig
 from pipeline.errors import DataError, RecipeError
 from pipeline.models.language import bos_id, decoder
-from pipeline.models.pretrained import check_positions, check_vocabulary
+from pipeline.models.pretrained import check_positions, check_vocabulary, tell_tokenizer
 from shards.text_tokens import TextTokens
 
 
@@ -88,10 +88,13 @@ class TextEncoder:
                 f" hidden states {encoder.width}; use token_features: hidden."
             )
         check_vocabulary(model, tokenizer, "model.text_encoder.path")
+        bos = config.kind == "llm" and bos_id(tokenizer) is not None  # stands in front of the max_tokens
         check_positions(
-            model, config.max_tokens, "model.text_encoder.max_tokens", "model.text_encoder.path",
-            "lower it to the table's length",
+            model, config.max_tokens + bos,
+            "model.text_encoder.max_tokens" + " and the bos token" * bos,
+            "model.text_encoder.path", "lower max_tokens",
         )  # fmt: skip
+        tell_tokenizer(tokenizer, config.path)
         nn.Module.to(model, device)
         return encoder
 

@@ -6,22 +6,24 @@ import json
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from pipeline.config.schema import LlmConfig, ModelConfig, TextEncoderConfig
+from pipeline.config.schema import BackboneConfig, LlmConfig, ModelConfig, TextEncoderConfig
 from pipeline.errors import RecipeError
 from pipeline.evaluate.generate import GenerationOptions
+from pipeline.evaluate.load import load_export
 from pipeline.models.language import embedding_rms, load_language
 from pipeline.models.llava_slt import checkpoint_in_eval
 from pipeline.models.pretrained import check_positions, position_limit
-from pipeline.models.registry import build_llava_slt
+from pipeline.models.registry import build_llava_slt, build_visual
 from pipeline.models.text_encoder import TextEncoder
 from pipeline.stages.base import check_layers, frozen_buffers
-from tests.unit.pipeline.models.tiny import bpe_tokenizer, data_config, visual_config
+from tests.unit.pipeline.models.tiny import bpe_tokenizer, clips, data_config, visual_config
 
 GREEDY_WORDS = {"min_new_tokens": 20, "early_stopping": True, "suppress_tokens": [5], "repetition_penalty": 1.3}
 
@@ -56,6 +58,28 @@ def test_generation_settings_of_a_pretrained_llm_are_dropped_and_named(
     plain.generation_config = GenerationConfig()
     expected = plain.generate(ids_BL, max_new_tokens=3, do_sample=False, eos_token_id=0, pad_token_id=0)
     assert found.tolist() == expected.tolist()
+
+
+def test_generation_settings_in_a_config_do_not_come_back_with_the_export(tmp_path: Path) -> None:
+    """Older folders hold them in config.json, which an export carries along."""
+    source, out = gpt2(tmp_path / "llm"), tmp_path / "export"
+    content = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**content, "min_new_tokens": 5}))
+    model = ModelConfig(llm=LlmConfig(path=str(source)), visual=visual_config())
+    live, processor = build_llava_slt(model, data_config(), "signs: {video} text:", torch.float32)
+    live.save_pretrained(out)
+    processor.save_pretrained(out)
+    frames_NHWC, lengths_B = clips(9)
+
+    def new_tokens(translator: Any, eos_id: int) -> list[int]:
+        options = GenerationOptions(max_new_tokens=8).config(eos_id, processor.pad_id)
+        inputs = {**processor([9]), "frames": frames_NHWC, "frame_lengths": lengths_B}
+        found: list[int] = translator.generate(**inputs, generation_config=options)[0].tolist()
+        return found
+
+    first = new_tokens(live.eval(), processor.eos_id)[0]
+    assert new_tokens(live, first) == [first]
+    assert new_tokens(load_export(out)[0], first) == [first]
 
 
 def test_fewer_embeddings_than_ids(tmp_path: Path) -> None:
@@ -97,10 +121,59 @@ def test_position_tables(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     assert "more than the 8 that the model of model.llm was made for" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("openai-gpt", {}),
+        ("ctrl", {"dff": 32}),
+        ("gptj", {"rotary_dim": 8}),
+        ("codegen", {"rotary_dim": 8, "n_head": 4}),
+    ],
+)
+def test_position_tables_under_other_names_and_as_buffers(kind: str, sizes: dict[str, int]) -> None:
+    sizes = {"n_embd": 64, "n_layer": 1, "n_head": 2, "n_positions": 16, "vocab_size": 50, **sizes}
+    ids = {"bos_token_id": 1, "eos_token_id": 2}
+    llm = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **ids)).eval()
+    assert position_limit(llm) == 16
+    llm(input_ids=torch.full((1, 16), 5), use_cache=False)
+    with pytest.raises((IndexError, RuntimeError)):
+        llm(input_ids=torch.full((1, 17), 5), use_cache=False)
+
+
+def test_the_bos_of_an_llm_text_encoder_takes_a_position_too(tmp_path: Path) -> None:
+    folder = gpt2(tmp_path, positions=16)
+    fits = TextEncoder.from_config(TextEncoderConfig(kind="llm", path=str(folder), max_tokens=15))
+    assert fits.encode(["tomorrow it rains in the north " * 20]).tokens[0].shape == (15, 32)
+    with pytest.raises(RecipeError, match=r"max_tokens and the bos token: 17 positions, but .* has a table of 16"):
+        TextEncoder.from_config(TextEncoderConfig(kind="llm", path=str(folder), max_tokens=16))
+
+
+def test_dropout_of_a_backbone_and_flags_of_a_text_encoder_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vit, bert = tmp_path / "vit", tmp_path / "bert"
+    config = AutoConfig.for_model("vit", **sizes, image_size=32, patch_size=8, hidden_dropout_prob=0.3)
+    AutoModel.from_config(config).save_pretrained(vit)
+    tokenizer = bpe_tokenizer(bert)
+    tokenizer.init_kwargs["do_lower_case"] = True
+    tokenizer.save_pretrained(bert)
+    AutoModel.from_config(AutoConfig.for_model("bert", **sizes, vocab_size=len(tokenizer))).save_pretrained(bert)
+    dropout = f"{vit}: dropout of its own, while it trains: hidden_dropout_prob=0.3"
+    frozen, full = (BackboneConfig(path=str(vit), train=mode) for mode in ("frozen", "full"))
+    with caplog.at_level(logging.INFO):
+        build_visual(visual_config(backbone=frozen), 32, torch.float32)
+        assert dropout not in caplog.messages  # it runs in eval mode
+        build_visual(visual_config(backbone=full), 32, torch.float32).save_pretrained(tmp_path / "encoder")
+        build_visual(visual_config(path=str(tmp_path / "encoder"), backbone=None), 32, torch.float32)
+        TextEncoder.from_config(TextEncoderConfig(path=str(bert), max_tokens=16))
+    assert dropout in caplog.messages
+    assert dropout.replace(str(vit), str(tmp_path / "encoder")) in caplog.messages
+    assert f"{bert}: tokenizer settings of its own: do_lower_case=True" in caplog.messages
+
+
 def test_positions_of_a_text_encoder_of_roberta_kind(tmp_path: Path) -> None:
     """514 rows are 512 positions there: the count starts after the padding's id."""
-    from transformers import AutoModel
-
     tokenizer = bpe_tokenizer(tmp_path)
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = AutoConfig.for_model(
