@@ -141,7 +141,10 @@ def main(recipe_path: str, sets: list[str], stop: StopFlag, launcher: Launcher) 
 def _read(recipe_path: str, sets: list[str]) -> LoadedRecipe:
     """The recipe. What it remarks on settings is told by rank 0 alone, or has been told by the launcher."""
     quiet = dist.is_launched() or not dist.ranks_from_environment().is_main
-    logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="%(message)s", force=True)
+    stream = logging.StreamHandler(sys.stderr)
+    # of the handler, not of the root: the command has given our loggers a level of their own
+    stream.setLevel(logging.ERROR if quiet else logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[stream], force=True)
     return load(recipe_path, sets)
 
 

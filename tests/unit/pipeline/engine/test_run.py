@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -25,10 +24,10 @@ class Left(BaseException):
 
 
 @pytest.fixture
-def rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The second of two ranks of a run whose inputs are there."""
-    level = logging.root.level
     monkeypatch.setattr(logging.root, "handlers", [])
+    logging.getLogger("pipeline").setLevel(logging.INFO)  # as the command does
     monkeypatch.chdir(tmp_path)
     for name, value in {**PLACE, "RANK": "1"}.items():
         monkeypatch.setenv(name, value)
@@ -39,8 +38,7 @@ def rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         raise Left(code)
 
     monkeypatch.setattr(run.os, "_exit", leave)
-    yield write(tmp_path, CONNECTOR)
-    logging.root.setLevel(level)
+    return write(tmp_path, CONNECTOR)
 
 
 def end(recipe: Path, error: Exception, monkeypatch: pytest.MonkeyPatch) -> tuple[int, dict[str, object]]:
