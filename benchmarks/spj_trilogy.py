@@ -108,7 +108,7 @@ def losses(run: StageRun) -> dict[str, Any]:
 
 def slt(*arguments: str) -> str:
     """Output of an `slt` verb."""
-    command = [sys.executable, "-m", "pipeline", *arguments]
+    command = [sys.executable, "-m", "launch", *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
 
 

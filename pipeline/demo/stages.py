@@ -46,13 +46,13 @@ def run_stage(stage: str, run_dir: Path, num_procs: int, sets: list[str], recipe
     start = time.monotonic()
     name = recipe or f"demo_{stage}"
     overrides = [f"run_dir={run_dir}", f"train.world_sizes=[{num_procs}]", *sets]
-    command = [sys.executable, "-m", "pipeline", "launch", "run", name, "--num-procs", str(num_procs)]
+    command = [sys.executable, "-m", "launch", "launch", "run", name, "--num-procs", str(num_procs)]
     command += ["--accelerator", "cpu"]  # any machine runs it, whatever number of GPUs it has
     for override in overrides:
         command += ["--set", override]
     _run(stage, command, run_dir)
     export_dir = run_dir / "export"
-    _run(stage, [sys.executable, "-m", "pipeline", "export", str(run_dir), "--out", str(export_dir)], run_dir)
+    _run(stage, [sys.executable, "-m", "launch", "export", str(run_dir), "--out", str(export_dir)], run_dir)
     return StageRun(stage, run_dir, export_dir, time.monotonic() - start)
 
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.end_to_end
 def test_demo_reaches_its_floors(tmp_path: Path) -> None:
     """`slt demo` from nothing: perplexity falls, retrieval beats chance, unseen sentences are translated."""
     out = tmp_path / "demo"
-    command = [sys.executable, "-m", "pipeline", "demo", "--out", str(out)]
+    command = [sys.executable, "-m", "launch", "demo", "--out", str(out)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     (tmp_path / "demo.log").write_text(result.stdout + result.stderr)  # kept by pytest: what a newcomer would see
     assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
@@ -33,6 +33,6 @@ def test_demo_reaches_its_floors(tmp_path: Path) -> None:
         assert (out / stage / "export" / "provenance.json").is_file()
     video = next((out / "corpus" / "videos").glob("test-*.mp4"))
     export_dir = str(out / "connector" / "export")
-    command = [sys.executable, "-m", "pipeline", "translate", str(video), "--model", export_dir, "--json"]
+    command = [sys.executable, "-m", "launch", "translate", str(video), "--model", export_dir, "--json"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(result.stdout)

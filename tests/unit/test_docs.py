@@ -43,7 +43,7 @@ def test_relative_links_resolve(page: Path) -> None:
 
 @functools.cache
 def _cli() -> Any:
-    from pipeline.cli import app
+    from launch.slt import app
 
     return typer.main.get_command(app)
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig
 from typer.testing import CliRunner
 
-from pipeline.cli import app
+from launch.slt import app
 from pipeline.config.schema import BackboneConfig
 from pipeline.errors import RecipeError
 from pipeline.evaluate.clips import FetchFrames, holds_features

@@ -14,7 +14,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from pipeline import cli
+from launch.slt import app, main
 from pipeline.errors import CheckpointError, DamagedCheckpointError
 from tests.light_start import MODELS, output_of_light_start
 from tests.source_tree import ROOT
@@ -31,11 +31,11 @@ def verbs(command: Any, path: str = "slt") -> Iterator[tuple[str, Any]]:
         yield path, command
 
 
-VERBS = dict(verbs(typer.main.get_command(cli.app)))
+VERBS = dict(verbs(typer.main.get_command(app)))
 
 
 def slt(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline", *arguments]
+    command = [sys.executable, "-m", "launch", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
 
 
@@ -49,7 +49,7 @@ def test_every_verb_is_there() -> None:
 
 @pytest.mark.parametrize("path", VERBS)
 def test_help_ends_with_an_example_of_the_verb(path: str) -> None:
-    result = runner.invoke(cli.app, [*path.split()[1:], "--help"], env={"COLUMNS": "300", "TERM": "dumb"})
+    result = runner.invoke(app, [*path.split()[1:], "--help"], env={"COLUMNS": "300", "TERM": "dumb"})
     assert result.exit_code == 0, result.output
     last = result.output.strip().splitlines()[-1].strip()
     assert last.startswith(f"Example: {path} ")
@@ -62,7 +62,7 @@ def test_help_ends_with_an_example_of_the_verb(path: str) -> None:
 
 
 def test_help_starts_without_anything_heavy() -> None:
-    assert "translate" in output_of_light_start("pipeline.cli", ["--help"], (*MODELS, "matplotlib"))
+    assert "translate" in output_of_light_start("launch.slt", ["--help"], (*MODELS, "matplotlib"))
 
 
 def test_the_command_shows_its_verbs() -> None:
@@ -84,12 +84,12 @@ def test_a_user_error_is_one_paragraph_and_no_traceback(tmp_path: Path) -> None:
 
 def test_errors_leave_with_their_own_code(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def fail(error: BaseException) -> int:
-        def app() -> None:
+        def raising() -> None:
             raise error
 
-        monkeypatch.setattr(cli, "app", app)
+        monkeypatch.setattr("launch.slt.app", raising)
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main()
         return int(ended.value.code or 0)
 
     from pipeline.errors import ClusterError, DataError, DivergedError, RecipeError
@@ -110,20 +110,20 @@ def test_errors_leave_with_their_own_code(monkeypatch: pytest.MonkeyPatch, capsy
     def bug() -> None:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr(cli, "app", bug)
+    monkeypatch.setattr("launch.slt.app", bug)
     with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback; Python ends with 1
-        cli.main()
+        main()
 
 
 def test_libraries_keep_their_information_to_themselves() -> None:
     script = """
 import logging
-from pipeline import cli
+from launch import slt
 def app():
     for name in ("shards.store", "botocore.credentials"):
         logging.getLogger(name).info("%s tells", name)
-cli.app = app
-cli.main()
+slt.app = app
+slt.main()
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "shards.store tells" in done.stderr and "botocore" not in done.stderr
@@ -133,23 +133,23 @@ def test_listing_checkpoints(tmp_path: Path) -> None:
     make(tmp_path, 20, payload=b"x" * 3_400_000)
     make(tmp_path, 100)
     make(tmp_path, 120, complete=False)
-    result = runner.invoke(cli.app, ["ckpt", "list", str(tmp_path)])
+    result = runner.invoke(app, ["ckpt", "list", str(tmp_path)])
     folder = tmp_path / "checkpoints"
     assert result.exit_code == 0 and result.output.splitlines() == [
         f"{folder / 'step-000020'}  step 20  2 ranks  3.4 MB",
         f"{folder / 'step-000100'}  step 100  2 ranks  0.0 MB",
     ]
-    assert runner.invoke(cli.app, ["ckpt", "list", str(tmp_path / "empty")]).output == ""
+    assert runner.invoke(app, ["ckpt", "list", str(tmp_path / "empty")]).output == ""
 
 
 def test_inspecting_a_checkpoint(tmp_path: Path) -> None:
     folder = make(tmp_path, 20)
-    result = runner.invoke(cli.app, ["ckpt", "inspect", str(folder)])
+    result = runner.invoke(app, ["ckpt", "inspect", str(folder)])
     shown = json.loads(result.output)
     assert shown["manifest"]["step"] == shown["state"]["step"] == 20
-    shown = json.loads(runner.invoke(cli.app, ["ckpt", "inspect", str(tmp_path)]).output)
+    shown = json.loads(runner.invoke(app, ["ckpt", "inspect", str(tmp_path)]).output)
     assert shown["path"] == str(folder), "a run folder means its latest checkpoint"
     (folder / "part.bin").write_bytes(b"WEIGHTS")
-    result = runner.invoke(cli.app, ["ckpt", "inspect", str(folder)])
+    result = runner.invoke(app, ["ckpt", "inspect", str(folder)])
     assert isinstance(result.exception, DamagedCheckpointError) and result.exception.exit_code == 6
     assert "is damaged:\n  " in str(result.exception) and "part.bin is damaged: its sha256" in str(result.exception)

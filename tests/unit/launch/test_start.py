@@ -15,9 +15,9 @@ class Cli(types.ModuleType):
         os.kill(os.getpid(), signal.{signal})
         return lambda: sys.exit(7)
 
-sys.modules["pipeline.cli"] = Cli("pipeline.cli")
+sys.modules["launch.slt"] = Cli("launch.slt")
 sys.argv = {argv}
-from pipeline.start import main
+from launch.start import main
 main()
 """
 

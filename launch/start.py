@@ -18,7 +18,7 @@ def main() -> None:
     if any(tuple(sys.argv[1 : 1 + len(words)]) == words for words in _RUNS):
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, _leave)
-    from pipeline.cli import main as run
+    from launch.slt import main as run
 
     run()
 

@@ -1,5 +1,0 @@
-"""``python -m pipeline`` is `slt`."""
-
-from pipeline.start import main
-
-main()
