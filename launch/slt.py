@@ -44,7 +44,7 @@ def features(
     A recipe that names the result under `data.train` skips decoding and the
     backbone; what it exports still holds the backbone and translates videos.
     """
-    from pipeline.features import extract
+    from pipeline.inference.extract_features import extract
     from shards.feature_build import FeatureOptions
     from shards.progress import progress
 

@@ -81,7 +81,7 @@ def translate(
     """
     from pipeline.dist import Ranks, device_for
     from pipeline.evaluate.options import PlaceOptions, parse_between, parse_sets
-    from pipeline.serve.translate import Translator
+    from pipeline.inference.translate import Translator
     from shards.schema import VideoFile
 
     generation, rest = parse_sets(sets, PlaceOptions)

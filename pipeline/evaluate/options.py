@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import RecipeError
-from pipeline.evaluate.generate import GenerationOptions
-from pipeline.evaluate.load import PRECISIONS, Precision
+from pipeline.inference.generate import GenerationOptions
+from pipeline.inference.load import PRECISIONS, Precision
 
 _READ: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str, "str | None": str}
 _CALLERS_BUSINESS = ("synced",)

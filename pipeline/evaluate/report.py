@@ -6,7 +6,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.evaluate import metrics
 from pipeline.evaluate.metrics import Scores
 from pipeline.evaluate.protocols import Protocol, get_protocol
+from pipeline.inference.generate import Prediction
 from shards.errors import DataError
 
 PREDICTIONS = "predictions.parquet"
@@ -23,23 +23,6 @@ SCORES = "scores.json"
 _COLUMNS = ("corpus", "sample_id", "split", "signer", "reference", "hypothesis")
 _SHOWN = 5
 """Sample ids named in an error."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """One translated sample."""
-
-    corpus: str
-    sample_id: str
-    split: str
-    signer: str
-    reference: str
-    hypothesis: str
-
-    @property
-    def key(self) -> str:
-        """Unique over corpora: ``<corpus>/<sample_id>``."""
-        return f"{self.corpus}/{self.sample_id}"
 
 
 def part_path(out_dir: Path, rank: int, world_size: int) -> Path:

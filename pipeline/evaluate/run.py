@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-from pipeline.evaluate.clips import CollatePrompts, FetchFrames, check_fingerprints
-from pipeline.evaluate.generate import GenerationOptions, translate
-from pipeline.evaluate.load import Precision, load_export
 from pipeline.evaluate.metrics import Scores, score
 from pipeline.evaluate.protocols import get_protocol
 from pipeline.evaluate.report import merge_predictions, write_part, write_predictions, write_scores
+from pipeline.inference.clips import CollatePrompts, FetchFrames, check_fingerprints
+from pipeline.inference.generate import GenerationOptions, translate
+from pipeline.inference.load import Precision, load_export
 from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.training_texts import tell_known_texts
 from shards.index import ShardSet, open_index

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from pipeline.errors import RecipeError
-from pipeline.evaluate.clips import check_fingerprints, holds_features
+from pipeline.inference.clips import check_fingerprints, holds_features
 from pipeline.losses import IGNORE_LABEL
 from pipeline.models.attention import packed_kwargs
 from pipeline.models.processing import LlavaSltProcessor

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from pipeline import dist
-from pipeline.evaluate.clips import CollatePrompts, FetchFrames
-from pipeline.evaluate.generate import GenerationOptions, translate_batch
-from pipeline.evaluate.load import VIDEO_FORM
 from pipeline.evaluate.metrics import score
+from pipeline.inference.clips import CollatePrompts, FetchFrames
+from pipeline.inference.generate import GenerationOptions, translate_batch
+from pipeline.inference.load import VIDEO_FORM
 from pipeline.losses import label_chunks
 from pipeline.models.pretrained import check_positions
 from pipeline.models.registry import build_llava_slt

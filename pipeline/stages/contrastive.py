@@ -19,7 +19,7 @@ from torch.nn import functional
 from pipeline import dist
 from pipeline.config.inputs import too_few_texts
 from pipeline.errors import RecipeError
-from pipeline.evaluate.clips import FetchFrames
+from pipeline.inference.clips import FetchFrames
 from pipeline.losses import Tokens, clamped_scale, sentence_contrastive, token_contrastive
 from pipeline.models.contrastive import ContrastiveModel
 from pipeline.models.registry import build_text_encoder, build_visual

@@ -91,7 +91,8 @@ def test_the_waiting_list_only_shrinks() -> None:
 # Code that a training run of a stage does not pass through, or that reads every setting whatever the stage.
 _OTHER_CODE = (
     "pipeline.config.schema", "pipeline.config.checks", "pipeline.config.unread", "pipeline.config.cli",
-    "pipeline.demo", "pipeline.serve", "pipeline.features", "launch.slt", "pipeline.stages.registry",
+    "pipeline.demo", "pipeline.inference.translate", "pipeline.inference.extract_features",
+    "launch.slt", "pipeline.stages.registry",
     "pipeline.evaluate.run", "pipeline.evaluate.cli", "launch.cli", "pipeline.config.inputs",
     "pipeline.export",
 )  # fmt: skip

@@ -25,7 +25,7 @@ ENVIRONMENT_CODE = ("pipeline.dist", "launch")
 TORCH_IN_SHARDS = ("shards.loader",)
 
 # A module may import from its own package and from these; the first matching rule counts. What is not listed here
-# (pipeline.demo, pipeline.serve) sits on top and may import everything.
+# (pipeline.demo) sits on top and may import everything.
 IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("shards", ()),
     ("ds_configs", ()),
@@ -43,8 +43,7 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
         (
             *("pipeline.models", "pipeline.losses", "pipeline.dist", "pipeline.config", "pipeline.errors", "shards"),
             # held-out scores during training come from the very code that `slt evaluate` runs
-            *("pipeline.evaluate.clips", "pipeline.evaluate.generate", "pipeline.evaluate.load"),
-            *("pipeline.evaluate.metrics", "pipeline.evaluate.retrieval"),
+            *("pipeline.inference", "pipeline.evaluate.metrics", "pipeline.evaluate.retrieval"),
         ),
     ),
     # puts the stage of the recipe and the trainer together
@@ -64,11 +63,9 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
             *("pipeline.engine.checkpoint", "pipeline.engine.metrics", "pipeline.engine.zero"),
         ),
     ),
+    ("pipeline.inference", ("pipeline.models", "pipeline.config", "pipeline.errors", "shards")),
     ("pipeline.evaluate.cli", ("pipeline", "shards")),
-    (
-        "pipeline.evaluate",
-        ("pipeline.models", "pipeline.engine.checkpoint", "pipeline.config", "pipeline.errors", "shards"),
-    ),
+    ("pipeline.evaluate", ("pipeline.inference", "pipeline.models", "pipeline.config", "pipeline.errors", "shards")),
 )
 
 FOR_ALL = ("shards.errors", "shards.terminal")

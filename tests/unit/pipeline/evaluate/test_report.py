@@ -9,7 +9,6 @@ import pytest
 from pipeline.evaluate.metrics import score
 from pipeline.evaluate.protocols import get_protocol
 from pipeline.evaluate.report import (
-    Prediction,
     merge_predictions,
     part_path,
     read_predictions,
@@ -17,6 +16,7 @@ from pipeline.evaluate.report import (
     write_predictions,
     write_scores,
 )
+from pipeline.inference.generate import Prediction
 from shards.errors import DataError
 
 DEFAULT = get_protocol("default")

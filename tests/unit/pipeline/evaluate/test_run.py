@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import CheckpointError, RecipeError
-from pipeline.evaluate.generate import GenerationOptions, translate, translate_batch
-from pipeline.evaluate.load import load_export
 from pipeline.evaluate.metrics import Scores
 from pipeline.evaluate.report import read_predictions
 from pipeline.evaluate.run import CollatePrompts, EvalRanks, EvaluateOptions, FetchFrames, evaluate_export
+from pipeline.inference.generate import GenerationOptions, translate, translate_batch
+from pipeline.inference.load import load_export
 from shards.adopt import adopt
 from shards.errors import DataError
 from shards.index import read_index, write_index

@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 from pipeline.config.schema import BackboneConfig, LlmConfig, ModelConfig, TextEncoderConfig
 from pipeline.errors import RecipeError
-from pipeline.evaluate.generate import GenerationOptions
-from pipeline.evaluate.load import load_export
+from pipeline.inference.generate import GenerationOptions
+from pipeline.inference.load import load_export
 from pipeline.models.language import embedding_rms, load_language
 from pipeline.models.llava_slt import checkpoint_in_eval
 from pipeline.models.pretrained import check_positions, position_limit

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from pipeline.errors import CheckpointError, RecipeError
-from pipeline.evaluate.generate import GenerationOptions
 from pipeline.evaluate.report import read_predictions
 from pipeline.evaluate.run import EvaluateOptions, FetchFrames, evaluate_export
-from pipeline.serve.translate import VIDEO_FORM, Translator, read_video_form, translate_file
+from pipeline.inference.generate import GenerationOptions
+from pipeline.inference.translate import VIDEO_FORM, Translator, read_video_form, translate_file
 from shards.errors import DataError
 from shards.index import read_index
 from shards.plan import Plan, PlanOptions, Source

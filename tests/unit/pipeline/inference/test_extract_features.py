@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from launch.slt import app
 from pipeline.config.schema import BackboneConfig
 from pipeline.errors import RecipeError
-from pipeline.evaluate.clips import FetchFrames, holds_features
-from pipeline.features import extract
+from pipeline.inference.clips import FetchFrames, holds_features
+from pipeline.inference.extract_features import extract
 from pipeline.models.frame_level import new_backbone
 from pipeline.models.registry import build_visual
 from pipeline.models.visual import HierarchicalVisualEncoder

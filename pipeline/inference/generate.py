@@ -14,7 +14,6 @@ import torch
 from transformers import GenerationConfig
 
 from pipeline.errors import RecipeError
-from pipeline.evaluate.report import Prediction
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
 from pipeline.models.processing import LlavaSltProcessor
 
@@ -87,6 +86,23 @@ def translate_batch(
         synced_gpus=options.synced,
     )
     return processor.decode(new_ids_BL)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One translated sample."""
+
+    corpus: str
+    sample_id: str
+    split: str
+    signer: str
+    reference: str
+    hypothesis: str
+
+    @property
+    def key(self) -> str:
+        """Unique over corpora: ``<corpus>/<sample_id>``."""
+        return f"{self.corpus}/{self.sample_id}"
 
 
 def translate(

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from pipeline.errors import CheckpointError
-from pipeline.evaluate.generate import GenerationOptions, translate_batch
-from pipeline.evaluate.load import VIDEO_FORM, Precision, load_export
+from pipeline.inference.generate import GenerationOptions, translate_batch
+from pipeline.inference.load import VIDEO_FORM, Precision, load_export
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
 from pipeline.models.processing import LlavaSltProcessor
 from shards.names import located
