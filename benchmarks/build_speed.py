@@ -34,7 +34,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from receipt import ROOT, Claim, write_receipt
 
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
 from shards.schema import Segment, VideoFile
 from shards.video import VideoOptions, probe, transcode, transcode_pieces
 

@@ -45,7 +45,7 @@ def features(
     backbone; what it exports still holds the backbone and translates videos.
     """
     from pipeline.inference.extract_features import extract
-    from shards.feature_build import FeatureOptions
+    from shards.build.features import FeatureOptions
     from shards.progress import progress
 
     options = FeatureOptions(frame_stride, workers)

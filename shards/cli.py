@@ -47,7 +47,7 @@ def corpora(
 
 
 def _report(corpus: Any, missing: Path | None, as_json: bool) -> None:
-    from shards.report import corpus_report, report_lines, write_missing
+    from shards.build.report import corpus_report, report_lines, write_missing
 
     report = corpus_report(corpus)
     if missing is not None:

@@ -27,7 +27,7 @@ from shards.progress import progress
 from shards.wording import listed
 
 if TYPE_CHECKING:
-    from shards.build import BuildOptions, BuildProgress, BuildRun
+    from shards.build.build import BuildOptions, BuildProgress, BuildRun
     from shards.schema import Corpus, Manifest
 
 REPORT_NAME = "report.json"
@@ -74,7 +74,7 @@ def build(
     The result has the same bytes for any number of workers, parts and
     machines; a killed build continues where it stopped.
     """
-    from shards import build as builds
+    from shards.build import build as builds
 
     source = source_corpus(corpus, extra_options(context.args), settings.filters)
     options = build_options(settings)
@@ -118,7 +118,7 @@ def build_options(settings: BuildSettings) -> BuildOptions:
     """BuildOptions from ``--store`` pairs; video fields and build fields share one name space."""
     import typing
 
-    from shards.build import BuildOptions
+    from shards.build.build import BuildOptions
     from shards.video import VideoOptions
 
     video_hints, build_hints = typing.get_type_hints(VideoOptions), typing.get_type_hints(BuildOptions)
@@ -157,7 +157,7 @@ class _Shown:
 
 
 def _build_part(source: Corpus, out: str, options: BuildOptions, settings: BuildSettings, run: BuildRun) -> None:
-    from shards.build import Part, build_part
+    from shards.build.build import Part, build_part
 
     part = Part.parse(settings.part)
     with progress(f"build {Path(out).name} part {part}") as show:
@@ -174,9 +174,9 @@ def _write_report(source: Corpus, out: str) -> dict[str, Any]:
     """The preparation report of a finished set, also saved beside its manifest."""
     import tempfile
 
-    from shards.build import SKIPPED_NAME
+    from shards.build.build import SKIPPED_NAME
+    from shards.build.report import corpus_report
     from shards.index import INDEX_NAME, MANIFEST_NAME
-    from shards.report import corpus_report
     from shards.store import open_folder
 
     folder = open_folder(out)
@@ -191,7 +191,7 @@ def _write_report(source: Corpus, out: str) -> dict[str, Any]:
 
 
 def _summary(out: str, manifest: Manifest, report: dict[str, Any], seconds: float, as_json: bool) -> None:
-    from shards.report import report_lines
+    from shards.build.report import report_lines
 
     size = sum(shard["size"] for shard in manifest.shards)
     if as_json:

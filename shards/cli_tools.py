@@ -220,10 +220,10 @@ def convert(
     --defaults, or the folder's name. Only where nothing names a split, all
     are train. Ids that occur in several tars become TAR/ID.
     """
+    from shards.build.encoded import encoded_lines
     from shards.cli_build import BuildSettings, build_options
     from shards.convert import ConvertOptions
     from shards.convert import convert as run
-    from shards.encoded import encoded_lines
 
     options = ConvertOptions(
         source,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from shards.build import BuildOptions, BuildProgress, BuildRun, build
+from shards.build.build import BuildOptions, BuildProgress, BuildRun, build
 from shards.convert_lmdb import image_suffix, is_video, read_lmdb
 from shards.convert_mds import read_mds
 from shards.corpora.rows import DELIMITERS, read_table
@@ -111,7 +111,7 @@ def convert(
         on_note: told what was left out or assumed.
 
     Raises:
-        DataError: an unreadable store, annotations that fit no sample, or as ``shards.build.build``.
+        DataError: an unreadable store, annotations that fit no sample, or as ``shards.build.build.build``.
     """
     out = Path(os.path.abspath(out))
     staging = out.with_name(f".{out.name}.extracted")

@@ -20,11 +20,11 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from shards.build.prepare import ordered_map
 from shards.index import MANIFEST_NAME, ShardSet
 from shards.lint_set import set_problems
 from shards.lint_shard import LintOptions, ShardWork, lint_shard
 from shards.opening import open_set
-from shards.prepare import ordered_map
 from shards.store import open_folder
 from shards.text import load_tokenizer, tokenizer_fingerprint
 from shards.verify import Problem

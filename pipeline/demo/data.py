@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.demo.settings import PAIR_TEMPLATE, PLAIN_TEMPLATE, VOCABULARY, DemoSize
 from pipeline.demo.tokenizer import train_tokenizer
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
 from shards.corpora.synthetic import Synthetic, SyntheticOptions, generate
 from shards.corpora.synthetic_grammar import FUNCTION_WORDS
 from shards.corpora.text import Text

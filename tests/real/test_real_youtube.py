@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
 from shards.corpora.youtube_asl import YouTubeASL
 from shards.index import read_index
 from shards.lint import lint

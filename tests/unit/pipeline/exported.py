@@ -23,7 +23,7 @@ from pipeline.config.schema import (
     VisualConfig,
 )
 from pipeline.models.registry import build_llava_slt
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
 from shards.schema import FrameFolder, Segment
 from shards.video import VideoOptions
 

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from shards import cli_tools
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
 from shards.cli import app
 from shards.index import fingerprint, read_index, rows_to_table, write_index
 from tests.unit.shards.making import save_tokenizer, text_corpus, video_corpus

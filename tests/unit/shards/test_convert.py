@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from shards.build import BuildOptions
+from shards.build.build import BuildOptions
 from shards.convert import ConvertOptions, convert
 from shards.convert_lmdb import read_lmdb
 from shards.convert_mds import read_mds

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
 from shards.corpora import REGISTRY, convert, corpus_class, make_corpus, option_meanings
 from shards.corpora.phoenix14t import Phoenix14T
 from shards.corpora.rows import read_jsonl, read_lines, read_table

@@ -12,7 +12,7 @@ import pytest
 import webdataset as wds
 
 from shards.adopt import adopt
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
 from shards.errors import DataError
 from shards.index import read_index
 from shards.lint import lint

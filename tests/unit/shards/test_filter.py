@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
 from shards.corpora.text import Text
 from shards.errors import DataError, OptionError
 from shards.filter import Filtered, contamination, filtered

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shards.build.prepare import Skip, prepare_video
 from shards.errors import DataError
 from shards.frame_folder import folder_frames, frame_files
-from shards.prepare import Skip, prepare_video
 from shards.schema import FrameFolder, Segment, VideoFile
 from shards.video import VideoOptions
 from tests.unit.shards.media_files import number_of, numbered

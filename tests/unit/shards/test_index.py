@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
 from shards.errors import DataError
 from shards.index import fingerprint, index_schema, read_index, rows_to_table, write_index
 from shards.schema import IndexRow

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from shards.adopt import adopt
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
 from shards.errors import DataError
 from shards.index import fingerprint, read_index, rows_to_table, write_index
 from shards.lint import RULES, lint

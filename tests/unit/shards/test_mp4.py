@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shards.build.prepare import PreparedVideo, Skip, prepare_at_once, prepare_videos
 from shards.errors import DataError
 from shards.mp4 import Mp4, NotSure, check_samples, read_mp4
-from shards.prepare import PreparedVideo, Skip, prepare_at_once, prepare_videos
 from shards.schema import Segment, VideoFile
 from shards.video import VideoOptions, ready_payload, ready_structure, transcode
 from tests.unit.shards.making import audio_only, mp4, pictures

@@ -10,7 +10,9 @@ import lmdb
 import pytest
 
 from shards.adopt import adopt
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
+from shards.build.prepare import has_media
+from shards.build.report import corpus_report
 from shards.convert import ConvertOptions, convert
 from shards.corpora import make_corpus
 from shards.corpora.bobsl import Bobsl
@@ -24,9 +26,7 @@ from shards.errors import DataError
 from shards.index import read_index, write_index
 from shards.lint import lint
 from shards.names import ByName, existing, same_name
-from shards.prepare import has_media
 from shards.preview_catalog import Catalog, Query
-from shards.report import corpus_report
 from shards.schema import FrameFolder, Segment, VideoFile
 from shards.stats import describe
 from shards.subset import assign_splits

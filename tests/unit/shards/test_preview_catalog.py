@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
 from shards.errors import DataError
 from shards.index import write_index
 from shards.opening import media_type

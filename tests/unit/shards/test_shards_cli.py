@@ -10,7 +10,7 @@ import fsspec
 import pytest
 from typer.testing import CliRunner
 
-from shards.build_plan import BuildOptions
+from shards.build.layout import BuildOptions
 from shards.cli import app
 from shards.cli_build import BuildSettings, build_options
 from shards.index import read_index

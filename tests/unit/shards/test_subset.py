@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards import copying
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
 from shards.errors import DataError
 from shards.index import fingerprint, read_index, rows_to_table, write_index
 from shards.lint import lint

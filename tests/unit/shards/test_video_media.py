@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from shards.build.prepare import PreparedVideo, Skip, prepare_videos
 from shards.errors import DataError
 from shards.frame_folder import MissingFrames, frame_files
 from shards.media import OutsideVideo
 from shards.picture import Pictures, crop_box, stored_size
-from shards.prepare import PreparedVideo, Skip, prepare_videos
 from shards.schema import Crop, FrameFolder, Segment, VideoFile
 from shards.video import VideoOptions, decode, probe, transcode, transcode_pieces
 from tests.unit.shards.making import audio_only, bar_position, mp4, pictures

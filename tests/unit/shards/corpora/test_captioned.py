@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
 from shards.captions import Caption
 from shards.corpora import make_corpus
 from shards.corpora.bobsl import Bobsl

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
 from shards.corpora import make_corpus
 from shards.corpora.csl_news import CslNews
 from shards.corpora.dailymoth import DailyMoth

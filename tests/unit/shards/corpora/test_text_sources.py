@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
 from shards.corpora import compressed, make_corpus
 from shards.corpora.compressed import byte_lines, open_source, plain_suffix
 from shards.corpora.parallel import Parallel

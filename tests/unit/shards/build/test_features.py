@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from shards.adopt import adopt
-from shards.build import BuildOptions, build
-from shards.build_work import SKIPPED_NAME
+from shards.build.build import BuildOptions, build
+from shards.build.features import FeatureOptions, write_features
+from shards.build.work import SKIPPED_NAME
 from shards.errors import DataError
-from shards.feature_build import FeatureOptions, write_features
 from shards.features import read_features
 from shards.index import INDEX_NAME, MANIFEST_NAME, read_index
 from shards.loader import EvalLoader

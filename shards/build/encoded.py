@@ -10,7 +10,7 @@ import collections
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from shards.prepare import PreparedVideo, Skip
+from shards.build.prepare import PreparedVideo, Skip
 from shards.schema import IndexRow, Segment, VideoFile
 
 CUT_AT_END = "cut_at_end"

@@ -10,11 +10,11 @@ import av
 import pytest
 from av.bitstream import BitStreamFilterContext
 
-from shards.build import BuildOptions, build
-from shards.encoded import REASONS, encoded_lines
+from shards.build.build import BuildOptions, build
+from shards.build.encoded import REASONS, encoded_lines
+from shards.build.prepare import PreparedVideo, Skip, prepare_video, prepare_videos
+from shards.build.report import corpus_report, report_lines
 from shards.index import read_index
-from shards.prepare import PreparedVideo, Skip, prepare_video, prepare_videos
-from shards.report import corpus_report, report_lines
 from shards.schema import Segment, VideoFile
 from shards.video import VideoOptions
 from tests.unit.shards.making import ListCorpus, mp4, pictures

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.build import SKIPPED_NAME
-from shards.build_plan import nothing_to_build, segment_identity, wrong_times
+from shards.build.build import SKIPPED_NAME
+from shards.build.encoded import encoded_lines
+from shards.build.layout import nothing_to_build, segment_identity, wrong_times
+from shards.build.prepare import has_media
 from shards.corpora.media_files import NO_MEDIA
-from shards.encoded import encoded_lines
 from shards.files import write_atomic
 from shards.index import read_index, read_manifest
-from shards.prepare import has_media
 from shards.schema import Corpus, Segment, VideoFile
 from shards.shared_texts import TRAIN, folded_hash, shared
 

@@ -23,8 +23,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from shards.build_plan import ShardTask
-from shards.encoded import Stored
+from shards.build.encoded import Stored
+from shards.build.layout import ShardTask
 from shards.errors import DataError, OptionError
 from shards.files import write_atomic
 from shards.index import INDEX_NAME, MANIFEST_NAME, read_manifest, write_index

@@ -20,11 +20,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from shards.build_work import Work, full_disk_named, open_work
+from shards.build.prepare import Skip, ordered_map
+from shards.build.work import Work, full_disk_named, open_work
 from shards.errors import DataError
 from shards.features import DTYPE
 from shards.index import ShardSet, fingerprint, read_index, rows_to_table
-from shards.prepare import Skip, ordered_map
 from shards.reader import wanted_frames
 from shards.schema import ANNOTATION, IndexRow, Manifest
 from shards.store import open_folder

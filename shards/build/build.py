@@ -18,13 +18,13 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from shards.build_engines import ENGINES, Todo
-from shards.build_plan import BuildOptions, ShardTask, Survey, build_identity, shard_tasks, survey_corpus
-from shards.build_shard import Finished
-from shards.build_work import SKIPPED_NAME, Part, Sources, Work, full_disk_named, open_work
+from shards.build.engines import ENGINES, Todo
+from shards.build.layout import BuildOptions, ShardTask, Survey, build_identity, shard_tasks, survey_corpus
+from shards.build.prepare import EXCLUDED, PreparedVideo, Skip
+from shards.build.shard import Finished
+from shards.build.work import SKIPPED_NAME, Part, Sources, Work, full_disk_named, open_work
 from shards.errors import DataError, OptionError
 from shards.index import fingerprint, rows_to_table
-from shards.prepare import EXCLUDED, PreparedVideo, Skip
 from shards.schema import Corpus, IndexRow, Manifest
 from shards.wording import first_few, listed
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import av
 
+from shards.build.prepare import EXCLUDED, Skip
 from shards.errors import DataError, OptionError
 from shards.names import located, same_name
-from shards.prepare import EXCLUDED, Skip
 from shards.schema import SPLIT_NAME, Corpus, Crop, FrameFolder, Kind, Segment, VideoFile
 from shards.text import load_tokenizer, token_dtype, tokenizer_fingerprint
 from shards.text_tokens import TextTokens

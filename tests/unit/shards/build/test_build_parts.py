@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-import shards.build_engines
-from shards.build import SKIPPED_NAME, BuildOptions, BuildProgress, BuildRun, Part, build, build_part, merge
+import shards.build.engines
+from shards.build.build import SKIPPED_NAME, BuildOptions, BuildProgress, BuildRun, Part, build, build_part, merge
 from shards.errors import DataError
 from shards.index import read_index
 from shards.schema import Segment, VideoFile
@@ -63,7 +63,7 @@ def test_parts_then_merge_give_the_bytes_of_one_build(
     assert build_part(corpus, out, SMALL, Part(3, 3), HERE) == 1
     assert build_part(corpus, out, SMALL, Part(1, 3), HERE) == 2
     assert not out.exists()
-    monkeypatch.setattr(shards.build_engines, "write_shard", lambda *_: pytest.fail("work was done again"))
+    monkeypatch.setattr(shards.build.engines, "write_shard", lambda *_: pytest.fail("work was done again"))
     assert build_part(corpus, out, SMALL, Part(1, 3), HERE) == 2
     assert merge(corpus, out, SMALL, HERE).splits == {"train": 12}
     assert content(out) == built
@@ -127,7 +127,7 @@ def test_ray_is_an_extra(videos: Path, tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_killed_builder_process_names_the_shard(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards.build_engines, "preparer", lambda *_: die_at_once)
+    monkeypatch.setattr(shards.build.engines, "preparer", lambda *_: die_at_once)
     with pytest.raises(DataError, match=r"^at or shortly after train-00000\d\.tar: a builder process died"):
         build(stored_corpus(videos), tmp_path / "set", SMALL, 2)
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from shards.build_plan import BuildOptions, ShardTask, work_units
-from shards.build_shard import Finished, build_shard, preparer, preparer_at_once, write_shard
-from shards.build_work import Work
+from shards.build.layout import BuildOptions, ShardTask, work_units
+from shards.build.prepare import ordered_map
+from shards.build.shard import Finished, build_shard, preparer, preparer_at_once, write_shard
+from shards.build.work import Work
 from shards.errors import DataError
-from shards.prepare import ordered_map
 from shards.schema import Kind, Segment
 
 _LOST_TASK_RETRIES = 5

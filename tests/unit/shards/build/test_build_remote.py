@@ -7,8 +7,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from shards.build import BuildOptions, BuildProgress, BuildRun, Part, build, build_part, merge
-from shards.build_work import RemoteWork
+from shards.build.build import BuildOptions, BuildProgress, BuildRun, Part, build, build_part, merge
+from shards.build.work import RemoteWork
 from shards.errors import DataError
 from tests.unit.shards.making import ListCorpus, stored_corpus, video_corpus
 

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 import pytest
 
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
+from shards.build.report import corpus_report, report_lines, write_missing
 from shards.corpora.csl_daily import CslDaily
 from shards.corpora.table import Table
 from shards.errors import DataError
-from shards.report import corpus_report, report_lines, write_missing
 from shards.schema import Segment, VideoFile
 from tests.unit.shards.corpora import layouts
 from tests.unit.shards.making import ListCorpus, mp4, pictures, text_corpus

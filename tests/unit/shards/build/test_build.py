@@ -1,4 +1,4 @@
-"""shards.build: determinism, restart after kill -9, skips, full disk, and that plain webdataset reads the result."""
+"""shards.build.build: determinism, restart after kill -9, skips, full disk, and that plain webdataset reads the result."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import webdataset
 
-import shards.build_engines
-import shards.build_work
+import shards.build.engines
+import shards.build.work
 import shards.writer
-from shards.build import SKIPPED_NAME, BuildOptions, BuildProgress, build
+from shards.build.build import SKIPPED_NAME, BuildOptions, BuildProgress, build
+from shards.build.prepare import ordered_map
 from shards.errors import DataError, OptionError
 from shards.index import read_index
 from shards.lint import lint
-from shards.prepare import ordered_map
 from shards.schema import FrameFolder, Segment, VideoFile
 from shards.text import load_tokenizer, tokenise
 from shards.verify import verify
@@ -103,7 +103,7 @@ def test_bytes_do_not_depend_on_workers(built: Path, corpus: ListCorpus, tmp_pat
 
 def test_finished_result_is_returned_at_once(built: Path, corpus: ListCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.stat().st_mtime_ns for path in built.iterdir()}
-    monkeypatch.setattr(shards.build_engines, "ordered_map", lambda *_: pytest.fail("work was done again"))
+    monkeypatch.setattr(shards.build.engines, "ordered_map", lambda *_: pytest.fail("work was done again"))
     assert build(corpus, built, SMALL).splits == {"dev": 1, "train": 7}
     assert before == {path: path.stat().st_mtime_ns for path in built.iterdir()}
 
@@ -176,8 +176,8 @@ def test_death_while_finishing(
         if step == "rename":
             patch.setattr(Path, "rename", lambda self, to: die() if self.suffix == ".building" else os.rename(self, to))
         else:
-            patch.setattr(shards.build_work.LocalWork, "_clear", die) if step == "parts" else patch.setattr(
-                shards.build_work, "write_index", die
+            patch.setattr(shards.build.work.LocalWork, "_clear", die) if step == "parts" else patch.setattr(
+                shards.build.work, "write_index", die
             )
         build(corpus, tmp_path / "set", SMALL)
     assert not (tmp_path / "set").exists()
