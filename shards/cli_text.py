@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shards.cli_common import Json, app, data_errors
+from shards.cli.common import Json, app, data_errors
 
 if TYPE_CHECKING:
     from shards.filter_overlap import ContaminationReport

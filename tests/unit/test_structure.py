@@ -87,8 +87,8 @@ REGISTRATIONS = {
     "add_implicit_resolver": ("pipeline.config.source",),
     "register": ("pipeline.models", "pipeline.models.attention"),
     "register_evaluate": ("launch.slt",),
-    "add_typer": ("launch.slt", "shards.cli", "launch.cli"),
-    "command": ("launch.slt", "shards.cli", "launch.cli"),
+    "add_typer": ("launch.slt", "shards.cli.app", "launch.cli"),
+    "command": ("launch.slt", "shards.cli.app", "launch.cli"),
 }
 
 

@@ -338,10 +338,10 @@ def test_finished_documents_are_compared_by_their_sentences(tmp_path: Path) -> N
 def test_the_verb(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    import shards.cli
+    import shards.cli.app
     from shards.cli_text import app
 
-    assert app is shards.cli.app
+    assert app is shards.cli.app.app
 
     options = BuildOptions(tokenizer=save_tokenizer(tmp_path / "tokenizer"))
     build(corpus("guten abend", LONG, ("dev", "Guten Abend")), tmp_path / "a", options)

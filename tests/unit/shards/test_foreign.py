@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from shards.adopt import adopt
 from shards.annotations import parse_annotation
 from shards.build.build import BuildOptions
-from shards.cli import app
+from shards.cli.app import app
 from shards.convert import ConvertOptions, convert
 from shards.errors import DataError, OptionError
 from shards.foreign import TarSplits, name_splits, open_tars, repeating

@@ -128,7 +128,7 @@ def test_verbs_on_a_bucket(
     """Credentials and endpoint come from the places that the store's own library reads."""
     from typer.testing import CliRunner
 
-    from shards.cli import app
+    from shards.cli.app import app
     from tests.unit.shards.making import mp4, pictures
 
     options, _ = proxied

@@ -1,6 +1,6 @@
 """What the verbs of ``slt shards`` share: the app they register on, error reporting, common options.
 
-Every module with verbs imports ``app`` from here; ``shards.cli`` imports all of them, so that one help lists all.
+Every module with verbs imports ``app`` from here; ``shards.cli.app`` imports all of them, so that one help lists all.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``slt shards``: corpora and index here; the other verbs in the cli_* modules. Also ``python -m shards.cli``."""
+"""``slt shards``: corpora and index here; the other verbs in the cli_* modules. Also ``python -m shards.cli.app``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from shards import cli_build, cli_text, cli_tools
-from shards.cli_build import source_corpus
-from shards.cli_common import CORPUS_OPTIONS, Filters, Json, app, data_errors, extra_options, tell
+from shards import cli_text
+from shards.cli import build as cli_build
+from shards.cli import tools as cli_tools
+from shards.cli.build import source_corpus
+from shards.cli.common import CORPUS_OPTIONS, Filters, Json, app, data_errors, extra_options, tell
+from shards.cli.progress import progress
 from shards.errors import DataError
-from shards.progress import progress
 from shards.wording import listed
 
 _WIDTH = 72

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from shards import cli_tools
 from shards.build.build import BuildOptions, build
-from shards.cli import app
+from shards.cli import tools as cli_tools
+from shards.cli.app import app
 from shards.index import fingerprint, read_index, rows_to_table, write_index
 from tests.unit.shards.making import save_tokenizer, text_corpus, video_corpus
 

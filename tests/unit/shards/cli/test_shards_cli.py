@@ -11,10 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from shards.build.layout import BuildOptions
-from shards.cli import app
-from shards.cli_build import BuildSettings, build_options
+from shards.cli.app import app
+from shards.cli.build import BuildSettings, build_options
+from shards.cli.progress import progress
 from shards.index import read_index
-from shards.progress import progress
 from tests.unit.shards.making import mp4, pictures, save_tokenizer
 
 runner = CliRunner()

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from shards.cli_common import Json, Workers, app, cores, data_errors, pairs, tell, with_settings
+from shards.cli.common import Json, Workers, app, cores, data_errors, pairs, tell, with_settings
+from shards.cli.progress import progress
 from shards.errors import DataError, OptionError
-from shards.progress import progress
 from shards.wording import listed
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def convert(
     are train. Ids that occur in several tars become TAR/ID.
     """
     from shards.build.encoded import encoded_lines
-    from shards.cli_build import BuildSettings, build_options
+    from shards.cli.build import BuildSettings, build_options
     from shards.convert import ConvertOptions
     from shards.convert import convert as run
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from shards.cli_common import (
+from shards.cli.common import (
     CORPUS_OPTIONS,
     Filters,
     Json,
@@ -22,8 +22,8 @@ from shards.cli_common import (
     pairs,
     with_settings,
 )
+from shards.cli.progress import progress
 from shards.errors import OptionError
-from shards.progress import progress
 from shards.wording import listed
 
 if TYPE_CHECKING:
