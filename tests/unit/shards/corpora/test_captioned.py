@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from shards.build.build import BuildOptions, build
-from shards.captions import Caption
 from shards.corpora import make_corpus
 from shards.corpora.bobsl import Bobsl
 from shards.corpora.caption_segments import segment_ids
+from shards.corpora.captions import Caption
 from shards.corpora.media_files import files_below, files_by_stem
 from shards.corpora.youtube_asl import YouTubeASL
 from shards.corpora.youtube_files import CaptionFile

@@ -15,7 +15,7 @@ import pytest
 from shards.build.prepare import has_media
 from shards.corpora import make_corpus
 from shards.errors import DataError
-from tests.unit.shards.test_elan import document, referring, tier, timed
+from tests.unit.shards.corpora.test_elan import document, referring, tier, timed
 
 VIDEO = "-abcdefgh_1"
 PIECES = [

@@ -1,6 +1,6 @@
 """Timed texts from ELAN files (``.eaf``, EAF 2.x and 3.0): tiers of annotations with times, their own or a parent's.
 
-Parsed as strictly as caption files (:mod:`shards.captions`): what refers to something that is not there is a DataError.
+Parsed as strictly as caption files (:mod:`shards.corpora.captions`): what refers to something that is not there is a DataError.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element
 
-from shards.captions import Caption, caption_text, one_line, read_caption_file, xml_root
+from shards.corpora.captions import Caption, caption_text, one_line, read_caption_file, xml_root
 from shards.errors import DataError, OptionError
 
 SUFFIX = ".eaf"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards import captions
-from shards.captions import SUFFIXES, Caption, parse_track, read_captions, read_track, sound_only
+from shards.corpora import captions
+from shards.corpora.captions import SUFFIXES, Caption, parse_track, read_captions, read_track, sound_only
 from shards.errors import DataError
 
 VTT = """WEBVTT - made by hand

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from shards.captions import Caption
-from shards.elan import parse_elan, read_elan
+from shards.corpora.captions import Caption
+from shards.corpora.elan import parse_elan, read_elan
 from shards.errors import DataError, OptionError
 
 HEAD = """<?xml version="1.0" encoding="UTF-8"?>
