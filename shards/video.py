@@ -249,8 +249,9 @@ def ready_payload(media: VideoFile, options: VideoOptions) -> tuple[bytes, Video
 
 
 def ready_or_why(media: VideoFile, options: VideoOptions) -> tuple[bytes, VideoInfo] | str:
-    """A file that already has the stored form, or a word of ``shards.build.encoded.REASONS`` why it must be encoded; no word
-    where that goes without saying: a part of the file or picture, or ``keep_ready`` off. Damage raises DataError."""
+    """A file that already has the stored form, or the word of ``shards.build.encoded.REASONS`` that says why it must be
+    encoded; no word where that is plain: a part of the file or picture, or ``keep_ready`` off. Damage raises DataError.
+    """
     known = ready_structure(media, options)
     if known is not None and options.validate == "headers":
         return known

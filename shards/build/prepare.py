@@ -63,7 +63,7 @@ class PreparedVideo:
     payload: bytes
     info: VideoInfo
     why: str = ""
-    """Why a whole file was encoded, a word of ``shards.build.encoded.REASONS``; empty for other media and files kept."""
+    """Why a whole file was encoded, a word of ``build.encoded.REASONS``; empty for other media and files kept."""
     source_bytes: int = 0
     """Size of that file."""
 

@@ -1,4 +1,4 @@
-"""``slt shards``: corpora and index here; the other verbs in the cli_* modules. Also ``python -m shards.cli.app``."""
+"""``slt shards``: corpora and index here; the other verbs in modules of their own. Also ``python -m shards.cli``."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shards import cli_text
-from shards.cli import build as cli_build
-from shards.cli import tools as cli_tools
+from shards.cli import build, texts, tools
 from shards.cli.build import source_corpus
 from shards.cli.common import CORPUS_OPTIONS, Filters, Json, app, data_errors, extra_options, tell
 from shards.cli.progress import progress
@@ -20,7 +18,7 @@ from shards.errors import DataError
 from shards.wording import listed
 
 _WIDTH = 72
-__all__ = ["app", "cli_build", "cli_text", "cli_tools"]  # importing a module of verbs registers them on `app`
+__all__ = ["app", "build", "texts", "tools"]  # importing a module of verbs registers them on `app`
 
 
 @app.command(context_settings=CORPUS_OPTIONS, epilog="Example: slt shards corpora phoenix14t --root phoenix-v3")
@@ -114,7 +112,3 @@ def index(
         if as_json
         else f"{path}: {len(manifest.shards)} shards; {listed(manifest.splits)}"
     )
-
-
-if __name__ == "__main__":
-    app()

@@ -1,6 +1,6 @@
 """Timed texts from ELAN files (``.eaf``, EAF 2.x and 3.0): tiers of annotations with times, their own or a parent's.
 
-Parsed as strictly as caption files (:mod:`shards.corpora.captions`): what refers to something that is not there is a DataError.
+Parsed as strictly as caption files (:mod:`shards.corpora.captions`): a reference to something missing is a DataError.
 """
 
 from __future__ import annotations

@@ -339,7 +339,7 @@ def test_the_verb(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
     import shards.cli.app
-    from shards.cli_text import app
+    from shards.cli.texts import app
 
     assert app is shards.cli.app.app
 
@@ -362,7 +362,7 @@ def test_the_verb(tmp_path: Path) -> None:
 def test_contamination_never_compares_a_set_with_itself(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from shards.cli_text import app
+    from shards.cli.texts import app
 
     options = BuildOptions(tokenizer=save_tokenizer(tmp_path / "tokenizer"))
     build(corpus("guten abend"), tmp_path / "only", options)

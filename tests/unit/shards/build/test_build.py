@@ -1,4 +1,4 @@
-"""shards.build.build: determinism, restart after kill -9, skips, full disk, and that plain webdataset reads the result."""
+"""The build: determinism, restart after kill -9, skips, full disk, and that plain webdataset reads the result."""
 
 from __future__ import annotations
 

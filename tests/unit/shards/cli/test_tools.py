@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from shards.build.build import BuildOptions, build
-from shards.cli import tools as cli_tools
+from shards.cli import tools
 from shards.cli.app import app
 from shards.index import fingerprint, read_index, rows_to_table, write_index
 from tests.unit.shards.making import save_tokenizer, text_corpus, video_corpus
@@ -91,7 +91,7 @@ def test_preview_serves_until_interrupted(built: Path, monkeypatch: pytest.Monke
 
     launched: list[str] = []
     monkeypatch.setattr(PreviewServer, "serve_forever", serve_once)
-    monkeypatch.setattr(cli_tools.typer, "launch", launched.append)
+    monkeypatch.setattr(tools.typer, "launch", launched.append)
     result = run("preview", built, "--port", 0, "--open")
     assert result.exit_code == 0 and "stop with Ctrl-C" in result.stdout and result.stdout.endswith("stopped\n")
     assert json.loads(answers[0])["samples"] == 3 and launched[0].startswith("http://127.0.0.1:")
