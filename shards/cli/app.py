@@ -91,7 +91,7 @@ def index(
     name. Only where none of the tars names a split, all are train. Ids that
     occur in several tars become TAR/ID.
     """
-    from shards.foreign import is_one_tar, open_tars
+    from shards.exchange.layout import is_one_tar, open_tars
 
     if is_one_tar(path):
         from shards.tar import index_tar
@@ -101,7 +101,7 @@ def index(
         lines = [f"{m['offset']:>12} {m['size']:>10} {m['crc32']:08x} {m['name']}" for m in members]
         typer.echo(json.dumps(members) if as_json else "\n".join(lines))
         return
-    from shards.adopt import adopt
+    from shards.exchange.adopt import adopt
 
     notes: list[str] = []
     with progress(f"index {Path(path).name}") as show:

@@ -149,7 +149,7 @@ def head(
     samples: Annotated[int, typer.Option(min=1, help="samples of every split")] = 32,
 ) -> None:
     """Copy the first samples of every split into a small shard set, without encoding anything again."""
-    from shards.subset import head as run
+    from shards.exchange.subset import head as run
 
     with progress(f"head {out.name}") as show:
         manifest = run(location, out, samples, lambda done, total: show(done, total, ""))
@@ -169,7 +169,7 @@ def split(
     seed: Annotated[int, typer.Option(help="another seed draws other splits")] = 0,
 ) -> None:
     """Draw the splits of a set anew so that no text (or signer) is in two of them; bytes are copied, not encoded."""
-    from shards.subset import split as run
+    from shards.exchange.subset import split as run
 
     parts = {}
     for name, value in pairs(fractions.split(","), "--fractions").items():
@@ -222,8 +222,8 @@ def convert(
     """
     from shards.build.encoded import encoded_lines
     from shards.cli.build import BuildSettings, build_options
-    from shards.convert import ConvertOptions
-    from shards.convert import convert as run
+    from shards.exchange.convert import ConvertOptions
+    from shards.exchange.convert import convert as run
 
     options = ConvertOptions(
         source,

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import webdataset as wds
 
-from shards.adopt import adopt
 from shards.build.build import BuildOptions, build
 from shards.errors import DataError
+from shards.exchange.adopt import adopt
 from shards.index import read_index
 from shards.lint import lint
 from shards.lint_shard import LintOptions

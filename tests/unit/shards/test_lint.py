@@ -1,4 +1,4 @@
-"""shards.lint and shards.adopt on good, damaged and foreign shard sets."""
+"""shards.lint and shards.exchange.adopt on good, damaged and foreign shard sets."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.adopt import adopt
 from shards.build.build import BuildOptions, build
 from shards.errors import DataError
+from shards.exchange.adopt import adopt
 from shards.index import fingerprint, read_index, rows_to_table, write_index
 from shards.lint import RULES, lint
 from shards.lint_shard import LintOptions

@@ -13,8 +13,8 @@ import pytest
 
 from shards import store
 from shards.access import Remote
-from shards.adopt import adopt
 from shards.cache import mirror
+from shards.exchange.adopt import adopt
 from shards.index import read_index
 from shards.loader import LoaderOptions, StepLoader
 from shards.plan import Plan, PlanOptions, Source

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards.adopt import adopt
 from shards.build.build import BuildOptions, build
 from shards.build.features import FeatureOptions, write_features
 from shards.build.work import SKIPPED_NAME
 from shards.errors import DataError
+from shards.exchange.adopt import adopt
 from shards.features import read_features
 from shards.index import INDEX_NAME, MANIFEST_NAME, read_index
 from shards.loader import EvalLoader

@@ -17,11 +17,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from shards.build.build import BuildOptions, BuildProgress, BuildRun, build
-from shards.convert_lmdb import image_suffix, is_video, read_lmdb
-from shards.convert_mds import read_mds
 from shards.corpora.rows import DELIMITERS, read_table
 from shards.errors import DataError, OptionError
-from shards.foreign import (
+from shards.exchange.layout import (
     SPLITS,
     TEXT_FIELDS,
     VIDEO_KINDS,
@@ -32,6 +30,8 @@ from shards.foreign import (
     open_tars,
     repeating,
 )
+from shards.exchange.lmdb import image_suffix, is_video, read_lmdb
+from shards.exchange.mds import read_mds
 from shards.names import ByName, same_name
 from shards.opening import media_type
 from shards.schema import FrameFolder, Manifest, Segment, VideoFile

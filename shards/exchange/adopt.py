@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from shards.adopt_rows import tar_rows
 from shards.errors import DataError
-from shards.foreign import Note, TarSplits, folder_name, id_in_tar, is_one_tar, open_tars, repeating
+from shards.exchange.layout import Note, TarSplits, folder_name, id_in_tar, is_one_tar, open_tars, repeating
+from shards.exchange.rows import tar_rows
 from shards.index import INDEX_NAME, MANIFEST_NAME, file_sha256, fingerprint, read_manifest, rows_to_table, write_index
 from shards.schema import IndexRow, Kind, Manifest
 from shards.store import Folder
@@ -43,12 +43,12 @@ def adopt(
         on_progress: called with (shards done, shards in all).
         storage_options: see :func:`shards.store.open_folder`.
         split: for samples whose json does not give one; default: from the tars' names, see
-            :class:`shards.foreign.TarSplits`.
+            :class:`shards.exchange.layout.TarSplits`.
         on_note: told what was left out or assumed.
 
     Raises:
         DataError: no such folder, no tars, compressed ones, a damaged tar, a sample that cannot be used (see
-            :mod:`shards.adopt_rows`), or a tar whose bytes an existing manifest knows to be different.
+            :mod:`shards.exchange.rows`), or a tar whose bytes an existing manifest knows to be different.
     """
     if is_one_tar(str(location)):
         raise DataError("a single file, a set is a folder", where=str(location), fix="pass the folder that holds it")

@@ -24,7 +24,7 @@ import numpy as np
 from isal.isal_zlib import crc32
 
 from shards.errors import DataError
-from shards.foreign import TEXT_FIELDS, VIDEO_KINDS, TarSplits
+from shards.exchange.layout import TEXT_FIELDS, VIDEO_KINDS, TarSplits
 from shards.names import ByName
 from shards.schema import ANNOTATION, IndexRow, Kind, text_hash
 from shards.tar import Member, index_tar

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.adopt import adopt
 from shards.errors import DataError
+from shards.exchange.adopt import adopt
 from shards.index import read_index
 from shards.verify import verify
 from tests.unit.shards.making import mp4, pictures

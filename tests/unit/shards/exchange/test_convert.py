@@ -1,4 +1,4 @@
-"""shards.convert on stores written as other projects write them, and on damaged ones."""
+"""shards.exchange.convert on stores written as other projects write them, and on damaged ones."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 
 from shards.build.build import BuildOptions
-from shards.convert import ConvertOptions, convert
-from shards.convert_lmdb import read_lmdb
-from shards.convert_mds import read_mds
 from shards.errors import DataError
+from shards.exchange.convert import ConvertOptions, convert
+from shards.exchange.lmdb import read_lmdb
+from shards.exchange.mds import read_mds
 from shards.index import read_index
 from shards.lint import lint
 from shards.schema import IndexRow

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from shards.copying import Report, Source, write_copy
 from shards.errors import DataError, OptionError
+from shards.exchange.copying import Report, Source, write_copy
 from shards.names import same_name
 from shards.opening import open_set
 from shards.schema import SPLIT_NAME, Manifest

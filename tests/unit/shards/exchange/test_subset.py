@@ -1,4 +1,4 @@
-"""shards.subset and shards.copying: copies are equal bytes, splits do not leak, nothing half-written stays."""
+"""shards.exchange.subset and shards.exchange.copying: copies are equal bytes, splits do not leak, nothing half-written stays."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards import copying
 from shards.build.build import BuildOptions, build
 from shards.errors import DataError
+from shards.exchange import copying
+from shards.exchange.subset import assign_splits, head, split
 from shards.index import fingerprint, read_index, rows_to_table, write_index
 from shards.lint import lint
 from shards.store import open_folder
-from shards.subset import assign_splits, head, split
 from shards.verify import verify
 from tests.unit.shards.making import save_tokenizer, text_corpus, video_corpus
 from tests.unit.shards.shard_sets import in_memory, write_videos
