@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from shards.filter.shared_texts import shared_with_train
 from shards.index import INDEX_NAME, ShardSet, fingerprint
 from shards.lint_text import quoted
-from shards.shared_texts import shared_with_train
 from shards.verify import Problem
 
 

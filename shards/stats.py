@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from shards.filter.shared_texts import TRAIN, counted
 from shards.index import ShardSet
 from shards.lint_text import is_unspaced
 from shards.names import same_name
 from shards.opening import open_set
 from shards.packing import best_fit, cut_documents
-from shards.shared_texts import TRAIN, counted
 from shards.store import open_folder
 
 BLOCKS_TOKENS = (512, 1024, 2048, 4096)

@@ -14,8 +14,8 @@ from typing import Any
 
 from pipeline.config.source import read_document
 from shards.errors import DataError
+from shards.filter.known_texts import KnownTexts, known_texts
 from shards.index import MANIFEST_NAME
-from shards.known_texts import KnownTexts, known_texts
 from shards.store import open_folder
 
 log = logging.getLogger(__name__)

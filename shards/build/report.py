@@ -23,9 +23,9 @@ from shards.build.layout import nothing_to_build, segment_identity, wrong_times
 from shards.build.prepare import has_media
 from shards.corpora.media_files import NO_MEDIA
 from shards.files import write_atomic
+from shards.filter.shared_texts import TRAIN, folded_hash, shared
 from shards.index import read_index, read_manifest
 from shards.schema import Corpus, Segment, VideoFile
-from shards.shared_texts import TRAIN, folded_hash, shared
 
 MISSING_FILES_NAME, MISSING_SEGMENTS_NAME = "missing.txt", "missing.jsonl"
 _REPORT_EVERY = 1000

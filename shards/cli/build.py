@@ -107,8 +107,8 @@ def source_corpus(name: str, options: dict[str, str], filters: list[str]) -> Cor
     corpus = make_corpus(name, options)
     if not filters:
         return corpus
-    from shards.filter import filtered
-    from shards.filter_options import FilterOptions
+    from shards.filter.corpus import filtered
+    from shards.filter.options import FilterOptions
 
     hints = typing.get_type_hints(FilterOptions)
     return cast("Corpus", filtered(corpus, FilterOptions(**_typed(filters, "--filter", hints))))

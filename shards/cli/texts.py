@@ -11,7 +11,7 @@ import typer
 from shards.cli.common import Json, app, data_errors
 
 if TYPE_CHECKING:
-    from shards.filter_overlap import ContaminationReport
+    from shards.filter.overlap import ContaminationReport
 
 
 @app.command(epilog="Example: slt shards contamination data/ph14t --against data/how2sign --against extra.txt")
@@ -30,7 +30,7 @@ def contamination(
     as_json: Json = False,
 ) -> None:
     """Count the evaluation texts that occur in training texts: equal, or most of their n-grams inside one of them."""
-    from shards.filter import contamination as run
+    from shards.filter.corpus import contamination as run
     from shards.store import open_folder
 
     report = run([open_folder(location) for location in train], against or [], words, overlap, against_text)

@@ -26,8 +26,8 @@ from shards.corpora.text_base import TextBase
 from shards.corpora.text_documents import arrow_rows, read_documents, value_at
 from shards.corpora.text_files import Formats, check_split, find_files
 from shards.errors import DataError, OptionError
-from shards.filter import filtered
-from shards.filter_options import FilterOptions
+from shards.filter.corpus import filtered
+from shards.filter.options import FilterOptions
 from shards.lint import lint
 from tests.unit.shards.making import save_tokenizer
 

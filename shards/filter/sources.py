@@ -16,11 +16,11 @@ from shards.corpora.rows import DELIMITERS
 from shards.corpora.text_documents import SUFFIXES, fields_of, read_documents
 from shards.corpora.text_files import Formats
 from shards.errors import DataError, OptionError
+from shards.filter.shared_texts import TRAIN
+from shards.filter.template_texts import Sentences
 from shards.index import INDEX_NAME, MANIFEST_NAME, file_sha256
 from shards.names import existing
-from shards.shared_texts import TRAIN
 from shards.store import Folder, open_folder
-from shards.template_texts import Sentences
 
 _ROWS = 4096
 _COLUMNS = ["split", "text", "corpus", "sample_id"]

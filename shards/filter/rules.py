@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from shards.errors import OptionError
-from shards.filter_options import FilterOptions
+from shards.filter.options import FilterOptions
 
 _JUDGED_CHARACTERS = 200
 """The beginning tells the language; the rest only costs time."""

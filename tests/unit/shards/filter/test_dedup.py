@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards import dedup
-from shards.dedup import Signatures, WordHasher, bands, first_of_equals, near_duplicates, similarity, text_hashes
+from shards.filter import dedup
+from shards.filter.dedup import Signatures, WordHasher, bands, first_of_equals, near_duplicates, similarity, text_hashes
 from shards.text import fold_text
 
 

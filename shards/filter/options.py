@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from shards.dedup import LOWEST_THRESHOLD
 from shards.errors import OptionError
+from shards.filter.dedup import LOWEST_THRESHOLD
 
 CONTAMINATION_MODES = ("auto", "off", "report", "exclude")
 

@@ -14,11 +14,11 @@ import pytest
 from shards.build.build import BuildOptions, build
 from shards.corpora.text import Text
 from shards.errors import DataError, OptionError
-from shards.filter import Filtered, contamination, filtered
-from shards.filter_options import FilterOptions
-from shards.filter_overlap import EvaluationTexts
-from shards.filter_rules import TextRules
-from shards.filter_sources import evaluation_texts, identity
+from shards.filter.corpus import Filtered, contamination, filtered
+from shards.filter.options import FilterOptions
+from shards.filter.overlap import EvaluationTexts
+from shards.filter.rules import TextRules
+from shards.filter.sources import evaluation_texts, identity
 from shards.schema import Segment, VideoFile
 from shards.store import open_folder
 from shards.text import fold_text

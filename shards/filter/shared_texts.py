@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from shards.dedup import text_hashes
+from shards.filter.dedup import text_hashes
 from shards.text import fold_text
 
 TRAIN = "train"

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from shards.filter_sources import set_sentences, shard_set_texts
-from shards.shared_texts import folded_hash
+from shards.filter.shared_texts import folded_hash
+from shards.filter.sources import set_sentences, shard_set_texts
 from shards.store import Folder
 
 MOST = 2_000_000

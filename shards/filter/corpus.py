@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from shards.dedup import Signatures, first_of_equals, near_duplicates, text_hashes
 from shards.errors import DataError, OptionError
-from shards.filter_options import FilterOptions
-from shards.filter_overlap import ContaminationReport, EvaluationTexts
-from shards.filter_rules import REASONS, TextRules, language_library
-from shards.filter_sources import evaluation_texts, identity, set_sentences, shard_set_texts
+from shards.filter.dedup import Signatures, first_of_equals, near_duplicates, text_hashes
+from shards.filter.options import FilterOptions
+from shards.filter.overlap import ContaminationReport, EvaluationTexts
+from shards.filter.rules import REASONS, TextRules, language_library
+from shards.filter.shared_texts import TRAIN
+from shards.filter.sources import evaluation_texts, identity, set_sentences, shard_set_texts
+from shards.filter.template_texts import Sentences
 from shards.schema import Corpus, Segment
-from shards.shared_texts import TRAIN
 from shards.store import Folder
-from shards.template_texts import Sentences
 from shards.text import fold_text
 
 logger = logging.getLogger(__name__)

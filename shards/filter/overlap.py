@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.dedup import WordHasher, text_hashes
+from shards.filter.dedup import WordHasher, text_hashes
 from shards.text import fold_text
 
 _EXAMPLES = 10
@@ -115,7 +115,7 @@ class EvaluationTexts:
             folded: ``fold_text`` of each, none empty.
             texts: as written, for the report.
             origins: for the report.
-            sentences: folded sentences inside each (:class:`shards.template_texts.Sentences`); one that is equal
+            sentences: folded sentences inside each (:class:`shards.filter.template_texts.Sentences`); one that is equal
                 counts as the text itself.
         """
         if self._frozen is None:
