@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from loader_data import make_clips
 
-from shards.index import read_index
+from shards.format.index import read_index
 from shards.loader import LoaderOptions, StepLoader
 from shards.packing import Elements
 from shards.plan import Plan, PlanOptions, Source

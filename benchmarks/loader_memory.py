@@ -22,7 +22,7 @@ import psutil
 from loader_data import make_documents
 from receipt import Claim, write_receipt
 
-from shards.index import read_index
+from shards.format.index import read_index
 from shards.loader import LoaderOptions, StepLoader
 from shards.packing import Elements
 from shards.plan import Plan, PlanOptions, Source

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from receipt import Claim, write_receipt
 
-from shards.index import INDEX_NAME, index_schema, open_index, write_index
+from shards.format.index import INDEX_NAME, index_schema, open_index, write_index
 from shards.plan import Cursor, Plan, PlanOptions, Source
 from shards.schema import Manifest
 

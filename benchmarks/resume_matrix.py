@@ -25,7 +25,7 @@ from typing import Any
 from loader_data import make_documents
 from receipt import ROOT, Claim, write_receipt
 
-from shards.index import read_index
+from shards.format.index import read_index
 from shards.loader import LoaderOptions, StepLoader
 from shards.packing import Elements
 from shards.plan import Cursor, Plan, PlanOptions, Source

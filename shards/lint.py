@@ -1,6 +1,6 @@
 """Check a shard set completely: structure, checksums, index against members, annotations, and that every video decodes.
 
-``verify`` in shards.verify proves that no byte changed since the build; ``lint`` also proves that the bytes are good.
+``verify`` in shards.format.verify proves that no byte changed since the build; ``lint`` also proves that the bytes are good.
 An *error* breaks the set or makes a sample unusable; a *warning* is a sample that looks wrong but can be used.
 """
 
@@ -21,13 +21,13 @@ import numpy as np
 import pyarrow as pa
 
 from shards.build.prepare import ordered_map
-from shards.index import MANIFEST_NAME, ShardSet
+from shards.format.index import MANIFEST_NAME, ShardSet
+from shards.format.opening import open_set
+from shards.format.verify import Problem
 from shards.lint_set import set_problems
 from shards.lint_shard import LintOptions, ShardWork, lint_shard
-from shards.opening import open_set
 from shards.store import open_folder
 from shards.text import load_tokenizer, tokenizer_fingerprint
-from shards.verify import Problem
 
 Severity = Literal["error", "warning"]
 

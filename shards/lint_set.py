@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shards.filter.shared_texts import shared_with_train
-from shards.index import INDEX_NAME, ShardSet, fingerprint
+from shards.format.index import INDEX_NAME, ShardSet, fingerprint
+from shards.format.verify import Problem
 from shards.lint_text import quoted
-from shards.verify import Problem
 
 
 def set_problems(shard_set: ShardSet, files: Iterable[str]) -> list[Problem]:

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from shards.annotations import parse_annotation
 from shards.errors import DataError
+from shards.format.tar import Member, index_tar
+from shards.format.verify import Problem, verify_shard
 from shards.lint_text import quoted, text_problems
 from shards.media import OpenVideo, decoded
 from shards.schema import ANNOTATION, Kind, text_hash
 from shards.store import open_folder
-from shards.tar import Member, index_tar
 from shards.text import load_tokenizer, tokenise
 from shards.text_tokens import TextTokens
-from shards.verify import Problem, verify_shard
 
 _COMPARED = (*ANNOTATION, "frames", "fps", "width", "height")
 _DENSE_FROM, _DENSE_WEIGHT = "\u2e80", 3  # a Chinese character, kana or Hangul syllable says as much as three letters

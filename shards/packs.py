@@ -10,7 +10,7 @@ from isal.isal_zlib import crc32  # the CRC-32 of zlib at ten times its speed
 from numpy.typing import NDArray
 
 from shards.access import Bytes
-from shards.checksums import Joiner
+from shards.format.checksums import Joiner
 from shards.spans import Ints
 
 TOKEN_TYPES: dict[int, str] = {2: "<u2", 4: "<u4"}

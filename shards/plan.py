@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from shards import packing, plan_options
 from shards.errors import DataError
-from shards.index import open_index
+from shards.format.index import open_index
 from shards.order import Ints
 from shards.packing import Elements, Items
 from shards.plan_chunks import Chunks, all_lengths

@@ -1,7 +1,7 @@
 """The samples of a plan and the numbers the index holds about them, read where they lie.
 
 Sample numbers run through the selected rows of the sources, one source after another. Nothing is copied when an index
-is memory-mapped (:func:`shards.index.open_index`): every rank and worker of a host then shares the same pages. Text is
+is memory-mapped (:func:`shards.format.index.open_index`): every rank and worker of a host then shares the same pages. Text is
 read row by row when asked for.
 """
 
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from shards.errors import DataError
-from shards.index import NAMES, ShardSet, with_numbered_names
+from shards.format.index import NAMES, ShardSet, with_numbered_names
 from shards.order import Ints
 from shards.plan_rows import RowReader, names_of
 from shards.schema import IndexRow

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from shards.errors import DataError
-from shards.index import ShardSet
+from shards.format.index import ShardSet
 from shards.order import Ints
 from shards.plan_mix import Schedule, Weight, as_schedule
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from shards.files import write_atomic
-from shards.index import ShardSet
+from shards.format.index import ShardSet
 from shards.stats import all_words, lengths, word_counts
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from shards.errors import DataError
-from shards.index import ShardSet
+from shards.format.index import ShardSet
+from shards.format.opening import media_type, open_set
 from shards.names import same_name
-from shards.opening import media_type, open_set
 from shards.stats import words
 from shards.store import open_folder
 from shards.text import load_tokenizer, tokenise

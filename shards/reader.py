@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from shards import packing
 from shards.access import Remote, ShardBytes
 from shards.annotations import parse_annotation
-from shards.checksums import Joiner
 from shards.errors import DataError
+from shards.format.checksums import Joiner
 from shards.packing import ELEMENT, Elements, Items
 from shards.packs import Documents, Pack, Tokens, in_order
 from shards.plan import Plan, kept_frames

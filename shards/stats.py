@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from shards.filter.shared_texts import TRAIN, counted
-from shards.index import ShardSet
+from shards.format.index import ShardSet
+from shards.format.opening import open_set
 from shards.lint_text import is_unspaced
 from shards.names import same_name
-from shards.opening import open_set
 from shards.packing import best_fit, cut_documents
 from shards.store import open_folder
 

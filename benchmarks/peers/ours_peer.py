@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from workloads import BATCH, BLOCK_TOKENS, PACK_TOKENS, collate_clips
 
-from shards.index import read_index
+from shards.format.index import read_index
 from shards.loader import LoaderOptions, StepLoader
 from shards.packing import Elements
 from shards.packs import Pack

@@ -20,7 +20,7 @@ from pipeline.inference.generate import GenerationOptions, translate
 from pipeline.inference.load import Precision, load_export
 from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.training_texts import tell_known_texts
-from shards.index import ShardSet, open_index
+from shards.format.index import ShardSet, open_index
 from shards.loader import EvalLoader
 from shards.plan import Plan, PlanOptions, Source
 

@@ -14,7 +14,7 @@ import torch
 from pipeline.errors import RecipeError
 from pipeline.models.processing import LlavaSltProcessor
 from shards.features import read_features
-from shards.index import MANIFEST_NAME
+from shards.format.index import MANIFEST_NAME
 from shards.plan import Plan
 from shards.reader import Reader
 

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.config.source import read_document
 from shards.errors import DataError
 from shards.filter.known_texts import KnownTexts, known_texts
-from shards.index import MANIFEST_NAME
+from shards.format.index import MANIFEST_NAME
 from shards.store import open_folder
 
 log = logging.getLogger(__name__)

@@ -21,9 +21,9 @@ from pipeline.config.schema import Recipe, SourceConfig
 from pipeline.errors import RecipeError
 from pipeline.models.training_texts import tell_known_texts
 from shards.access import Remote
-from shards.index import ShardSet
+from shards.format.index import ShardSet
+from shards.format.opening import open_shards
 from shards.loader import EvalLoader
-from shards.opening import open_shards
 from shards.plan import Plan, PlanOptions, Source
 
 logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from shards.build.prepare import EXCLUDED, PreparedVideo, Skip
 from shards.build.shard import Finished
 from shards.build.work import SKIPPED_NAME, Part, Sources, Work, full_disk_named, open_work
 from shards.errors import DataError, OptionError
-from shards.index import fingerprint, rows_to_table
+from shards.format.index import fingerprint, rows_to_table
 from shards.schema import Corpus, IndexRow, Manifest
 from shards.wording import first_few, listed
 

@@ -24,7 +24,7 @@ from shards.build.prepare import has_media
 from shards.corpora.media_files import NO_MEDIA
 from shards.files import write_atomic
 from shards.filter.shared_texts import TRAIN, folded_hash, shared
-from shards.index import read_index, read_manifest
+from shards.format.index import read_index, read_manifest
 from shards.schema import Corpus, Segment, VideoFile
 
 MISSING_FILES_NAME, MISSING_SEGMENTS_NAME = "missing.txt", "missing.jsonl"

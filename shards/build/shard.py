@@ -15,9 +15,9 @@ from shards.build.encoded import Stored, tally
 from shards.build.layout import BuildOptions, ShardTask, work_units
 from shards.build.prepare import PreparedVideo, Skip, prepare_at_once, prepare_documents, prepare_videos
 from shards.build.work import Work, part_record
+from shards.format.writer import TarWriter, add_documents, add_video
 from shards.schema import IndexRow, Kind, Segment
 from shards.text import load_tokenizer, tokenise
-from shards.writer import TarWriter, add_documents, add_video
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,7 @@ def index(
     from shards.exchange.layout import is_one_tar, open_tars
 
     if is_one_tar(path):
-        from shards.tar import index_tar
+        from shards.format.tar import index_tar
 
         folder, names = open_tars(path)
         members = [dataclasses.asdict(member) for member in index_tar(names[0], folder)]

@@ -176,7 +176,7 @@ def _write_report(source: Corpus, out: str) -> dict[str, Any]:
 
     from shards.build.build import SKIPPED_NAME
     from shards.build.report import corpus_report
-    from shards.index import INDEX_NAME, MANIFEST_NAME
+    from shards.format.index import INDEX_NAME, MANIFEST_NAME
     from shards.store import open_folder
 
     folder = open_folder(out)

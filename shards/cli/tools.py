@@ -95,7 +95,7 @@ def stats(
     as_json: Json = False,
 ) -> None:
     """Samples, hours, lengths, vocabulary, signers, sizes and what the splits share."""
-    from shards.opening import open_set
+    from shards.format.opening import open_set
     from shards.stats import describe
     from shards.store import open_folder
 

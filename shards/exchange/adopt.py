@@ -12,7 +12,15 @@ from typing import Any
 from shards.errors import DataError
 from shards.exchange.layout import Note, TarSplits, folder_name, id_in_tar, is_one_tar, open_tars, repeating
 from shards.exchange.rows import tar_rows
-from shards.index import INDEX_NAME, MANIFEST_NAME, file_sha256, fingerprint, read_manifest, rows_to_table, write_index
+from shards.format.index import (
+    INDEX_NAME,
+    MANIFEST_NAME,
+    file_sha256,
+    fingerprint,
+    read_manifest,
+    rows_to_table,
+    write_index,
+)
 from shards.schema import IndexRow, Kind, Manifest
 from shards.store import Folder
 

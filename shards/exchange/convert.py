@@ -32,11 +32,11 @@ from shards.exchange.layout import (
 )
 from shards.exchange.lmdb import image_suffix, is_video, read_lmdb
 from shards.exchange.mds import read_mds
+from shards.format.opening import media_type
+from shards.format.tar import Member, index_tar
 from shards.names import ByName, same_name
-from shards.opening import media_type
 from shards.schema import FrameFolder, Manifest, Segment, VideoFile
 from shards.store import Folder, open_folder
-from shards.tar import Member, index_tar
 from shards.wording import first_few
 
 logger = logging.getLogger(__name__)

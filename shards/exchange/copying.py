@@ -19,12 +19,12 @@ import numpy as np
 import pyarrow as pa
 
 from shards.errors import DataError, OptionError
-from shards.index import ShardSet, fingerprint, rows_to_table, write_index
-from shards.opening import media_type
+from shards.format.index import ShardSet, fingerprint, rows_to_table, write_index
+from shards.format.opening import media_type
+from shards.format.verify import verify
+from shards.format.writer import TarWriter, Written, add_documents, dump_json, shard_key
 from shards.schema import ANNOTATION, IndexRow, Manifest, Segment
 from shards.store import Folder
-from shards.verify import verify
-from shards.writer import TarWriter, Written, add_documents, dump_json, shard_key
 
 Report = Callable[[int, int], None] | None
 _SUFFIXES = {"video/mp4": "mp4", "video/webm": "webm", "video/x-msvideo": "avi"}

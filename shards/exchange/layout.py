@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import DataError, OptionError
-from shards.index import INDEX_NAME, MANIFEST_NAME
+from shards.format.index import INDEX_NAME, MANIFEST_NAME
 from shards.schema import SPLIT_NAME
 from shards.store import Folder, is_remote, open_folder
 from shards.wording import and_more

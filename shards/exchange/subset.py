@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from shards.errors import DataError, OptionError
 from shards.exchange.copying import Report, Source, write_copy
+from shards.format.opening import open_set
 from shards.names import same_name
-from shards.opening import open_set
 from shards.schema import SPLIT_NAME, Manifest
 from shards.store import open_folder
 

@@ -18,7 +18,7 @@ from shards.corpora.text_files import Formats
 from shards.errors import DataError, OptionError
 from shards.filter.shared_texts import TRAIN
 from shards.filter.template_texts import Sentences
-from shards.index import INDEX_NAME, MANIFEST_NAME, file_sha256
+from shards.format.index import INDEX_NAME, MANIFEST_NAME, file_sha256
 from shards.names import existing
 from shards.store import Folder, open_folder
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from shards.index import fingerprint, rows_to_table, write_index
+from shards.format.index import fingerprint, rows_to_table, write_index
+from shards.format.writer import TarWriter, add_video
 from shards.preview import PreviewServer, serve
 from shards.preview_catalog import Catalog
 from shards.schema import Manifest, Segment
 from shards.video import probe
-from shards.writer import TarWriter, add_video
 from tests.unit.shards.making import mp4, pictures, save_tokenizer
 
 CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")

@@ -13,7 +13,7 @@ from shards.corpora.how2sign import How2Sign
 from shards.corpora.phoenix14t import Phoenix14T
 from shards.corpora.table import Table
 from shards.corpora.text import Text
-from shards.index import read_index
+from shards.format.index import read_index
 from shards.lint import lint
 from shards.schema import FrameFolder, VideoFile
 from shards.video import VideoOptions, decode, probe, transcode

@@ -19,7 +19,7 @@ from shards import cache
 from shards.access import Remote
 from shards.cache import ShardCache, mirror, remote_of, unpin
 from shards.errors import DataError
-from shards.index import read_index
+from shards.format.index import read_index
 from shards.loader import LoaderOptions, StepLoader
 from shards.plan import Plan, PlanOptions, Source
 from shards.prefetch import Prefetcher

@@ -14,13 +14,13 @@ import pytest
 from shards.build.build import BuildOptions, build
 from shards.errors import DataError
 from shards.exchange.adopt import adopt
-from shards.index import fingerprint, read_index, rows_to_table, write_index
+from shards.format.index import fingerprint, read_index, rows_to_table, write_index
+from shards.format.writer import TarWriter, add_video
 from shards.lint import RULES, lint
 from shards.lint_shard import LintOptions
 from shards.schema import IndexRow, Manifest, Segment, text_hash
 from shards.store import open_folder
 from shards.video import probe
-from shards.writer import TarWriter, add_video
 from tests.unit.shards.making import ListCorpus, mp4, pictures, save_tokenizer, text_corpus, video_corpus
 from tests.unit.shards.shard_sets import write_texts, write_videos
 
@@ -223,7 +223,7 @@ def test_a_shard_that_cannot_be_read(video_set: Path, tmp_path: Path, monkeypatc
     def denied(path: Path) -> None:
         raise DataError("cannot read the shard (Permission denied)", where=str(path))
 
-    monkeypatch.setattr("shards.verify.index_tar", denied)
+    monkeypatch.setattr("shards.format.verify.index_tar", denied)
     report = lint(copy(video_set, tmp_path), LintOptions(decode=False))
     assert not report.ok and list(report.by_rule()) == ["cannot read the shard (Permission denied)"]
     assert "error,cannot read the shard (Permission denied)" in report.to_csv()

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import DataError
-from shards.index import read_index
+from shards.format.index import read_index
 from shards.loader import EvalLoader, LoaderOptions, StepBatch, StepLoader
 from shards.packing import Elements
 from shards.plan import Cursor, Plan, PlanOptions, Source

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 
-from shards.checksums import Joiner
+from shards.format.checksums import Joiner
 from shards.packs import Documents, in_order
 
 LENGTHS = np.array([3, 700, 1, 40, 40, 2])

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import DataError
-from shards.index import read_index
+from shards.format.index import read_index
 from shards.plan import Cursor, Plan, PlanOptions, Source, kept_frames
 from tests.unit.shards.shard_sets import in_memory, write_videos
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.index import ShardSet
+from shards.format.index import ShardSet
 from shards.plan import Cursor, Plan, PlanOptions, Source
 from shards.plan_mix import Weight
 from shards.schema import Kind, Manifest

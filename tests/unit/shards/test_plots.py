@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.index import ShardSet
+from shards.format.index import ShardSet
 from shards.plots import draw, ordered, split_colours, write_plots
 from shards.plots_page import page, size
 from shards.stats import describe

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from shards.errors import DataError
-from shards.index import read_index
+from shards.format.index import read_index
 from shards.preview import PreviewServer, parse_range, serve
 from shards.preview_catalog import Catalog
 from tests.unit.shards.shard_sets import write_videos

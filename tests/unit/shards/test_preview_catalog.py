@@ -10,8 +10,8 @@ import pytest
 
 from shards.build.build import BuildOptions, build
 from shards.errors import DataError
-from shards.index import write_index
-from shards.opening import media_type
+from shards.format.index import write_index
+from shards.format.opening import media_type
 from shards.preview_catalog import Catalog, Query
 from tests.unit.shards.making import save_tokenizer, text_corpus, video_corpus
 from tests.unit.shards.shard_sets import in_memory

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from shards.errors import DataError
-from shards.index import read_index
+from shards.format.index import read_index
 from shards.plan import Plan, PlanOptions, Source, kept_frames
 from shards.reader import Reader, wanted_frames
 from shards.schema import FrameFolder

@@ -15,12 +15,12 @@ from shards import store
 from shards.access import Remote
 from shards.cache import mirror
 from shards.exchange.adopt import adopt
-from shards.index import read_index
+from shards.format.index import read_index
+from shards.format.tar import index_tar
+from shards.format.verify import verify
 from shards.loader import LoaderOptions, StepLoader
 from shards.plan import Plan, PlanOptions, Source
 from shards.store import StoreError, open_folder
-from shards.tar import index_tar
-from shards.verify import verify
 from tests.unit.shards.object_store import CREDENTIALS, Faults, faulty_proxy, s3_server
 from tests.unit.shards.shard_sets import collate_lists, fetch_payload, write_videos
 

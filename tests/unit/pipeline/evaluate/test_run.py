@@ -20,7 +20,7 @@ from pipeline.inference.generate import GenerationOptions, translate, translate_
 from pipeline.inference.load import load_export
 from shards.errors import DataError
 from shards.exchange.adopt import adopt
-from shards.index import read_index, write_index
+from shards.format.index import read_index, write_index
 from shards.loader import EvalLoader
 from shards.plan import Plan, PlanOptions, Source
 from tests.unit.pipeline.exported import TEXTS

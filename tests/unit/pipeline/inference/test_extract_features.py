@@ -21,7 +21,7 @@ from pipeline.stages.batches import check_features, clip_tensors
 from shards.build.build import BuildOptions, build
 from shards.build.features import FeatureOptions
 from shards.errors import DataError
-from shards.index import read_index
+from shards.format.index import read_index
 from shards.plan import Plan, PlanOptions, Source
 from shards.reader import Reader
 from tests.unit.pipeline.config.recipes import CONTRASTIVE, PRETRAINING, write

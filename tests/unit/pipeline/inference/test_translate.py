@@ -17,7 +17,7 @@ from pipeline.evaluate.run import EvaluateOptions, FetchFrames, evaluate_export
 from pipeline.inference.generate import GenerationOptions
 from pipeline.inference.translate import VIDEO_FORM, Translator, read_video_form, translate_file
 from shards.errors import DataError
-from shards.index import read_index
+from shards.format.index import read_index
 from shards.plan import Plan, PlanOptions, Source
 from shards.reader import Reader
 from shards.schema import VideoFile

@@ -13,7 +13,7 @@ import yaml
 
 from pipeline.models.training_texts import tell_known_texts, training_texts
 from pipeline.stages.connector import ConnectorStage
-from shards.index import INDEX_NAME, write_index
+from shards.format.index import INDEX_NAME, write_index
 from tests.unit.shards.shard_sets import in_memory
 
 KNOWN = ["rain in the north", "sun"]

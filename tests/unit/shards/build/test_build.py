@@ -16,15 +16,15 @@ import webdataset
 
 import shards.build.engines
 import shards.build.work
-import shards.writer
+import shards.format.writer
 from shards.build.build import SKIPPED_NAME, BuildOptions, BuildProgress, build
 from shards.build.prepare import ordered_map
 from shards.errors import DataError, OptionError
-from shards.index import read_index
+from shards.format.index import read_index
+from shards.format.verify import verify
 from shards.lint import lint
 from shards.schema import FrameFolder, Segment, VideoFile
 from shards.text import load_tokenizer, tokenise
-from shards.verify import verify
 from shards.video import VideoOptions, decode
 from tests.unit.shards.making import (
     ListCorpus,
@@ -197,16 +197,16 @@ def test_an_interrupted_build_with_other_options_starts_over(corpus: ListCorpus,
 
 
 def test_full_disk(corpus: ListCorpus, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put, room = shards.writer.TarWriter._put, [20_000]
+    put, room = shards.format.writer.TarWriter._put, [20_000]
 
-    def limited(self: shards.writer.TarWriter, data: bytes) -> None:
+    def limited(self: shards.format.writer.TarWriter, data: bytes) -> None:
         room[0] -= len(data)
         if room[0] < 0:
             raise OSError(errno.ENOSPC, "No space left on device")
         put(self, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards.writer.TarWriter, "_put", limited)
+        patch.setattr(shards.format.writer.TarWriter, "_put", limited)
         with pytest.raises(DataError, match=r"the disk is full\n  fix: free some space and run the same command again"):
             build(corpus, tmp_path / "set", SMALL)
     assert not (tmp_path / "set").exists()
@@ -307,7 +307,7 @@ def test_ids_that_look_alike_get_keys_of_their_own(tmp_path: Path) -> None:
     build(corpus, tmp_path / "set", BuildOptions())
     keys = [row.key for row in read_index(tmp_path / "set").rows()]
     assert len(set(keys)) == 4 and not any(
-        set(key) - set(shards.writer.re.sub(r"[^A-Za-z0-9_-]", "", key)) for key in keys
+        set(key) - set(shards.format.writer.re.sub(r"[^A-Za-z0-9_-]", "", key)) for key in keys
     )
     assert not any(key.startswith("-") or len(key) > 90 for key in keys)
 
@@ -363,7 +363,7 @@ def test_a_killed_builder_process_is_an_error_not_a_hang() -> None:
 def test_a_name_is_written_once(tmp_path: Path) -> None:
     with (
         pytest.raises(DataError, match=r"a\.tar: two members named x\.mp4"),
-        shards.writer.TarWriter(tmp_path / "a.tar") as tar,
+        shards.format.writer.TarWriter(tmp_path / "a.tar") as tar,
     ):
         tar.add("x.mp4", b"1")
         tar.add("x.mp4", b"2")

@@ -15,7 +15,7 @@ import pytest
 import shards.build.engines
 from shards.build.build import SKIPPED_NAME, BuildOptions, BuildProgress, BuildRun, Part, build, build_part, merge
 from shards.errors import DataError
-from shards.index import read_index
+from shards.format.index import read_index
 from shards.schema import Segment, VideoFile
 from shards.text import load_tokenizer, tokenise, tokenizer_fingerprint
 from tests.unit.shards.making import (

@@ -14,7 +14,7 @@ from shards.build.build import BuildOptions, build
 from shards.build.encoded import REASONS, encoded_lines
 from shards.build.prepare import PreparedVideo, Skip, prepare_video, prepare_videos
 from shards.build.report import corpus_report, report_lines
-from shards.index import read_index
+from shards.format.index import read_index
 from shards.schema import Segment, VideoFile
 from shards.video import VideoOptions
 from tests.unit.shards.making import ListCorpus, mp4, pictures

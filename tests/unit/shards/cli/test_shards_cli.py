@@ -14,7 +14,7 @@ from shards.build.layout import BuildOptions
 from shards.cli.app import app
 from shards.cli.build import BuildSettings, build_options
 from shards.cli.progress import progress
-from shards.index import read_index
+from shards.format.index import read_index
 from tests.unit.shards.making import mp4, pictures, save_tokenizer
 
 runner = CliRunner()

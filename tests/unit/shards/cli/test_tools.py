@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from shards.build.build import BuildOptions, build
 from shards.cli import tools
 from shards.cli.app import app
-from shards.index import fingerprint, read_index, rows_to_table, write_index
+from shards.format.index import fingerprint, read_index, rows_to_table, write_index
 from tests.unit.shards.making import save_tokenizer, text_corpus, video_corpus
 
 runner = CliRunner()

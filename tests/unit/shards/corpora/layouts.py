@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from shards.build.build import BuildOptions, build
-from shards.index import read_index
+from shards.format.index import read_index
 from shards.lint import lint
 from shards.schema import Corpus, IndexRow, Segment
 from tests.unit.shards.making import mp4, pictures

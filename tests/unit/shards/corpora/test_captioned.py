@@ -18,7 +18,7 @@ from shards.corpora.media_files import files_below, files_by_stem
 from shards.corpora.youtube_asl import YouTubeASL
 from shards.corpora.youtube_files import CaptionFile
 from shards.errors import DataError
-from shards.index import read_index
+from shards.format.index import read_index
 from shards.lint import lint
 from shards.schema import Segment, VideoFile
 from shards.video import VideoOptions

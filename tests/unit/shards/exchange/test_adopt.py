@@ -11,8 +11,8 @@ import pytest
 
 from shards.errors import DataError
 from shards.exchange.adopt import adopt
-from shards.index import read_index
-from shards.verify import verify
+from shards.format.index import read_index
+from shards.format.verify import verify
 from tests.unit.shards.making import mp4, pictures
 
 

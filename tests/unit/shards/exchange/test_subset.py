@@ -15,10 +15,10 @@ from shards.build.build import BuildOptions, build
 from shards.errors import DataError
 from shards.exchange import copying
 from shards.exchange.subset import assign_splits, head, split
-from shards.index import fingerprint, read_index, rows_to_table, write_index
+from shards.format.index import fingerprint, read_index, rows_to_table, write_index
+from shards.format.verify import verify
 from shards.lint import lint
 from shards.store import open_folder
-from shards.verify import verify
 from tests.unit.shards.making import save_tokenizer, text_corpus, video_corpus
 from tests.unit.shards.shard_sets import in_memory, write_videos
 

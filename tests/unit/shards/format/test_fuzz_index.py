@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import DataError
-from shards.index import INDEX_NAME, MANIFEST_NAME, read_index, read_manifest
+from shards.format.index import INDEX_NAME, MANIFEST_NAME, read_index, read_manifest
+from shards.format.verify import verify
 from shards.plan import Cursor
-from shards.verify import verify
 from tests.unit.shards.shard_sets import write_texts
 
 EXAMPLES = 200

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.checksums import UNIT, Joiner
+from shards.format.checksums import UNIT, Joiner
 
 JOINER = Joiner()
 

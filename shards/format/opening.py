@@ -9,7 +9,7 @@ from typing import Any
 
 from shards.cache import mirror
 from shards.errors import DataError
-from shards.index import INDEX_NAME, MANIFEST_NAME, ShardSet, open_index, read_index
+from shards.format.index import INDEX_NAME, MANIFEST_NAME, ShardSet, open_index, read_index
 from shards.store import Folder, is_remote
 
 

@@ -14,15 +14,15 @@ import webdataset as wds
 from shards.build.build import BuildOptions, build
 from shards.errors import DataError
 from shards.exchange.adopt import adopt
-from shards.index import read_index
+from shards.format.index import read_index
+from shards.format.tar import index_tar
+from shards.format.verify import verify
 from shards.lint import lint
 from shards.lint_shard import LintOptions
 from shards.loader import LoaderOptions, StepLoader
 from shards.packing import Elements
 from shards.plan import Plan, PlanOptions, Source
 from shards.reader import Reader
-from shards.tar import index_tar
-from shards.verify import verify
 from tests.unit.shards.damages import DAMAGES, broken_stsz, damage
 from tests.unit.shards.making import mp4, pictures, video_corpus
 from tests.unit.shards.shard_sets import write_videos

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from shards import index
 from shards.errors import DataError
-from shards.index import open_index, read_index, with_numbered_names
+from shards.format import index
+from shards.format.index import open_index, read_index, with_numbered_names
 from shards.plan import Plan, PlanOptions, Source
 from tests.unit.shards.shard_sets import write_videos
 

@@ -13,9 +13,9 @@ import pyarrow as pa
 from isal.isal_zlib import crc32
 
 from shards.errors import DataError
-from shards.index import INDEX_NAME, MANIFEST_NAME, file_sha256, fingerprint, read_index
+from shards.format.index import INDEX_NAME, MANIFEST_NAME, file_sha256, fingerprint, read_index
+from shards.format.tar import Member, index_tar
 from shards.store import Folder, open_folder
-from shards.tar import Member, index_tar
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""shards.index: tar parsing against tarfile, every kind of damage, and the index files themselves."""
+"""shards.format.index: tar parsing against tarfile, every kind of damage, and the index files themselves."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from shards.build.build import BuildOptions, build
 from shards.errors import DataError
-from shards.index import fingerprint, index_schema, read_index, rows_to_table, write_index
+from shards.format.index import fingerprint, index_schema, read_index, rows_to_table, write_index
+from shards.format.tar import BLOCK, index_tar
+from shards.format.verify import verify
 from shards.schema import IndexRow
-from shards.tar import BLOCK, index_tar
-from shards.verify import verify
 from tests.unit.shards.making import video_corpus
 
 

@@ -26,8 +26,8 @@ import numpy as np
 from isal.isal_zlib import crc32
 
 from shards.errors import DataError
+from shards.format.tar import BLOCK
 from shards.schema import ANNOTATION, IndexRow, Segment, text_hash
-from shards.tar import BLOCK
 from shards.video import VideoInfo
 
 _KEY_CHARACTERS = 64

@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import DataError
-from shards.tar import BLOCK, Member, index_tar
-from shards.writer import TarWriter
+from shards.format.tar import BLOCK, Member, index_tar
+from shards.format.writer import TarWriter
 
 MEMBERS = 9
 EXAMPLES = 150
@@ -268,6 +268,6 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path: Path, monkeypat
     class Stat:
         st_size = real
 
-    monkeypatch.setattr("shards.tar.os.fstat", lambda _: Stat)
+    monkeypatch.setattr("shards.format.tar.os.fstat", lambda _: Stat)
     with at_most(1), pytest.raises(DataError, match="truncated: "):
         index_tar(path)
