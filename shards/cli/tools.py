@@ -16,7 +16,7 @@ from shards.errors import DataError, OptionError
 from shards.wording import listed
 
 if TYPE_CHECKING:
-    from shards.lint import LintReport
+    from shards.inspect.lint import LintReport
 
 Location = Annotated[str, typer.Argument(help="shard set: a folder, or a URL of an object store")]
 Tokenizer = Annotated[str, typer.Option(help="Hugging Face tokenizer folder")]
@@ -42,8 +42,8 @@ def lint(
     samples that look wrong: they fail only with --strict.
     """
     from shards.files import write_atomic
-    from shards.lint import lint as run
-    from shards.lint_shard import LintOptions
+    from shards.inspect.lint import lint as run
+    from shards.inspect.lint_shard import LintOptions
 
     options = LintOptions(decode=decode, tokenizer=tokenizer)
     with progress(f"lint {Path(location).name}") as show:
@@ -63,7 +63,7 @@ def _show_report(report: LintReport) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from shards.lint import rule_of
+    from shards.inspect.lint import rule_of
     from shards.terminal import table_console
 
     console = table_console()
@@ -96,20 +96,20 @@ def stats(
 ) -> None:
     """Samples, hours, lengths, vocabulary, signers, sizes and what the splits share."""
     from shards.format.opening import open_set
-    from shards.stats import describe
+    from shards.inspect.stats import describe
     from shards.store import open_folder
 
     shard_set = open_set(open_folder(location))
     figures = describe(shard_set, location)
     if plots is not None:
-        from shards.plots import write_plots
+        from shards.inspect.plots import write_plots
 
         written = write_plots(shard_set, figures, plots)
         typer.echo(f"{written[-1]} and {len(written) - 1} charts written", err=True)
     if as_json:
         typer.echo(json.dumps(figures))
         return
-    from shards.stats_report import show
+    from shards.inspect.stats_report import show
 
     show(figures)
 
@@ -126,8 +126,8 @@ def preview(
     open_page: Annotated[bool, typer.Option("--open", help="open the page in a browser")] = False,
 ) -> None:
     """Show a shard set in the browser: search, filters, videos, annotations, tokens."""
-    from shards.preview import serve
-    from shards.preview_catalog import Catalog
+    from shards.inspect.preview import serve
+    from shards.inspect.preview_catalog import Catalog
 
     server = serve(Catalog(location, tokenizer), host, port)
     typer.echo(f"{location}: {server.url} (stop with Ctrl-C)")

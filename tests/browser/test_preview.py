@@ -14,8 +14,8 @@ from PIL import Image
 
 from shards.format.index import fingerprint, rows_to_table, write_index
 from shards.format.writer import TarWriter, add_video
-from shards.preview import PreviewServer, serve
-from shards.preview_catalog import Catalog
+from shards.inspect.preview import PreviewServer, serve
+from shards.inspect.preview_catalog import Catalog
 from shards.schema import Manifest, Segment
 from shards.video import probe
 from tests.unit.shards.making import mp4, pictures, save_tokenizer

@@ -14,7 +14,7 @@ from shards.corpora.phoenix14t import Phoenix14T
 from shards.corpora.table import Table
 from shards.corpora.text import Text
 from shards.format.index import read_index
-from shards.lint import lint
+from shards.inspect.lint import lint
 from shards.schema import FrameFolder, VideoFile
 from shards.video import VideoOptions, decode, probe, transcode
 from tests.unit.shards.making import save_tokenizer

@@ -10,7 +10,7 @@ import pytest
 from shards.build.build import BuildOptions, build
 from shards.corpora.youtube_asl import YouTubeASL
 from shards.format.index import read_index
-from shards.lint import lint
+from shards.inspect.lint import lint
 
 pytestmark = pytest.mark.real
 

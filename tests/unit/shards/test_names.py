@@ -26,11 +26,11 @@ from shards.exchange.convert import ConvertOptions, convert
 from shards.exchange.subset import assign_splits
 from shards.format.index import read_index, write_index
 from shards.format.verify import verify
-from shards.lint import lint
+from shards.inspect.lint import lint
+from shards.inspect.preview_catalog import Catalog, Query
+from shards.inspect.stats import describe
 from shards.names import ByName, existing, same_name
-from shards.preview_catalog import Catalog, Query
 from shards.schema import FrameFolder, Segment, VideoFile
-from shards.stats import describe
 from tests.unit.shards.corpora.layouts import csl, images, video
 from tests.unit.shards.exchange.test_adopt import write_tar
 from tests.unit.shards.making import ListCorpus, mp4, pictures

@@ -22,7 +22,7 @@ from shards.build.prepare import ordered_map
 from shards.errors import DataError, OptionError
 from shards.format.index import read_index
 from shards.format.verify import verify
-from shards.lint import lint
+from shards.inspect.lint import lint
 from shards.schema import FrameFolder, Segment, VideoFile
 from shards.text import load_tokenizer, tokenise
 from shards.video import VideoOptions, decode

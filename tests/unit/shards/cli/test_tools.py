@@ -77,7 +77,7 @@ def test_stats_and_plots(built: Path, tmp_path: Path) -> None:
 
 def test_preview_serves_until_interrupted(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server answers while the verb runs; Ctrl-C ends it with exit code 0."""
-    from shards.preview import PreviewServer
+    from shards.inspect.preview import PreviewServer
 
     answers: list[bytes] = []
 

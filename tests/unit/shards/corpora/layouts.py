@@ -12,7 +12,7 @@ from PIL import Image
 
 from shards.build.build import BuildOptions, build
 from shards.format.index import read_index
-from shards.lint import lint
+from shards.inspect.lint import lint
 from shards.schema import Corpus, IndexRow, Segment
 from tests.unit.shards.making import mp4, pictures
 

@@ -19,7 +19,7 @@ from shards.corpora.youtube_asl import YouTubeASL
 from shards.corpora.youtube_files import CaptionFile
 from shards.errors import DataError
 from shards.format.index import read_index
-from shards.lint import lint
+from shards.inspect.lint import lint
 from shards.schema import Segment, VideoFile
 from shards.video import VideoOptions
 from tests.unit.shards.making import mp4, pictures

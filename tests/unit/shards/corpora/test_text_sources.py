@@ -28,7 +28,7 @@ from shards.corpora.text_files import Formats, check_split, find_files
 from shards.errors import DataError, OptionError
 from shards.filter.corpus import filtered
 from shards.filter.options import FilterOptions
-from shards.lint import lint
+from shards.inspect.lint import lint
 from tests.unit.shards.making import save_tokenizer
 
 

@@ -23,7 +23,7 @@ from shards.exchange.convert import ConvertOptions, convert
 from shards.exchange.lmdb import read_lmdb
 from shards.exchange.mds import read_mds
 from shards.format.index import read_index
-from shards.lint import lint
+from shards.inspect.lint import lint
 from shards.schema import IndexRow
 from tests.unit.shards.making import mp4, pictures
 

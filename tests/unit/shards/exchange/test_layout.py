@@ -19,7 +19,7 @@ from shards.exchange.adopt import adopt
 from shards.exchange.convert import ConvertOptions, convert
 from shards.exchange.layout import TarSplits, name_splits, open_tars, repeating
 from shards.format.index import read_index
-from shards.lint import lint
+from shards.inspect.lint import lint
 from shards.plan import Plan, PlanOptions, Source
 from shards.reader import Reader
 from tests.unit.shards.making import mp4, pictures

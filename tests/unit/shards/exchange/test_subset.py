@@ -17,7 +17,7 @@ from shards.exchange import copying
 from shards.exchange.subset import assign_splits, head, split
 from shards.format.index import fingerprint, read_index, rows_to_table, write_index
 from shards.format.verify import verify
-from shards.lint import lint
+from shards.inspect.lint import lint
 from shards.store import open_folder
 from tests.unit.shards.making import save_tokenizer, text_corpus, video_corpus
 from tests.unit.shards.shard_sets import in_memory, write_videos
@@ -121,7 +121,7 @@ def test_head_of_a_text_set(tmp_path: Path) -> None:
     tokenizer = save_tokenizer(tmp_path / "tokenizer")
     build(text_corpus(40), tmp_path / "set", BuildOptions(tokenizer=tokenizer, tokens_per_member=100))
     manifest = head(tmp_path / "set", tmp_path / "out", 25)
-    from shards.lint_shard import LintOptions
+    from shards.inspect.lint_shard import LintOptions
 
     assert manifest.splits == {"train": 25}
     assert lint(tmp_path / "out", LintOptions(tokenizer=tokenizer)).problems == []

@@ -17,8 +17,8 @@ from shards.exchange.adopt import adopt
 from shards.format.index import read_index
 from shards.format.tar import index_tar
 from shards.format.verify import verify
-from shards.lint import lint
-from shards.lint_shard import LintOptions
+from shards.inspect.lint import lint
+from shards.inspect.lint_shard import LintOptions
 from shards.loader import LoaderOptions, StepLoader
 from shards.packing import Elements
 from shards.plan import Plan, PlanOptions, Source

@@ -1,4 +1,4 @@
-"""shards.plots: which charts a set gets, what they say, and that the page stands alone."""
+"""shards.inspect.plots: which charts a set gets, what they say, and that the page stands alone."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from shards.format.index import ShardSet
-from shards.plots import draw, ordered, split_colours, write_plots
-from shards.plots_page import page, size
-from shards.stats import describe
+from shards.inspect.plots import draw, ordered, split_colours, write_plots
+from shards.inspect.plots_page import page, size
+from shards.inspect.stats import describe
 from tests.unit.shards.shard_sets import in_memory
 
 

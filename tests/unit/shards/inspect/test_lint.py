@@ -1,4 +1,4 @@
-"""shards.lint and shards.exchange.adopt on good, damaged and foreign shard sets."""
+"""shards.inspect.lint and shards.exchange.adopt on good, damaged and foreign shard sets."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from shards.errors import DataError
 from shards.exchange.adopt import adopt
 from shards.format.index import fingerprint, read_index, rows_to_table, write_index
 from shards.format.writer import TarWriter, add_video
-from shards.lint import RULES, lint
-from shards.lint_shard import LintOptions
+from shards.inspect.lint import RULES, lint
+from shards.inspect.lint_shard import LintOptions
 from shards.schema import IndexRow, Manifest, Segment, text_hash
 from shards.store import open_folder
 from shards.video import probe

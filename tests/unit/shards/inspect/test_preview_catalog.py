@@ -1,4 +1,4 @@
-"""shards.preview_catalog: search, filters, order and pages; details and tokens of one sample."""
+"""shards.inspect.preview_catalog: search, filters, order and pages; details and tokens of one sample."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shards.build.build import BuildOptions, build
 from shards.errors import DataError
 from shards.format.index import write_index
 from shards.format.opening import media_type
-from shards.preview_catalog import Catalog, Query
+from shards.inspect.preview_catalog import Catalog, Query
 from tests.unit.shards.making import save_tokenizer, text_corpus, video_corpus
 from tests.unit.shards.shard_sets import in_memory
 

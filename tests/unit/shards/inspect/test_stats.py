@@ -1,4 +1,4 @@
-"""shards.stats: every figure on sets whose figures are known."""
+"""shards.inspect.stats: every figure on sets whose figures are known."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from shards.errors import DataError
-from shards.plots_page import page
+from shards.inspect.plots_page import page
+from shards.inspect.stats import describe, stats, utilisation, words
+from shards.inspect.stats_report import show
 from shards.schema import text_hash
-from shards.stats import describe, stats, utilisation, words
-from shards.stats_report import show
 from shards.store import open_folder
 from tests.unit.shards.shard_sets import in_memory, write_texts, write_videos
 

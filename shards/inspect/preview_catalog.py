@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from shards.errors import DataError
 from shards.format.index import ShardSet
 from shards.format.opening import media_type, open_set
+from shards.inspect.stats import words
 from shards.names import same_name
-from shards.stats import words
 from shards.store import open_folder
 from shards.text import load_tokenizer, tokenise
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from shards.files import write_atomic
 from shards.format.index import ShardSet
-from shards.stats import all_words, lengths, word_counts
+from shards.inspect.stats import all_words, lengths, word_counts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,7 +68,7 @@ def draw(shard_set: ShardSet, figures: dict[str, Any]) -> list[Chart]:
 
     Args:
         shard_set: opened with all columns.
-        figures: of ``shards.stats.describe``.
+        figures: of ``shards.inspect.stats.describe``.
     """
     import matplotlib as mpl
 
@@ -86,7 +86,7 @@ def write_plots(shard_set: ShardSet, figures: dict[str, Any], folder: Path) -> l
     """Write ``NAME.png`` of every chart and ``index.html`` with all of them; existing files are replaced."""
     import matplotlib as mpl
 
-    from shards.plots_page import page
+    from shards.inspect.plots_page import page
 
     folder.mkdir(parents=True, exist_ok=True)
     written, drawings = [], []

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from shards.filter.shared_texts import TRAIN, counted
 from shards.format.index import ShardSet
 from shards.format.opening import open_set
-from shards.lint_text import is_unspaced
+from shards.inspect.lint_text import is_unspaced
 from shards.names import same_name
 from shards.packing import best_fit, cut_documents
 from shards.store import open_folder

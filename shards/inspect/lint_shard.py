@@ -18,7 +18,7 @@ from shards.annotations import parse_annotation
 from shards.errors import DataError
 from shards.format.tar import Member, index_tar
 from shards.format.verify import Problem, verify_shard
-from shards.lint_text import quoted, text_problems
+from shards.inspect.lint_text import quoted, text_problems
 from shards.media import OpenVideo, decoded
 from shards.schema import ANNOTATION, Kind, text_hash
 from shards.store import open_folder

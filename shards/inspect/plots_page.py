@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from shards.plots import Chart, ordered
+from shards.inspect.plots import Chart, ordered
 
 _CSS = """
 :root{color-scheme:light dark;--page:#f5f6f8;--card:#fff;--ink:#1d2430;--soft:#5b6675;--line:#d9dee6}
@@ -42,7 +42,7 @@ def page(figures: dict[str, Any], drawings: Sequence[tuple[Chart, str]]) -> str:
     """The HTML document.
 
     Args:
-        figures: of ``shards.stats.describe``.
+        figures: of ``shards.inspect.stats.describe``.
         drawings: each chart with its inline SVG.
     """
     charts = "\n".join(

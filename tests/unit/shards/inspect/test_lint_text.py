@@ -1,4 +1,4 @@
-"""shards.lint_text: what is wrong with a text, and what is not."""
+"""shards.inspect.lint_text: what is wrong with a text, and what is not."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.lint import RULES
-from shards.lint_text import repair_mojibake, text_problems
+from shards.inspect.lint import RULES
+from shards.inspect.lint_text import repair_mojibake, text_problems
 
 
 def rules(text: str, language: str = "") -> set[str]:

@@ -1,4 +1,4 @@
-"""shards.preview over HTTP: what it answers, what it refuses, and that no byte outside the index can be asked for."""
+"""shards.inspect.preview over HTTP: what it answers, what it refuses, and that no byte outside the index can be asked for."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 
 from shards.errors import DataError
 from shards.format.index import read_index
-from shards.preview import PreviewServer, parse_range, serve
-from shards.preview_catalog import Catalog
+from shards.inspect.preview import PreviewServer, parse_range, serve
+from shards.inspect.preview_catalog import Catalog
 from tests.unit.shards.shard_sets import write_videos
 
 PAYLOADS = [bytes([number]) * (300_000 + number) for number in range(3)]

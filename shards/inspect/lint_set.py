@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from shards.filter.shared_texts import shared_with_train
 from shards.format.index import INDEX_NAME, ShardSet, fingerprint
 from shards.format.verify import Problem
-from shards.lint_text import quoted
+from shards.inspect.lint_text import quoted
 
 
 def set_problems(shard_set: ShardSet, files: Iterable[str]) -> list[Problem]:

@@ -7,8 +7,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from shards.plots import ordered
-from shards.plots_page import size
+from shards.inspect.plots import ordered
+from shards.inspect.plots_page import size
 from shards.terminal import table_console
 from shards.wording import and_more
 
@@ -17,7 +17,7 @@ NO_TRAIN = "–"
 
 
 def show(figures: dict[str, Any]) -> None:
-    """Print the figures of ``shards.stats.describe`` to stdout."""
+    """Print the figures of ``shards.inspect.stats.describe`` to stdout."""
     console = table_console()
     text = figures["kind"] == "text"
     title = f"{figures['dir']} ({figures['kind']}, {figures['shards']} shards, {size(figures['bytes'])})"

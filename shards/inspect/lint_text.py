@@ -44,7 +44,7 @@ _SCRIPT_SUBTAGS: dict[str, tuple[str, ...]] = {
 
 
 def text_problems(text: str, language: str = "", controls: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
-    """(rule, detail) of everything that looks wrong with a text; the rules are listed in ``shards.lint.RULES``.
+    """(rule, detail) of everything that looks wrong with a text; the rules are listed in ``shards.inspect.lint.RULES``.
 
     Args:
         text: a sentence or document.

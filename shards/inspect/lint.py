@@ -24,8 +24,8 @@ from shards.build.prepare import ordered_map
 from shards.format.index import MANIFEST_NAME, ShardSet
 from shards.format.opening import open_set
 from shards.format.verify import Problem
-from shards.lint_set import set_problems
-from shards.lint_shard import LintOptions, ShardWork, lint_shard
+from shards.inspect.lint_set import set_problems
+from shards.inspect.lint_shard import LintOptions, ShardWork, lint_shard
 from shards.store import open_folder
 from shards.text import load_tokenizer, tokenizer_fingerprint
 

@@ -18,7 +18,7 @@ from importlib import resources
 from typing import Any
 
 from shards.errors import DataError
-from shards.preview_catalog import FILTERS, Catalog, Query
+from shards.inspect.preview_catalog import FILTERS, Catalog, Query
 
 logger = logging.getLogger(__name__)
 _FILES = {
