@@ -29,10 +29,10 @@ sys.path.insert(0, str(ROOT))
 from loader_data import make_clips
 
 from shards.format.index import read_index
-from shards.loader import LoaderOptions, StepLoader
+from shards.load.loader import LoaderOptions, StepLoader
+from shards.load.reader import Reader
 from shards.packing import Elements
 from shards.plan import Plan, PlanOptions, Source
-from shards.reader import Reader
 from tests.unit.shards.damages import DAMAGES, damage
 
 VICTIM = "train-000001.tar"

@@ -1,8 +1,8 @@
 """The samples of a plan and the numbers the index holds about them, read where they lie.
 
 Sample numbers run through the selected rows of the sources, one source after another. Nothing is copied when an index
-is memory-mapped (:func:`shards.format.index.open_index`): every rank and worker of a host then shares the same pages. Text is
-read row by row when asked for.
+is memory-mapped (:func:`shards.format.index.open_index`): every rank and worker of a host then shares the same pages.
+Text is read row by row when asked for.
 """
 
 from __future__ import annotations

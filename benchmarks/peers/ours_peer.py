@@ -19,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from workloads import BATCH, BLOCK_TOKENS, PACK_TOKENS, collate_clips
 
 from shards.format.index import read_index
-from shards.loader import LoaderOptions, StepLoader
+from shards.load.loader import LoaderOptions, StepLoader
+from shards.load.packs import Pack
+from shards.load.reader import Reader
 from shards.packing import Elements
-from shards.packs import Pack
 from shards.plan import Plan, PlanOptions, Source
-from shards.reader import Reader
 
 
 def prepare(source: Path, out: Path, kind: str) -> None:

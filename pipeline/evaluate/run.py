@@ -21,7 +21,7 @@ from pipeline.inference.load import Precision, load_export
 from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.training_texts import tell_known_texts
 from shards.format.index import ShardSet, open_index
-from shards.loader import EvalLoader
+from shards.load.loader import EvalLoader
 from shards.plan import Plan, PlanOptions, Source
 
 logger = logging.getLogger(__name__)

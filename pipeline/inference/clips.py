@@ -13,10 +13,10 @@ import torch
 
 from pipeline.errors import RecipeError
 from pipeline.models.processing import LlavaSltProcessor
-from shards.features import read_features
 from shards.format.index import MANIFEST_NAME
+from shards.load.features import read_features
+from shards.load.reader import Reader
 from shards.plan import Plan
-from shards.reader import Reader
 
 
 def holds_features(plan: Plan) -> bool:

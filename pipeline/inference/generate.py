@@ -117,7 +117,7 @@ def translate(
     Args:
         model: put into eval mode while this runs.
         processor: the one that made the batches.
-        batches: pairs of a batch and the samples it stands for, as `shards.loader.EvalLoader.padded` gives them.
+        batches: pairs of a batch and the samples it stands for, as `shards.load.loader.EvalLoader.padded` gives them.
             A batch that stands for no sample only keeps ranks in step and leaves no prediction. Besides the inputs of
             `translate_batch` a batch holds ``rows``, the index rows of its samples.
         options: search options.

@@ -17,8 +17,8 @@ from pipeline.inference.generate import GenerationOptions, translate_batch
 from pipeline.inference.load import VIDEO_FORM, Precision, load_export
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
 from pipeline.models.processing import LlavaSltProcessor
+from shards.load.reader import wanted_frames
 from shards.names import located
-from shards.reader import wanted_frames
 from shards.schema import VideoFile
 from shards.video import VideoOptions, decode, probe, transcode
 

@@ -23,7 +23,7 @@ from pipeline.models.training_texts import tell_known_texts
 from shards.access import Remote
 from shards.format.index import ShardSet
 from shards.format.opening import open_shards
-from shards.loader import EvalLoader
+from shards.load.loader import EvalLoader
 from shards.plan import Plan, PlanOptions, Source
 
 logger = logging.getLogger(__name__)

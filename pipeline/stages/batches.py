@@ -17,9 +17,9 @@ from pipeline.losses import IGNORE_LABEL
 from pipeline.models.attention import packed_kwargs
 from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.visual import HierarchicalVisualEncoder
-from shards.packs import Pack
+from shards.load.packs import Pack
+from shards.load.reader import Reader
 from shards.plan import Plan
-from shards.reader import Reader
 
 
 def fetch_pack(reader: Reader, item: np.ndarray) -> list[Pack]:

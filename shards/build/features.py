@@ -23,10 +23,10 @@ import numpy as np
 from shards.build.prepare import Skip, ordered_map
 from shards.build.work import Work, full_disk_named, open_work
 from shards.errors import DataError
-from shards.features import DTYPE
 from shards.format.index import ShardSet, fingerprint, read_index, rows_to_table
 from shards.format.writer import TarWriter, dump_json
-from shards.reader import wanted_frames
+from shards.load.features import DTYPE
+from shards.load.reader import wanted_frames
 from shards.schema import ANNOTATION, IndexRow, Manifest
 from shards.store import open_folder
 from shards.video import decode

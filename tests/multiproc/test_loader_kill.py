@@ -26,7 +26,7 @@ SAMPLES, BATCH = 120, 12
 READER = """
 import json, sys, time
 from shards.format.index import read_index
-from shards.loader import LoaderOptions, StepLoader
+from shards.load.loader import LoaderOptions, StepLoader
 from shards.plan import Plan, PlanOptions, Source
 from tests.unit.shards.shard_sets import collate_lists, fetch_payload
 folder, log, rank, world, batch, workers, state = sys.argv[1:]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from shards.format.index import read_index
-from shards.loader import LoaderOptions, StepLoader
+from shards.load.loader import LoaderOptions, StepLoader
 from shards.plan import Cursor, Plan, PlanOptions, Source
 from tests.unit.shards.shard_sets import collate_lists, fetch_payload, write_videos
 

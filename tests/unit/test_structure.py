@@ -22,7 +22,7 @@ MAX_TRAINER_LOOP_LINES = 90
 DISTRIBUTED_PACKAGES = ("torch.distributed", "deepspeed")
 DISTRIBUTED_CODE = ("pipeline.dist", "pipeline.engine")
 ENVIRONMENT_CODE = ("pipeline.dist", "launch")
-TORCH_IN_SHARDS = ("shards.loader",)
+TORCH_IN_SHARDS = ("shards.load.loader",)
 
 # A module may import from its own package and from these; the first matching rule counts. What is not listed here
 # (pipeline.demo) sits on top and may import everything.
@@ -53,7 +53,14 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (
         "pipeline.engine",
-        ("pipeline.stages.base", "pipeline.config", "pipeline.dist", "pipeline.errors", "shards.loader", "shards.plan"),
+        (
+            "pipeline.stages.base",
+            "pipeline.config",
+            "pipeline.dist",
+            "pipeline.errors",
+            "shards.load.loader",
+            "shards.plan",
+        ),
     ),
     (
         "pipeline.export",

@@ -20,10 +20,10 @@ from shards.access import Remote
 from shards.cache import ShardCache, mirror, remote_of, unpin
 from shards.errors import DataError
 from shards.format.index import read_index
-from shards.loader import LoaderOptions, StepLoader
+from shards.load.loader import LoaderOptions, StepLoader
+from shards.load.prefetch import Prefetcher
+from shards.load.reader import Reader
 from shards.plan import Plan, PlanOptions, Source
-from shards.prefetch import Prefetcher
-from shards.reader import Reader
 from shards.store import Folder, StoreError, open_folder
 from tests.unit.shards.shard_sets import collate_lists, fetch_payload, write_videos
 

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.format.index import ShardSet
+from shards.load.step import LoaderOptions
 from shards.plan import Cursor, Plan, PlanOptions, Source
 from shards.plan_mix import Weight
 from shards.schema import Kind, Manifest
-from shards.step import LoaderOptions
 from tests.unit.shards.shard_sets import in_memory
 
 LARGEST = 20_000

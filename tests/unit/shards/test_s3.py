@@ -18,7 +18,7 @@ from shards.exchange.adopt import adopt
 from shards.format.index import read_index
 from shards.format.tar import index_tar
 from shards.format.verify import verify
-from shards.loader import LoaderOptions, StepLoader
+from shards.load.loader import LoaderOptions, StepLoader
 from shards.plan import Plan, PlanOptions, Source
 from shards.store import StoreError, open_folder
 from tests.unit.shards.object_store import CREDENTIALS, Faults, faulty_proxy, s3_server

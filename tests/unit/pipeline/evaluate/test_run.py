@@ -21,7 +21,7 @@ from pipeline.inference.load import load_export
 from shards.errors import DataError
 from shards.exchange.adopt import adopt
 from shards.format.index import read_index, write_index
-from shards.loader import EvalLoader
+from shards.load.loader import EvalLoader
 from shards.plan import Plan, PlanOptions, Source
 from tests.unit.pipeline.exported import TEXTS
 from tests.unit.shards.exchange.test_adopt import npy, write_tar

@@ -14,12 +14,12 @@ from shards.build.features import FeatureOptions, write_features
 from shards.build.work import SKIPPED_NAME
 from shards.errors import DataError
 from shards.exchange.adopt import adopt
-from shards.features import read_features
 from shards.format.index import INDEX_NAME, MANIFEST_NAME, read_index
 from shards.format.verify import verify
-from shards.loader import EvalLoader
+from shards.load.features import read_features
+from shards.load.loader import EvalLoader
+from shards.load.reader import Reader
 from shards.plan import Plan, PlanOptions, Source
-from shards.reader import Reader
 from tests.unit.shards.making import video_corpus
 from tests.unit.shards.shard_sets import write_texts
 

@@ -1,4 +1,4 @@
-"""shards.exchange.subset and shards.exchange.copying: copies are equal bytes, splits do not leak, nothing half-written stays."""
+"""Subsets and copies: copies are equal bytes, splits do not leak, nothing half-written stays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""shards.inspect.preview over HTTP: what it answers, what it refuses, and that no byte outside the index can be asked for."""
+"""The preview over HTTP: what it answers, what it refuses, and that no byte outside the index can be asked for."""
 
 from __future__ import annotations
 

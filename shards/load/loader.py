@@ -23,13 +23,13 @@ import torch
 
 from shards.access import Remote
 from shards.errors import DataError
+from shards.load.prefetch import Prefetcher
+from shards.load.reader import Reader
+from shards.load.step import LoaderOptions, Request, StepBatch, joined
+from shards.load.substitute import BadSample, Fetch, fetch_item
+from shards.load.workers import Made, Workers, fork_server
 from shards.packing import Items
 from shards.plan import Cursor, Plan
-from shards.prefetch import Prefetcher
-from shards.reader import Reader
-from shards.step import LoaderOptions, Request, StepBatch, joined
-from shards.substitute import BadSample, Fetch, fetch_item
-from shards.workers import Made, Workers, fork_server
 
 logger = logging.getLogger(__name__)
 

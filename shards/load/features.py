@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.reader import Reader, wanted_frames
+from shards.load.reader import Reader, wanted_frames
 
 DTYPE = np.dtype("<f2")
 

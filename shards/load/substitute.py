@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from shards.errors import DataError
+from shards.load.reader import Reader
 from shards.packing import Elements
 from shards.plan import Cursor, Plan
-from shards.reader import Reader
 from shards.store import StoreError
 
 Fetch = Callable[[Reader, Elements], list[Any]]

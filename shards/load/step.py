@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from shards.access import Remote
+from shards.load.substitute import BadSample
 from shards.packing import Elements, Items, as_items
 from shards.plan import Cursor
-from shards.substitute import BadSample
 
 
 @dataclass(frozen=True)

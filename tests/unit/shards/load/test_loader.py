@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from shards.errors import DataError
 from shards.format.index import read_index
-from shards.loader import EvalLoader, LoaderOptions, StepBatch, StepLoader
+from shards.load.loader import EvalLoader, LoaderOptions, StepBatch, StepLoader
+from shards.load.reader import Reader
 from shards.packing import Elements
 from shards.plan import Cursor, Plan, PlanOptions, Source
-from shards.reader import Reader
 from tests.unit.shards.shard_sets import (
     collate_lists,
     fetch_numbers,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.loader import LoaderOptions, StepLoader
+from shards.load.loader import LoaderOptions, StepLoader
 from shards.plan import Cursor, Plan, PlanOptions, Source
 from tests.unit.shards.shard_sets import collate_lists, fetch_numbers, in_memory
 

@@ -18,8 +18,8 @@ from shards.access import Remote, ShardBytes
 from shards.annotations import parse_annotation
 from shards.errors import DataError
 from shards.format.checksums import Joiner
+from shards.load.packs import Documents, Pack, Tokens, in_order
 from shards.packing import ELEMENT, Elements, Items
-from shards.packs import Documents, Pack, Tokens, in_order
 from shards.plan import Plan, kept_frames
 from shards.schema import IndexRow
 from shards.spans import Ints

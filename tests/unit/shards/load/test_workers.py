@@ -19,8 +19,8 @@ import pytest
 import torch
 
 from shards.errors import DataError
-from shards.loader import _Made, _pickled, _reduced
-from shards.workers import Made, Workers, fork_server
+from shards.load.loader import _Made, _pickled, _reduced
+from shards.load.workers import Made, Workers, fork_server
 from tests.source_tree import ROOT
 
 
@@ -135,7 +135,7 @@ def test_what_keeps_processes_from_starting_is_named(monkeypatch: pytest.MonkeyP
     def refused(*_: Any) -> None:
         raise OSError(11, "no more processes")
 
-    monkeypatch.setattr("shards.workers.multiprocessing.Pipe", refused)
+    monkeypatch.setattr("shards.load.workers.multiprocessing.Pipe", refused)
     with pytest.raises(DataError, match=r"the loader processes cannot start \(BlockingIOError: .*no more processes"):
         wait(start(Arrays()))
 
@@ -181,8 +181,8 @@ def test_small_results_come_several_at_a_time_and_large_or_slow_ones_alone() -> 
 
 PROGRAM = """
 import multiprocessing, pickle, sys
-from shards.workers import _work
-from tests.unit.shards.test_workers import Arrays, Failing
+from shards.load.workers import _work
+from tests.unit.shards.load.test_workers import Arrays, Failing
 ours, theirs = multiprocessing.Pipe()
 ours.close()
 _work(pickle.dumps(Failing(ValueError()) if sys.argv[1] == "failing" else Arrays()), theirs)
