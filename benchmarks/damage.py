@@ -31,8 +31,8 @@ from loader_data import make_clips
 from shards.format.index import read_index
 from shards.load.loader import LoaderOptions, StepLoader
 from shards.load.reader import Reader
-from shards.packing import Elements
-from shards.plan import Plan, PlanOptions, Source
+from shards.order.packing import Elements
+from shards.order.plan import Plan, PlanOptions, Source
 from tests.unit.shards.damages import DAMAGES, damage
 
 VICTIM = "train-000001.tar"

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from receipt import Claim, write_receipt
 
 from shards.format.index import INDEX_NAME, index_schema, open_index, write_index
-from shards.plan import Cursor, Plan, PlanOptions, Source
+from shards.order.plan import Cursor, Plan, PlanOptions, Source
 from shards.schema import Manifest
 
 GLOBAL_BATCH, SAMPLES_PER_SHARD, STEP_SECONDS, BORDERS = 256, 1000, 0.1, 3

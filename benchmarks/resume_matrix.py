@@ -28,8 +28,8 @@ from receipt import ROOT, Claim, write_receipt
 from shards.format.index import read_index
 from shards.load.loader import LoaderOptions, StepLoader
 from shards.load.reader import Reader
-from shards.packing import Elements
-from shards.plan import Cursor, Plan, PlanOptions, Source
+from shards.order.packing import Elements
+from shards.order.plan import Cursor, Plan, PlanOptions, Source
 
 WORLDS, WORKERS = (1, 2, 3, 4, 8, 16, 64), (0, 1, 2, 4)
 Item = list[tuple[int, int]]

@@ -22,8 +22,8 @@ from shards.format.index import read_index
 from shards.load.loader import LoaderOptions, StepLoader
 from shards.load.packs import Pack
 from shards.load.reader import Reader
-from shards.packing import Elements
-from shards.plan import Plan, PlanOptions, Source
+from shards.order.packing import Elements
+from shards.order.plan import Plan, PlanOptions, Source
 
 
 def prepare(source: Path, out: Path, kind: str) -> None:

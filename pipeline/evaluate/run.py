@@ -22,7 +22,7 @@ from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.training_texts import tell_known_texts
 from shards.format.index import ShardSet, open_index
 from shards.load.loader import EvalLoader
-from shards.plan import Plan, PlanOptions, Source
+from shards.order.plan import Plan, PlanOptions, Source
 
 logger = logging.getLogger(__name__)
 

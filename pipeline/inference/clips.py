@@ -16,7 +16,7 @@ from pipeline.models.processing import LlavaSltProcessor
 from shards.format.index import MANIFEST_NAME
 from shards.load.features import read_features
 from shards.load.reader import Reader
-from shards.plan import Plan
+from shards.order.plan import Plan
 
 
 def holds_features(plan: Plan) -> bool:

@@ -24,7 +24,7 @@ from shards.access import Remote
 from shards.format.index import ShardSet
 from shards.format.opening import open_shards
 from shards.load.loader import EvalLoader
-from shards.plan import Plan, PlanOptions, Source
+from shards.order.plan import Plan, PlanOptions, Source
 
 logger = logging.getLogger(__name__)
 

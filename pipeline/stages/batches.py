@@ -19,7 +19,7 @@ from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.visual import HierarchicalVisualEncoder
 from shards.load.packs import Pack
 from shards.load.reader import Reader
-from shards.plan import Plan
+from shards.order.plan import Plan
 
 
 def fetch_pack(reader: Reader, item: np.ndarray) -> list[Pack]:

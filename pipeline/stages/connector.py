@@ -32,7 +32,7 @@ from pipeline.stages.base import (
     to_device,
 )
 from pipeline.stages.batches import TranslationCollate, check_features
-from shards.plan import Plan, PlanOptions
+from shards.order.plan import Plan, PlanOptions
 
 
 class ConnectorStage(SummedStage):

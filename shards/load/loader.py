@@ -28,8 +28,8 @@ from shards.load.reader import Reader
 from shards.load.step import LoaderOptions, Request, StepBatch, joined
 from shards.load.substitute import BadSample, Fetch, fetch_item
 from shards.load.workers import Made, Workers, fork_server
-from shards.packing import Items
-from shards.plan import Cursor, Plan
+from shards.order.packing import Items
+from shards.order.plan import Cursor, Plan
 
 logger = logging.getLogger(__name__)
 

@@ -13,14 +13,14 @@ import numpy as np
 from isal.isal_zlib import crc32  # the CRC-32 of zlib at ten times its speed
 from numpy.typing import NDArray
 
-from shards import packing
 from shards.access import Remote, ShardBytes
 from shards.annotations import parse_annotation
 from shards.errors import DataError
 from shards.format.checksums import Joiner
 from shards.load.packs import Documents, Pack, Tokens, in_order
-from shards.packing import ELEMENT, Elements, Items
-from shards.plan import Plan, kept_frames
+from shards.order import packing
+from shards.order.packing import ELEMENT, Elements, Items
+from shards.order.plan import Plan, kept_frames
 from shards.schema import IndexRow
 from shards.spans import Ints
 from shards.store import StoreError

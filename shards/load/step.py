@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from shards.access import Remote
 from shards.load.substitute import BadSample
-from shards.packing import Elements, Items, as_items
-from shards.plan import Cursor
+from shards.order.packing import Elements, Items, as_items
+from shards.order.plan import Cursor
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import numpy as np
 
 from shards.errors import DataError
 from shards.load.reader import Reader
-from shards.packing import Elements
-from shards.plan import Cursor, Plan
+from shards.order.packing import Elements
+from shards.order.plan import Cursor, Plan
 from shards.store import StoreError
 
 Fetch = Callable[[Reader, Elements], list[Any]]

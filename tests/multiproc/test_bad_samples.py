@@ -12,7 +12,7 @@ import torch
 
 from shards.load.step import StepBatch
 from shards.load.substitute import BadSample
-from shards.plan import Cursor
+from shards.order.plan import Cursor
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.multiproc

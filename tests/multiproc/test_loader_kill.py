@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from shards.format.index import read_index
-from shards.plan import Cursor, Plan, PlanOptions, Source
+from shards.order.plan import Cursor, Plan, PlanOptions, Source
 from tests.source_tree import ROOT
 from tests.unit.shards.shard_sets import write_videos
 
@@ -27,7 +27,7 @@ READER = """
 import json, sys, time
 from shards.format.index import read_index
 from shards.load.loader import LoaderOptions, StepLoader
-from shards.plan import Plan, PlanOptions, Source
+from shards.order.plan import Plan, PlanOptions, Source
 from tests.unit.shards.shard_sets import collate_lists, fetch_payload
 folder, log, rank, world, batch, workers, state = sys.argv[1:]
 plan = Plan([Source(read_index(folder))], PlanOptions("clip", seed=3))

@@ -11,7 +11,7 @@ import pytest
 
 from shards.format.index import read_index
 from shards.load.loader import LoaderOptions, StepLoader
-from shards.plan import Cursor, Plan, PlanOptions, Source
+from shards.order.plan import Cursor, Plan, PlanOptions, Source
 from tests.unit.shards.shard_sets import collate_lists, fetch_payload, write_videos
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")

@@ -59,7 +59,7 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
             "pipeline.dist",
             "pipeline.errors",
             "shards.load.loader",
-            "shards.plan",
+            "shards.order.plan",
         ),
     ),
     (

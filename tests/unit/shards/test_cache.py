@@ -23,7 +23,7 @@ from shards.format.index import read_index
 from shards.load.loader import LoaderOptions, StepLoader
 from shards.load.prefetch import Prefetcher
 from shards.load.reader import Reader
-from shards.plan import Plan, PlanOptions, Source
+from shards.order.plan import Plan, PlanOptions, Source
 from shards.store import Folder, StoreError, open_folder
 from tests.unit.shards.shard_sets import collate_lists, fetch_payload, write_videos
 

@@ -19,7 +19,7 @@ from shards.format.index import read_index
 from shards.format.tar import index_tar
 from shards.format.verify import verify
 from shards.load.loader import LoaderOptions, StepLoader
-from shards.plan import Plan, PlanOptions, Source
+from shards.order.plan import Plan, PlanOptions, Source
 from shards.store import StoreError, open_folder
 from tests.unit.shards.object_store import CREDENTIALS, Faults, faulty_proxy, s3_server
 from tests.unit.shards.shard_sets import collate_lists, fetch_payload, write_videos

@@ -19,7 +19,7 @@ from shards.format.verify import verify
 from shards.load.features import read_features
 from shards.load.loader import EvalLoader
 from shards.load.reader import Reader
-from shards.plan import Plan, PlanOptions, Source
+from shards.order.plan import Plan, PlanOptions, Source
 from tests.unit.shards.making import video_corpus
 from tests.unit.shards.shard_sets import write_texts
 

@@ -21,7 +21,7 @@ from shards.exchange.layout import TarSplits, name_splits, open_tars, repeating
 from shards.format.index import read_index
 from shards.inspect.lint import lint
 from shards.load.reader import Reader
-from shards.plan import Plan, PlanOptions, Source
+from shards.order.plan import Plan, PlanOptions, Source
 from tests.unit.shards.making import mp4, pictures
 
 CLIPS = [mp4(pictures(6, seed=number)) for number in range(3)]

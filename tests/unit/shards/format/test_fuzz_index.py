@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from shards.errors import DataError
 from shards.format.index import INDEX_NAME, MANIFEST_NAME, read_index, read_manifest
 from shards.format.verify import verify
-from shards.plan import Cursor
+from shards.order.plan import Cursor
 from tests.unit.shards.shard_sets import write_texts
 
 EXAMPLES = 200

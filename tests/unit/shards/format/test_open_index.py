@@ -15,7 +15,7 @@ import pytest
 from shards.errors import DataError
 from shards.format import index
 from shards.format.index import open_index, read_index, with_numbered_names
-from shards.plan import Plan, PlanOptions, Source
+from shards.order.plan import Plan, PlanOptions, Source
 from tests.unit.shards.shard_sets import write_videos
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from shards.errors import DataError
 from shards.format.index import read_index
 from shards.load.reader import Reader, wanted_frames
-from shards.plan import Plan, PlanOptions, Source, kept_frames
+from shards.order.plan import Plan, PlanOptions, Source, kept_frames
 from shards.schema import FrameFolder
 from shards.video import VideoOptions, transcode
 from tests.unit.shards.shard_sets import in_memory, write_texts, write_videos

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.load.loader import LoaderOptions, StepLoader
-from shards.plan import Cursor, Plan, PlanOptions, Source
+from shards.order.plan import Cursor, Plan, PlanOptions, Source
 from tests.unit.shards.shard_sets import collate_lists, fetch_numbers, in_memory
 
 WORLDS = (1, 2, 3, 4, 8, 16, 64)

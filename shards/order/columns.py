@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from shards.errors import DataError
 from shards.format.index import NAMES, ShardSet, with_numbered_names
-from shards.order import Ints
-from shards.plan_rows import RowReader, names_of
+from shards.order.rows import RowReader, names_of
+from shards.order.shuffle import Ints
 from shards.schema import IndexRow
 
 NUMBERS = ("offset", "size", "crc32", "meta_offset", "meta_size", "meta_crc32", "frames", "tokens", "text_hash")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.order import Stream
-from shards.plan_mix import Mixture, Weight, apportion, as_schedule, chunk_range, weight_at
+from shards.order.mix import Mixture, Weight, apportion, as_schedule, chunk_range, weight_at
+from shards.order.shuffle import Stream
 
 WEIGHTS = st.floats(0.01, 3.5)
 

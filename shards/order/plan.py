@@ -20,18 +20,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from shards import packing, plan_options
 from shards.errors import DataError
 from shards.format.index import open_index
-from shards.order import Ints
-from shards.packing import Elements, Items
-from shards.plan_chunks import Chunks, all_lengths
-from shards.plan_columns import Choose, Samples
-from shards.plan_mix import Mixture, Weight
-from shards.plan_options import ORDER_VERSION as ORDER_VERSION
-from shards.plan_options import PlanKind as PlanKind
-from shards.plan_options import PlanOptions, Source
-from shards.plan_options import kept_frames as kept_frames
+from shards.order import options as plan_options
+from shards.order import packing
+from shards.order.chunks import Chunks, all_lengths
+from shards.order.columns import Choose, Samples
+from shards.order.mix import Mixture, Weight
+from shards.order.options import ORDER_VERSION as ORDER_VERSION
+from shards.order.options import PlanKind as PlanKind
+from shards.order.options import PlanOptions, Source
+from shards.order.options import kept_frames as kept_frames
+from shards.order.packing import Elements, Items
+from shards.order.shuffle import Ints
 from shards.schema import IndexRow
 
 _KEPT_ELEMENTS = 1 << 16  # a step over a tiny set may span many epochs

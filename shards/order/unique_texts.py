@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.order import Ints
+from shards.order.shuffle import Ints
 
 _TRIED = 256  # neighbours of a free place that are asked to change places
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards import order, plan_texts
-from shards.plan_texts import Texts, join, no_texts, spread
+from shards.order import shuffle as order
+from shards.order import unique_texts as plan_texts
+from shards.order.unique_texts import Texts, join, no_texts, spread
 
 
 def clips(texts: object) -> Texts:

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from shards.format.index import ShardSet
 from shards.load.step import LoaderOptions
-from shards.plan import Cursor, Plan, PlanOptions, Source
-from shards.plan_mix import Weight
+from shards.order.mix import Weight
+from shards.order.plan import Cursor, Plan, PlanOptions, Source
 from shards.schema import Kind, Manifest
 from tests.unit.shards.shard_sets import in_memory
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards import order
-from shards.order import Stream
+from shards.order import shuffle as order
+from shards.order.shuffle import Stream
 
 COUNTS = st.one_of(st.integers(1, 200), st.sampled_from([16_383, 16_384, 16_385, 16_415, 20_011, 32_768]))
 

@@ -1,6 +1,6 @@
 """How many samples every source gives to every epoch, and to every chunk of it: exact integers, no data.
 
-A source is an endless stream of passes (:class:`shards.order.Stream`). Epoch ``e`` takes the next ``quota(e)``
+A source is an endless stream of passes (:class:`shards.order.shuffle.Stream`). Epoch ``e`` takes the next ``quota(e)``
 positions of it, so at any moment of a run the samples of a source have been shown equally often, give or take one,
 whatever its weights were.
 """

@@ -13,8 +13,8 @@ import numpy as np
 
 from shards.errors import DataError
 from shards.format.index import ShardSet
-from shards.order import Ints
-from shards.plan_mix import Schedule, Weight, as_schedule
+from shards.order.mix import Schedule, Weight, as_schedule
+from shards.order.shuffle import Ints
 
 PlanKind = Literal["pack", "clip", "group", "sequence"]
 ORDER_VERSION = 2

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from shards.order import Ints
+from shards.order.shuffle import Ints
 from shards.schema import IndexRow
 
 _Values = Callable[[Ints], list[Any]]

@@ -14,7 +14,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.order import Ints
+from shards.order.shuffle import Ints
 
 ELEMENT = np.dtype([("sample", np.int64), ("start", np.int32), ("length", np.int32)])
 """One sample of an item: tokens ``[start, start + length)`` of a document, all ``length`` frames of a clip, or all

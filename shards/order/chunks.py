@@ -7,13 +7,15 @@ from functools import lru_cache
 
 import numpy as np
 
-from shards import order, packing, plan_texts
-from shards.order import Ints, Stream
-from shards.packing import Items
-from shards.plan_columns import Samples
-from shards.plan_mix import Mixture, chunk_range
-from shards.plan_options import PlanOptions
-from shards.plan_texts import Texts
+from shards.order import packing
+from shards.order import shuffle as order
+from shards.order import unique_texts as plan_texts
+from shards.order.columns import Samples
+from shards.order.mix import Mixture, chunk_range
+from shards.order.options import PlanOptions
+from shards.order.packing import Items
+from shards.order.shuffle import Ints, Stream
+from shards.order.unique_texts import Texts
 
 CHUNK_SAMPLES = 1 << 16
 """Four windows of the shuffle; the last packs of a chunk stay emptier, so it must not be small."""

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards import plan_columns
 from shards.format import index
 from shards.format.index import open_index, read_index
-from shards.plan_columns import NUMBERS, Samples
+from shards.order import columns as plan_columns
+from shards.order.columns import NUMBERS, Samples
 from shards.schema import IndexRow
 from tests.unit.shards.shard_sets import in_memory, write_videos
 
