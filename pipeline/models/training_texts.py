@@ -16,7 +16,7 @@ from pipeline.config.source import read_document
 from shards.errors import DataError
 from shards.filter.known_texts import KnownTexts, known_texts
 from shards.format.index import MANIFEST_NAME
-from shards.store import open_folder
+from shards.storage.store import open_folder
 
 log = logging.getLogger(__name__)
 RECIPE = "recipe.resolved.yaml"

@@ -20,11 +20,11 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from pipeline.config.schema import Recipe, SourceConfig
 from pipeline.errors import RecipeError
 from pipeline.models.training_texts import tell_known_texts
-from shards.access import Remote
 from shards.format.index import ShardSet
 from shards.format.opening import open_shards
 from shards.load.loader import EvalLoader
 from shards.order.plan import Plan, PlanOptions, Source
+from shards.storage.access import Remote
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from shards.format.writer import TarWriter, dump_json
 from shards.load.features import DTYPE
 from shards.load.reader import wanted_frames
 from shards.schema import ANNOTATION, IndexRow, Manifest
-from shards.store import open_folder
+from shards.storage.store import open_folder
 from shards.video import decode
 
 Decoded = np.ndarray | DataError

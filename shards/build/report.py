@@ -22,10 +22,10 @@ from shards.build.encoded import encoded_lines
 from shards.build.layout import nothing_to_build, segment_identity, wrong_times
 from shards.build.prepare import has_media
 from shards.corpora.media_files import NO_MEDIA
-from shards.files import write_atomic
 from shards.filter.shared_texts import TRAIN, folded_hash, shared
 from shards.format.index import read_index, read_manifest
 from shards.schema import Corpus, Segment, VideoFile
+from shards.storage.files import write_atomic
 
 MISSING_FILES_NAME, MISSING_SEGMENTS_NAME = "missing.txt", "missing.jsonl"
 _REPORT_EVERY = 1000

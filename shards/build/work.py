@@ -26,11 +26,11 @@ import pyarrow as pa
 from shards.build.encoded import Stored
 from shards.build.layout import ShardTask
 from shards.errors import DataError, OptionError
-from shards.files import write_atomic
 from shards.format.index import INDEX_NAME, MANIFEST_NAME, read_manifest, write_index
 from shards.format.writer import TarWriter
 from shards.schema import FrameFolder, IndexRow, Manifest, VideoFile
-from shards.store import Folder, is_remote, open_folder
+from shards.storage.files import write_atomic
+from shards.storage.store import Folder, is_remote, open_folder
 
 SKIPPED_NAME = "skipped.jsonl"
 _PLAN_NAME, _LOCK_NAME, _PARTS, _STATE, _WRITING = "build.json", "lock", "parts", ".building", "writing-"

@@ -177,7 +177,7 @@ def _write_report(source: Corpus, out: str) -> dict[str, Any]:
     from shards.build.build import SKIPPED_NAME
     from shards.build.report import corpus_report
     from shards.format.index import INDEX_NAME, MANIFEST_NAME
-    from shards.store import open_folder
+    from shards.storage.store import open_folder
 
     folder = open_folder(out)
     with tempfile.TemporaryDirectory(prefix="slt-report-") as scratch:

@@ -31,11 +31,11 @@ def contamination(
 ) -> None:
     """Count the evaluation texts that occur in training texts: equal, or most of their n-grams inside one of them."""
     from shards.filter.corpus import contamination as run
-    from shards.store import open_folder
+    from shards.storage.store import open_folder
 
     report = run([open_folder(location) for location in train], against or [], words, overlap, against_text)
     if out is not None:
-        from shards.files import write_atomic
+        from shards.storage.files import write_atomic
 
         write_atomic(out, json.dumps(report.to_dict(), ensure_ascii=False, indent=1).encode() + b"\n")
     if as_json:

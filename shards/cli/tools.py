@@ -41,9 +41,9 @@ def lint(
     Errors break the set or make a sample unusable: exit code 4. Warnings are
     samples that look wrong: they fail only with --strict.
     """
-    from shards.files import write_atomic
     from shards.inspect.lint import lint as run
     from shards.inspect.lint_shard import LintOptions
+    from shards.storage.files import write_atomic
 
     options = LintOptions(decode=decode, tokenizer=tokenizer)
     with progress(f"lint {Path(location).name}") as show:
@@ -97,7 +97,7 @@ def stats(
     """Samples, hours, lengths, vocabulary, signers, sizes and what the splits share."""
     from shards.format.opening import open_set
     from shards.inspect.stats import describe
-    from shards.store import open_folder
+    from shards.storage.store import open_folder
 
     shard_set = open_set(open_folder(location))
     figures = describe(shard_set, location)

@@ -22,7 +22,7 @@ from shards.format.index import (
     write_index,
 )
 from shards.schema import IndexRow, Kind, Manifest
-from shards.store import Folder
+from shards.storage.store import Folder
 
 logger = logging.getLogger(__name__)
 _TRAINING_NEEDS = {
@@ -49,7 +49,7 @@ def adopt(
             after another. An existing manifest is kept as far as it describes how the shards were made.
         corpus: name for samples whose json does not give one; default: the folder's name.
         on_progress: called with (shards done, shards in all).
-        storage_options: see :func:`shards.store.open_folder`.
+        storage_options: see :func:`shards.storage.store.open_folder`.
         split: for samples whose json does not give one; default: from the tars' names, see
             :class:`shards.exchange.layout.TarSplits`.
         on_note: told what was left out or assumed.

@@ -36,7 +36,7 @@ from shards.format.opening import media_type
 from shards.format.tar import Member, index_tar
 from shards.names import ByName, same_name
 from shards.schema import FrameFolder, Manifest, Segment, VideoFile
-from shards.store import Folder, open_folder
+from shards.storage.store import Folder, open_folder
 from shards.wording import first_few
 
 logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from shards.format.opening import media_type
 from shards.format.verify import verify
 from shards.format.writer import TarWriter, Written, add_documents, dump_json, shard_key
 from shards.schema import ANNOTATION, IndexRow, Manifest, Segment
-from shards.store import Folder
+from shards.storage.store import Folder
 
 Report = Callable[[int, int], None] | None
 _SUFFIXES = {"video/mp4": "mp4", "video/webm": "webm", "video/x-msvideo": "avi"}

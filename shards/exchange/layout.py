@@ -11,7 +11,7 @@ from typing import Any
 from shards.errors import DataError, OptionError
 from shards.format.index import INDEX_NAME, MANIFEST_NAME
 from shards.schema import SPLIT_NAME
-from shards.store import Folder, is_remote, open_folder
+from shards.storage.store import Folder, is_remote, open_folder
 from shards.wording import and_more
 
 Note = Callable[[str], None]
@@ -48,7 +48,7 @@ def open_tars(
 
     Args:
         location: folder, URL of a folder, or one tar.
-        storage_options: see :func:`shards.store.open_folder`.
+        storage_options: see :func:`shards.storage.store.open_folder`.
         on_note: told what else lies in the folder.
 
     Raises:

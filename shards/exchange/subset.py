@@ -21,7 +21,7 @@ from shards.exchange.copying import Report, Source, write_copy
 from shards.format.opening import open_set
 from shards.names import same_name
 from shards.schema import SPLIT_NAME, Manifest
-from shards.store import open_folder
+from shards.storage.store import open_folder
 
 GROUPS = ("text", "signer")
 

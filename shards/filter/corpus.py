@@ -26,7 +26,7 @@ from shards.filter.shared_texts import TRAIN
 from shards.filter.sources import evaluation_texts, identity, set_sentences, shard_set_texts
 from shards.filter.template_texts import Sentences
 from shards.schema import Corpus, Segment
-from shards.store import Folder
+from shards.storage.store import Folder
 from shards.text import fold_text
 
 logger = logging.getLogger(__name__)

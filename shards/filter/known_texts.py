@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from shards.filter.shared_texts import folded_hash
 from shards.filter.sources import set_sentences, shard_set_texts
-from shards.store import Folder
+from shards.storage.store import Folder
 
 MOST = 2_000_000
 

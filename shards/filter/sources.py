@@ -20,7 +20,7 @@ from shards.filter.shared_texts import TRAIN
 from shards.filter.template_texts import Sentences
 from shards.format.index import INDEX_NAME, MANIFEST_NAME, file_sha256
 from shards.names import existing
-from shards.store import Folder, open_folder
+from shards.storage.store import Folder, open_folder
 
 _ROWS = 4096
 _COLUMNS = ["split", "text", "corpus", "sample_id"]

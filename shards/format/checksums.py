@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.spans import Ints
+from shards.storage.spans import Ints
 
 _POLYNOMIAL = 0xEDB88320  # bits reflected, as zlib keeps them: bit 31 is x^0
 _ONE = 1 << 31

@@ -22,8 +22,8 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from shards.errors import DataError
-from shards.files import put_file, write_atomic
 from shards.schema import FORMAT_VERSION, IndexRow, Manifest
+from shards.storage.files import put_file, write_atomic
 
 INDEX_NAME, MANIFEST_NAME = "index.parquet", "manifest.json"
 NAMES = ("shard", "split", "corpus", "language", "sign_language", "signer")

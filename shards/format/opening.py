@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shards.cache import mirror
 from shards.errors import DataError
 from shards.format.index import INDEX_NAME, MANIFEST_NAME, ShardSet, open_index, read_index
-from shards.store import Folder, is_remote
+from shards.storage.cache import mirror
+from shards.storage.store import Folder, is_remote
 
 
 def open_shards(

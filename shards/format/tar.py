@@ -14,7 +14,7 @@ from typing import BinaryIO
 from isal.isal_zlib import crc32
 
 from shards.errors import DataError
-from shards.store import Folder
+from shards.storage.store import Folder
 
 BLOCK = 512
 _CHUNK = 1 << 20

@@ -15,7 +15,7 @@ from isal.isal_zlib import crc32
 from shards.errors import DataError
 from shards.format.index import INDEX_NAME, MANIFEST_NAME, file_sha256, fingerprint, read_index
 from shards.format.tar import Member, index_tar
-from shards.store import Folder, open_folder
+from shards.storage.store import Folder, open_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ def verify(location: Path | str, storage_options: Mapping[str, Any] | None = Non
 
     Args:
         location: folder or URL; shards of an object store are copied to a temporary folder one after another.
-        storage_options: see :func:`shards.store.open_folder`.
+        storage_options: see :func:`shards.storage.store.open_folder`.
 
     Raises DataError only when the set cannot be opened at all.
     """

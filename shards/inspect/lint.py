@@ -26,7 +26,7 @@ from shards.format.opening import open_set
 from shards.format.verify import Problem
 from shards.inspect.lint_set import set_problems
 from shards.inspect.lint_shard import LintOptions, ShardWork, lint_shard
-from shards.store import open_folder
+from shards.storage.store import open_folder
 from shards.text import load_tokenizer, tokenizer_fingerprint
 
 Severity = Literal["error", "warning"]

@@ -21,7 +21,7 @@ from shards.format.verify import Problem, verify_shard
 from shards.inspect.lint_text import quoted, text_problems
 from shards.media import OpenVideo, decoded
 from shards.schema import ANNOTATION, Kind, text_hash
-from shards.store import open_folder
+from shards.storage.store import open_folder
 from shards.text import load_tokenizer, tokenise
 from shards.text_tokens import TextTokens
 

@@ -23,7 +23,7 @@ from shards.format.index import ShardSet
 from shards.format.opening import media_type, open_set
 from shards.inspect.stats import words
 from shards.names import same_name
-from shards.store import open_folder
+from shards.storage.store import open_folder
 from shards.text import load_tokenizer, tokenise
 
 SORTS = ("index", "length", "-length", "text", "-text", "id")

@@ -21,7 +21,7 @@ from shards.format.opening import open_set
 from shards.inspect.lint_text import is_unspaced
 from shards.names import same_name
 from shards.order.packing import best_fit, cut_documents
-from shards.store import open_folder
+from shards.storage.store import open_folder
 
 BLOCKS_TOKENS = (512, 1024, 2048, 4096)
 BATCHES_CLIPS = (8, 32, 128)

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from shards.access import Remote
 from shards.errors import DataError
 from shards.load.prefetch import Prefetcher
 from shards.load.reader import Reader
@@ -30,6 +29,7 @@ from shards.load.substitute import BadSample, Fetch, fetch_item
 from shards.load.workers import Made, Workers, fork_server
 from shards.order.packing import Items
 from shards.order.plan import Cursor, Plan
+from shards.storage.access import Remote
 
 logger = logging.getLogger(__name__)
 

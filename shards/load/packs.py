@@ -9,9 +9,9 @@ import numpy as np
 from isal.isal_zlib import crc32  # the CRC-32 of zlib at ten times its speed
 from numpy.typing import NDArray
 
-from shards.access import Bytes
 from shards.format.checksums import Joiner
-from shards.spans import Ints
+from shards.storage.access import Bytes
+from shards.storage.spans import Ints
 
 TOKEN_TYPES: dict[int, str] = {2: "<u2", 4: "<u4"}
 _COPIED_WHOLE = 512  # bytes; longer documents are copied one by one faster than token by token

@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from shards.access import Remote, shard_cache
-from shards.cache import ShardCache
 from shards.errors import DataError
+from shards.storage.access import Remote, shard_cache
+from shards.storage.cache import ShardCache
 
 logger = logging.getLogger(__name__)
 

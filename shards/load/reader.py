@@ -13,7 +13,6 @@ import numpy as np
 from isal.isal_zlib import crc32  # the CRC-32 of zlib at ten times its speed
 from numpy.typing import NDArray
 
-from shards.access import Remote, ShardBytes
 from shards.annotations import parse_annotation
 from shards.errors import DataError
 from shards.format.checksums import Joiner
@@ -22,8 +21,9 @@ from shards.order import packing
 from shards.order.packing import ELEMENT, Elements, Items
 from shards.order.plan import Plan, kept_frames
 from shards.schema import IndexRow
-from shards.spans import Ints
-from shards.store import StoreError
+from shards.storage.access import Remote, ShardBytes
+from shards.storage.spans import Ints
+from shards.storage.store import StoreError
 from shards.video import decode
 
 _DATA_ERRNO = (errno.ENOENT, errno.EACCES, errno.EIO, errno.ESTALE, errno.EISDIR, errno.ENOTDIR)

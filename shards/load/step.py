@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from shards.access import Remote
 from shards.load.substitute import BadSample
 from shards.order.packing import Elements, Items, as_items
 from shards.order.plan import Cursor
+from shards.storage.access import Remote
 
 
 @dataclass(frozen=True)

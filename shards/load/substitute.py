@@ -16,7 +16,7 @@ from shards.errors import DataError
 from shards.load.reader import Reader
 from shards.order.packing import Elements
 from shards.order.plan import Cursor, Plan
-from shards.store import StoreError
+from shards.storage.store import StoreError
 
 Fetch = Callable[[Reader, Elements], list[Any]]
 """``fetch(reader, item)``: one raw sample per element of the item, in order. Raises DataError for a damaged one."""

@@ -16,7 +16,7 @@ from shards.filter.corpus import filtered
 from shards.filter.known_texts import known_texts
 from shards.filter.options import FilterOptions
 from shards.format.index import read_index, write_index
-from shards.store import open_folder
+from shards.storage.store import open_folder
 from tests.unit.shards.making import save_tokenizer
 from tests.unit.shards.shard_sets import in_memory
 

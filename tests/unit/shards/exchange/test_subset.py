@@ -18,7 +18,7 @@ from shards.exchange.subset import assign_splits, head, split
 from shards.format.index import fingerprint, read_index, rows_to_table, write_index
 from shards.format.verify import verify
 from shards.inspect.lint import lint
-from shards.store import open_folder
+from shards.storage.store import open_folder
 from tests.unit.shards.making import save_tokenizer, text_corpus, video_corpus
 from tests.unit.shards.shard_sets import in_memory, write_videos
 

@@ -20,7 +20,7 @@ from shards.filter.overlap import EvaluationTexts
 from shards.filter.rules import TextRules
 from shards.filter.sources import evaluation_texts, identity
 from shards.schema import Segment, VideoFile
-from shards.store import open_folder
+from shards.storage.store import open_folder
 from shards.text import fold_text
 from tests.unit.shards.making import ListCorpus, save_tokenizer
 

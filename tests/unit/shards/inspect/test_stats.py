@@ -12,7 +12,7 @@ from shards.inspect.plots_page import page
 from shards.inspect.stats import describe, stats, utilisation, words
 from shards.inspect.stats_report import show
 from shards.schema import text_hash
-from shards.store import open_folder
+from shards.storage.store import open_folder
 from tests.unit.shards.shard_sets import in_memory, write_texts, write_videos
 
 TEXTS = ["Rain comes.", "rain  COMES.", "wind", "the wind", "snow"]

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from shards import store
-from shards.access import Remote
-from shards.cache import mirror
 from shards.exchange.adopt import adopt
 from shards.format.index import read_index
 from shards.format.tar import index_tar
 from shards.format.verify import verify
 from shards.load.loader import LoaderOptions, StepLoader
 from shards.order.plan import Plan, PlanOptions, Source
-from shards.store import StoreError, open_folder
+from shards.storage import store
+from shards.storage.access import Remote
+from shards.storage.cache import mirror
+from shards.storage.store import StoreError, open_folder
 from tests.unit.shards.object_store import CREDENTIALS, Faults, faulty_proxy, s3_server
 from tests.unit.shards.shard_sets import collate_lists, fetch_payload, write_videos
 

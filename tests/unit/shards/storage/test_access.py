@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.access import LocalFiles, Remote, ShardBytes
-from shards.spans import merge
+from shards.storage.access import LocalFiles, Remote, ShardBytes
+from shards.storage.spans import merge
 
 BLOB = np.random.default_rng(0).integers(0, 256, 60_000, dtype=np.uint8).tobytes()
 
@@ -44,7 +44,7 @@ def test_neighbours_become_one_span_and_long_spans_are_cut(monkeypatch: pytest.M
     offsets = np.arange(0, 4000, 100)
     same, sizes = np.zeros(40, dtype=np.int64), np.full(40, 60)
     assert len(merge(same, offsets, sizes, 40).sizes) == 1 and len(merge(same, offsets, sizes, 39).sizes) == 40
-    monkeypatch.setattr("shards.spans.LONGEST_SPAN", 1000)
+    monkeypatch.setattr("shards.storage.spans.LONGEST_SPAN", 1000)
     assert len(merge(same, offsets, sizes, 40).sizes) == 4
 
 
@@ -77,7 +77,7 @@ def test_ranges_past_the_end_are_errors_not_signals(shards: list[Path], tmp_path
 
 
 def test_kernels_that_cannot_check_pages_read_copies(shards: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.mapped._POPULATE_READ", 9999)  # unknown advice: EINVAL, as before Linux 5.14
+    monkeypatch.setattr("shards.storage.mapped._POPULATE_READ", 9999)  # unknown advice: EINVAL, as before Linux 5.14
     files = LocalFiles(4)
     for _ in range(2):
         views = list(files.views([shards[0], shards[1]], [0, 5], [100, 50]))

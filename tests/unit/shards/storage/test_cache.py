@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards import cache
-from shards.access import Remote
-from shards.cache import ShardCache, mirror, remote_of, unpin
 from shards.errors import DataError
 from shards.format.index import read_index
 from shards.load.loader import LoaderOptions, StepLoader
 from shards.load.prefetch import Prefetcher
 from shards.load.reader import Reader
 from shards.order.plan import Plan, PlanOptions, Source
-from shards.store import Folder, StoreError, open_folder
+from shards.storage import cache
+from shards.storage.access import Remote
+from shards.storage.cache import ShardCache, mirror, remote_of, unpin
+from shards.storage.store import Folder, StoreError, open_folder
 from tests.unit.shards.shard_sets import collate_lists, fetch_payload, write_videos
 
 SHARDS, PER_SHARD = 5, 6
@@ -82,7 +82,7 @@ def test_a_set_that_changes_while_it_is_opened_is_refused(
         values = json.loads(Path(remote[8:], name).read_bytes())
         return json.dumps({**values, "fingerprint": "0" * 64}).encode()
 
-    monkeypatch.setattr("shards.store.RemoteFolder.read", older)
+    monkeypatch.setattr("shards.storage.store.RemoteFolder.read", older)
     with pytest.raises(DataError, match="the shard set changed while it was opened"):
         mirror(remote, tmp_path / "cache")
     assert read is Folder.read and not list((tmp_path / "cache").iterdir())

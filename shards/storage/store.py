@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from shards.errors import DataError
-from shards.files import copy_file, pieces, put_file
+from shards.storage.files import copy_file, pieces, put_file
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from shards import store
 from shards.errors import DataError
-from shards.store import Folder, LocalFolder, RemoteFolder, StoreError, is_remote, open_folder
+from shards.storage import store
+from shards.storage.store import Folder, LocalFolder, RemoteFolder, StoreError, is_remote, open_folder
 
 PAYLOAD = bytes(range(256)) * 40
 

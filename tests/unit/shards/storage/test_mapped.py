@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.mapped import MappedFile
+from shards.storage.mapped import MappedFile
 
 BLOB = np.random.default_rng(0).integers(0, 256, 500_000, dtype=np.uint8).tobytes()
 
@@ -37,7 +37,7 @@ def test_views_are_the_bytes_of_the_file_however_often_asked_for(file: MappedFil
 
 def test_pages_in_memory_are_not_asked_for_again(file: MappedFile, monkeypatch: pytest.MonkeyPatch) -> None:
     assert file.view(8192, 100_000) == BLOB[8192:108_192]
-    monkeypatch.setattr("shards.mapped._POPULATE_READ", 9999)  # an advice no kernel knows
+    monkeypatch.setattr("shards.storage.mapped._POPULATE_READ", 9999)  # an advice no kernel knows
     assert file.view(8192, 100_000) == BLOB[8192:108_192]
     with pytest.raises(OSError, match="Invalid argument"):
         file.view(300_000, 10)

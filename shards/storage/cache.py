@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import DataError
-from shards.store import Folder, StoreError, open_folder
+from shards.storage.store import Folder, StoreError, open_folder
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def mirror(location: str, cache_dir: Path, storage_options: Mapping[str, Any] | 
     Args:
         location: URL of the shard set.
         cache_dir: of this host; see the module's description.
-        storage_options: see :func:`shards.store.open_folder`.
+        storage_options: see :func:`shards.storage.store.open_folder`.
 
     Raises:
         DataError: there is no manifest at the URL, or the set cannot be read.

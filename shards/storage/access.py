@@ -19,11 +19,11 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.cache import ShardCache, pin, remote_of, unpin
 from shards.errors import DataError
-from shards.mapped import MappedFile
-from shards.spans import LONGEST_SPAN, Ints, Spans, merge
-from shards.store import Folder
+from shards.storage.cache import ShardCache, pin, remote_of, unpin
+from shards.storage.mapped import MappedFile
+from shards.storage.spans import LONGEST_SPAN, Ints, Spans, merge
+from shards.storage.store import Folder
 
 logger = logging.getLogger(__name__)
 
