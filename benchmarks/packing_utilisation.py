@@ -2,8 +2,8 @@
 
     python benchmarks/packing_utilisation.py [--quick] [--out FILE] [--data FOLDER]
 
-Texts are tokenised with a real tokenizer and packed by ``shards.order.packing`` in seeded epoch order. Beside it stands the
-best any packing could do; the receipt also holds the plainest one, which fills a block until a document does not fit.
+Texts are tokenised with a real tokenizer and packed by ``shards.order.packing`` in seeded epoch order. Beside it stands
+the best any packing could do, and in the receipt the plainest one, which fills a block until a document does not fit.
 Needs the shared corpora (SLT_SHARED_DATA).
 """
 

@@ -1,6 +1,6 @@
 """Check a shard set completely: structure, checksums, index against members, annotations, and that every video decodes.
 
-``verify`` in shards.format.verify proves that no byte changed since the build; ``lint`` also proves that the bytes are good.
+``shards.format.verify`` proves that no byte changed since the build; ``lint`` also proves that the bytes are good.
 An *error* breaks the set or makes a sample unusable; a *warning* is a sample that looks wrong but can be used.
 """
 

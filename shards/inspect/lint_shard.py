@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.annotations import parse_annotation
 from shards.errors import DataError
+from shards.format.annotations import parse_annotation
 from shards.format.tar import Member, index_tar
 from shards.format.verify import Problem, verify_shard
 from shards.inspect.lint_text import quoted, text_problems

@@ -13,8 +13,8 @@ import numpy as np
 from isal.isal_zlib import crc32  # the CRC-32 of zlib at ten times its speed
 from numpy.typing import NDArray
 
-from shards.annotations import parse_annotation
 from shards.errors import DataError
+from shards.format.annotations import parse_annotation
 from shards.format.checksums import Joiner
 from shards.load.packs import Documents, Pack, Tokens, in_order
 from shards.order import packing

@@ -11,13 +11,13 @@ import fsspec
 import pytest
 from typer.testing import CliRunner
 
-from shards.annotations import parse_annotation
 from shards.build.build import BuildOptions
 from shards.cli.app import app
 from shards.errors import DataError, OptionError
 from shards.exchange.adopt import adopt
 from shards.exchange.convert import ConvertOptions, convert
 from shards.exchange.layout import TarSplits, name_splits, open_tars, repeating
+from shards.format.annotations import parse_annotation
 from shards.format.index import read_index
 from shards.inspect.lint import lint
 from shards.load.reader import Reader
