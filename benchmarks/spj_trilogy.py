@@ -27,7 +27,7 @@ from pipeline.models.packaged import smollm2_folder
 from shards.build.build import BuildOptions, build
 from shards.corpora.table import Table
 from shards.corpora.text import Text
-from shards.video import VideoOptions
+from shards.media.video import VideoOptions
 
 PAIR = "{gloss}\nPreklad: {text}"
 # fmt: off

@@ -14,8 +14,8 @@ from shards.cli.progress import progress
 from shards.corpora.synthetic import Synthetic, SyntheticOptions, generate
 from shards.corpora.synthetic_grammar import FUNCTION_WORDS
 from shards.corpora.text import Text
+from shards.media.video import VideoOptions
 from shards.schema import Corpus
-from shards.video import VideoOptions
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from pipeline.inference.load import VIDEO_FORM, Precision, load_export
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
 from pipeline.models.processing import LlavaSltProcessor
 from shards.load.reader import wanted_frames
+from shards.media.video import VideoOptions, decode, probe, transcode
 from shards.names import located
 from shards.schema import VideoFile
-from shards.video import VideoOptions, decode, probe, transcode
 
 logger = logging.getLogger(__name__)
 

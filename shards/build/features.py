@@ -27,9 +27,9 @@ from shards.format.index import ShardSet, fingerprint, read_index, rows_to_table
 from shards.format.writer import TarWriter, dump_json
 from shards.load.features import DTYPE
 from shards.load.reader import wanted_frames
+from shards.media.video import decode
 from shards.schema import ANNOTATION, IndexRow, Manifest
 from shards.storage.store import open_folder
-from shards.video import decode
 
 Decoded = np.ndarray | DataError
 

@@ -16,11 +16,11 @@ import av
 
 from shards.build.prepare import EXCLUDED, Skip
 from shards.errors import DataError, OptionError
+from shards.media.video import VideoOptions
 from shards.names import located, same_name
 from shards.schema import SPLIT_NAME, Corpus, Crop, FrameFolder, Kind, Segment, VideoFile
 from shards.text import load_tokenizer, token_dtype, tokenizer_fingerprint
 from shards.text_tokens import TextTokens
-from shards.video import VideoOptions
 
 DEFAULT_SKIPPED_FRACTION = 0.05
 _SEGMENTS_PER_UNIT, _OVERLAP_SECONDS, _DOCUMENTS_PER_UNIT = 8, 1.0, 512

@@ -17,12 +17,9 @@ from typing import TypeVar
 import numpy as np
 
 from shards.errors import DataError
-from shards.frame_folder import MissingFrames, is_frame
-from shards.media import OutsideVideo, no_file
-from shards.names import located
-from shards.schema import FrameFolder, Segment, VideoFile
-from shards.text import load_tokenizer, tokenise
-from shards.video import (
+from shards.media.frame_folder import MissingFrames, is_frame
+from shards.media.source import OutsideVideo, no_file
+from shards.media.video import (
     VideoInfo,
     VideoOptions,
     probe,
@@ -31,6 +28,9 @@ from shards.video import (
     transcode,
     transcode_pieces,
 )
+from shards.names import located
+from shards.schema import FrameFolder, Segment, VideoFile
+from shards.text import load_tokenizer, tokenise
 
 logger = logging.getLogger(__name__)
 Tag = TypeVar("Tag")

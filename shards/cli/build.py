@@ -119,7 +119,7 @@ def build_options(settings: BuildSettings) -> BuildOptions:
     import typing
 
     from shards.build.build import BuildOptions
-    from shards.video import VideoOptions
+    from shards.media.video import VideoOptions
 
     video_hints, build_hints = typing.get_type_hints(VideoOptions), typing.get_type_hints(BuildOptions)
     own = {"video", "tokenizer", "max_skipped_fraction"}

@@ -26,9 +26,9 @@ from isal.isal_zlib import crc32
 from shards.errors import DataError
 from shards.exchange.layout import TEXT_FIELDS, VIDEO_KINDS, TarSplits
 from shards.format.tar import Member, index_tar
+from shards.media.video import probe
 from shards.names import ByName
 from shards.schema import ANNOTATION, IndexRow, Kind, text_hash
-from shards.video import probe
 
 _IMAGE_KINDS = frozenset({"jpg", "jpeg", "png", "webp", "bmp"})
 _LARGEST = 1e9

@@ -27,8 +27,8 @@ from isal.isal_zlib import crc32
 
 from shards.errors import DataError
 from shards.format.tar import BLOCK
+from shards.media.video import VideoInfo
 from shards.schema import ANNOTATION, IndexRow, Segment, text_hash
-from shards.video import VideoInfo
 
 _KEY_CHARACTERS = 64
 _RECORD = tarfile.RECORDSIZE  # archives are padded to whole records, as tar itself does

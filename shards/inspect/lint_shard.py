@@ -19,7 +19,7 @@ from shards.format.annotations import parse_annotation
 from shards.format.tar import Member, index_tar
 from shards.format.verify import Problem, verify_shard
 from shards.inspect.lint_text import quoted, text_problems
-from shards.media import OpenVideo, decoded
+from shards.media.source import OpenVideo, decoded
 from shards.schema import ANNOTATION, Kind, text_hash
 from shards.storage.store import open_folder
 from shards.text import load_tokenizer, tokenise

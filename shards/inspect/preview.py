@@ -154,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"error": "no such page"}, HTTPStatus.NOT_FOUND)
 
     def _file(self, name: str, kind: str) -> None:
-        payload = resources.files("shards").joinpath("preview_page", name).read_bytes()
+        payload = resources.files("shards.inspect").joinpath("preview_page", name).read_bytes()
         self._start(
             HTTPStatus.OK, {"Content-Type": kind, "Content-Length": str(len(payload)), "Cache-Control": "no-cache"}
         )

@@ -17,6 +17,7 @@ from shards.errors import DataError
 from shards.format.annotations import parse_annotation
 from shards.format.checksums import Joiner
 from shards.load.packs import Documents, Pack, Tokens, in_order
+from shards.media.video import decode
 from shards.order import packing
 from shards.order.packing import ELEMENT, Elements, Items
 from shards.order.plan import Plan, kept_frames
@@ -24,7 +25,6 @@ from shards.schema import IndexRow
 from shards.storage.access import Remote, ShardBytes
 from shards.storage.spans import Ints
 from shards.storage.store import StoreError
-from shards.video import decode
 
 _DATA_ERRNO = (errno.ENOENT, errno.EACCES, errno.EIO, errno.ESTALE, errno.EISDIR, errno.ENOTDIR)
 _READ_AHEAD = 32 << 20

@@ -16,8 +16,8 @@ from shards.format.index import fingerprint, rows_to_table, write_index
 from shards.format.writer import TarWriter, add_video
 from shards.inspect.preview import PreviewServer, serve
 from shards.inspect.preview_catalog import Catalog
+from shards.media.video import probe
 from shards.schema import Manifest, Segment
-from shards.video import probe
 from tests.unit.shards.making import mp4, pictures, save_tokenizer
 
 CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")

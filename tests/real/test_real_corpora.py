@@ -15,8 +15,8 @@ from shards.corpora.table import Table
 from shards.corpora.text import Text
 from shards.format.index import read_index
 from shards.inspect.lint import lint
+from shards.media.video import VideoOptions, decode, probe, transcode
 from shards.schema import FrameFolder, VideoFile
-from shards.video import VideoOptions, decode, probe, transcode
 from tests.unit.shards.making import save_tokenizer
 
 pytestmark = pytest.mark.real

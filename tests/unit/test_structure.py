@@ -75,6 +75,20 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("pipeline.evaluate", ("pipeline.inference", "pipeline.models", "pipeline.config", "pipeline.errors", "shards")),
 )
 
+# The rooms of the data layer, from the top: a room may import the rooms below it, not those beside or above it.
+SHARDS_FLOORS: tuple[tuple[str, ...], ...] = (
+    ("shards.cli",),
+    ("shards.exchange", "shards.inspect"),
+    ("shards.build",),
+    ("shards.load",),
+    ("shards.order", "shards.filter"),
+    ("shards.corpora",),
+    ("shards.format",),
+    ("shards.media", "shards.storage", "shards.text", "shards.names"),
+    ("shards.schema", "shards.text_tokens"),
+    ("shards.errors", "shards.wording", "shards.terminal"),
+)
+
 FOR_ALL = ("shards.errors", "shards.terminal")
 """Small modules that import nothing of ours."""
 
@@ -166,6 +180,21 @@ def test_import_directions() -> None:
         for line, module in _own_imports(source):
             if not within(module, package, *allowed) and (module not in FOR_ALL or package == "ds_configs"):
                 problems.append(f"{source.path}:{line}: {package} may not import {module}")
+    assert_none(problems)
+
+
+def test_rooms_of_the_data_layer_import_downwards() -> None:
+    floors = {room: floor for floor, rooms in enumerate(SHARDS_FLOORS) for room in rooms}
+    problems = []
+    for source in sources("shards"):
+        if source.module == "shards":
+            continue
+        room = ".".join(source.module.split(".")[:2])
+        assert room in floors, f"{source.path}: no floor of SHARDS_FLOORS holds {room}"
+        for line, module in _own_imports(source):
+            other = ".".join(module.split(".")[:2])
+            if other not in (room, "shards") and floors[other] <= floors[room]:
+                problems.append(f"{source.path}:{line}: {room} may not import {other}, which does not stand below it")
     assert_none(problems)
 
 

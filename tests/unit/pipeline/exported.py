@@ -24,8 +24,8 @@ from pipeline.config.schema import (
 )
 from pipeline.models.registry import build_llava_slt
 from shards.build.build import BuildOptions, build
+from shards.media.video import VideoOptions
 from shards.schema import FrameFolder, Segment
-from shards.video import VideoOptions
 
 FORM = VideoOptions(short_side=32, fps=10.0)
 PROMPT = "signs: {video} text:"

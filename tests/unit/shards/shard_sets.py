@@ -11,9 +11,9 @@ import numpy as np
 from shards.format.index import ShardSet, fingerprint, rows_to_table, write_index
 from shards.format.writer import TarWriter, add_documents, add_video
 from shards.load.reader import Reader
+from shards.media.video import VideoInfo
 from shards.order.packing import Elements
 from shards.schema import IndexRow, Kind, Manifest, Segment
-from shards.video import VideoInfo
 
 
 def in_memory(kind: Kind, lengths: Sequence[int], name: str = "set", **columns: Sequence[Any]) -> ShardSet:

@@ -19,9 +19,9 @@ from pipeline.inference.translate import VIDEO_FORM, Translator, read_video_form
 from shards.errors import DataError
 from shards.format.index import read_index
 from shards.load.reader import Reader
+from shards.media.video import VideoOptions, transcode
 from shards.order.plan import Plan, PlanOptions, Source
 from shards.schema import VideoFile
-from shards.video import VideoOptions, transcode
 from tests.unit.pipeline.exported import FORM, PROMPT, TEXTS, write_frames
 
 FAST = GenerationOptions(max_new_tokens=5)

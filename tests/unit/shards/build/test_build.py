@@ -23,9 +23,9 @@ from shards.errors import DataError, OptionError
 from shards.format.index import read_index
 from shards.format.verify import verify
 from shards.inspect.lint import lint
+from shards.media.video import VideoOptions, decode
 from shards.schema import FrameFolder, Segment, VideoFile
 from shards.text import load_tokenizer, tokenise
-from shards.video import VideoOptions, decode
 from tests.unit.shards.making import (
     ListCorpus,
     audio_only,

@@ -15,8 +15,8 @@ from shards.build.encoded import REASONS, encoded_lines
 from shards.build.prepare import PreparedVideo, Skip, prepare_video, prepare_videos
 from shards.build.report import corpus_report, report_lines
 from shards.format.index import read_index
+from shards.media.video import VideoOptions
 from shards.schema import Segment, VideoFile
-from shards.video import VideoOptions
 from tests.unit.shards.making import ListCorpus, mp4, pictures
 from tests.unit.shards.media_files import remuxed
 

@@ -20,8 +20,8 @@ from shards.corpora.youtube_files import CaptionFile
 from shards.errors import DataError
 from shards.format.index import read_index
 from shards.inspect.lint import lint
+from shards.media.video import VideoOptions
 from shards.schema import Segment, VideoFile
-from shards.video import VideoOptions
 from tests.unit.shards.making import mp4, pictures
 
 A, B, C, D, E = "-abcdefgh_1", "BBBBBBBBBBB", "CCCCCCCCCCC", "DDDDDDDDDDD", "EEEEEEEEEEE"

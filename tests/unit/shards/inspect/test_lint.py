@@ -18,9 +18,9 @@ from shards.format.index import fingerprint, read_index, rows_to_table, write_in
 from shards.format.writer import TarWriter, add_video
 from shards.inspect.lint import RULES, lint
 from shards.inspect.lint_shard import LintOptions
+from shards.media.video import probe
 from shards.schema import IndexRow, Manifest, Segment, text_hash
 from shards.storage.store import open_folder
-from shards.video import probe
 from tests.unit.shards.making import ListCorpus, mp4, pictures, save_tokenizer, text_corpus, video_corpus
 from tests.unit.shards.shard_sets import write_texts, write_videos
 

@@ -17,9 +17,9 @@ from PIL import Image
 from shards.errors import DataError
 from shards.format.index import read_index
 from shards.load.reader import Reader, wanted_frames
+from shards.media.video import VideoOptions, transcode
 from shards.order.plan import Plan, PlanOptions, Source, kept_frames
 from shards.schema import FrameFolder
-from shards.video import VideoOptions, transcode
 from tests.unit.shards.shard_sets import in_memory, write_texts, write_videos
 
 PAYLOADS = [bytes([number]) * (700 + 97 * number) for number in range(25)]

@@ -16,7 +16,7 @@ from fractions import Fraction
 import numpy as np
 
 from shards.errors import DataError
-from shards.h264 import NotSure, need, picture_size
+from shards.media.h264 import NotSure, need, picture_size
 
 __all__ = ["Mp4", "NotSure", "check_samples", "read_mp4"]
 _HEADER = struct.Struct(">I4s")

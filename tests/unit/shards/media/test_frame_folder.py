@@ -11,9 +11,9 @@ from PIL import Image
 
 from shards.build.prepare import Skip, prepare_video
 from shards.errors import DataError
-from shards.frame_folder import folder_frames, frame_files
+from shards.media.frame_folder import folder_frames, frame_files
+from shards.media.video import VideoOptions
 from shards.schema import FrameFolder, Segment, VideoFile
-from shards.video import VideoOptions
 from tests.unit.shards.media_files import number_of, numbered
 
 

@@ -1,4 +1,4 @@
-"""shards.video: the stored form, its determinism, strict decoding, and every way media can be broken."""
+"""shards.media.video: the stored form, its determinism, strict decoding, and every way media can be broken."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from shards.errors import DataError
-from shards.media import DecodingPass, constant_rate, decoded
+from shards.media.source import DecodingPass, constant_rate, decoded
+from shards.media.video import VideoOptions, decode, probe, transcode
 from shards.schema import FrameFolder, VideoFile
-from shards.video import VideoOptions, decode, probe, transcode
 from tests.unit.shards.making import audio_only, bar_position, mp4, pictures
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from shards.errors import DataError
-from shards.media import FIX_MEDIA, Timed
+from shards.media.source import FIX_MEDIA, Timed
 from shards.schema import FrameFolder
 from shards.wording import first_few
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from shards.errors import DataError
-from shards.media import DecodingPass, OpenVideo
+from shards.media.source import DecodingPass, OpenVideo
+from shards.media.video import VideoOptions, decode, probe, transcode, transcode_pieces
 from shards.schema import VideoFile
-from shards.video import VideoOptions, decode, probe, transcode, transcode_pieces
 from tests.unit.shards.making import mp4
 from tests.unit.shards.media_files import media, number_of, numbered
 

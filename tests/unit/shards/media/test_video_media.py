@@ -16,11 +16,11 @@ from PIL import Image
 
 from shards.build.prepare import PreparedVideo, Skip, prepare_videos
 from shards.errors import DataError
-from shards.frame_folder import MissingFrames, frame_files
-from shards.media import OutsideVideo
-from shards.picture import Pictures, crop_box, stored_size
+from shards.media.frame_folder import MissingFrames, frame_files
+from shards.media.picture import Pictures, crop_box, stored_size
+from shards.media.source import OutsideVideo
+from shards.media.video import VideoOptions, decode, probe, transcode, transcode_pieces
 from shards.schema import Crop, FrameFolder, Segment, VideoFile
-from shards.video import VideoOptions, decode, probe, transcode, transcode_pieces
 from tests.unit.shards.making import audio_only, bar_position, mp4, pictures
 from tests.unit.shards.media_files import (
     COLOURS,

@@ -1,4 +1,4 @@
-"""shards.mp4: agrees with libav on every kind of file, names damage, and is never sure of what it did not look at."""
+"""The mp4 reader agrees with libav on every kind of file, names damage, and is never sure of what it did not look at."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from shards.build.prepare import PreparedVideo, Skip, prepare_at_once, prepare_videos
 from shards.errors import DataError
-from shards.mp4 import Mp4, NotSure, check_samples, read_mp4
+from shards.media.mp4 import Mp4, NotSure, check_samples, read_mp4
+from shards.media.video import VideoOptions, ready_payload, ready_structure, transcode
 from shards.schema import Segment, VideoFile
-from shards.video import VideoOptions, ready_payload, ready_structure, transcode
 from tests.unit.shards.making import audio_only, mp4, pictures
 from tests.unit.shards.media_files import broken_stsz, media, patches, remuxed, rotated
 

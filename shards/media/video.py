@@ -23,8 +23,10 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from shards.errors import DataError, OptionError
-from shards.frame_folder import folder_frames
-from shards.media import (
+from shards.media.frame_folder import folder_frames
+from shards.media.mp4 import NotSure, check_samples, read_mp4
+from shards.media.picture import Pictures, stored_size, tag_colours, upright
+from shards.media.source import (
     FIX_MEDIA,
     DecodingPass,
     OpenVideo,
@@ -35,8 +37,6 @@ from shards.media import (
     no_file_error,
     packets,
 )
-from shards.mp4 import NotSure, check_samples, read_mp4
-from shards.picture import Pictures, stored_size, tag_colours, upright
 from shards.schema import FrameFolder, VideoFile
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class VideoOptions:
     validate: Literal["full", "headers"] = "full"
     """How files that are stored unchanged are checked: ``headers`` reads their structure, which is many times faster
     and does not notice damaged pictures; ``full`` decodes every frame as well. Files of a structure that
-    ``shards.mp4`` does not know are always decoded."""
+    ``shards.media.mp4`` does not know are always decoded."""
 
     def __post_init__(self) -> None:
         if self.validate not in ("full", "headers"):
@@ -285,7 +285,8 @@ def ready_structure(media: VideoFile, options: VideoOptions) -> tuple[bytes, Vid
     """A file whose boxes and units say that it has the stored form and is whole; no picture is decoded.
 
     Returns:
-        None for every other file: it has another form, is missing, or is of a kind that ``shards.mp4`` does not read.
+        None for every other file: it has another form, is missing, or is of a kind that ``shards.media.mp4`` cannot
+        read.
 
     Raises:
         DataError: the structure is damaged.
