@@ -81,6 +81,17 @@ def test_every_folder_is_named_in_the_readme() -> None:
     assert not [folder for folder in FOLDERS if f"[`{folder}/`]" not in readme]
 
 
+def test_the_readme_stays_short() -> None:
+    words = len((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert words <= 900, f"README.md: {words} words, at most 900; figures belong in docs/benchmarks.md"
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    linked = (ROOT / "README.md").read_text(encoding="utf-8")
+    pages = [page.relative_to(ROOT).as_posix() for page in PAGES if page.parent == ROOT / "docs"]
+    assert not [page for page in pages if f"({page})" not in linked]
+
+
 def test_settings_named_in_the_pages_exist() -> None:
     """`data.unique_texts` and the like: a section name, a dot, and a field the recipe knows."""
     pattern = re.compile(r"(?:model|data|train|deepspeed|contrastive|connector|continued_pretraining)(?:\.[a-z0-9_]+)+")
