@@ -10,6 +10,7 @@ import ast
 import functools
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 
 from tests.source_tree import EVERYTHING, LIBRARY, ROOT, FunctionNode, Source, dotted, imported_modules, sources, within
@@ -368,6 +369,13 @@ def test_test_folders_are_packages() -> None:
     """Equal file names in different folders (test_plan.py) collide otherwise, and spawned ranks cannot find them."""
     folders = {(ROOT / s.path).parent for s in sources("tests")}
     assert_none([f"{folder.relative_to(ROOT)}/__init__.py is missing" for folder in folders if not _is_package(folder)])
+
+
+def test_every_package_is_installed() -> None:
+    """A room that pyproject.toml does not list works in a checkout and is missing from what pip installs."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    ours = {s.module for s in sources(*LIBRARY, "ds_configs") if s.path.endswith("/__init__.py")}
+    assert sorted(listed) == sorted(ours)
 
 
 def _is_package(folder: object) -> bool:

@@ -1,4 +1,4 @@
-"""The mp4 reader agrees with libav on every kind of file, names damage, and is never sure of what it did not look at."""
+"""The mp4 reader agrees with libav on every kind of file, names damage, and is never sure of what it has not read."""
 
 from __future__ import annotations
 
