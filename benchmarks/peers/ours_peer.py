@@ -22,7 +22,7 @@ from shards.format.index import read_index
 from shards.load.loader import LoaderOptions, StepLoader
 from shards.load.packs import Pack
 from shards.load.reader import Reader
-from shards.order.packing import Elements
+from shards.order.items import Elements
 from shards.order.plan import Plan, PlanOptions, Source
 
 

@@ -23,11 +23,12 @@ import torch
 
 from shards.errors import DataError
 from shards.load.prefetch import Prefetcher
-from shards.load.reader import Reader
-from shards.load.step import LoaderOptions, Request, StepBatch, joined
+from shards.load.read_ahead import ReadAhead
+from shards.load.reader import Reader, SampleReader
+from shards.load.step import LoaderOptions, Request, StepBatch, items_of
 from shards.load.substitute import BadSample, Fetch, fetch_item
 from shards.load.workers import Made, Workers, fork_server
-from shards.order.packing import Items
+from shards.order.items import Items, joined
 from shards.order.plan import Cursor, Plan
 from shards.storage.access import Remote
 
@@ -77,22 +78,22 @@ class _Maker:
 
     def made_together(self, requests: list[Request]) -> Iterator[_Made]:
         """The micro-batches of requests (at least one), whose samples are read together."""
-        found = joined(requests)
-        self.reader.announce(found)
+        found = items_of(requests)
+        ahead = ReadAhead(self.reader, found)
         bounds = pairwise(accumulate((len(request.sizes) for request in requests), initial=0))
-        return map(self._made, requests, starmap(found.part, bounds))
+        return (self._made(ahead, *each) for each in zip(requests, starmap(found.part, bounds), strict=True))
 
-    def _made(self, request: Request, items: Items) -> _Made:
+    def _made(self, reader: SampleReader, request: Request, items: Items) -> _Made:
         raws: list[list[Any]] = []
         bad: list[BadSample] = []
         try:
             for number, item in enumerate(items):
                 if self.substitute:
-                    found, replaced = fetch_item(self.reader, self.fetch, item, request.after(number))
+                    found, replaced = fetch_item(reader, self.fetch, item, request.after(number))
                     raws.append(found)
                     bad += replaced
                 else:
-                    raws.append(list(self.fetch(self.reader, item)))
+                    raws.append(list(self.fetch(reader, item)))
             return _Made(self.collate(raws), bad)
         except DataError as error:
             return _Made(None, bad, error)
@@ -248,7 +249,7 @@ class StepLoader:
 
     def _requests(self) -> Iterator[Request]:
         """Requests of this rank from the current cursor on; runs ahead of the steps by the prefetch."""
-        prefetcher = Prefetcher(self.plan.shards, self.options.remote)
+        prefetcher = Prefetcher(self.plan.samples.shards, self.options.remote)
         coming = self._shards(self.cursor)
         for begin, end in self._steps(self.cursor):
             if prefetcher.active:
@@ -267,13 +268,13 @@ class StepLoader:
     def _items(self, begin: Cursor, slot: int) -> Items:
         """This rank's items of an accumulation slot."""
         offset, count = self.options.slot_offset(slot), self.options.micro_batch
-        return self.plan.take(self.plan.advance(begin, offset), count)[0]
+        return self.plan.items(self.plan.advance(begin, offset), count)[0]
 
     def _shards(self, begin: Cursor) -> Iterator[list[int]]:
         """The shards this rank reads in each step."""
         for start, _ in self._steps(begin):
-            items = [self._items(start, slot) for slot in range(self.options.accumulation_steps)]
-            yield np.unique(self.plan.shard_of[np.concatenate([part.elements["sample"] for part in items])]).tolist()
+            items = joined([self._items(start, slot) for slot in range(self.options.accumulation_steps)])
+            yield np.unique(self.plan.samples.shard_of[items.elements["sample"]]).tolist()
 
     def _report(self, skipped: list[BadSample]) -> None:
         for bad in skipped:
@@ -318,7 +319,7 @@ class EvalLoader:
         stream = _Stream(self._maker, iter(requests), options)
         for request, made in zip(requests, stream, strict=True):
             assert made.batch is not None  # without substitutes there is a batch or an error
-            yield made.batch, joined([request]).elements["sample"].tolist()
+            yield made.batch, items_of([request]).elements["sample"].tolist()
 
     def padded(self) -> Iterator[tuple[Batch, list[int]]]:
         """Like iterating, but the same number of batches on every rank, as collective calls need it.
