@@ -17,7 +17,7 @@ from pipeline.losses import IGNORE_LABEL
 from pipeline.models.attention import packed_kwargs
 from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.visual import HierarchicalVisualEncoder
-from shards.load.packs import Pack
+from shards.load.documents import Pack
 from shards.load.reader import SampleReader
 from shards.order.plan import Plan
 

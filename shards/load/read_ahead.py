@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.load.packs import Pack
+from shards.load.documents import Pack
 from shards.load.reader import Reader, SampleReader
 from shards.order.items import Elements, Items
 from shards.schema import IndexRow

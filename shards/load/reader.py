@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from shards.errors import DataError
 from shards.format.annotations import parse_annotation
 from shards.format.checksums import Joiner
-from shards.load.packs import Documents, Pack, Tokens, in_order
+from shards.load.documents import Documents, Pack, Tokens, in_order
 from shards.media.video import decode
 from shards.order.items import ELEMENT, Elements, Items
 from shards.order.plan import Plan, kept_frames

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.format.index import ShardSet
-from shards.load.step import LoaderOptions
+from shards.load.requests import LoaderOptions
 from shards.order.figures import stats
 from shards.order.mix import Weight
 from shards.order.plan import Cursor, Plan, PlanOptions, Source
