@@ -76,8 +76,8 @@ class Request(NamedTuple):
     @classmethod
     def of(cls, items: Items | Sequence[Elements], step_end: Cursor, first: int = 0) -> Request:
         """The request for these items."""
-        found = as_items(items)
-        return cls(found.elements.tobytes(), found.sizes().tolist(), step_end, first)
+        joined = as_items(items)
+        return cls(joined.elements.tobytes(), joined.sizes().tolist(), step_end, first)
 
 
 def items_of(requests: Sequence[Request]) -> Items:

@@ -72,8 +72,8 @@ def fetch_item(
             raise
         except DataError as problem:
             sample = int(element["sample"][0])
-            found, substitute = _substitute(reader, fetch, _room(reader.plan, item, number), after(), used)
-            raws += found
+            samples, substitute = _substitute(reader, fetch, _room(reader.plan, item, number), after(), used)
+            raws += samples
             used.add(substitute)
             row = reader.plan.samples.row(sample)
             bad.append(BadSample(sample, row.shard, row.key, problem.what, substitute))

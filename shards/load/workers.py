@@ -185,10 +185,10 @@ class _Pool:
 
     def _answer(self, link: _Link) -> DataError | None:
         try:
-            found: DataError | None = pickle.loads(link.connection.recv_bytes())
+            problem: DataError | None = pickle.loads(link.connection.recv_bytes())
         except (EOFError, OSError):
             return _failure(f"a loader process {_how_it_ended(link.process)} while it started")
-        return found
+        return problem
 
     def end(self) -> None:
         """Kill the workers: waiting for one that hangs in a read would hang this process too."""

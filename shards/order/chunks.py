@@ -61,12 +61,12 @@ class Chunks:
         quotas, chunks = self.mixture.quotas(epoch), self.count(epoch)
         if self.options.shuffle:
             return [chunk_range(quota, chunk, chunks) for quota in quotas]
-        total, found, first = sum(quotas), [], 0
+        total, ranges, first = sum(quotas), [], 0
         for quota in quotas:  # one source after another
             begin, end = (min(max(total * n // chunks - first, 0), quota) for n in (chunk, chunk + 1))
-            found.append((begin, end))
+            ranges.append((begin, end))
             first += quota
-        return found
+        return ranges
 
     def _count_samples(self, epoch: int, chunk: int) -> int:
         return sum(end - begin for begin, end in self.ranges(epoch, chunk))

@@ -84,25 +84,25 @@ class Column:
     def __getitem__(self, samples: int | np.integer[Any] | Numbers) -> int | Ints:
         if not isinstance(samples, np.ndarray):
             source = bisect_right(self._begins, samples) - 1
-            rows, values, added = self._sources[source]
-            return int(values[rows[samples - self._begins[source]]]) + added
+            rows, column, added = self._sources[source]
+            return int(column[rows[samples - self._begins[source]]]) + added
         if len(self._sources) == 1:
             return self._of(0, samples)
         source_of = np.searchsorted(self._firsts, samples, side="right") - 1
-        found = np.empty(len(samples), dtype=np.int64)
+        values = np.empty(len(samples), dtype=np.int64)
         for source in np.unique(source_of).tolist():
             mine = source_of == source
-            found[mine] = self._of(source, samples[mine] - self._firsts[source])
-        return found
+            values[mine] = self._of(source, samples[mine] - self._firsts[source])
+        return values
 
     def _of(self, source: int, samples: Numbers) -> Ints:
         return self.of_rows(source, self._sources[source][0][samples])
 
     def of_rows(self, source: int, rows: Numbers) -> Ints:
         """The values in these rows of a source's table."""
-        _, values, added = self._sources[source]
-        found: Ints = values[rows].astype(np.int64, copy=False)
-        return found + added if added else found
+        _, column, added = self._sources[source]
+        values: Ints = column[rows].astype(np.int64, copy=False)
+        return values + added if added else values
 
 
 def numbers_of(batch: pa.RecordBatch, name: str) -> Numbers:

@@ -54,9 +54,9 @@ def best_fit(lengths: Ints, capacity: int, open_packs: int = 64) -> tuple[Ints, 
     state: list[int] = []  # room << 40 | pack, ascending
     packs, count = [0] * len(sizes), 0
     for piece, size in enumerate(sizes):
-        found = bisect_left(state, size << _NUMBER_BITS)
-        if found < len(state):
-            entry = state.pop(found) - (size << _NUMBER_BITS)
+        best = bisect_left(state, size << _NUMBER_BITS)
+        if best < len(state):
+            entry = state.pop(best) - (size << _NUMBER_BITS)
         else:
             if len(state) == open_packs:
                 del state[0]
@@ -81,8 +81,8 @@ def _repack(assigned: Ints, lengths: Ints, unfilled: list[int], capacity: int) -
     rooms: list[tuple[int, int]] = []
     new: list[int] = []
     for size in lengths[pieces].tolist():
-        found = bisect_left(rooms, (size, -1))
-        room, pack = rooms.pop(found) if found < len(rooms) else (capacity, len(rooms))
+        best = bisect_left(rooms, (size, -1))
+        room, pack = rooms.pop(best) if best < len(rooms) else (capacity, len(rooms))
         insort(rooms, (room - size, pack))
         new.append(pack)
     if len(rooms) < len(unfilled):

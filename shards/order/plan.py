@@ -195,9 +195,9 @@ def _reopen(
 ) -> Plan:
     sources = [Source(open_index(folder, cache), *selected) for folder, cache, *selected in specs]  # type: ignore[arg-type]
     plan = Plan(sources, options)
-    if found := plan_options.differences(identity, plan.identity):
+    if changes := plan_options.differences(identity, plan.identity):
         raise DataError(
-            "the shards changed while the run was reading them: " + "; ".join(found),
+            "the shards changed while the run was reading them: " + "; ".join(changes),
             where=", ".join(str(folder) for folder, *_ in specs),
             fix="never rebuild a shard set in place under a running job; build into a new folder",
         )

@@ -51,9 +51,9 @@ class Samples:
             if not rows.count:
                 raise _nothing_matches(shard_set, split, corpus, matching)
             self.left_out += matching - rows.count
-            for name, found in columns.items():
+            for name, parts in columns.items():
                 added = len(self.shards) if name == "shard" else 0
-                found.append((rows, joined_column([numbers_of(b, name) for b in batches], shard_set.mapped), added))
+                parts.append((rows, joined_column([numbers_of(b, name) for b in batches], shard_set.mapped), added))
             names = names_of(batches[0])
             self.shards += [shard_set.dir / name for name in names["shard"]]
             self._names.append(names)
@@ -62,7 +62,7 @@ class Samples:
             self._rows.append(rows)
         self.counts: tuple[int, ...] = tuple(rows.count for rows in self._rows)
         """Samples of every source."""
-        self.columns: dict[str, Column] = {name: Column(found) for name, found in columns.items()}
+        self.columns: dict[str, Column] = {name: Column(parts) for name, parts in columns.items()}
         """Numbers of the index by name (NUMBERS): an int for one sample, int64 for an array of them."""
         self.shard_of = self.columns.pop("shard")
         """Number of every sample's tar."""
@@ -104,12 +104,12 @@ class Samples:
 
     def column(self, name: str) -> pa.ChunkedArray:
         """[n_samples] one column of the index, text included."""
-        found = []
+        chunks = []
         for batches, rows in zip(self._batches, self._rows, strict=True):
             whole = pa.chunked_array([batch.column(name) for batch in batches])
             values = whole.take(pa.array(rows[np.arange(rows.count)]))
-            found += (values.cast(pa.string()) if name in NAMES else values).chunks
-        return pa.chunked_array(found)
+            chunks += (values.cast(pa.string()) if name in NAMES else values).chunks
+        return pa.chunked_array(chunks)
 
     def table(self) -> pa.Table:
         """[n_samples] all columns of the index; for small sets."""
@@ -125,11 +125,11 @@ def _by_part(firsts: Sequence[int], numbers: Ints, read: Callable[[int, Ints], l
     if len(firsts) == 2:
         return read(0, numbers)
     parts = np.searchsorted(firsts, numbers, side="right") - 1
-    found: dict[int, IndexRow] = {}
+    by_place: dict[int, IndexRow] = {}
     for part in np.unique(parts).tolist():
         mine = np.flatnonzero(parts == part)
-        found.update(zip(mine.tolist(), read(part, numbers[mine] - firsts[part]), strict=True))
-    return [found[place] for place in range(len(numbers))]
+        by_place.update(zip(mine.tolist(), read(part, numbers[mine] - firsts[part]), strict=True))
+    return [by_place[place] for place in range(len(numbers))]
 
 
 def _select(
@@ -159,10 +159,10 @@ def _nothing_matches(shard_set: ShardSet, split: str, corpus: str | None, matchi
         )
     names = shard_set.table.select(["split", "corpus"])
     pairs = pa.table({name: pc.cast(names[name], pa.string()) for name in names.column_names})
-    found = sorted(f"{p['split']}/{p['corpus']}" for p in pairs.group_by(pairs.column_names).aggregate([]).to_pylist())
+    choices = sorted(f"{p['split']}/{p['corpus']}" for p in pairs.group_by(pairs.column_names).aggregate([]).to_pylist())
     return DataError(
         f"no sample has split {split!r} and corpus {corpus or 'any'!r}; there are "
-        + (", ".join(found[:20]) or "no samples at all"),
+        + (", ".join(choices[:20]) or "no samples at all"),
         where=str(shard_set.dir),
         fix="name one of these in the data section",
     )
