@@ -15,6 +15,7 @@ from transformers import GenerationConfig
 
 from pipeline.errors import RecipeError
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
+from pipeline.models.pretrained import check_positions
 from pipeline.models.processing import LlavaSltProcessor
 
 _INPUTS = {
@@ -62,6 +63,22 @@ class GenerationOptions:
             use_cache=True,
             **beams,
         )
+
+
+def check_fits(
+    model: LlavaSltForConditionalGeneration, processor: LlavaSltProcessor, options: GenerationOptions, part: str
+) -> None:
+    """The longest prompt and translation together must fit the LLM; ``part`` names the model in the message.
+
+    Raises:
+        RecipeError: its table of positions is shorter.
+    """
+    frames, new = processor.options.max_frames, options.max_new_tokens
+    prompt = len(processor.prompt_ids(frames))
+    check_positions(
+        model.llm, prompt + new, f"--set max_new_tokens={new} behind a prompt of {prompt} tokens (at {frames} frames)",
+        part, "lower max_new_tokens",
+    )  # fmt: skip
 
 
 @torch.no_grad()

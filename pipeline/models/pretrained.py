@@ -18,6 +18,9 @@ log = logging.getLogger(__name__)
 
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 _OF_NO_EFFECT = ("transformers_version", "_from_model_config")
+_STATED_LIMITS = (
+    "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length"
+)  # fmt: skip
 _TOKENIZER_FLAGS = ("add_bos_token", "add_eos_token", "add_prefix_space", "do_lower_case", "strip_accents")
 
 
@@ -102,7 +105,7 @@ def check_prompt(model: PreTrainedModel, ids: list[int]) -> None:
 
 
 def position_limit(model: nn.Module) -> int | None:
-    """Longest input of a model with a table of positions; None where positions are computed (rotary, ALiBi)."""
+    """Longest input of a model with a table of positions; None where they are computed to any length (rotary)."""
     limits = []
     for name, module in model.named_modules():
         if not isinstance(module, nn.Embedding) or not _of_positions(name):
@@ -112,12 +115,21 @@ def position_limit(model: nn.Module) -> int | None:
         limits.append(int(module.num_embeddings) - offset)
     # GPT-J, CodeGen and CTRL keep sines and cosines up to a fixed length
     limits += [len(table) for name, table in model.named_buffers() if table.dim() == 2 and _of_positions(name)]
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "model_type", "") == "mpt":  # it makes a table of biases of this length in every call
+        limits.append(int(config.max_seq_len))
     return min(limits) if limits else None
 
 
 def _of_positions(name: str) -> bool:
     last = name.rsplit(".", 1)[-1]
     return last in ("wpe", "embed_positions", "positions_embed", "pos_encoding") or "position_emb" in last
+
+
+def _stated_limit(config: PreTrainedConfig) -> int | None:
+    """The length that a config says the model was made for, under the first of the usual names."""
+    stated = (getattr(config, name, None) for name in _STATED_LIMITS)
+    return next((length for length in stated if isinstance(length, int) and length > 0), None)
 
 
 def check_positions(model: PreTrainedModel, needed: int, what: str, part: str, fix: str) -> None:
@@ -136,8 +148,8 @@ def check_positions(model: PreTrainedModel, needed: int, what: str, part: str, f
     limit = position_limit(model)
     if limit is not None and needed > limit:
         raise RecipeError(f"{what}: {needed} positions, but the model of {part} has a table of {limit}; {fix}.")
-    trained = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if limit is None and isinstance(trained, int) and needed > trained:
+    trained = _stated_limit(model.config.get_text_config())
+    if limit is None and trained is not None and needed > trained:
         log.warning("%s: %d positions, more than the %d that the model of %s was made for", what, needed, trained, part)
 
 

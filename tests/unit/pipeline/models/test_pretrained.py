@@ -122,6 +122,30 @@ def test_position_tables(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
 
 
 @pytest.mark.parametrize(
+    ("kind", "stated"), [("bloom", "seq_length"), ("bloom", "max_seq_len"), ("llama", "max_position_embeddings")]
+)
+def test_a_stated_length_is_told_under_its_usual_names(
+    kind: str, stated: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ids = {"vocab_size": 50, "bos_token_id": 1, "eos_token_id": 2}
+    llm = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **ids, **{stated: 8}))
+    check_positions(llm, 8, "data.block_tokens", "model.llm", "lower it")
+    assert not caplog.records
+    check_positions(llm, 9, "data.block_tokens", "model.llm", "lower it")
+    assert "9 positions, more than the 8 that the model of model.llm was made for" in caplog.text
+
+
+def test_biases_of_a_fixed_length_are_a_table() -> None:
+    sizes = {"d_model": 32, "n_heads": 2, "n_layers": 1, "vocab_size": 50, "max_seq_len": 16}
+    llm = AutoModelForCausalLM.from_config(AutoConfig.for_model("mpt", **sizes)).eval()
+    assert position_limit(llm) == 16
+    llm(input_ids=torch.full((1, 16), 5), use_cache=False)
+    with pytest.raises(RuntimeError):
+        llm(input_ids=torch.full((1, 17), 5), use_cache=False)
+
+
+@pytest.mark.parametrize(
     ("kind", "sizes"),
     [
         ("openai-gpt", {}),
