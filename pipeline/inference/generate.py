@@ -48,7 +48,7 @@ class GenerationOptions:
     def to_dict(self) -> dict[str, object]:
         return dataclasses.asdict(self)
 
-    def config(self, eos_id: int, pad_id: int) -> GenerationConfig:
+    def config(self, eos_id: int | list[int], pad_id: int) -> GenerationConfig:
         """The complete configuration: pretrained chat models bring sampling and repetition penalties of their own,
         which would change scores silently, so every one of these is set."""
         beams: dict[str, Any] = {"length_penalty": self.length_penalty} if self.num_beams > 1 else {}
@@ -97,12 +97,17 @@ def translate_batch(
         options: search options.
     """
     inputs = {name: batch[key].to(model.device, non_blocking=True) for name, key in _INPUTS.items()}
-    new_ids_BL = model.generate(
-        **inputs,
-        generation_config=options.config(processor.eos_id, processor.pad_id),
-        synced_gpus=options.synced,
-    )
-    return processor.decode(new_ids_BL)
+    ends = end_ids(model, processor)
+    settings = options.config(ends if len(ends) > 1 else ends[0], processor.pad_id)
+    return processor.decode(model.generate(**inputs, generation_config=settings, synced_gpus=options.synced), ends)
+
+
+def end_ids(model: LlavaSltForConditionalGeneration, processor: LlavaSltProcessor) -> list[int]:
+    """Every id that ends an answer: the tokenizer's eos, and what the LLM was found to end at when it was loaded, which
+    an export keeps in its generation config."""
+    stated = getattr(model.generation_config, "eos_token_id", None)
+    more = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    return list(dict.fromkeys([processor.eos_id, *more]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ class ConnectorStage(SummedStage):
         model = self.recipe.model
         llava, self.processor = build_llava_slt(model, self.recipe.data, self.recipe.connector.prompt, self.dtype)
         self._check_positions(llava.llm)
-        llava.generation_config = self._generation().config(self.processor.eos_id, self.processor.pad_id)
+        llava.generation_config = self._generation().config(llava.generation_config.eos_token_id, self.processor.pad_id)
         if model.gradient_checkpointing:
             llava.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.loss_chunk_tokens = llava.config.loss_chunk_tokens
