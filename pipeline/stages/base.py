@@ -121,7 +121,7 @@ class Stage(abc.ABC):
             plans: of the training data, then of each held-out source.
         """
         if self.rank == 0:
-            texts = [text for plan in plans[1:] for text in plan.column("text").to_pylist()]
+            texts = [text for plan in plans[1:] for text in plan.samples.column("text").to_pylist()]
             tell_known_texts(self.text_model(), texts, self.recipe.data.storage_options)
 
     def text_model(self) -> str | None:

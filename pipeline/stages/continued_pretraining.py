@@ -135,7 +135,7 @@ class ContinuedPretraining(SummedStage):
     def _corpora(self, source: SourceConfig) -> list[str]:
         if source.corpus is not None:
             return [source.corpus]
-        return self.plan([source], train=False).corpora()
+        return self.plan([source], train=False).samples.distinct("corpus")
 
     def _evaluate_corpus(self, model: Callable[..., Any], source: SourceConfig) -> torch.Tensor:
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)

@@ -74,7 +74,7 @@ class Contrastive(CachedStage):
         check_features(plan, self.module.visual)
         # sets in object stores are looked at here for the first time, all others before the ranks start, too
         batch = plan.options.unique_texts_window
-        if batch and (text := too_few_texts(batch, len(plan.column("text_hash").unique()))):
+        if batch and (text := too_few_texts(batch, len(plan.samples.column("text_hash").unique()))):
             raise RecipeError(text)
 
     def text_model(self) -> str | None:
@@ -90,7 +90,7 @@ class Contrastive(CachedStage):
     def prepare(self, plans: list[Plan]) -> None:
         """Encode every distinct text once, each rank its share; then the text encoder is dropped."""
         super().prepare(plans)
-        texts = sorted({text for plan in plans for text in plan.column("text").unique().to_pylist()})
+        texts = sorted({text for plan in plans for text in plan.samples.column("text").unique().to_pylist()})
         self.cache = TextFeatureCache(Path(self.recipe.run_dir) / "text_features")
         self.cache.build(texts, self.text_encoder, self.rank, self.world_size, dist.barrier)
         del self.text_encoder  # a large model nobody needs any more
