@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import torch
+from shards.load.step import LoaderOptions, StepBatch
 
 from pipeline import dist
 from pipeline.config.resolve import ResolvedRecipe
@@ -24,7 +25,7 @@ from pipeline.engine.state import TrainState, seed_everything
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED, DivergedError, RecipeError
 from pipeline.stages.base import AnyStage, Normaliser, bytes_of, frozen_buffers, frozen_names, move_all
 from shards.errors import DataError
-from shards.load.loader import LoaderOptions, StepBatch, StepLoader, preload_workers
+from shards.load.loader import StepLoader, preload_workers
 
 logger = logging.getLogger(__name__)
 
