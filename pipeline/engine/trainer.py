@@ -24,7 +24,8 @@ from pipeline.engine.state import TrainState, seed_everything
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED, DivergedError, RecipeError
 from pipeline.stages.base import AnyStage, Normaliser, bytes_of, frozen_buffers, frozen_names, move_all
 from shards.errors import DataError
-from shards.load.loader import LoaderOptions, StepBatch, StepLoader, preload_workers
+from shards.load.loader import StepLoader, preload_workers
+from shards.load.requests import LoaderOptions, StepBatch
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,8 @@ from pipeline.models.training_texts import tell_known_texts
 from shards.format.index import ShardSet
 from shards.format.opening import open_shards
 from shards.load.loader import EvalLoader
-from shards.order.plan import Plan, PlanOptions, Source
+from shards.order.options import PlanOptions, Source
+from shards.order.plan import Plan
 from shards.storage.access import Remote
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,8 @@ from pipeline.models.language import decoder, load_language, output_head, pad_id
 from pipeline.models.pretrained import check_positions
 from pipeline.stages.base import ExportPlan, LossParts, MicroBatch, Normaliser, SummedStage, frozen_names, to_device
 from pipeline.stages.batches import PackCollate, fetch_pack
-from shards.order.plan import Plan, PlanOptions
+from shards.order.options import PlanOptions
+from shards.order.plan import Plan
 from shards.text import tokenizer_fingerprint
 
 logger = logging.getLogger(__name__)

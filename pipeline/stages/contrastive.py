@@ -27,7 +27,8 @@ from pipeline.models.text_cache import TextFeatureCache
 from pipeline.stages.base import CachedStage, ExportPlan, LossParts, MicroBatch, frozen_names, probe_frames, to_device
 from pipeline.stages.batches import ContrastiveCollate, check_features
 from pipeline.stages.held_out_retrieval import SENTENCE, TOKEN, TRAINED, HeldOutPair, held_out_metrics, pairs_of
-from shards.order.plan import Plan, PlanOptions
+from shards.order.options import PlanOptions
+from shards.order.plan import Plan
 
 
 class Contrastive(CachedStage):

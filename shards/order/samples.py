@@ -159,7 +159,9 @@ def _nothing_matches(shard_set: ShardSet, split: str, corpus: str | None, matchi
         )
     names = shard_set.table.select(["split", "corpus"])
     pairs = pa.table({name: pc.cast(names[name], pa.string()) for name in names.column_names})
-    choices = sorted(f"{p['split']}/{p['corpus']}" for p in pairs.group_by(pairs.column_names).aggregate([]).to_pylist())
+    choices = sorted(
+        f"{p['split']}/{p['corpus']}" for p in pairs.group_by(pairs.column_names).aggregate([]).to_pylist()
+    )
     return DataError(
         f"no sample has split {split!r} and corpus {corpus or 'any'!r}; there are "
         + (", ".join(choices[:20]) or "no samples at all"),
