@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import torch
+from shards.load.step import LoaderOptions, StepBatch
 
 from pipeline import dist
 from pipeline.config.resolve import ResolvedRecipe
@@ -32,7 +33,7 @@ from pipeline.stages.base import (
     move_all,
 )
 from shards.errors import DataError
-from shards.load.loader import LoaderOptions, StepBatch, StepLoader, preload_workers
+from shards.load.loader import StepLoader, preload_workers
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,8 @@ from pipeline.models.training_texts import tell_known_texts
 from shards.format.index import ShardSet
 from shards.format.opening import open_shards
 from shards.load.loader import EvalLoader
-from shards.order.plan import Plan, PlanOptions, Source
+from shards.order.options import PlanOptions, Source
+from shards.order.plan import Plan
 from shards.storage.access import Remote
 
 logger = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ class Stage(abc.ABC):
             plans: of the training data, then of each held-out source.
         """
         if self.rank == 0:
-            texts = [text for plan in plans[1:] for text in plan.column("text").to_pylist()]
+            texts = [text for plan in plans[1:] for text in plan.samples.column("text").to_pylist()]
             tell_known_texts(self.text_model(), texts, self.recipe.data.storage_options)
 
     def text_model(self) -> str | None:

@@ -32,8 +32,8 @@ from pipeline.stages.base import (
     to_device,
 )
 from pipeline.stages.batches import TranslationCollate, check_features
-from shards.order.options import kept_frames
-from shards.order.plan import Plan, PlanOptions
+from shards.order.options import PlanOptions, kept_frames
+from shards.order.plan import Plan
 
 
 class ConnectorStage(SummedStage):
@@ -100,13 +100,13 @@ class ConnectorStage(SummedStage):
         llm, data = self.module.llm, self.recipe.data
         if position_limit(llm) is None:
             return
-        kept = kept_frames(plan.column("frames").to_numpy(), data.max_frames, data.frame_stride)
+        kept = kept_frames(plan.samples.column("frames").to_numpy(), data.max_frames, data.frame_stride)
         lengths = [
             len(self.processor.prompt_ids(int(frames))) + len(self.processor.answer_ids(text))
-            for frames, text in zip(kept, plan.column("text").to_pylist(), strict=True)
+            for frames, text in zip(kept, plan.samples.column("text").to_pylist(), strict=True)
         ]
         longest = lengths.index(max(lengths))
-        row = plan.row(longest)
+        row = plan.samples.row(longest)
         check_positions(
             llm, lengths[longest],
             f"{row.corpus}/{row.sample_id}: the prompt and the text of this training sample"
