@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import torch
-from shards.load.step import LoaderOptions, StepBatch
 
 from pipeline import dist
 from pipeline.config.resolve import ResolvedRecipe
@@ -34,6 +33,7 @@ from pipeline.stages.base import (
 )
 from shards.errors import DataError
 from shards.load.loader import StepLoader, preload_workers
+from shards.load.requests import LoaderOptions, StepBatch
 
 logger = logging.getLogger(__name__)
 
