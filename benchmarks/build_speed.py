@@ -34,9 +34,9 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from receipt import ROOT, Claim, write_receipt
 
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
+from shards.media.video import VideoOptions, probe, transcode, transcode_pieces
 from shards.schema import Segment, VideoFile
-from shards.video import VideoOptions, probe, transcode, transcode_pieces
 
 SHARED = Path(os.environ.get("SLT_SHARED_DATA", ROOT.parent / "shared" / "data"))
 X264 = "threads=1:lookahead-threads=1:sync-lookahead=0:cpu-independent=1"

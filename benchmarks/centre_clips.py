@@ -38,9 +38,9 @@ from pipeline.models.registry import build_text_encoder, build_visual
 from pipeline.models.text_cache import TextFeatureCache
 from pipeline.models.visual import STILL_CLIP, HierarchicalVisualEncoder
 from pipeline.stages.held_out_retrieval import held_out_metrics, pairs_of
-from shards.reader import wanted_frames
+from shards.load.reader import wanted_frames
+from shards.media.video import decode, probe
 from shards.schema import text_hash
-from shards.video import decode, probe
 
 PIXELS, SPREAD, NEAR = 112, 12, 8
 """Side of the picture; frames evenly spread over a clip; consecutive frames around its middle."""

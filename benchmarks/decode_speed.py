@@ -27,8 +27,8 @@ from av.video.reformatter import VideoReformatter
 from peers.environment import folder as peers_folder
 from receipt import ROOT, Claim, write_receipt
 
+from shards.media.video import VideoOptions, decode, probe, transcode
 from shards.schema import VideoFile
-from shards.video import VideoOptions, decode, probe, transcode
 
 SIDE, TARGET = 224, 0.9
 Clip = tuple[bytes, int]

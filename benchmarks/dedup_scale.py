@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from receipt import Claim, write_receipt
 
-from shards.dedup import Signatures, first_of_equals, near_duplicates, text_hashes
+from shards.filter.dedup import Signatures, first_of_equals, near_duplicates, text_hashes
 from shards.text import fold_text
 
 THRESHOLD, WORDS, PERMUTATIONS = 0.8, 5, 128

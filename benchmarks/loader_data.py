@@ -10,10 +10,10 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
-from shards.index import fingerprint, rows_to_table, write_index
+from shards.format.index import fingerprint, rows_to_table, write_index
+from shards.format.writer import TarWriter, add_documents, add_video
+from shards.media.video import VideoInfo
 from shards.schema import IndexRow, Kind, Manifest, Segment, text_hash
-from shards.video import VideoInfo
-from shards.writer import TarWriter, add_documents, add_video
 
 CLIPS_PER_SHARD, BLOCKS_PER_SHARD, DOCUMENTS_PER_SHARD, DOCUMENTS_PER_MEMBER = 200, 2500, 16_384, 256
 Add = Callable[[TarWriter, range], list[IndexRow]]

@@ -2,8 +2,8 @@
 
     python benchmarks/packing_utilisation.py [--quick] [--out FILE] [--data FOLDER]
 
-Texts are tokenised with a real tokenizer and packed by ``shards.packing`` in seeded epoch order. Beside it stands the
-best any packing could do; the receipt also holds the plainest one, which fills a block until a document does not fit.
+Texts are tokenised with a real tokenizer and packed by ``shards.order.packing`` in seeded epoch order. Beside it stands
+the best any packing could do, and in the receipt the plainest one, which fills a block until a document does not fit.
 Needs the shared corpora (SLT_SHARED_DATA).
 """
 
@@ -26,7 +26,8 @@ import numpy as np
 from receipt import ROOT, Claim, write_receipt
 from tokenizers import Tokenizer
 
-from shards import order, packing
+from shards.order import packing
+from shards.order import shuffle as order
 
 TARGET_UTILISATION = 0.99
 TARGET_MICROSECONDS = 1.0

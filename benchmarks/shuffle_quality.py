@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from receipt import Claim, write_receipt
 
-from shards.order import BLOCK, LANES, WINDOW, Stream, permutation
+from shards.order.shuffle import BLOCK, LANES, WINDOW, Stream, permutation
 
 NEIGHBOURS, PLACE, GLOBAL_BATCH, SAMPLES_PER_SHARD = 32, 500, 32, 1000
 WITHIN = 0.5  # at least half as good as a full shuffle

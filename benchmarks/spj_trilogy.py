@@ -24,10 +24,10 @@ from receipt import ROOT, commit, hardware, versions
 from pipeline.demo.stages import StageRun, run_stage_once
 from pipeline.engine.metrics import read_metrics
 from pipeline.models.packaged import smollm2_folder
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
 from shards.corpora.table import Table
 from shards.corpora.text import Text
-from shards.video import VideoOptions
+from shards.media.video import VideoOptions
 
 PAIR = "{gloss}\nPreklad: {text}"
 # fmt: off

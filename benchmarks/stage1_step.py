@@ -49,7 +49,7 @@ def bare(world: Path, run_dir: Path, steps: int) -> None:
     from pipeline.engine.setup import parameter_groups, quiet_deepspeed
     from pipeline.stages.base import to_device
     from pipeline.stages.continued_pretraining import ContinuedPretraining
-    from shards.loader import LoaderOptions, StepLoader
+    from shards.load.loader import LoaderOptions, StepLoader
 
     ranks = dist.init()
     recipe = load_recipe("demo_continued_pretraining", sets(world, run_dir, steps))

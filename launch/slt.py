@@ -14,7 +14,7 @@ from launch.environment import set_defaults
 from pipeline.config.cli import app as recipe_app
 from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED
 from pipeline.evaluate.cli import register as register_evaluate
-from shards.cli import app as shards_app
+from shards.cli.app import app as shards_app
 
 app = typer.Typer(
     help="Distributed pretraining for sign language translation with large language models.",
@@ -45,8 +45,8 @@ def features(
     backbone; what it exports still holds the backbone and translates videos.
     """
     from pipeline.inference.extract_features import extract
-    from shards.feature_build import FeatureOptions
-    from shards.progress import progress
+    from shards.build.features import FeatureOptions
+    from shards.cli.progress import progress
 
     options = FeatureOptions(frame_stride, workers)
     with progress(f"features {out.name}") as show:

@@ -151,7 +151,7 @@ class Manifest:
     """Samples per split."""
     counts: dict[str, int] = field(default_factory=dict)
     """Preparation report: samples, skipped, the reason counts ``skipped/<reason>``, and what is counted about the media
-    (:mod:`shards.encoded`)."""
+    (:mod:`shards.build.encoded`)."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options that decide the bytes: short_side, gop, crf, fps, tokenizer fingerprint, token dtype, templates."""
     versions: dict[str, str] = field(default_factory=dict)

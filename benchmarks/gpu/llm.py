@@ -58,7 +58,7 @@ def tokenizer_folder(probe: Probe, vocabulary: int) -> Path:
 
 def text_shards(probe: Probe, size: Size) -> Path:
     """Documents of random words, 8 to 800 long, enough for every step."""
-    from shards.build import BuildOptions, build
+    from shards.build.build import BuildOptions, build
     from shards.corpora.text import Text
 
     tokens = size.block_tokens * size.global_batch * (size.steps + 2)

@@ -18,12 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from workloads import BATCH, BLOCK_TOKENS, PACK_TOKENS, collate_clips
 
-from shards.index import read_index
-from shards.loader import LoaderOptions, StepLoader
-from shards.packing import Elements
-from shards.packs import Pack
-from shards.plan import Plan, PlanOptions, Source
-from shards.reader import Reader
+from shards.format.index import read_index
+from shards.load.documents import Pack
+from shards.load.loader import LoaderOptions, StepLoader
+from shards.load.reader import Reader
+from shards.order.items import Elements
+from shards.order.plan import Plan, PlanOptions, Source
 
 
 def prepare(source: Path, out: Path, kind: str) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from pipeline.demo.settings import PAIR_TEMPLATE, PLAIN_TEMPLATE, VOCABULARY, DemoSize
 from pipeline.demo.tokenizer import train_tokenizer
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
+from shards.cli.progress import progress
 from shards.corpora.synthetic import Synthetic, SyntheticOptions, generate
 from shards.corpora.synthetic_grammar import FUNCTION_WORDS
 from shards.corpora.text import Text
-from shards.progress import progress
+from shards.media.video import VideoOptions
 from shards.schema import Corpus
-from shards.video import VideoOptions
 
 logger = logging.getLogger(__name__)
 

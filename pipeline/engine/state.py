@@ -21,7 +21,7 @@ class TrainState:
     """Label tokens over all ranks."""
     samples_seen: int = 0
     data: dict[str, Any] = field(default_factory=dict)
-    """Cursor and fingerprint of the training plan (`shards.plan.Plan.state`); a resumed run must have the same plan."""
+    """Cursor and fingerprint of the training plan (`shards.order.plan.Plan.state`); a resumed run has the same plan."""
     bad_samples: list[int] = field(default_factory=list)
     """Numbers (in the plan) of the damaged samples met so far, on any rank, each once."""
     skipped_steps: int = 0

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import torch
+from shards.load.step import LoaderOptions, StepBatch
 
 from pipeline import dist
 from pipeline.config.resolve import ResolvedRecipe
@@ -17,14 +18,14 @@ from pipeline.engine.accumulate import accumulate
 from pipeline.engine.metrics import MetricWriter, describe, peak_tflops
 from pipeline.engine.progress import Progress
 from pipeline.engine.reshard import to_universal
-from pipeline.engine.resume import find_resume
+from pipeline.engine.resume import find_resume, restore_best
 from pipeline.engine.setup import TrainEngine, start_engine
 from pipeline.engine.signals import StopFlag
 from pipeline.engine.state import TrainState, seed_everything
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED, DivergedError, RecipeError
 from pipeline.stages.base import AnyStage, Normaliser, bytes_of, frozen_buffers, frozen_names, move_all
 from shards.errors import DataError
-from shards.loader import LoaderOptions, StepBatch, StepLoader, preload_workers
+from shards.load.loader import StepLoader, preload_workers
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class Trainer:
         seed_everything(self.recipe.seed + 1, self.ranks.rank)
         if resume is not None:
             self.state = checkpoints.load(self.engine, resume, universal)
+            restore_best(self.run_dir, self.state)
             logger.info("resumed %s at step %d", resume.path, self.state.step)
         self.loader = self._loader()
         self.metrics = MetricWriter(self.run_dir, train, self.recipe.name, self.state.step, self.ranks.is_main)

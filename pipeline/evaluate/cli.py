@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shards.cli.progress import progress
 from shards.errors import DataError
-from shards.progress import progress
 
 if TYPE_CHECKING:
     from pipeline.evaluate.metrics import Scores

@@ -16,13 +16,14 @@ from pipeline.evaluate.metrics import Scores, score
 from pipeline.evaluate.protocols import get_protocol
 from pipeline.evaluate.report import merge_predictions, write_part, write_predictions, write_scores
 from pipeline.inference.clips import CollatePrompts, FetchFrames, check_fingerprints
-from pipeline.inference.generate import GenerationOptions, translate
+from pipeline.inference.generate import GenerationOptions, check_fits, translate
 from pipeline.inference.load import Precision, load_export
 from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.training_texts import tell_known_texts
-from shards.index import ShardSet, open_index
-from shards.loader import EvalLoader
-from shards.plan import Plan, PlanOptions, Source
+from shards.format.index import ShardSet, open_index
+from shards.load.loader import EvalLoader
+from shards.order.options import PlanOptions, Source
+from shards.order.plan import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ def evaluate_export(
     """
     ranks, protocol = ranks or EvalRanks(), get_protocol(options.protocol)
     model, processor = load_export(export_dir, options.device, options.precision)
+    check_fits(model, processor, options.generation, str(export_dir))
     sets = [open_index(path) for path in shards]
     loader = _loader(sets, processor, options, ranks)
     check_fingerprints(loader.plan, model.visual.config.backbone_fingerprint)
@@ -140,7 +142,7 @@ def _loader(
 def expected_keys(loader: EvalLoader) -> list[str]:
     """`Prediction.key` of every sample that the ranks translate together, in the order of the split."""
     samples = loader.plan.epoch(0).elements["sample"][: loader.n_items].tolist()  # clips: one element per item
-    rows = (loader.plan.row(sample) for sample in samples)
+    rows = (loader.plan.samples.row(sample) for sample in samples)
     return [f"{row.corpus}/{row.sample_id}" for row in rows]
 
 

@@ -13,10 +13,10 @@ import torch
 
 from pipeline.errors import RecipeError
 from pipeline.models.processing import LlavaSltProcessor
-from shards.features import read_features
-from shards.index import MANIFEST_NAME
-from shards.plan import Plan
-from shards.reader import Reader
+from shards.format.index import MANIFEST_NAME
+from shards.load.features import read_features
+from shards.load.reader import SampleReader
+from shards.order.plan import Plan
 
 
 def holds_features(plan: Plan) -> bool:
@@ -55,10 +55,10 @@ class FetchFrames:
     frame_stride: int
     image_pixels: int
 
-    def __call__(self, reader: Reader, item: np.ndarray) -> list[tuple[np.ndarray, Any]]:
+    def __call__(self, reader: SampleReader, item: np.ndarray) -> list[tuple[np.ndarray, Any]]:
         return [(self._frames(reader, int(sample)), reader.row(int(sample))) for sample in item["sample"]]
 
-    def _frames(self, reader: Reader, sample: int) -> np.ndarray:
+    def _frames(self, reader: SampleReader, sample: int) -> np.ndarray:
         if holds_features(reader.plan):
             return read_features(reader, sample, self.max_frames, self.frame_stride)
         return reader.frames(sample, self.max_frames, self.frame_stride, self.image_pixels)

@@ -17,7 +17,7 @@ from pipeline.config.load import load_recipe
 from pipeline.errors import RecipeError
 from pipeline.models.registry import build_visual
 from pipeline.models.visual import HierarchicalVisualEncoder
-from shards.feature_build import FeatureOptions, write_features
+from shards.build.features import FeatureOptions, write_features
 from shards.schema import Manifest
 
 _FRAMES_PER_PASS = 64

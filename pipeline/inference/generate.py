@@ -15,6 +15,7 @@ from transformers import GenerationConfig
 
 from pipeline.errors import RecipeError
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
+from pipeline.models.pretrained import check_positions
 from pipeline.models.processing import LlavaSltProcessor
 
 _INPUTS = {
@@ -47,7 +48,7 @@ class GenerationOptions:
     def to_dict(self) -> dict[str, object]:
         return dataclasses.asdict(self)
 
-    def config(self, eos_id: int, pad_id: int) -> GenerationConfig:
+    def config(self, eos_id: int | list[int], pad_id: int) -> GenerationConfig:
         """The complete configuration: pretrained chat models bring sampling and repetition penalties of their own,
         which would change scores silently, so every one of these is set."""
         beams: dict[str, Any] = {"length_penalty": self.length_penalty} if self.num_beams > 1 else {}
@@ -62,6 +63,22 @@ class GenerationOptions:
             use_cache=True,
             **beams,
         )
+
+
+def check_fits(
+    model: LlavaSltForConditionalGeneration, processor: LlavaSltProcessor, options: GenerationOptions, part: str
+) -> None:
+    """The longest prompt and translation together must fit the LLM; ``part`` names the model in the message.
+
+    Raises:
+        RecipeError: its table of positions is shorter.
+    """
+    frames, new = processor.options.max_frames, options.max_new_tokens
+    prompt = len(processor.prompt_ids(frames))
+    check_positions(
+        model.llm, prompt + new, f"--set max_new_tokens={new} behind a prompt of {prompt} tokens (at {frames} frames)",
+        part, "lower max_new_tokens",
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -80,12 +97,17 @@ def translate_batch(
         options: search options.
     """
     inputs = {name: batch[key].to(model.device, non_blocking=True) for name, key in _INPUTS.items()}
-    new_ids_BL = model.generate(
-        **inputs,
-        generation_config=options.config(processor.eos_id, processor.pad_id),
-        synced_gpus=options.synced,
-    )
-    return processor.decode(new_ids_BL)
+    ends = end_ids(model, processor)
+    settings = options.config(ends if len(ends) > 1 else ends[0], processor.pad_id)
+    return processor.decode(model.generate(**inputs, generation_config=settings, synced_gpus=options.synced), ends)
+
+
+def end_ids(model: LlavaSltForConditionalGeneration, processor: LlavaSltProcessor) -> list[int]:
+    """Every id that ends an answer: the tokenizer's eos, and what the LLM was found to end at when it was loaded, which
+    an export keeps in its generation config."""
+    stated = getattr(model.generation_config, "eos_token_id", None)
+    more = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    return list(dict.fromkeys([processor.eos_id, *more]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +139,7 @@ def translate(
     Args:
         model: put into eval mode while this runs.
         processor: the one that made the batches.
-        batches: pairs of a batch and the samples it stands for, as `shards.loader.EvalLoader.padded` gives them.
+        batches: pairs of a batch and the samples it stands for, as `shards.load.loader.EvalLoader.padded` gives them.
             A batch that stands for no sample only keeps ranks in step and leaves no prediction. Besides the inputs of
             `translate_batch` a batch holds ``rows``, the index rows of its samples.
         options: search options.

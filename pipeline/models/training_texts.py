@@ -14,9 +14,9 @@ from typing import Any
 
 from pipeline.config.source import read_document
 from shards.errors import DataError
-from shards.index import MANIFEST_NAME
-from shards.known_texts import KnownTexts, known_texts
-from shards.store import open_folder
+from shards.filter.known_texts import KnownTexts, known_texts
+from shards.format.index import MANIFEST_NAME
+from shards.storage.store import open_folder
 
 log = logging.getLogger(__name__)
 RECIPE = "recipe.resolved.yaml"

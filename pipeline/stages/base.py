@@ -20,11 +20,12 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from pipeline.config.schema import Recipe, SourceConfig
 from pipeline.errors import RecipeError
 from pipeline.models.training_texts import tell_known_texts
-from shards.access import Remote
-from shards.index import ShardSet
-from shards.loader import EvalLoader
-from shards.opening import open_shards
-from shards.plan import Plan, PlanOptions, Source
+from shards.format.index import ShardSet
+from shards.format.opening import open_shards
+from shards.load.loader import EvalLoader
+from shards.order.options import PlanOptions, Source
+from shards.order.plan import Plan
+from shards.storage.access import Remote
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ class Stage(abc.ABC):
             plans: of the training data, then of each held-out source.
         """
         if self.rank == 0:
-            texts = [text for plan in plans[1:] for text in plan.column("text").to_pylist()]
+            texts = [text for plan in plans[1:] for text in plan.samples.column("text").to_pylist()]
             tell_known_texts(self.text_model(), texts, self.recipe.data.storage_options)
 
     def text_model(self) -> str | None:

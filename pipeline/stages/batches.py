@@ -17,12 +17,12 @@ from pipeline.losses import IGNORE_LABEL
 from pipeline.models.attention import packed_kwargs
 from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.visual import HierarchicalVisualEncoder
-from shards.packs import Pack
-from shards.plan import Plan
-from shards.reader import Reader
+from shards.load.documents import Pack
+from shards.load.reader import SampleReader
+from shards.order.plan import Plan
 
 
-def fetch_pack(reader: Reader, item: np.ndarray) -> list[Pack]:
+def fetch_pack(reader: SampleReader, item: np.ndarray) -> list[Pack]:
     """One pack: its documents one after another."""
     return [reader.pack(item)]
 

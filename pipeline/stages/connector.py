@@ -19,7 +19,7 @@ from pipeline.inference.clips import CollatePrompts, FetchFrames
 from pipeline.inference.generate import GenerationOptions, translate_batch
 from pipeline.inference.load import VIDEO_FORM
 from pipeline.losses import label_chunks
-from pipeline.models.pretrained import check_positions
+from pipeline.models.pretrained import check_positions, position_limit
 from pipeline.models.registry import build_llava_slt
 from pipeline.stages.base import (
     ExportPlan,
@@ -32,7 +32,8 @@ from pipeline.stages.base import (
     to_device,
 )
 from pipeline.stages.batches import TranslationCollate, check_features
-from shards.plan import Plan, PlanOptions
+from shards.order.options import PlanOptions, kept_frames
+from shards.order.plan import Plan
 
 
 class ConnectorStage(SummedStage):
@@ -46,7 +47,7 @@ class ConnectorStage(SummedStage):
         model = self.recipe.model
         llava, self.processor = build_llava_slt(model, self.recipe.data, self.recipe.connector.prompt, self.dtype)
         self._check_positions(llava.llm)
-        llava.generation_config = self._generation().config(self.processor.eos_id, self.processor.pad_id)
+        llava.generation_config = self._generation().config(llava.generation_config.eos_token_id, self.processor.pad_id)
         if model.gradient_checkpointing:
             llava.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.loss_chunk_tokens = llava.config.loss_chunk_tokens
@@ -88,6 +89,30 @@ class ConnectorStage(SummedStage):
 
     def check_data(self, plan: Plan) -> None:
         check_features(plan, self.module.visual)
+
+    def prepare(self, plans: list[Plan]) -> None:
+        self._check_answers(plans[0])
+        super().prepare(plans)
+
+    def _check_answers(self, plan: Plan) -> None:
+        """Answers of the training data are not cut: where the LLM has a table of positions each must fit behind the
+        prompt of its clip. Raises RecipeError naming the longest."""
+        llm, data = self.module.llm, self.recipe.data
+        if position_limit(llm) is None:
+            return
+        kept = kept_frames(plan.samples.column("frames").to_numpy(), data.max_frames, data.frame_stride)
+        lengths = [
+            len(self.processor.prompt_ids(int(frames))) + len(self.processor.answer_ids(text))
+            for frames, text in zip(kept, plan.samples.column("text").to_pylist(), strict=True)
+        ]
+        longest = lengths.index(max(lengths))
+        row = plan.samples.row(longest)
+        check_positions(
+            llm, lengths[longest],
+            f"{row.corpus}/{row.sample_id}: the prompt and the text of this training sample"
+            f" ({len(self.processor.answer_ids(row.text))} tokens with eos)", "model.llm",
+            "take an LLM with more positions, lower data.max_frames, or build the shards without such long texts",
+        )  # fmt: skip
 
     def text_model(self) -> str | None:
         return self.recipe.model.llm.path if self.recipe.model.llm is not None else None

@@ -25,7 +25,8 @@ from pipeline.models.language import decoder, load_language, output_head, pad_id
 from pipeline.models.pretrained import check_positions
 from pipeline.stages.base import ExportPlan, LossParts, MicroBatch, Normaliser, SummedStage, frozen_names, to_device
 from pipeline.stages.batches import PackCollate, fetch_pack
-from shards.plan import Plan, PlanOptions
+from shards.order.options import PlanOptions
+from shards.order.plan import Plan
 from shards.text import tokenizer_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ class ContinuedPretraining(SummedStage):
     def _corpora(self, source: SourceConfig) -> list[str]:
         if source.corpus is not None:
             return [source.corpus]
-        return self.plan([source], train=False).corpora()
+        return self.plan([source], train=False).samples.distinct("corpus")
 
     def _evaluate_corpus(self, model: Callable[..., Any], source: SourceConfig) -> torch.Tensor:
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)

@@ -27,7 +27,8 @@ from pipeline.models.text_cache import TextFeatureCache
 from pipeline.stages.base import CachedStage, ExportPlan, LossParts, MicroBatch, frozen_names, probe_frames, to_device
 from pipeline.stages.batches import ContrastiveCollate, check_features
 from pipeline.stages.held_out_retrieval import SENTENCE, TOKEN, TRAINED, HeldOutPair, held_out_metrics, pairs_of
-from shards.plan import Plan, PlanOptions
+from shards.order.options import PlanOptions
+from shards.order.plan import Plan
 
 
 class Contrastive(CachedStage):
@@ -74,7 +75,7 @@ class Contrastive(CachedStage):
         check_features(plan, self.module.visual)
         # sets in object stores are looked at here for the first time, all others before the ranks start, too
         batch = plan.options.unique_texts_window
-        if batch and (text := too_few_texts(batch, len(plan.column("text_hash").unique()))):
+        if batch and (text := too_few_texts(batch, len(plan.samples.column("text_hash").unique()))):
             raise RecipeError(text)
 
     def text_model(self) -> str | None:
@@ -90,7 +91,7 @@ class Contrastive(CachedStage):
     def prepare(self, plans: list[Plan]) -> None:
         """Encode every distinct text once, each rank its share; then the text encoder is dropped."""
         super().prepare(plans)
-        texts = sorted({text for plan in plans for text in plan.column("text").unique().to_pylist()})
+        texts = sorted({text for plan in plans for text in plan.samples.column("text").unique().to_pylist()})
         self.cache = TextFeatureCache(Path(self.recipe.run_dir) / "text_features")
         self.cache.build(texts, self.text_encoder, self.rank, self.world_size, dist.barrier)
         del self.text_encoder  # a large model nobody needs any more

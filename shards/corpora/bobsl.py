@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards.captions import Caption, read_captions
 from shards.corpora.caption_segments import caption_segment, segment_ids
+from shards.corpora.captions import Caption, read_captions
 from shards.corpora.media_files import VIDEO_SUFFIXES, check_folder, files_by_stem
 from shards.corpora.rows import file_stem, known_splits, read_json, read_lines
 from shards.errors import DataError, OptionError

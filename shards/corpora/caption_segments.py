@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator
 
-from shards.captions import Caption, sound_only
+from shards.corpora.captions import Caption, sound_only
 from shards.schema import Segment, VideoFile
 
 

@@ -18,14 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards.captions import Caption, read_captions
 from shards.corpora.caption_segments import caption_segment, segment_ids
+from shards.corpora.captions import Caption, read_captions
+from shards.corpora.elan import SUFFIX, read_elan
 from shards.corpora.media_files import check_folder
 from shards.corpora.rows import read_lines
 from shards.corpora.splits import check_fractions, drawn_split
 from shards.corpora.subtitle_files import FORMATS, Video, match_subtitles
 from shards.corpora.table import LANGUAGE
-from shards.elan import SUFFIX, read_elan
 from shards.errors import DataError, OptionError
 from shards.schema import SPLIT_NAME, Segment, VideoFile
 

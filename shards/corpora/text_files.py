@@ -12,7 +12,7 @@ from typing import Any
 
 from shards.corpora.compressed import COMPRESSIONS, plain_suffix
 from shards.errors import DataError, OptionError
-from shards.index import INDEX_NAME, MANIFEST_NAME, read_manifest
+from shards.format.index import INDEX_NAME, MANIFEST_NAME, read_manifest
 from shards.names import existing
 from shards.schema import SPLIT_NAME
 from shards.wording import first_few

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards.captions import Caption, read_track
 from shards.corpora.caption_segments import caption_segment, segment_ids
+from shards.corpora.captions import Caption, read_track
 from shards.corpora.media_files import VIDEO_SUFFIXES, check_folder, files_by_stem
 from shards.corpora.rows import read_table
 from shards.corpora.table import seconds

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.captions import SUFFIXES
+from shards.corpora.captions import SUFFIXES
 from shards.corpora.media_files import files_below
 from shards.corpora.rows import read_lines, read_table
 from shards.corpora.table import seconds

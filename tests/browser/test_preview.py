@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -12,16 +13,20 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from shards.index import fingerprint, rows_to_table, write_index
-from shards.preview import PreviewServer, serve
-from shards.preview_catalog import Catalog
+from shards.format.index import fingerprint, rows_to_table, write_index
+from shards.format.writer import TarWriter, add_video
+from shards.inspect.preview import PreviewServer, serve
+from shards.inspect.preview_catalog import Catalog
+from shards.media.video import probe
 from shards.schema import Manifest, Segment
-from shards.video import probe
-from shards.writer import TarWriter, add_video
 from tests.unit.shards.making import mp4, pictures, save_tokenizer
 
 CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-pytestmark = [pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver (Debian packages)")]
+# A browser takes seconds to start and has its own opinion about the machine: CI asks for it, a desk does not.
+pytestmark = [
+    pytest.mark.skipif(os.environ.get("SLT_BROWSER_TESTS") != "1", reason="set SLT_BROWSER_TESTS=1 to run a browser"),
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver (Debian packages)"),
+]
 webdriver: Any = pytest.importorskip("selenium.webdriver", reason="needs selenium (pip install selenium)")
 
 SAMPLES, FRAMES = 60, 50

@@ -15,7 +15,7 @@ from tests.source_tree import ROOT
 SCRIPT = """
 import pathlib, sys, time
 sys.path.insert(0, {root!r})
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
 from tests.unit.shards.making import stored_corpus
 if __name__ == "__main__":
     videos, out = map(pathlib.Path, sys.argv[1:])

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from shards.plan import Cursor
-from shards.step import StepBatch
-from shards.substitute import BadSample
+from shards.load.requests import StepBatch
+from shards.load.substitute import BadSample
+from shards.order.plan import Cursor
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.multiproc

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
 from tests.multiproc.build_process import kill_in_shard, start_build
 from tests.unit.shards.making import stored_corpus, video_corpus
 

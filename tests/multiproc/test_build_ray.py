@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from shards import build_engines
-from shards.build import BuildOptions, BuildProgress, BuildRun, build
+from shards.build import engines as build_engines
+from shards.build.build import BuildOptions, BuildProgress, BuildRun, build
 from shards.errors import DataError
 from shards.schema import Segment, VideoFile
 from tests.unit.shards.making import ListCorpus, stored_corpus, video_corpus

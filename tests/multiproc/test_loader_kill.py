@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from shards.index import read_index
-from shards.plan import Cursor, Plan, PlanOptions, Source
+from shards.format.index import read_index
+from shards.order.plan import Cursor, Plan, PlanOptions, Source
 from tests.source_tree import ROOT
 from tests.unit.shards.shard_sets import write_videos
 
@@ -25,9 +25,9 @@ SAMPLES, BATCH = 120, 12
 # One rank: reads steps, writes "samples, state" of each as one line, and goes on until it is killed.
 READER = """
 import json, sys, time
-from shards.index import read_index
-from shards.loader import LoaderOptions, StepLoader
-from shards.plan import Plan, PlanOptions, Source
+from shards.format.index import read_index
+from shards.load.loader import LoaderOptions, StepLoader
+from shards.order.plan import Plan, PlanOptions, Source
 from tests.unit.shards.shard_sets import collate_lists, fetch_payload
 folder, log, rank, world, batch, workers, state = sys.argv[1:]
 plan = Plan([Source(read_index(folder))], PlanOptions("clip", seed=3))

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from shards.index import read_index
-from shards.loader import LoaderOptions, StepLoader
-from shards.plan import Cursor, Plan, PlanOptions, Source
+from shards.format.index import read_index
+from shards.load.loader import LoaderOptions, StepLoader
+from shards.order.plan import Cursor, Plan, PlanOptions, Source
 from tests.unit.shards.shard_sets import collate_lists, fetch_payload, write_videos
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")

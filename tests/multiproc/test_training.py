@@ -18,8 +18,8 @@ from pipeline.engine.checkpoint import TAG, Checkpoint, latest_checkpoint, list_
 from pipeline.engine.zero import fp32_state
 from pipeline.errors import EXIT_DAMAGED, EXIT_DATA, EXIT_DIVERGED, EXIT_PREEMPTED, EXIT_USER
 from pipeline.inference.extract_features import extract
-from shards.feature_build import FeatureOptions
-from shards.index import read_index
+from shards.build.features import FeatureOptions
+from shards.format.index import read_index
 from tests.jobs import World, finish, rows, run_job, start_ranks, wait_for
 
 pytestmark = pytest.mark.multiproc

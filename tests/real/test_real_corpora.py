@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
+from shards.build.report import corpus_report, report_lines
 from shards.corpora.how2sign import How2Sign
 from shards.corpora.phoenix14t import Phoenix14T
 from shards.corpora.table import Table
 from shards.corpora.text import Text
-from shards.index import read_index
-from shards.lint import lint
-from shards.report import corpus_report, report_lines
+from shards.format.index import read_index
+from shards.inspect.lint import lint
+from shards.media.video import VideoOptions, decode, probe, transcode
 from shards.schema import FrameFolder, VideoFile
-from shards.video import VideoOptions, decode, probe, transcode
 from tests.unit.shards.making import save_tokenizer
 
 pytestmark = pytest.mark.real

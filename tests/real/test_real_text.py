@@ -13,8 +13,8 @@ from shards.corpora.parallel import Parallel
 from shards.corpora.phoenix14t import Phoenix14T
 from shards.corpora.text import Text
 from shards.corpora.unpickle import safe_unpickle
-from shards.filter import filtered
-from shards.filter_options import FilterOptions
+from shards.filter.corpus import filtered
+from shards.filter.options import FilterOptions
 
 pytestmark = pytest.mark.real
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
 from shards.corpora.youtube_asl import YouTubeASL
-from shards.index import read_index
-from shards.lint import lint
+from shards.format.index import read_index
+from shards.inspect.lint import lint
 
 pytestmark = pytest.mark.real
 

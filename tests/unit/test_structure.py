@@ -10,6 +10,7 @@ import ast
 import functools
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 
 from tests.source_tree import EVERYTHING, LIBRARY, ROOT, FunctionNode, Source, dotted, imported_modules, sources, within
@@ -22,7 +23,7 @@ MAX_TRAINER_LOOP_LINES = 90
 DISTRIBUTED_PACKAGES = ("torch.distributed", "deepspeed")
 DISTRIBUTED_CODE = ("pipeline.dist", "pipeline.engine")
 ENVIRONMENT_CODE = ("pipeline.dist", "launch")
-TORCH_IN_SHARDS = ("shards.loader",)
+TORCH_IN_SHARDS = ("shards.load.loader",)
 
 # A module may import from its own package and from these; the first matching rule counts. What is not listed here
 # (pipeline.demo) sits on top and may import everything.
@@ -53,19 +54,46 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (
         "pipeline.engine",
-        ("pipeline.stages.base", "pipeline.config", "pipeline.dist", "pipeline.errors", "shards.loader", "shards.plan"),
+        (
+            "pipeline.stages.base",
+            "pipeline.config",
+            "pipeline.dist",
+            "pipeline.errors",
+            "shards.load.loader",
+            "shards.load.step",
+            "shards.order.plan",
+        ),
     ),
     (
         "pipeline.export",
         (
             *("pipeline.models", "pipeline.config", "pipeline.errors", "shards"),
             # the modules that read what a run left behind
-            *("pipeline.engine.checkpoint", "pipeline.engine.metrics", "pipeline.engine.zero"),
+            *(
+                "pipeline.engine.checkpoint",
+                "pipeline.engine.durable",
+                "pipeline.engine.metrics",
+                "pipeline.engine.zero",
+            ),
         ),
     ),
     ("pipeline.inference", ("pipeline.models", "pipeline.config", "pipeline.errors", "shards")),
     ("pipeline.evaluate.cli", ("pipeline", "shards")),
     ("pipeline.evaluate", ("pipeline.inference", "pipeline.models", "pipeline.config", "pipeline.errors", "shards")),
+)
+
+# The rooms of the data layer, from the top: a room may import the rooms below it, not those beside or above it.
+SHARDS_FLOORS: tuple[tuple[str, ...], ...] = (
+    ("shards.cli",),
+    ("shards.exchange", "shards.inspect"),
+    ("shards.build",),
+    ("shards.load",),
+    ("shards.order", "shards.filter"),
+    ("shards.corpora",),
+    ("shards.format",),
+    ("shards.media", "shards.storage", "shards.text", "shards.names"),
+    ("shards.schema", "shards.text_tokens"),
+    ("shards.errors", "shards.wording", "shards.terminal"),
 )
 
 FOR_ALL = ("shards.errors", "shards.terminal")
@@ -87,8 +115,8 @@ REGISTRATIONS = {
     "add_implicit_resolver": ("pipeline.config.source",),
     "register": ("pipeline.models", "pipeline.models.attention"),
     "register_evaluate": ("launch.slt",),
-    "add_typer": ("launch.slt", "shards.cli", "launch.cli"),
-    "command": ("launch.slt", "shards.cli", "launch.cli"),
+    "add_typer": ("launch.slt", "shards.cli.app", "launch.cli"),
+    "command": ("launch.slt", "shards.cli.app", "launch.cli"),
 }
 
 
@@ -159,6 +187,21 @@ def test_import_directions() -> None:
         for line, module in _own_imports(source):
             if not within(module, package, *allowed) and (module not in FOR_ALL or package == "ds_configs"):
                 problems.append(f"{source.path}:{line}: {package} may not import {module}")
+    assert_none(problems)
+
+
+def test_rooms_of_the_data_layer_import_downwards() -> None:
+    floors = {room: floor for floor, rooms in enumerate(SHARDS_FLOORS) for room in rooms}
+    problems = []
+    for source in sources("shards"):
+        if source.module == "shards":
+            continue
+        room = ".".join(source.module.split(".")[:2])
+        assert room in floors, f"{source.path}: no floor of SHARDS_FLOORS holds {room}"
+        for line, module in _own_imports(source):
+            other = ".".join(module.split(".")[:2])
+            if other not in (room, "shards") and floors[other] <= floors[room]:
+                problems.append(f"{source.path}:{line}: {room} may not import {other}, which does not stand below it")
     assert_none(problems)
 
 
@@ -332,6 +375,13 @@ def test_test_folders_are_packages() -> None:
     """Equal file names in different folders (test_plan.py) collide otherwise, and spawned ranks cannot find them."""
     folders = {(ROOT / s.path).parent for s in sources("tests")}
     assert_none([f"{folder.relative_to(ROOT)}/__init__.py is missing" for folder in folders if not _is_package(folder)])
+
+
+def test_every_package_is_installed() -> None:
+    """A room that pyproject.toml does not list works in a checkout and is missing from what pip installs."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    ours = {s.module for s in sources(*LIBRARY, "ds_configs") if s.path.endswith("/__init__.py")}
+    assert sorted(listed) == sorted(ours)
 
 
 def _is_package(folder: object) -> bool:

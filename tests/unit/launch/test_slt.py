@@ -120,13 +120,13 @@ def test_libraries_keep_their_information_to_themselves() -> None:
 import logging
 from launch import slt
 def app():
-    for name in ("shards.store", "botocore.credentials"):
+    for name in ("shards.storage.store", "botocore.credentials"):
         logging.getLogger(name).info("%s tells", name)
 slt.app = app
 slt.main()
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "shards.store tells" in done.stderr and "botocore" not in done.stderr
+    assert "shards.storage.store tells" in done.stderr and "botocore" not in done.stderr
 
 
 def test_listing_checkpoints(tmp_path: Path) -> None:

@@ -23,9 +23,9 @@ from pipeline.config.schema import (
     VisualConfig,
 )
 from pipeline.models.registry import build_llava_slt
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
+from shards.media.video import VideoOptions
 from shards.schema import FrameFolder, Segment
-from shards.video import VideoOptions
 
 FORM = VideoOptions(short_side=32, fps=10.0)
 PROMPT = "signs: {video} text:"

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from shards.tar import BLOCK, Member, index_tar
+from shards.format.tar import BLOCK, Member, index_tar
 
 Damage = Callable[[Path, list[Member]], None]
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from shards.index import ShardSet, fingerprint, rows_to_table, write_index
-from shards.packing import Elements
-from shards.reader import Reader
+from shards.format.index import ShardSet, fingerprint, rows_to_table, write_index
+from shards.format.writer import TarWriter, add_documents, add_video
+from shards.load.reader import Reader
+from shards.media.video import VideoInfo
+from shards.order.items import Elements
 from shards.schema import IndexRow, Kind, Manifest, Segment
-from shards.video import VideoInfo
-from shards.writer import TarWriter, add_documents, add_video
 
 
 def in_memory(kind: Kind, lengths: Sequence[int], name: str = "set", **columns: Sequence[Any]) -> ShardSet:

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
 from shards.corpora import REGISTRY, convert, corpus_class, make_corpus, option_meanings
 from shards.corpora.phoenix14t import Phoenix14T
 from shards.corpora.rows import read_jsonl, read_lines, read_table
 from shards.corpora.text import Text
 from shards.errors import DataError, OptionError
-from shards.lint import lint
+from shards.inspect.lint import lint
 from shards.schema import FrameFolder, Segment
 from tests.unit.shards.making import pictures
 

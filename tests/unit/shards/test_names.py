@@ -9,9 +9,9 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from shards.adopt import adopt
-from shards.build import BuildOptions, build
-from shards.convert import ConvertOptions, convert
+from shards.build.build import BuildOptions, build
+from shards.build.prepare import has_media
+from shards.build.report import corpus_report
 from shards.corpora import make_corpus
 from shards.corpora.bobsl import Bobsl
 from shards.corpora.csl_daily import CslDaily
@@ -21,20 +21,20 @@ from shards.corpora.rows import read_lines
 from shards.corpora.table import Table
 from shards.corpora.text import Text
 from shards.errors import DataError
-from shards.index import read_index, write_index
-from shards.lint import lint
+from shards.exchange.adopt import adopt
+from shards.exchange.convert import ConvertOptions, convert
+from shards.exchange.subset import assign_splits
+from shards.format.index import read_index, write_index
+from shards.format.verify import verify
+from shards.inspect.lint import lint
+from shards.inspect.preview_catalog import Catalog, Query
+from shards.inspect.stats import describe
 from shards.names import ByName, existing, same_name
-from shards.prepare import has_media
-from shards.preview_catalog import Catalog, Query
-from shards.report import corpus_report
 from shards.schema import FrameFolder, Segment, VideoFile
-from shards.stats import describe
-from shards.subset import assign_splits
-from shards.verify import verify
 from tests.unit.shards.corpora.layouts import csl, images, video
+from tests.unit.shards.exchange.test_adopt import write_tar
 from tests.unit.shards.making import ListCorpus, mp4, pictures
 from tests.unit.shards.shard_sets import in_memory
-from tests.unit.shards.test_adopt import write_tar
 
 NFC = unicodedata.normalize("NFC", "čerešňa")
 NFD = unicodedata.normalize("NFD", NFC)

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, ByT5Tokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
 from shards.corpora.text import Text
 from shards.errors import DataError, OptionError
 from shards.text import load_tokenizer, tokenise

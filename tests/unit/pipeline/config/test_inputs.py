@@ -11,7 +11,7 @@ from pipeline.config.cli import app
 from pipeline.config.inputs import check_inputs
 from pipeline.config.load import load
 from pipeline.errors import RecipeError
-from shards.index import write_index
+from shards.format.index import write_index
 from tests.unit.pipeline.config.recipes import CONNECTOR, CONTRASTIVE, PRETRAINING, write
 from tests.unit.shards.shard_sets import in_memory
 

@@ -18,14 +18,14 @@ from pipeline.evaluate.report import read_predictions
 from pipeline.evaluate.run import CollatePrompts, EvalRanks, EvaluateOptions, FetchFrames, evaluate_export
 from pipeline.inference.generate import GenerationOptions, translate, translate_batch
 from pipeline.inference.load import load_export
-from shards.adopt import adopt
 from shards.errors import DataError
-from shards.index import read_index, write_index
-from shards.loader import EvalLoader
-from shards.plan import Plan, PlanOptions, Source
+from shards.exchange.adopt import adopt
+from shards.format.index import read_index, write_index
+from shards.load.loader import EvalLoader
+from shards.order.plan import Plan, PlanOptions, Source
 from tests.unit.pipeline.exported import TEXTS
+from tests.unit.shards.exchange.test_adopt import npy, write_tar
 from tests.unit.shards.shard_sets import in_memory
-from tests.unit.shards.test_adopt import npy, write_tar
 
 FAST = GenerationOptions(num_beams=1, max_new_tokens=5)
 

@@ -18,12 +18,12 @@ from pipeline.models.frame_level import new_backbone
 from pipeline.models.registry import build_visual
 from pipeline.models.visual import HierarchicalVisualEncoder
 from pipeline.stages.batches import check_features, clip_tensors
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
+from shards.build.features import FeatureOptions
 from shards.errors import DataError
-from shards.feature_build import FeatureOptions
-from shards.index import read_index
-from shards.plan import Plan, PlanOptions, Source
-from shards.reader import Reader
+from shards.format.index import read_index
+from shards.load.reader import Reader
+from shards.order.plan import Plan, PlanOptions, Source
 from tests.unit.pipeline.config.recipes import CONTRASTIVE, PRETRAINING, write
 from tests.unit.pipeline.models.tiny import PIXELS, visual_config
 from tests.unit.shards.making import video_corpus

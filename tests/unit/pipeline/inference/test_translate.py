@@ -17,11 +17,11 @@ from pipeline.evaluate.run import EvaluateOptions, FetchFrames, evaluate_export
 from pipeline.inference.generate import GenerationOptions
 from pipeline.inference.translate import VIDEO_FORM, Translator, read_video_form, translate_file
 from shards.errors import DataError
-from shards.index import read_index
-from shards.plan import Plan, PlanOptions, Source
-from shards.reader import Reader
+from shards.format.index import read_index
+from shards.load.reader import Reader
+from shards.media.video import VideoOptions, transcode
+from shards.order.plan import Plan, PlanOptions, Source
 from shards.schema import VideoFile
-from shards.video import VideoOptions, transcode
 from tests.unit.pipeline.exported import FORM, PROMPT, TEXTS, write_frames
 
 FAST = GenerationOptions(max_new_tokens=5)

@@ -10,10 +10,11 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 import yaml
+from torch import nn
 
 from pipeline.models.training_texts import tell_known_texts, training_texts
 from pipeline.stages.connector import ConnectorStage
-from shards.index import INDEX_NAME, write_index
+from shards.format.index import INDEX_NAME, write_index
 from tests.unit.shards.shard_sets import in_memory
 
 KNOWN = ["rain in the north", "sun"]
@@ -82,6 +83,7 @@ def test_texts_that_cannot_be_compared(llm: Path, texts: Path, caplog: pytest.Lo
 
 def test_a_stage_tells_it_once_before_training(llm: Path, caplog: pytest.LogCaptureFixture) -> None:
     stage = object.__new__(ConnectorStage)
+    stage.module = SimpleNamespace(llm=nn.Identity())
     model, data = SimpleNamespace(llm=SimpleNamespace(path=str(llm))), SimpleNamespace(storage_options={})
     stage.recipe = SimpleNamespace(model=model, data=data)  # type: ignore[assignment]
     train, dev = (SimpleNamespace(column=lambda _, t=t: pa.chunked_array([t])) for t in (KNOWN, ["sun", "new"]))

@@ -19,7 +19,7 @@ from pipeline.stages.base import (
     to_device,
 )
 from pipeline.stages.registry import STAGES
-from shards.plan import Plan, PlanOptions, Source
+from shards.order.plan import Plan, PlanOptions, Source
 from tests.unit.shards.shard_sets import collate_lists, fetch_numbers, in_memory
 
 

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.models.processing import LlavaSltProcessor, ProcessorOptions
 from pipeline.stages.batches import ContrastiveCollate, PackCollate, TranslationCollate, clip_tensors
-from shards.packs import Pack
+from shards.load.documents import Pack
 from tests.unit.pipeline.models.tiny import bpe_tokenizer
 
 PAD = 9

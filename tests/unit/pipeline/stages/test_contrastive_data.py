@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.errors import RecipeError
 from pipeline.stages.contrastive import Contrastive
-from shards.plan import Plan, PlanOptions, Source
+from shards.order.plan import Plan, PlanOptions, Source
 from tests.unit.shards.shard_sets import in_memory
 
 

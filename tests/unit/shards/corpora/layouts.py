@@ -10,9 +10,9 @@ from typing import Any
 
 from PIL import Image
 
-from shards.build import BuildOptions, build
-from shards.index import read_index
-from shards.lint import lint
+from shards.build.build import BuildOptions, build
+from shards.format.index import read_index
+from shards.inspect.lint import lint
 from shards.schema import Corpus, IndexRow, Segment
 from tests.unit.shards.making import mp4, pictures
 

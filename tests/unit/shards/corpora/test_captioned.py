@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 
-from shards.build import BuildOptions, build
-from shards.captions import Caption
+from shards.build.build import BuildOptions, build
 from shards.corpora import make_corpus
 from shards.corpora.bobsl import Bobsl
 from shards.corpora.caption_segments import segment_ids
+from shards.corpora.captions import Caption
 from shards.corpora.media_files import files_below, files_by_stem
 from shards.corpora.youtube_asl import YouTubeASL
 from shards.corpora.youtube_files import CaptionFile
 from shards.errors import DataError
-from shards.index import read_index
-from shards.lint import lint
+from shards.format.index import read_index
+from shards.inspect.lint import lint
+from shards.media.video import VideoOptions
 from shards.schema import Segment, VideoFile
-from shards.video import VideoOptions
 from tests.unit.shards.making import mp4, pictures
 
 A, B, C, D, E = "-abcdefgh_1", "BBBBBBBBBBB", "CCCCCCCCCCC", "DDDDDDDDDDD", "EEEEEEEEEEE"

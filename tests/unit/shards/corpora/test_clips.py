@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
 from shards.corpora import make_corpus
 from shards.corpora.csl_news import CslNews
 from shards.corpora.dailymoth import DailyMoth
 from shards.errors import DataError
-from shards.lint import lint
+from shards.inspect.lint import lint
 from shards.schema import Segment, VideoFile
 from tests.unit.shards.making import mp4, pictures
 

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from shards.build.prepare import has_media
 from shards.corpora import make_corpus
 from shards.errors import DataError
-from shards.prepare import has_media
-from tests.unit.shards.test_elan import document, referring, tier, timed
+from tests.unit.shards.corpora.test_elan import document, referring, tier, timed
 
 VIDEO = "-abcdefgh_1"
 PIECES = [

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
 from shards.corpora import make_corpus
 from shards.corpora.csl_daily import CslDaily
 from shards.corpora.how2sign import How2Sign

@@ -14,7 +14,7 @@ from shards.errors import DataError, OptionError
 from shards.schema import Segment, VideoFile
 from tests.unit.shards.corpora import layouts
 from tests.unit.shards.corpora.layouts import built, segments_of
-from tests.unit.shards.test_elan import document, tier, timed
+from tests.unit.shards.corpora.test_elan import document, tier, timed
 
 SRT = "1\n00:00:00,000 --> 00:00:00,400\nGuten Tag\n\n2\n00:00:00,400 --> 00:00:01,000\n* Applaus *\n"
 

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
 from shards.corpora import make_corpus
 from shards.corpora.table import Table, seconds
 from shards.errors import DataError
-from shards.index import read_index
+from shards.format.index import read_index
 from shards.schema import Crop, FrameFolder, Segment, VideoFile
 from tests.unit.shards.making import mp4, pictures
 

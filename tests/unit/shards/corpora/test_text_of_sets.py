@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
+from shards.build.report import corpus_report, report_lines
 from shards.corpora import make_corpus
 from shards.corpora.text import Text
 from shards.errors import OptionError
-from shards.filter import filtered
-from shards.filter_options import FilterOptions
-from shards.index import read_index, write_index
-from shards.known_texts import known_texts
-from shards.report import corpus_report, report_lines
-from shards.store import open_folder
+from shards.filter.corpus import filtered
+from shards.filter.known_texts import known_texts
+from shards.filter.options import FilterOptions
+from shards.format.index import read_index, write_index
+from shards.storage.store import open_folder
 from tests.unit.shards.making import save_tokenizer
 from tests.unit.shards.shard_sets import in_memory
 

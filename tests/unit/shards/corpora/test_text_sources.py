@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.build import BuildOptions, build
+from shards.build.build import BuildOptions, build
 from shards.corpora import compressed, make_corpus
 from shards.corpora.compressed import byte_lines, open_source, plain_suffix
 from shards.corpora.parallel import Parallel
@@ -26,9 +26,9 @@ from shards.corpora.text_base import TextBase
 from shards.corpora.text_documents import arrow_rows, read_documents, value_at
 from shards.corpora.text_files import Formats, check_split, find_files
 from shards.errors import DataError, OptionError
-from shards.filter import filtered
-from shards.filter_options import FilterOptions
-from shards.lint import lint
+from shards.filter.corpus import filtered
+from shards.filter.options import FilterOptions
+from shards.inspect.lint import lint
 from tests.unit.shards.making import save_tokenizer
 
 

@@ -1,0 +1,225 @@
+"""Write the frame features of a video shard set as another shard set: same shards, keys, rows and annotations.
+
+Decoding runs in processes that read ahead, the encoder in this one. A finished shard is kept, so a killed run
+continues, and the set appears complete or not at all.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from shards.build.prepare import Skip, ordered_map
+from shards.build.work import Work, full_disk_named, open_work
+from shards.errors import DataError
+from shards.format.index import ShardSet, fingerprint, read_index, rows_to_table
+from shards.format.writer import TarWriter, dump_json
+from shards.load.features import DTYPE
+from shards.load.reader import wanted_frames
+from shards.media.video import decode
+from shards.schema import ANNOTATION, IndexRow, Manifest
+from shards.storage.store import open_folder
+
+Decoded = np.ndarray | DataError
+
+
+class FrameEncoder(Protocol):
+    """What turns frames into features."""
+
+    identity: dict[str, Any]
+    """What decides the features, readable, with ``fingerprint`` and ``width``; kept in the manifest."""
+    image_pixels: int
+
+    def __call__(self, frames_THWC: np.ndarray) -> np.ndarray:
+        """uint8 [T, H, W, 3] RGB, H = W = ``image_pixels`` -> floats [T, D]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureOptions:
+    """How features are extracted."""
+
+    frame_stride: int = 1
+    """Store every n-th frame; training may thin out further, never go back."""
+    workers: int = 1
+    """Processes that decode."""
+    max_skipped_fraction: float = 0.01
+    """More unreadable clips fail."""
+
+    def __post_init__(self) -> None:
+        if self.frame_stride < 1:
+            raise DataError(f"frame_stride {self.frame_stride} is not positive", where="features", fix="give 1 or more")
+
+
+def write_features(
+    source: Path | str,
+    out: Path | str,
+    encoder: FrameEncoder,
+    options: FeatureOptions,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """Write the features of every clip of a video shard set.
+
+    Args:
+        source: folder or URL of the videos.
+        out: new folder or URL; a finished one of the same source, encoder and options is returned as it is.
+        encoder: deterministic; called in this process.
+        options: frames and workers.
+        on_progress: called with (clips done, clips in all).
+
+    Raises:
+        DataError: no video shard set, too many unreadable clips, ``out`` holds something else, or a full disk.
+    """
+    shard_set = read_index(source)
+    if shard_set.manifest.kind != "video":
+        raise DataError(
+            f"holds {shard_set.manifest.kind} samples", where=str(source), fix="extract features from a video shard set"
+        )
+    return _Extraction(shard_set, out, encoder, options, on_progress).run()
+
+
+class _Extraction:
+    def __init__(
+        self,
+        source: ShardSet,
+        out: Path | str,
+        encoder: FrameEncoder,
+        options: FeatureOptions,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.source, self.encoder, self.options, self.on_progress = source, encoder, options, on_progress
+        self.work: Work = open_work(out)
+        stored = {**encoder.identity, "frame_stride": options.frame_stride, "dtype": DTYPE.str}
+        about: dict[str, Any] = {"source": source.fingerprint, "features": stored}
+        if "video" in source.manifest.options:  # other videos are brought into this form before they are translated
+            about["video"] = source.manifest.options["video"]
+        self.identity: dict[str, Any] = {"options": about, "versions": source.manifest.versions}
+        counts = [shard["samples"] for shard in source.manifest.shards]
+        begins = np.cumsum([0, *counts]).tolist()
+        names = [shard["name"] for shard in source.manifest.shards]
+        self.ranges = dict(zip(names, zip(begins, counts, strict=False), strict=True))
+        self.done = 0
+
+    def run(self) -> Manifest:
+        if (manifest := self.work.finished(self.identity)) is not None:
+            return manifest
+        with full_disk_named(self.work.where), self.work.session(self.identity, None):
+            if not self.work.only_rename_missing(self.identity):
+                self._write_shards()
+                self._finish()
+            return self.work.publish()
+
+    def _write_shards(self) -> None:
+        missing = [name for name in self.ranges if self.work.read_part(name) is None]
+        self.done = len(self.source) - sum(self.ranges[name][1] for name in missing)
+        read = functools.partial(_decoded, str(self.source.dir), self.encoder.image_pixels, self.options.frame_stride)
+        units = ((name, row) for name in missing for row in self._rows(name))
+        with contextlib.closing(ordered_map(read, units, self.options.workers)) as decoded:
+            for name in missing:
+                self._write_shard(name, decoded)
+
+    def _rows(self, shard: str) -> Iterator[IndexRow]:
+        begin, count = self.ranges[shard]
+        for values in self.source.table.slice(begin, count).to_pylist():
+            yield IndexRow(**values)
+
+    def _write_shard(self, name: str, decoded: Iterator[tuple[str, Decoded]]) -> None:
+        rows: list[IndexRow] = []
+        skips: list[Skip] = []
+        with self.work.scratch() as folder:
+            with TarWriter(folder / name) as tar:
+                for row in self._rows(name):
+                    _, found = next(decoded)
+                    if isinstance(found, DataError):
+                        detail = f"{found.where}: {found.what}"
+                        skips.append(Skip(row.sample_id, row.split, "unreadable_media", detail, f"{name}:{row.key}"))
+                    else:
+                        rows.append(self._add(tar, row, found))
+                    self.done += 1
+                    if self.on_progress is not None:
+                        self.on_progress(self.done, len(self.source))
+            part = {
+                "size": tar.size,
+                "sha256": tar.digest.hexdigest(),
+                "skips": [dataclasses.asdict(skip) for skip in skips],
+                "rows": [list(row) for row in rows],
+            }
+            self.work.store(tar, name, rows, json.dumps(part).encode())
+
+    def _add(self, tar: TarWriter, row: IndexRow, frames_THWC: np.ndarray) -> IndexRow:
+        """Append one clip's features and what its json says, and return the new index row."""
+        features_TD = self.encoder(frames_THWC).astype(DTYPE)
+        if not np.isfinite(features_TD).all():
+            raise DataError(
+                "features beyond the range of float16, or not finite",
+                where=f"{row.shard}:{row.key}",
+                fix="use a backbone whose outputs are normalised, or look for broken weights",
+            )
+        buffer = io.BytesIO()
+        np.lib.format.write_array(buffer, np.ascontiguousarray(features_TD), version=(1, 0), allow_pickle=False)
+        payload = buffer.getvalue()
+        header = len(payload) - features_TD.nbytes
+        annotation = {name: getattr(row, name) for name in ANNOTATION}
+        stored: dict[str, Any] = {
+            "frames": len(features_TD),
+            "fps": row.fps / self.options.frame_stride,
+            "duration_seconds": row.duration_seconds,
+            "width": features_TD.shape[1],
+            "height": 1,
+        }
+        member = tar.add(f"{row.key}.npy", payload)
+        meta = tar.add(f"{row.key}.json", dump_json({"id": row.sample_id, **annotation, **stored}))
+        return row._replace(
+            offset=member.offset + header, size=features_TD.nbytes, crc32=zlib.crc32(payload[header:]),
+            meta_offset=meta.offset, meta_size=meta.size, meta_crc32=meta.crc32, **stored,
+        )  # fmt: skip
+
+    def _finish(self) -> None:
+        """Join the part records into skipped.jsonl, index.parquet and, last, manifest.json."""
+        identity = self.identity
+        manifest = Manifest("features", options=identity["options"], versions=identity["versions"])
+        rows: list[IndexRow] = []
+        skips: list[dict[str, Any]] = []
+        for name, part in self.work.parts():
+            found = [IndexRow(*values) for values in part["rows"]]
+            skips += part["skips"]
+            if found:
+                sizes = {"samples": len(found), "size": part["size"], "sha256": part["sha256"]}
+                manifest.shards.append({"name": name, **sizes})
+            rows += found
+        if len(skips) > self.options.max_skipped_fraction * len(self.source) or not rows:
+            first = "; ".join(f"{skip['origin']}: {skip['detail']}" for skip in skips[:3])
+            raise DataError(
+                f"{len(skips)} of {len(self.source)} clips cannot be read. First: {first}",
+                where=str(self.source.dir),
+                fix="run `slt shards lint DIR` and rebuild or copy the shards",
+            )
+        manifest.splits = dict(sorted(collections.Counter(row.split for row in rows).items()))
+        manifest.counts = {"samples": len(rows), "skipped": len(skips)}
+        table = rows_to_table(rows)
+        manifest.fingerprint = fingerprint(manifest.shards, table)
+        lines = "".join(json.dumps(skip, ensure_ascii=False) + "\n" for skip in skips)
+        self.work.finish(table, manifest, lines.encode())
+
+
+def _decoded(location: str, size: int, frame_stride: int, row: IndexRow) -> Decoded:
+    """The frames [T, H, W, 3] of a clip, or why there are none; runs in a builder process."""
+    where = f"{location}/{row.shard}:{row.key}"
+    try:
+        payload = open_folder(location).read_range(row.shard, row.offset, row.size)
+        if zlib.crc32(payload) != row.crc32:
+            raise DataError("the bytes do not match the CRC-32 in the index", where=where, fix="run `slt shards lint`")
+        return decode(payload, row.frames, wanted_frames(row.frames, 0, frame_stride), size, where)
+    except DataError as error:
+        return error

@@ -1,0 +1,260 @@
+"""Planning a build from the annotations alone: options, count, digests, and which segments go into which shard."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import json
+import string
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import av
+
+from shards.build.prepare import EXCLUDED, Skip
+from shards.errors import DataError, OptionError
+from shards.media.video import VideoOptions
+from shards.names import located, same_name
+from shards.schema import SPLIT_NAME, Corpus, Crop, FrameFolder, Kind, Segment, VideoFile
+from shards.text import load_tokenizer, token_dtype, tokenizer_fingerprint
+from shards.text_tokens import TextTokens
+
+DEFAULT_SKIPPED_FRACTION = 0.05
+_SEGMENTS_PER_UNIT, _OVERLAP_SECONDS, _DOCUMENTS_PER_UNIT = 8, 1.0, 512
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """How samples are stored. All fields but ``max_skipped_fraction`` decide bytes."""
+
+    video: VideoOptions = field(default_factory=VideoOptions)
+    tokenizer: str = ""
+    """Hugging Face tokenizer folder; required for text corpora. With video, it counts the tokens of the texts."""
+    samples_per_shard: int = 256
+    """Video segments per tar; about 40 MB at 256 pixels."""
+    documents_per_shard: int = 65536
+    tokens_per_member: int = 1_000_000
+    """Documents are concatenated into members of about this many token ids."""
+    max_skipped_fraction: float | None = None
+    """A build that leaves out more than this part of the segments fails. None = what the corpus says is usual, or
+    0.05. Segments that a published filter excludes do not count."""
+
+    def allowed_skips(self, corpus: Corpus) -> float:
+        """The fraction of segments of ``corpus`` that may be skipped."""
+        if self.max_skipped_fraction is not None:
+            return self.max_skipped_fraction
+        return float(getattr(corpus, "max_skipped_fraction", None) or DEFAULT_SKIPPED_FRACTION)
+
+    def __post_init__(self) -> None:
+        if min(self.samples_per_shard, self.documents_per_shard, self.tokens_per_member) < 1:
+            raise OptionError("shard and member sizes must be >= 1", where="build options", fix="correct the option")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """One tar to write: its name, its segments in order, and the digest of everything annotated about them."""
+
+    name: str
+    number: int
+    """Place among all shards of the build, in the order they fill up."""
+    segments: list[Segment]
+    skips: list[Skip]
+    """Segments that need no look at the media: excluded by a published filter, or without text."""
+    digest: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(slots=True)
+class Survey:
+    """First pass over the annotations: what there is, before any media is read."""
+
+    kind: Kind = "video"
+    total: int = 0
+    """Segments to build; those a published filter excludes are not among them."""
+    excluded: int = 0
+    digest: str = ""
+    shards: int = 0
+    corpora: list[str] = field(default_factory=list)
+
+
+def survey_corpus(corpus: Corpus, options: BuildOptions) -> Survey:
+    """Read all annotations once: kind, count and digest. Raises DataError for duplicate ids or mixed kinds."""
+    survey, seen = Survey(), set()
+    digest = hashlib.sha256()
+    names: dict[str, None] = {}
+    kinds: dict[Kind, str] = {}
+    for segment in corpus.segments():
+        if not SPLIT_NAME.fullmatch(segment.split):
+            raise DataError(
+                f"{segment.split!r} is no name of a split",
+                where=segment.origin,
+                fix="use small letters, digits and _, for example train, dev, test or test_aligned",
+            )
+        if segment.excluded:
+            survey.excluded += 1
+        else:
+            survey.total += 1
+            kinds.setdefault("text" if segment.media is None else "video", segment.origin)
+        identity = segment_identity(segment)
+        if identity in seen:
+            first = next(other.origin for other in corpus.segments() if segment_identity(other) == identity)
+            raise DataError(
+                f"the id {segment.id!r} occurs twice, first at {first}",
+                where=segment.origin,
+                fix="make ids unique, or remove one of the two rows",
+            )
+        seen.add(identity)
+        names[segment.corpus] = None
+        digest.update(_segment_digest(segment))
+    if len(kinds) != 1:
+        raise DataError(
+            nothing_to_build(survey.excluded) if not kinds else f"video and text segments are mixed ({kinds})",
+            where=corpus.name,
+            fix="check the corpus options" if not kinds else "build two shard sets",
+        )
+    survey.kind, survey.digest, survey.corpora = next(iter(kinds)), digest.hexdigest(), list(names)
+    if survey.kind == "text" and not options.tokenizer:
+        raise OptionError("a text corpus needs a tokenizer", where=corpus.name, fix="add --tokenizer FOLDER")
+    return survey
+
+
+def nothing_to_build(excluded: int) -> str:
+    """Why there is nothing to build."""
+    return f"all {excluded} segments are excluded" if excluded else "no segments at all"
+
+
+def segment_identity(segment: Segment) -> bytes:
+    """8 bytes that stand for a segment's corpus and id, in any spelling of the id."""
+    return hashlib.blake2b(f"{segment.corpus}\0{same_name(segment.id)}".encode(), digest_size=8).digest()
+
+
+def shard_tasks(corpus: Corpus, options: BuildOptions, kind: Kind) -> Iterator[ShardTask]:
+    """The shards of a build in the order they fill up: a pure function of annotations and options."""
+    size = options.samples_per_shard if kind == "video" else options.documents_per_shard
+    waiting: dict[str, list[Segment]] = {}
+    filled: collections.Counter[str] = collections.Counter()
+    numbers: collections.Counter[str] = collections.Counter()
+
+    def task(split: str) -> ShardTask:
+        segments = waiting.pop(split)
+        del filled[split]
+        digest = hashlib.sha256(b"".join(_segment_digest(segment) for segment in segments)).hexdigest()
+        name, number = f"{split}-{numbers[split]:06d}.tar", numbers.total()
+        numbers[split] += 1
+        found = [(segment, *skip_reason(segment)) for segment in segments]
+        skips = [Skip(s.id, s.split, reason, detail, s.origin) for s, reason, detail in found if reason]
+        return ShardTask(name, number, [_located(segment) for segment, reason, _ in found if not reason], skips, digest)
+
+    for segment in corpus.segments():
+        waiting.setdefault(segment.split, []).append(segment)
+        filled[segment.split] += not segment.excluded  # a shard is full by what is built
+        if filled[segment.split] == size:
+            yield task(segment.split)
+    for split in list(waiting):
+        yield task(split)
+
+
+def _located(segment: Segment) -> Segment:
+    """The segment with its media as it is spelled on the disk."""
+    return segment if segment.media is None else dataclasses.replace(segment, media=located(segment.media))
+
+
+def skip_reason(segment: Segment) -> tuple[str, str]:
+    """(reason, detail) why a segment is left out without a look at its media; empty when it is not."""
+    if segment.excluded:
+        return f"{EXCLUDED}{segment.excluded}", ""
+    if not segment.text.strip():
+        return "empty_text", ""
+    wrong = wrong_times(segment)
+    return ("wrong_times", wrong) if wrong else ("", "")
+
+
+def wrong_times(segment: Segment) -> str:
+    """What is wrong with the annotated times of a segment; empty when nothing is."""
+    if not isinstance(segment.media, VideoFile) or segment.media.end_seconds is None:
+        return ""
+    start, end = segment.media.start_seconds or 0.0, segment.media.end_seconds
+    if end > start:
+        return ""
+    return (
+        f"the end {end:g} s lies before the start {start:g} s" if end < start else f"start and end are both {end:g} s"
+    )
+
+
+def work_units(task: ShardTask, kind: Kind) -> Iterator[list[Segment]]:
+    """The segments of a shard in the pieces that one process handles at once, in order.
+
+    Consecutive pieces of one video stay together, because they share the decoding between key frames.
+    """
+    if kind == "text":
+        for start in range(0, len(task.segments), _DOCUMENTS_PER_UNIT):
+            yield task.segments[start : start + _DOCUMENTS_PER_UNIT]
+        return
+    unit: list[Segment] = []
+    for segment in task.segments:
+        if unit and not (len(unit) < _SEGMENTS_PER_UNIT and _continues(unit[-1].media, segment.media)):
+            yield unit
+            unit = []
+        unit.append(segment)
+    if unit:
+        yield unit
+
+
+def _continues(first: VideoFile | FrameFolder | None, second: VideoFile | FrameFolder | None) -> bool:
+    """Whether the second piece begins after the first one began and hardly before it ends."""
+    if not (isinstance(first, VideoFile) and isinstance(second, VideoFile) and first.path == second.path):
+        return False
+    if first.start_seconds is None or first.end_seconds is None or second.start_seconds is None:
+        return False
+    return second.start_seconds >= max(first.start_seconds, first.end_seconds - _OVERLAP_SECONDS)
+
+
+def _segment_digest(segment: Segment) -> bytes:
+    """Digest of what is annotated; media by file name, so that a corpus may move to another disk."""
+    values = [getattr(segment, name) for name in ("corpus", "id", "split", "text", "gloss", "signer")]
+    values += [segment.language, segment.sign_language, segment.excluded]
+    if segment.media is not None:
+        rest = [_plain(getattr(segment.media, key)) for key in sorted(type(segment.media).__slots__) if key != "path"]
+        values += [type(segment.media).__name__, same_name(segment.media.path.name), *rest]
+    return hashlib.sha256(json.dumps(values).encode()).digest()
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if isinstance(value, Crop) else value
+
+
+def build_identity(corpus: Corpus, options: BuildOptions, survey: Survey) -> dict[str, Any]:
+    """What decides the bytes: kept in the manifest and compared before anything is reused."""
+    stored: dict[str, Any] = {"corpora": survey.corpora, "segments": survey.digest, **getattr(corpus, "settings", {})}
+    versions: dict[str, str] = {}
+    if survey.kind == "video":
+        stored |= {"samples_per_shard": options.samples_per_shard, "video": dataclasses.asdict(options.video)}
+        versions |= {"av": av.__version__, "libavcodec": ".".join(map(str, av.library_versions["libavcodec"]))}
+        if options.tokenizer:
+            stored |= {"text_tokenizer": tokenizer_fingerprint(load_tokenizer(options.tokenizer))}
+            versions |= {"tokenizers": version("tokenizers")}
+    else:
+        tokenizer = load_tokenizer(options.tokenizer)
+        _check_templates(stored.get("templates", []), tokenizer)
+        stored |= {name: getattr(options, name) for name in ("documents_per_shard", "tokens_per_member")}
+        stored |= {"tokenizer": tokenizer_fingerprint(tokenizer), "token_dtype": token_dtype(tokenizer).str}
+        versions |= {"tokenizers": version("tokenizers")}
+    return {"options": stored, "versions": versions}
+
+
+def _check_templates(templates: Sequence[str], tokenizer: Any) -> None:
+    """A document is data from its first to its last character, so a template cannot command."""
+    reader = TextTokens(tokenizer)
+    for template in templates:
+        written = "".join(literal for literal, _, _, _ in string.Formatter().parse(template))
+        if spelled := reader.spelled(written):
+            raise OptionError(
+                f"{template!r} spells the control token {spelled[0]!r}, but documents are tokenised as plain text",
+                where="templates",
+                fix="use words, and the same words in connector.prompt",
+            )

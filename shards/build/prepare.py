@@ -1,0 +1,206 @@
+"""What builder processes do: one segment -> stored bytes, many documents -> token ids; and the ordered process pool."""
+
+from __future__ import annotations
+
+import collections
+import logging
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
+from typing import TypeVar
+
+import numpy as np
+
+from shards.errors import DataError
+from shards.media.frame_folder import MissingFrames, is_frame
+from shards.media.source import OutsideVideo, no_file
+from shards.media.video import (
+    VideoInfo,
+    VideoOptions,
+    probe,
+    ready_or_why,
+    ready_structure,
+    transcode,
+    transcode_pieces,
+)
+from shards.names import located
+from shards.schema import FrameFolder, Segment, VideoFile
+from shards.text import load_tokenizer, tokenise
+
+logger = logging.getLogger(__name__)
+Tag = TypeVar("Tag")
+Unit = TypeVar("Unit")
+Result = TypeVar("Result")
+EXCLUDED = "excluded/"
+_IN_FLIGHT_PER_WORKER = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A segment that does not become a sample; written to ``skipped.jsonl``."""
+
+    id: str
+    split: str
+    reason: str
+    """``missing_media`` | ``unreadable_media`` | ``outside_video`` | ``missing_frames`` | ``empty_text`` |
+    ``wrong_times`` | ``excluded/<why>``."""
+    detail: str
+    origin: str
+
+    @property
+    def excluded(self) -> bool:
+        """Whether a published filter left the segment out: not a fault, and not part of the skip budget."""
+        return self.reason.startswith(EXCLUDED)
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedVideo:
+    payload: bytes
+    info: VideoInfo
+    why: str = ""
+    """Why a whole file was encoded, a word of ``build.encoded.REASONS``; empty for other media and files kept."""
+    source_bytes: int = 0
+    """Size of that file."""
+
+
+def has_media(media: VideoFile | FrameFolder) -> bool:
+    """Whether the file exists, in any spelling of its name, or the folder holds at least one frame."""
+    media = located(media)
+    if isinstance(media, VideoFile):
+        return media.path.is_file()
+    return media.path.is_dir() and any(map(is_frame, media.path.glob(media.pattern)))
+
+
+def prepare_videos(segments: Sequence[Segment], options: VideoOptions) -> list[PreparedVideo | Skip]:
+    """Transcode segments; several are pieces of one file in order of their starts.
+
+    Unusable media becomes a Skip with its reason.
+    """
+    media = [segment.media if segment.media is None else located(segment.media) for segment in segments]
+    pieces = [item for item in media if isinstance(item, VideoFile)]
+    if len(pieces) < len(media) or len(media) == 1 or not has_media(pieces[0]):
+        return [prepare_video(segment, options) for segment in segments]
+    found = transcode_pieces(pieces, options)
+    return [_prepared(segment, result) for segment, result in zip(segments, found, strict=True)]
+
+
+def prepare_video(segment: Segment, options: VideoOptions) -> PreparedVideo | Skip:
+    """Transcode one segment; unusable media becomes a Skip with its reason."""
+    assert segment.media is not None
+    media = located(segment.media)
+    if not has_media(media):
+        return Skip(segment.id, segment.split, "missing_media", _absent(media), segment.origin)
+    try:
+        ready = ready_or_why(media, options) if isinstance(media, VideoFile) else ""
+        if not isinstance(ready, str):
+            return PreparedVideo(*ready)
+        prepared = _prepared(segment, transcode(media, replace(options, keep_ready=False)))
+        if ready and isinstance(prepared, PreparedVideo):
+            return replace(prepared, why=ready, source_bytes=media.path.stat().st_size)
+        return prepared
+    except DataError as error:
+        return _prepared(segment, error)
+
+
+def prepare_at_once(segments: Sequence[Segment], options: VideoOptions) -> list[PreparedVideo | Skip] | None:
+    """What :func:`prepare_videos` returns, when reading the file is all the work: a file that is stored unchanged and
+    checked by its headers. None = it is more work, or another kind of file."""
+    [segment, *more] = segments
+    if more or options.validate != "headers" or not isinstance(segment.media, VideoFile):
+        return None
+    try:
+        ready = ready_structure(segment.media, options)
+    except DataError as error:
+        return [_prepared(segment, error)]
+    return None if ready is None else [PreparedVideo(*ready)]
+
+
+def _absent(media: VideoFile | FrameFolder) -> str:
+    path = media.path
+    if isinstance(media, FrameFolder) and path.is_dir():
+        return f"{path} holds no image that matches {media.pattern}"
+    return f"{path} {no_file(path) or 'is a file, not a folder of images'}"
+
+
+def _prepared(segment: Segment, result: bytes | DataError) -> PreparedVideo | Skip:
+    if isinstance(result, bytes):
+        return PreparedVideo(result, probe(result))
+    reason = "missing_frames" if isinstance(result, MissingFrames) else "unreadable_media"
+    reason = "outside_video" if isinstance(result, OutsideVideo) else reason
+    return Skip(segment.id, segment.split, reason, f"{result.where}: {result.what}", segment.origin)
+
+
+def prepare_documents(segments: Sequence[Segment], tokenizer: str) -> list[np.ndarray]:
+    """Token ids of each segment's text, with the tokenizer of this folder."""
+    return tokenise([segment.text for segment in segments], load_tokenizer(tokenizer)) if segments else []
+
+
+def ordered_map(
+    function: Callable[[Unit], Result],
+    units: Iterator[tuple[Tag, Unit]],
+    workers: int,
+    at_once: Callable[[Unit], Result | None] | None = None,
+) -> Generator[tuple[Tag, Result], None, None]:
+    """``(tag, function(unit))`` in order, by ``workers`` processes (0 or 1: this one) that run a bounded number ahead.
+
+    Args:
+        function: can be sent to another process, like its results.
+        units: what to do.
+        workers: no process is started before there is work for it.
+        at_once: asked first, in this process: the result of a unit that is not worth sending, else None.
+
+    Raises:
+        DataError: naming the tag in work when a process dies, e.g. killed for memory.
+    """
+    if workers <= 1:
+        for tag, unit in units:
+            yield tag, function(unit)
+        return
+    context = multiprocessing.get_context("spawn")  # a forked copy of threads and locks can hang
+    pending: collections.deque[tuple[Tag, Future[Result]]] = collections.deque()
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_exit_with_parent)
+    in_work = ""
+    try:
+        for tag, unit in units:
+            in_work = in_work or str(tag)
+            result = at_once(unit) if at_once is not None else None
+            pending.append((tag, pool.submit(function, unit) if result is None else _done(result)))
+            if len(pending) >= workers * _IN_FLIGHT_PER_WORKER:
+                done, future = pending.popleft()
+                in_work = str(done)
+                yield done, future.result()
+        while pending:
+            done, future = pending.popleft()
+            in_work = str(done)
+            yield done, future.result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a builder process died (out of memory, or a crash in a media library)",
+            where=f"at or shortly after {in_work}",
+            fix="run again with fewer --workers; finished shards are kept",
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _done(result: Result) -> Future[Result]:
+    future: Future[Result] = Future()
+    future.set_result(result)
+    return future
+
+
+def _exit_with_parent() -> None:
+    """End this builder process when the one that started it is gone: kill -9 gives no other notice."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="parent-watch").start()

@@ -1,0 +1,65 @@
+"""Opening a shard set wherever it lies: for training and evaluation, or for a tool that looks at it once."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shards.errors import DataError
+from shards.format.index import INDEX_NAME, MANIFEST_NAME, ShardSet, open_index, read_index
+from shards.storage.cache import mirror
+from shards.storage.store import Folder, is_remote
+
+
+def open_shards(
+    location: str | Path,
+    cache_dir: str | Path | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> ShardSet:
+    """The shard set at a path or URL, its index shared by all processes of the host.
+
+    Args:
+        location: folder, or URL in an object store.
+        cache_dir: node-local folder for the index (and shards) of remote sets, and for mapped copies of large
+            indices whose folder is read-only.
+        storage_options: of the object store's fsspec file system.
+
+    Raises:
+        DataError: no intact shard set there, or a remote one without ``cache_dir``.
+    """
+    if not is_remote(location):
+        return open_index(Path(str(location).removeprefix("file://")), cache_dir)
+    if cache_dir is None:
+        raise DataError(
+            "a shard set in an object store needs a local folder for its index",
+            where=str(location),
+            fix="set data.cache_dir, or copy the set to a disk",
+        )
+    return open_index(mirror(str(location), Path(cache_dir), storage_options), cache_dir)
+
+
+def open_set(folder: Folder) -> ShardSet:
+    """The shard set in a folder, local or on an object store, with all columns of its index.
+
+    Raises:
+        DataError: no manifest or index there, or they are damaged.
+    """
+    if folder.is_local:
+        return read_index(folder.location)
+    with tempfile.TemporaryDirectory(prefix="slt-index-") as scratch:
+        for name in (MANIFEST_NAME, INDEX_NAME):
+            if not folder.exists(name):
+                raise DataError(f"no {name}: not a shard set", where=folder.location, fix="check the address")
+            folder.download(name, Path(scratch) / name)
+        return read_index(scratch)
+
+
+def media_type(head: bytes) -> str:
+    """MIME type of a video from its first bytes."""
+    if head[:4] == b"\x1a\x45\xdf\xa3":
+        return "video/webm"
+    if head[:4] == b"RIFF":
+        return "video/x-msvideo"
+    return "video/mp4"

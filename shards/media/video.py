@@ -1,0 +1,388 @@
+"""Video, pure per sample: probe, transcode to the stored form, decode. PyAV, one thread.
+
+The stored form is H.264 with a short GOP and no B-frames: on signing at 256 px it decodes faster than anything but
+JPEG at an eighth of the bytes, and a 16-frame piece costs one GOP. One thread per call keeps bytes deterministic;
+parallelism comes from processes.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from shards.errors import DataError, OptionError
+from shards.media.frame_folder import folder_frames
+from shards.media.mp4 import NotSure, check_samples, read_mp4
+from shards.media.picture import Pictures, stored_size, tag_colours, upright
+from shards.media.source import (
+    FIX_MEDIA,
+    DecodingPass,
+    OpenVideo,
+    constant_rate,
+    decoded,
+    decoded_packets,
+    no_file,
+    no_file_error,
+    packets,
+)
+from shards.schema import FrameFolder, VideoFile
+
+logger = logging.getLogger(__name__)
+_FURTHER_BACK_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """What a container says about its video stream (``frames`` counted from packets when not declared)."""
+
+    frames: int
+    fps: float
+    width: int
+    height: int
+    duration_seconds: float
+    codec: str
+
+
+@dataclass(frozen=True, slots=True)
+class VideoOptions:
+    """The stored form. Every field decides bytes and is recorded in the manifest."""
+
+    short_side: int = 256
+    """Pixels of the shorter side; smaller media is never enlarged. 0 keeps the size."""
+    fps: float = 25.0
+    """Constant frame rate; faster media is decimated, slower media repeats frames. 0 keeps the source rate."""
+    crf: int = 20
+    gop: int = 12
+    """Most frames between two key frames: what reading a piece from the middle costs."""
+    preset: str = "medium"
+    keep_ready: bool = True
+    """Store files that already have this form unchanged instead of encoding them a second time."""
+    validate: Literal["full", "headers"] = "full"
+    """How files that are stored unchanged are checked: ``headers`` reads their structure, which is many times faster
+    and does not notice damaged pictures; ``full`` decodes every frame as well. Files of a structure that
+    ``shards.media.mp4`` does not know are always decoded."""
+
+    def __post_init__(self) -> None:
+        if self.validate not in ("full", "headers"):
+            raise OptionError(f"validate {self.validate!r}", where="video options", fix="use full or headers")
+        if self.short_side < 0 or self.fps < 0 or self.gop < 1 or not 0 <= self.crf <= 51:
+            raise OptionError(
+                f"short_side {self.short_side}, fps {self.fps}: need >= 0; gop {self.gop}: >= 1; crf {self.crf}: 0..51",
+                where="video options",
+                fix="correct the option",
+            )
+
+    def accepts(self, width: int, height: int, fps: Fraction | None) -> bool:
+        """Whether video of this size and rate is stored without scaling and without another rate."""
+        return self.accepts_size(width, height) and self.accepts_rate(fps)
+
+    def accepts_size(self, width: int, height: int) -> bool:
+        """Whether video of this size is stored without scaling."""
+        return not (self.short_side and min(width, height) > self.short_side) and width % 2 == height % 2 == 0
+
+    def accepts_rate(self, fps: Fraction | None) -> bool:
+        """Whether video of this rate is stored at the same rate."""
+        return not (self.fps and fps != Fraction(self.fps).limit_denominator(1001))
+
+
+def probe(source: Path | bytes) -> VideoInfo:
+    """Read the container header of a file or of bytes. Raises DataError when there is no readable video stream."""
+    with OpenVideo(source, str(source) if isinstance(source, Path) else "") as (container, stream, where):
+        frames = stream.frames or sum(packet.size > 0 for packet in packets(container, stream, where))
+        return _info(stream, frames)
+
+
+def _info(stream: Any, frames: int) -> VideoInfo:
+    fps = float(stream.average_rate or stream.guessed_rate or 0)
+    seconds = float(stream.duration * stream.time_base) if stream.duration else frames / fps if fps else 0.0
+    context = stream.codec_context
+    return VideoInfo(frames, fps, context.width, context.height, seconds, context.name)
+
+
+def transcode(media: VideoFile | FrameFolder, options: VideoOptions) -> bytes:
+    """Cut, crop, resize and encode one segment to the stored form; the same input gives the same bytes.
+
+    Returns:
+        An mp4 file: H.264, yuv420p, limited range, constant ``options.fps``, a key frame at least every
+        ``options.gop`` frames, no B-frames, no audio; the colour matrix of the source, named in the stream.
+
+    Raises:
+        DataError: media missing, truncated or damaged, no video stream, or no frame between the two times.
+    """
+    if isinstance(media, FrameFolder):
+        rate, where = options.fps or media.fps, str(media.path)
+        slots = constant_rate(folder_frames(media), rate, 0.0, 1 / media.fps)
+        return _encode(slots, rate, Pictures(None, options.short_side, 1, where), options)
+    if media.path.is_file() and (ready := ready_payload(media, options)) is not None:
+        return ready[0]
+    [result] = transcode_pieces([media], options)
+    if isinstance(result, DataError):
+        raise result
+    return result
+
+
+def transcode_pieces(pieces: Sequence[VideoFile], options: VideoOptions) -> list[bytes | DataError]:
+    """Pieces of one file in order of their starts, encoded; stretches they share are decoded once.
+
+    The bytes of a piece do not depend on the others. A piece that cannot be used is a DataError in its place.
+    """
+    path = pieces[0].path
+    if no_file(path):
+        return [no_file_error(path) for _ in pieces]
+    results: list[bytes | DataError] = []
+    while len(results) < len(pieces):
+        rest = pieces[len(results) :]
+        found = _transcode_pass(rest, options, back=0.0)
+        if isinstance(found[-1], DataError):
+            if len(found) > 1:
+                found.pop()  # the damage may lie between the pieces: try this one again alone
+            elif rest[0].start_seconds:
+                # the key frame before the piece may be unusable, or the file's index poor: decode from further back
+                [again] = _transcode_pass(rest[:1], options, back=_FURTHER_BACK_SECONDS)
+                found = found if isinstance(again, DataError) else [again]
+        results += found
+    return results
+
+
+def decode(
+    payload: bytes, frames: int, wanted: Sequence[int] | None = None, size: int | None = None, where: str = ""
+) -> np.ndarray:
+    """Decode a stored video to RGB.
+
+    Args:
+        payload: the mp4 bytes.
+        frames: how many frames the index says; another number is an error.
+        wanted: increasing frame numbers to return; None = all.
+        size: resize the short side to this many pixels (fast bilinear) and crop the centre square; None = stored size.
+        where: shard and key for error messages.
+
+    Returns:
+        uint8 [T, H, W, 3] with T = number of wanted frames.
+
+    Raises:
+        DataError: damaged bytes, another number of frames, or a wanted frame that does not exist.
+    """
+    order = list(range(frames)) if wanted is None else [int(number) for number in wanted]
+    if not order or order[0] < 0 or order[-1] >= frames or any(a >= b for a, b in itertools.pairwise(order)):
+        raise DataError(
+            f"wanted frames {order[:4]}... of {frames} are not increasing", where=where, fix="ask for existing frames"
+        )
+    with OpenVideo(payload, where) as (container, stream, _):
+        if stream.frames and stream.frames != frames:
+            raise _count_error(stream.frames, frames, where)
+        early = stream.frames > 0 and order[-1] < frames - 1
+        first = _seek(container, stream, order[0]) if early else 0
+        found, count = _collect(decoded(container, stream, where), first, order, size, early)
+    if not early and count != frames:
+        raise _count_error(count, frames, where)
+    if len(found) != len(order):
+        raise _count_error(count, frames, where)
+    return np.stack(found)
+
+
+def _collect(
+    frames: Iterator[av.VideoFrame], first: int, order: list[int], size: int | None, early: bool
+) -> tuple[list[np.ndarray], int]:
+    """The wanted frames as RGB arrays, and how many frames were seen; ``early`` stops after the last wanted one."""
+    found: list[np.ndarray] = []
+    reformatter, number = VideoReformatter(), first
+    for frame in frames:
+        if len(found) < len(order) and number == order[len(found)]:
+            found.append(_to_rgb(frame, reformatter, size))
+        number += 1
+        if early and len(found) == len(order):
+            break
+    return found, number
+
+
+def _count_error(found: int, frames: int, where: str) -> DataError:
+    return DataError(f"{found} frames, the index says {frames}", where=where, fix="rebuild this shard set")
+
+
+def _seek(container: Any, stream: Any, frame: int) -> int:
+    """Seek to the key frame before ``frame`` and return the number of the next decoded frame (0 = did not seek).
+
+    Frame numbers follow from time stamps only at a constant rate; other media is read from its start.
+    """
+    rate = stream.average_rate
+    if frame == 0 or not rate or stream.base_rate != rate or stream.start_time is None:
+        return 0
+    ticks = 1 / (rate * stream.time_base)
+    container.seek(stream.start_time + int(frame * ticks), stream=stream, backward=True, any_frame=False)
+    for packet in container.demux(stream):
+        if packet.pts is not None:
+            start = packet.pts
+            container.seek(start, stream=stream, backward=True, any_frame=False)
+            return round((start - stream.start_time) / ticks)
+    return 0
+
+
+def _to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter, size: int | None) -> np.ndarray:
+    tag_colours(frame)
+    if size is None:
+        return reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+    scale = size / min(frame.width, frame.height)
+    width, height = max(size, round(frame.width * scale)), max(size, round(frame.height * scale))
+    image = reformatter.reformat(
+        frame, width=width, height=height, format="rgb24", interpolation="FAST_BILINEAR", threads=1
+    ).to_ndarray()
+    top, left = (height - size) // 2, (width - size) // 2
+    return image[top : top + size, left : left + size]
+
+
+def ready_payload(media: VideoFile, options: VideoOptions) -> tuple[bytes, VideoInfo] | None:
+    """A file that already has the stored form; None when it must be encoded. Damage raises DataError."""
+    found = ready_or_why(media, options)
+    return None if isinstance(found, str) else found
+
+
+def ready_or_why(media: VideoFile, options: VideoOptions) -> tuple[bytes, VideoInfo] | str:
+    """A file that already has the stored form, or the word of ``shards.build.encoded.REASONS`` that says why it must be
+    encoded; no word where that is plain: a part of the file or picture, or ``keep_ready`` off. Damage raises DataError.
+    """
+    known = ready_structure(media, options)
+    if known is not None and options.validate == "headers":
+        return known
+    if not _kept_whole(media, options):
+        return ""
+    with OpenVideo(media.path, str(media.path)) as (container, stream, where):
+        if why := _other_form(container, stream, options):
+            return why
+        found = list(packets(container, stream, where))
+        if any(packet.is_discard for packet in found):
+            return "edit_list"
+        times = [packet.pts for packet in found if packet.pts is not None]
+        keys = [place for place, packet in enumerate(found) if packet.is_keyframe and packet.pts is not None]
+        if len(set(np.diff(sorted(times)))) > 1:
+            return "uneven_times"
+        if not keys or keys[0] or max(np.diff([*keys, len(times)])) > options.gop:
+            return "key_frames"
+        count, turned = 0, False
+        for frame in decoded_packets(found, where):
+            count, turned = count + 1, turned or bool(upright(frame)) or frame.interlaced_frame
+        if count != len(times) or (stream.frames and len(times) != stream.frames):
+            raise DataError(f"{count} frames decode of {len(times)} stored", where=where, fix=FIX_MEDIA)
+        return "turned" if turned else (media.path.read_bytes(), _info(stream, len(times)))
+
+
+def _kept_whole(media: VideoFile, options: VideoOptions) -> bool:
+    return options.keep_ready and (media.start_seconds, media.end_seconds, media.crop) == (None, None, None)
+
+
+def ready_structure(media: VideoFile, options: VideoOptions) -> tuple[bytes, VideoInfo] | None:
+    """A file whose boxes and units say that it has the stored form and is whole; no picture is decoded.
+
+    Returns:
+        None for every other file: it has another form, is missing, or is of a kind that ``shards.media.mp4`` cannot
+        read.
+
+    Raises:
+        DataError: the structure is damaged.
+    """
+    if not _kept_whole(media, options):
+        return None
+    where = str(media.path)
+    try:
+        with open(where, "rb", buffering=0) as handle:
+            descriptor = handle.fileno()
+            size = os.fstat(descriptor).st_size
+            track = read_mp4(lambda offset, count: os.pread(descriptor, count, offset), size, where, options.accepts)
+            if track.longest_gop > options.gop:
+                return None
+            payload = handle.readall()
+        check_samples(track, payload, where)
+    except (NotSure, OSError) as reason:  # libav looks at it next, and names what it cannot read
+        logger.debug("%s: left to libav (%s)", where, reason)
+        return None
+    fps = float(track.fps)
+    return payload, VideoInfo(track.frames, fps, track.width, track.height, track.frames / fps, "h264")
+
+
+def _other_form(container: Any, stream: Any, options: VideoOptions) -> str:
+    """In what the header says something else than the stored form; empty when it promises that."""
+    context = stream.codec_context
+    size = context.width, context.height
+    differences = {
+        "codec": (context.name, context.pix_fmt) != ("h264", "yuv420p"),
+        "container": "mp4" not in container.format.name,
+        "size": not options.accepts_size(*size),
+        "rate": not options.accepts_rate(stream.average_rate),
+        # scalers that keep sides even write aspects such as 1136:1135, which square pixels would not change
+        "pixels": stored_size(*size, float(stream.sample_aspect_ratio or 1), options.short_side) != size,
+        "late_start": bool(stream.start_time),
+        "streams": len(container.streams) > 1,
+    }
+    return next((why for why, differs in differences.items() if differs), "")
+
+
+def _transcode_pass(pieces: Sequence[VideoFile], options: VideoOptions, back: float) -> list[bytes | DataError]:
+    """The pieces up to and including the first unusable one.
+
+    ``back``: decode from this many seconds before the first piece, and from further back where the file's index names
+    no key frame there.
+    """
+    results: list[bytes | DataError] = []
+    source = None
+    try:
+        with OpenVideo(pieces[0].path, str(pieces[0].path)) as (container, stream, where):
+            source = DecodingPass(container, stream, where)
+            rate = options.fps or 1 / source.frame_seconds
+            for number, piece in enumerate(pieces):
+                start = source.begin(piece)
+                if number:
+                    source.skip_to(start)
+                elif start - back > source.first and not source.seek(start - back):
+                    return _transcode_pass(pieces, options, math.inf if back else _FURTHER_BACK_SECONDS)
+                following = [source.begin(later) for later in pieces[number + 1 : number + 2]]
+                timed = source.piece(piece, *following)
+                slots = constant_rate(timed, rate, start, source.frame_seconds)
+                pictures = Pictures(piece.crop, options.short_side, stream.sample_aspect_ratio, where)
+                results.append(_encode(slots, rate, pictures, options))
+    except DataError as error:
+        results.append(source.explained(pieces[len(results)], error) if source is not None else error)
+    return results
+
+
+def _encode(frames: Iterator[av.VideoFrame], fps: float, pictures: Pictures, options: VideoOptions) -> bytes:
+    """Encode frames with x264, one thread."""
+    rate = Fraction(fps).limit_denominator(1001)
+    buffer, stream = io.BytesIO(), None
+    with av.open(buffer, "w", format="mp4", options={"fflags": "bitexact"}) as output:
+        for number, frame in enumerate(frames):
+            picture = pictures(frame)
+            if stream is None:
+                stream = _new_stream(output, rate, options, picture)
+            picture.pts, picture.time_base = number, 1 / rate
+            output.mux(stream.encode(picture))
+        if stream is None:
+            raise DataError("no frame between the two times", where=pictures.where, fix="check start and end")
+        output.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def _new_stream(output: Any, rate: Fraction, options: VideoOptions, first: av.VideoFrame) -> Any:
+    settings = {"crf": str(options.crf), "preset": options.preset, "tune": "fastdecode", "flags": "+bitexact"}
+    settings["a53cc"] = "0"  # captions of the broadcast would be copied into the pictures
+    # Without cpu-independent, x264's float SIMD for macroblock trees differs between CPUs, and even between two runs
+    # on one CPU (measured: 1 encoding in 30 had other bytes).
+    settings["x264-params"] = "threads=1:lookahead-threads=1:sync-lookahead=0:cpu-independent=1"
+    stream = output.add_stream("libx264", rate=rate, options=settings)
+    stream.width, stream.height = first.width, first.height
+    stream.pix_fmt, stream.time_base = "yuv420p", 1 / rate
+    context = stream.codec_context
+    context.gop_size, context.max_b_frames, context.thread_count, context.thread_type = options.gop, 0, 1, "NONE"
+    context.color_range, context.colorspace = first.color_range, first.colorspace
+    context.color_primaries, context.color_trc = first.color_primaries, first.color_trc
+    return stream
