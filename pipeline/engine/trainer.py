@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import torch
-from shards.load.step import LoaderOptions, StepBatch
 
 from pipeline import dist
 from pipeline.config.resolve import ResolvedRecipe
@@ -26,6 +25,7 @@ from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED, DivergedE
 from pipeline.stages.base import AnyStage, Normaliser, bytes_of, frozen_buffers, frozen_names, move_all
 from shards.errors import DataError
 from shards.load.loader import StepLoader, preload_workers
+from shards.load.requests import LoaderOptions, StepBatch
 
 logger = logging.getLogger(__name__)
 
