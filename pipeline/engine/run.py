@@ -63,8 +63,8 @@ class _RankLog(logging.FileHandler):
 class Launcher:
     """What started this rank, and how to deal with it."""
 
-    tell: Callable[[dict[str, Any]], None]
-    """Takes the exit note to it, which may be unable to read it from the run directory."""
+    tell: Callable[[dict[str, Any]], bool]
+    """Takes the exit note to it, which may be unable to read it from the run directory; False where nobody listens."""
     guard: Guard
     """Keeps other runs out of the run directory while rank 0 is inside."""
 
@@ -98,11 +98,11 @@ def main(given: RecipeFile | Unresolved, stop: StopFlag, launcher: Launcher) -> 
         stop: installed when the process started.
         launcher: what started it.
     """
-    launched = isinstance(given, RecipeFile)
-    code, message, stopped, failed = EXIT_BUG, "", "", False
+    rank, code, message, stopped, failed = 0, EXIT_BUG, "", "", False
     run_dir = given.run_dir if isinstance(given, RecipeFile) else None
     try:
-        _speak_before_training(launched)
+        rank = dist.ranks_from_environment().rank
+        _speak_before_training(remarks=rank == 0 and isinstance(given, Unresolved))
         with file_of_run(given, launcher.guard) as file:
             run_dir = file.run_dir
             ranks = dist.init()
@@ -113,13 +113,12 @@ def main(given: RecipeFile | Unresolved, stop: StopFlag, launcher: Launcher) -> 
         code, message, failed = getattr(error, "exit_code", EXIT_BUG), str(error), True
         if code == EXIT_BUG:
             message = traceback.format_exc()
-    rank = dist.ranks_from_environment().rank
     note = {"rank": rank, "code": code, "error": message, "stopped": stopped}
-    launcher.tell(note)
+    told = launcher.tell(note)
     if run_dir is not None:
         _leave_exit_note(run_dir, note)
     # what a launcher knows it tells itself, once for all ranks
-    if failed and not (launched and code != EXIT_BUG):
+    if failed and not (told and code != EXIT_BUG):
         sys.stderr.write(f"error (rank {rank}): {message}\n")
     if message:
         # other ranks may sit in a collective; a polite shutdown would wait for them
@@ -129,12 +128,11 @@ def main(given: RecipeFile | Unresolved, stop: StopFlag, launcher: Launcher) -> 
     return code
 
 
-def _speak_before_training(launched: bool) -> None:
-    """What resolving remarks on settings is told by rank 0 alone, or has been told by the launcher."""
-    quiet = launched or not dist.ranks_from_environment().is_main
+def _speak_before_training(remarks: bool) -> None:
+    """Until the logs are open only errors are told, and ``remarks`` on settings by the rank that resolves them."""
     stream = logging.StreamHandler(sys.stderr)
     # of the handler, not of the root: the command has given our loggers a level of their own
-    stream.setLevel(logging.ERROR if quiet else logging.WARNING)
+    stream.setLevel(logging.WARNING if remarks else logging.ERROR)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[stream], force=True)
 
 

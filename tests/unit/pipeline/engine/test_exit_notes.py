@@ -47,7 +47,7 @@ def main(monkeypatch: pytest.MonkeyPatch, told: list[dict[str, Any]], run_dir: P
     monkeypatch.setattr(run.dist, "init", lambda: Ranks(0, 0, 1))
     monkeypatch.setattr(os, "_exit", leave)
     given = RecipeFile(run_dir / "recipe.resolved.yaml", "0" * 64)
-    return run.main(given, StopFlag(), run.Launcher(told.append, unguarded))
+    return run.main(given, StopFlag(), run.Launcher(lambda note: told.append(note) is None, unguarded))
 
 
 def test_a_stopped_run_says_where_it_was_saved(

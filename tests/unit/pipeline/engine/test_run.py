@@ -19,7 +19,7 @@ from pipeline.engine.signals import StopFlag
 from pipeline.errors import RecipeError
 from tests.unit.pipeline.config.recipes import CONNECTOR, write
 
-STARTED = (StopFlag(), run.Launcher(lambda note: None, nullcontext))
+STARTED = (StopFlag(), run.Launcher(lambda note: False, nullcontext))
 
 
 class Left(BaseException):
@@ -45,19 +45,16 @@ def rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def end(
-    recipe: Path, error: Exception, monkeypatch: pytest.MonkeyPatch, launched: bool = False
+    recipe: Path, error: Exception, monkeypatch: pytest.MonkeyPatch, listens: bool = False
 ) -> tuple[int, dict[str, object]]:
     """Exit code and note of a rank whose training raises."""
 
     def fail(*_: object) -> tuple[int, str]:
         raise error
 
-    given = RecipeFile(Path("runs/tiny/recipe.resolved.yaml"), "0" * 64) if launched else Unresolved(str(recipe))
     with monkeypatch.context() as patch, pytest.raises(Left) as left:
         patch.setattr(run, "train", fail)
-        if launched:
-            patch.setattr(run, "read_alike", lambda file, ranks: None)
-        run.main(given, *STARTED)
+        run.main(Unresolved(str(recipe)), StopFlag(), run.Launcher(lambda note: listens, nullcontext))
     return left.value.args[0], json.loads((recipe.parent / "runs/tiny/logs/exit-rank-0.json").read_text())
 
 
@@ -67,10 +64,21 @@ def test_an_error_is_told_by_the_rank_or_by_its_launcher(
     note = {"rank": 0, "code": 2, "error": "no such split", "stopped": ""}
     assert end(rank, RecipeError("no such split"), monkeypatch) == (2, note)
     assert capsys.readouterr().err == "error (rank 0): no such split\n"
-    assert end(rank, RecipeError("no such split"), monkeypatch, launched=True) == (2, note)
+    assert end(rank, RecipeError("no such split"), monkeypatch, listens=True) == (2, note)
     assert capsys.readouterr().err == ""
-    assert end(rank, ValueError("ours"), monkeypatch, launched=True)[0] == 1
+    assert end(rank, ValueError("ours"), monkeypatch, listens=True)[0] == 1
     assert "Traceback" in capsys.readouterr().err, "the launcher shows its last line only"
+
+
+def test_a_launchers_file_that_is_gone_is_noted_beside_it(
+    rank: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "train", lambda *_: pytest.fail("trained"))
+    with pytest.raises(Left, match="3"):
+        run.main(RecipeFile(Path("runs/tiny/recipe.resolved.yaml"), "0" * 64), *STARTED)
+    note = json.loads(Path("runs/tiny/logs/exit-rank-0.json").read_text())
+    assert note["code"] == 3 and "cannot read it: No such file or directory" in note["error"]
+    assert capsys.readouterr().err == f"error (rank 0): {note['error']}\n"
 
 
 def test_a_recipe_that_cannot_be_read_is_told_and_leaves_nothing(
@@ -80,6 +88,17 @@ def test_a_recipe_that_cannot_be_read_is_told_and_leaves_nothing(
         run.main(Unresolved("nowhere.yaml"), *STARTED)
     assert capsys.readouterr().err.startswith("error (rank 0): nowhere.yaml is neither a recipe file")
     assert not Path("runs").exists()
+
+
+def test_a_rank_without_all_of_its_variables(
+    rank: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(Left, match="3"):
+        run.main(Unresolved(str(rank)), *STARTED)
+    assert capsys.readouterr().err.startswith(
+        "error (rank 0): the environment sets WORLD_SIZE but not RANK, LOCAL_RANK"
+    )
 
 
 def test_inputs_are_looked_at_before_anything_is_built(
