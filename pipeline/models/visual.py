@@ -20,7 +20,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from pipeline.config.schema import BackboneConfig, DataConfig, VisualConfig
+from pipeline.config.schema import IMAGE_PIXELS, BackboneConfig, VisualConfig
 from pipeline.errors import DataError, RecipeError
 from pipeline.models import frame_level
 from pipeline.models.word_level import (
@@ -65,7 +65,7 @@ class VisualEncoderConfig(PreTrainedConfig):
     width: int = _RECIPE.width
     dropout: float = _RECIPE.dropout
     max_frames: int = _RECIPE.max_frames
-    image_pixels: int = DataConfig.model_fields["image_pixels"].default
+    image_pixels: int = IMAGE_PIXELS
     image_mean: Sequence[float] = IMAGE_MEAN
     image_std: Sequence[float] = IMAGE_STD
     word_layers: int = _RECIPE.word.layers
