@@ -97,7 +97,7 @@ def register() -> None:
         AttentionMaskInterface.register(implementation(backend), _no_mask)
 
 
-def packed_kwargs(document_ids_BL: Tensor) -> dict[str, Any]:
+def packed_kwargs(document_ids_BL: Tensor) -> dict[str, object]:
     """Model arguments for packed rows; call it in the collator, on the CPU (it needs Python numbers).
 
     Args:
@@ -212,7 +212,7 @@ def _attention_function(backend: str) -> Callable[..., tuple[Tensor, None]]:
     return attend
 
 
-def _refuse(attention_mask: Tensor | None, options: dict[str, Any]) -> None:
+def _refuse(attention_mask: Tensor | None, options: dict[str, object]) -> None:
     """Raises for anything that would be computed wrongly rather than not at all."""
     if attention_mask is not None or options.get("cu_seq_lens_q") is None or options.get("max_length_q") is None:
         raise ValueError(

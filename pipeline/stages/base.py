@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from pipeline import dist
 from pipeline.config.schema import Recipe, SourceConfig
 from pipeline.errors import RecipeError
 from pipeline.models.training_texts import tell_known_texts
@@ -67,6 +68,10 @@ class ExportPlan:
     """Full names of frozen parameters, read from where the recipe loaded them."""
 
 
+class EvaluationStopped(Exception):
+    """The run was asked to stop: the evaluation that is under way has no result."""
+
+
 class Stage(abc.ABC):
     """What all stages have; implement `SummedStage` or `CachedStage`. Methods that run a model: all ranks must call."""
 
@@ -82,6 +87,8 @@ class Stage(abc.ABC):
         self.dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
         self.zero_stage = 0
         """ZeRO stage of the engine; set by the trainer before `build`."""
+        self.stop_requested: Callable[[], bool] = lambda: False
+        """Whether this rank was asked to stop; set by the trainer."""
 
     # -- model ---------------------------------------------------------------------------------------------------
     @abc.abstractmethod
@@ -150,6 +157,18 @@ class Stage(abc.ABC):
             world_size=self.world_size, micro_batch=train.micro_batch, max_samples=min(limits, default=0),
             workers=self.recipe.data.workers, remote=self.remote(),
         )  # fmt: skip
+
+    def held_out_batches(self, loader: EvalLoader) -> Iterator[tuple[MicroBatch, list[int]]]:
+        """`EvalLoader.padded`, until a rank is asked to stop: an evaluation may take longer than the time there is to
+        save. Every batch is one collective; all ranks must call.
+
+        Raises:
+            EvaluationStopped: on all ranks before the same batch.
+        """
+        for batch, samples in loader.padded():
+            if dist.any_rank(self.stop_requested(), self.device):
+                raise EvaluationStopped
+            yield batch, samples
 
     def open_shards(self, location: str) -> ShardSet:
         """A shard set of the recipe, local or in an object store."""

@@ -157,7 +157,7 @@ class ConnectorStage(SummedStage):
         options = replace(self._generation(), synced=self.world_size > 1 and self.zero_stage == 3)
         found: dict[int, tuple[str, str]] = {}
         module.eval()
-        for batch, samples in loader.padded():
+        for batch, samples in self.held_out_batches(loader):
             texts = translate_batch(module, self.processor, to_device(batch, self.device), options)
             for at, sample in enumerate(samples):
                 found[sample] = (texts[at], batch["rows"][at].text)

@@ -141,7 +141,7 @@ class ContinuedPretraining(SummedStage):
     def _evaluate_corpus(self, model: Callable[..., Any], source: SourceConfig) -> torch.Tensor:
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         with torch.no_grad():
-            for batch, counts in self.held_out([source]).padded():
+            for batch, counts in self.held_out_batches(self.held_out([source])):
                 loss_sum, valid = self._forward(model, to_device(batch, self.device))
                 if counts:
                     sums += torch.stack([loss_sum.double(), valid.double()])

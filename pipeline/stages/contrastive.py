@@ -162,7 +162,7 @@ class Contrastive(CachedStage):
         found: dict[int, HeldOutPair] = {}
         token_scale = 0.0
         with torch.no_grad():
-            for batch, samples in self.held_out(data.eval).padded():
+            for batch, samples in self.held_out_batches(self.held_out(data.eval)):
                 features = self.features(model, to_device(batch, self.device))
                 token_scale = float(clamped_scale(features["log_token_scale"].float(), config.max_logit_scale))
                 pairs = pairs_of(features, batch["text_ids_B"], config)

@@ -60,7 +60,7 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
             "pipeline.dist",
             "pipeline.errors",
             "shards.load.loader",
-            "shards.load.step",
+            "shards.load.requests",
             "shards.order.plan",
         ),
     ),

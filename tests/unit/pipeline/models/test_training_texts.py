@@ -86,7 +86,10 @@ def test_a_stage_tells_it_once_before_training(llm: Path, caplog: pytest.LogCapt
     stage.module = SimpleNamespace(llm=nn.Identity())
     model, data = SimpleNamespace(llm=SimpleNamespace(path=str(llm))), SimpleNamespace(storage_options={})
     stage.recipe = SimpleNamespace(model=model, data=data)  # type: ignore[assignment]
-    train, dev = (SimpleNamespace(column=lambda _, t=t: pa.chunked_array([t])) for t in (KNOWN, ["sun", "new"]))
+    train, dev = (
+        SimpleNamespace(samples=SimpleNamespace(column=lambda _, t=t: pa.chunked_array([t])))
+        for t in (KNOWN, ["sun", "new"])
+    )
     for stage.rank in (1, 0):
         stage.prepare([train, dev])  # type: ignore[list-item]
     assert caplog.text.count("1 of 2 evaluation texts are among") == 1
