@@ -109,15 +109,17 @@ def bare(probe: Probe, size: Size, zero: int) -> dict[str, Any]:
     import deepspeed
 
     from pipeline.engine.setup import parameter_groups, quiet_deepspeed
-    from pipeline.stages.base import Normaliser, to_device
+    from pipeline.stages.base import Normaliser
+    from pipeline.stages.batches import to_device
+    from pipeline.stages.data import StageContext
 
     reset_memory(probe)
     trainer = make_trainer("demo_continued_pretraining", sets(probe, size, zero), probe)
-    stage, config = trainer.stage, trainer.resolved.ds_config
-    trainer.plan = stage.plan(trainer.recipe.data.train, train=True)
+    config, plans = trainer.resolved.ds_config, trainer.kind.plans(trainer.recipe)
+    context = StageContext(trainer.recipe, rank=0, world_size=1, device=trainer.device)
     with torch.device(probe.device):  # random weights are drawn far faster there
-        model = stage.build()
-    stage.attach(model)
+        stage = trainer.kind.build(context, plans)
+    trainer.plan, trainer.stage, model = plans.train, stage, stage.module
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), lr=1e-3)
     with quiet_deepspeed():
         engine = deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]

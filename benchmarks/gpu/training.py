@@ -31,9 +31,8 @@ def make_trainer(recipe: str, sets: list[str], probe: Probe, kind: type[Trainer]
 
     ranks = dist.init()
     resolved = resolve(load_recipe(recipe, sets), ranks.world_size)
-    stage = STAGES[resolved.recipe.stage](resolved.recipe, ranks.rank, ranks.world_size, torch.device(probe.device, 0))
     Path(resolved.recipe.run_dir).mkdir(parents=True, exist_ok=True)
-    return kind(resolved, stage, ranks)
+    return kind(resolved, STAGES[resolved.recipe.stage], ranks, torch.device(probe.device, 0))
 
 
 def run_sets(probe: Probe, run_dir: Path, zero: int, steps: int) -> list[str]:

@@ -88,8 +88,7 @@ def _train(resolved: ResolvedRecipe, ranks: dist.Ranks, stop: StopFlag) -> tuple
         setup_logging(ranks, run_dir)
         if ranks.is_main:
             write_resolved(resolved, run_dir)
-    stage = STAGES[recipe.stage](recipe, ranks.rank, ranks.world_size, dist.device_for(ranks))
-    trainer = Trainer(resolved, stage, ranks)
+    trainer = Trainer(resolved, STAGES[recipe.stage], ranks, dist.device_for(ranks))
     trainer.prepare()
     state = trainer.fit(stop)
     stopped = "" if trainer.exit_code == EXIT_OK else f"saved at step {state.step}"

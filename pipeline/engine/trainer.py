@@ -22,7 +22,10 @@ from pipeline.engine.setup import TrainEngine, start_engine
 from pipeline.engine.signals import StopFlag
 from pipeline.engine.state import TrainState, seed_everything
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED, DivergedError, RecipeError
-from pipeline.stages.base import AnyStage, Normaliser, bytes_of, frozen_buffers, frozen_names, move_all
+from pipeline.stages.base import AnyStage, Normaliser
+from pipeline.stages.batches import to_device
+from pipeline.stages.data import StageContext, remote
+from pipeline.stages.freezing import bytes_of, frozen_buffers, frozen_names
 from shards.errors import DataError
 from shards.load.loader import LoaderOptions, StepBatch, StepLoader, preload_workers
 
@@ -32,10 +35,12 @@ logger = logging.getLogger(__name__)
 class Trainer:
     """Runs one stage on this rank. All ranks construct and run it alike."""
 
-    def __init__(self, resolved: ResolvedRecipe, stage: AnyStage, ranks: dist.Ranks) -> None:
-        self.resolved, self.recipe, self.stage, self.ranks = resolved, resolved.recipe, stage, ranks
+    stage: AnyStage
+
+    def __init__(self, resolved: ResolvedRecipe, kind: type[AnyStage], ranks: dist.Ranks, device: torch.device) -> None:
+        self.resolved, self.recipe, self.kind, self.ranks = resolved, resolved.recipe, kind, ranks
         self.run_dir = Path(self.recipe.run_dir)
-        self.device = stage.device
+        self.device = device
         self.state = TrainState()
         self.exit_code = EXIT_OK
 
@@ -46,20 +51,18 @@ class Trainer:
         seed_everything(self.recipe.seed, self.ranks.rank)
         resume = find_resume(self.run_dir, self.resolved)
         universal = self._universal(resume)
-        stage = self.stage
+        kind = self.kind
         if self.recipe.data.workers:
-            preload_workers(type(stage).__module__)  # while the model is built
-        stage.zero_stage = int(self.resolved.ds_config["zero_optimization"]["stage"])
-        self.plan = stage.plan(self.recipe.data.train, train=True)
+            preload_workers(kind.__module__)  # while the model is built
+        plans = kind.plans(self.recipe)
+        self.plan = plans.train
         self.total_steps = self._total_steps()
-        self.engine: TrainEngine = start_engine(
-            stage, self.resolved, self.total_steps, load_universal=universal is not None
+        zero_stage = int(self.resolved.ds_config["zero_optimization"]["stage"])
+        context = StageContext(self.recipe, self.ranks.rank, self.ranks.world_size, self.device, zero_stage)
+        self.engine: TrainEngine
+        self.stage, self.engine = start_engine(
+            lambda: kind.build(context, plans), self.resolved, self.total_steps, load_universal=universal is not None
         )
-        stage.attach(self.engine.module)
-        eval_plans = [stage.plan([source], train=False) for source in self.recipe.data.eval]
-        for plan in (self.plan, *eval_plans):
-            stage.check_data(plan)
-        stage.prepare([self.plan, *eval_plans])
         # every process draws differently from here on, but equally in every run of this recipe
         seed_everything(self.recipe.seed + 1, self.ranks.rank)
         if resume is not None:
@@ -97,7 +100,7 @@ class Trainer:
         train, data = self.recipe.train, self.recipe.data
         options = LoaderOptions(
             rank=self.ranks.rank, world_size=self.ranks.world_size, global_batch=train.global_batch,
-            micro_batch=train.micro_batch, workers=data.workers, remote=self.stage.remote(),
+            micro_batch=train.micro_batch, workers=data.workers, remote=remote(data),
         )  # fmt: skip
         loader = StepLoader(self.plan, self.stage.fetch(), self.stage.collate(), options)
         if self.state.step:
@@ -163,13 +166,13 @@ class Trainer:
 
     def _step(self, batch: StepBatch, normaliser: Normaliser) -> None:
         self.rate = self.engine.set_learning_rate(self.state.step)
-        micro_batches = move_all(batch.micro_batches, self.device)
+        micro_batches = [to_device(micro, self.device) for micro in batch.micro_batches]
         skipped = self.engine.skipped_steps
         sums = accumulate(self.engine, self.stage, micro_batches, normaliser)
         for name, value in sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.double()
         if self.peak is not None:  # from the batches on the host: reading lengths from a device would wait for it
-            self.flops += self.stage.flops_per_step(batch.micro_batches)
+            self.flops += self.stage.flops_per_step(list(batch.micro_batches))
         self.interval_steps += 1
         self.interval_tokens += normaliser.valid_tokens
         self.interval_samples += self.samples_in_step
@@ -218,7 +221,7 @@ class Trainer:
         """Held-out metrics; True when they are the best so far. All ranks must call."""
         module = self.engine.module
         module.eval()
-        metrics = self.stage.evaluate(self.engine.forward, module)
+        metrics = self.stage.evaluate(self.engine.forward)
         module.train()
         if metrics:
             self.metrics.write(self.state.step, metrics)

@@ -14,16 +14,9 @@ import torch
 from transformers import GenerationConfig
 
 from pipeline.errors import RecipeError
+from pipeline.inference.clips import PromptBatch, VideoPrompts
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
 from pipeline.models.processing import LlavaSltProcessor
-
-_INPUTS = {
-    "input_ids": "input_ids",
-    "attention_mask": "attention_mask",
-    "frames": "frames_NHWC",
-    "frame_lengths": "frame_lengths_B",
-}
-"""Argument of `generate` -> key of the batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +61,7 @@ class GenerationOptions:
 def translate_batch(
     model: LlavaSltForConditionalGeneration,
     processor: LlavaSltProcessor,
-    batch: dict[str, Any],
+    batch: VideoPrompts,
     options: GenerationOptions,
 ) -> list[str]:
     """Texts of one batch, in its order.
@@ -76,12 +69,15 @@ def translate_batch(
     Args:
         model: in eval mode, on the device to use.
         processor: the one that made the batch.
-        batch: left padded ``input_ids`` and ``attention_mask`` [B, L], ``frames_NHWC`` uint8, ``frame_lengths_B``.
+        batch: anywhere; it is moved to the model's device.
         options: search options.
     """
-    inputs = {name: batch[key].to(model.device, non_blocking=True) for name, key in _INPUTS.items()}
+    here = model.device
     new_ids_BL = model.generate(
-        **inputs,
+        input_ids=batch["input_ids"].to(here, non_blocking=True),
+        attention_mask=batch["attention_mask"].to(here, non_blocking=True),
+        frames=batch["frames_NHWC"].to(here, non_blocking=True),
+        frame_lengths=batch["frame_lengths_B"].to(here, non_blocking=True),
         generation_config=options.config(processor.eos_id, processor.pad_id),
         synced_gpus=options.synced,
     )
@@ -108,7 +104,7 @@ class Prediction:
 def translate(
     model: LlavaSltForConditionalGeneration,
     processor: LlavaSltProcessor,
-    batches: Iterable[tuple[dict[str, Any], Sequence[int]]],
+    batches: Iterable[tuple[PromptBatch, Sequence[int]]],
     options: GenerationOptions,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[Prediction]:
@@ -118,8 +114,7 @@ def translate(
         model: put into eval mode while this runs.
         processor: the one that made the batches.
         batches: pairs of a batch and the samples it stands for, as `shards.load.loader.EvalLoader.padded` gives them.
-            A batch that stands for no sample only keeps ranks in step and leaves no prediction. Besides the inputs of
-            `translate_batch` a batch holds ``rows``, the index rows of its samples.
+            A batch that stands for no sample only keeps ranks in step and leaves no prediction.
         options: search options.
         on_batch: called after each batch with the number of samples done.
     """

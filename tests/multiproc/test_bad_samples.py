@@ -30,8 +30,8 @@ def _steps_until_the_budget_is_spent(rank: int, world_size: int, run_dir: str) -
     train = SimpleNamespace(checkpoint=SimpleNamespace(every_minutes=0))
     recipe = SimpleNamespace(name="a-run", run_dir=run_dir, train=train, data=SimpleNamespace(max_bad_samples=1))
     resolved: Any = SimpleNamespace(recipe=recipe, accumulation_steps=1)
-    stage: Any = SimpleNamespace(device=torch.device("cpu"))
-    trainer = Trainer(resolved, stage, dist.Ranks(rank, rank, world_size))
+    stage: Any = None
+    trainer = Trainer(resolved, stage, dist.Ranks(rank, rank, world_size), torch.device("cpu"))
     trainer.last_save, trainer.wait_seconds = time.monotonic(), 0.0
     for step, damaged in enumerate(DAMAGED):
         bad = [BadSample(sample, "train-000000.tar", f"clip{sample}", "torn", 77) for sample in damaged[rank]]

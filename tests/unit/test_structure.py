@@ -56,6 +56,9 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
         "pipeline.engine",
         (
             "pipeline.stages.base",
+            "pipeline.stages.batches",
+            "pipeline.stages.data",
+            "pipeline.stages.freezing",
             "pipeline.config",
             "pipeline.dist",
             "pipeline.errors",

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from pipeline.errors import CheckpointError
 from pipeline.export import verify
 from pipeline.models.registry import build_visual, load_llm
-from pipeline.stages.base import probe_frames
+from pipeline.stages.video import probe_frames
 from tests.unit.pipeline.export.runs import finished_run, recipe_of
 from tests.unit.pipeline.models.tiny import PIXELS, bpe_tokenizer, llm_config, shake, visual_config
 

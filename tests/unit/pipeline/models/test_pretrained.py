@@ -22,7 +22,7 @@ from pipeline.models.llava_slt import checkpoint_in_eval
 from pipeline.models.pretrained import check_positions, position_limit
 from pipeline.models.registry import build_llava_slt, build_visual
 from pipeline.models.text_encoder import TextEncoder
-from pipeline.stages.base import check_layers, frozen_buffers
+from pipeline.stages.freezing import check_layers, frozen_buffers
 from tests.unit.pipeline.models.tiny import bpe_tokenizer, clips, data_config, visual_config
 
 GREEDY_WORDS = {"min_new_tokens": 20, "early_stopping": True, "suppress_tokens": [5], "repetition_penalty": 1.3}
