@@ -31,7 +31,7 @@ from loader_data import make_clips
 from shards.format.index import read_index
 from shards.load.loader import LoaderOptions, StepLoader
 from shards.load.reader import Reader
-from shards.order.packing import Elements
+from shards.order.items import Elements
 from shards.order.plan import Plan, PlanOptions, Source
 from tests.unit.shards.damages import DAMAGES, damage
 
@@ -43,7 +43,9 @@ def fetch(reader: Reader, item: Elements) -> list[tuple[int, int]]:
     found = []
     for sample in item["sample"].tolist():
         assert reader.meta(sample)
-        found.append((sample, zlib.crc32(reader.payload(sample)) ^ int(reader.plan.columns["meta_crc32"][sample])))
+        found.append(
+            (sample, zlib.crc32(reader.payload(sample)) ^ int(reader.plan.samples.columns["meta_crc32"][sample]))
+        )
     return found
 
 

@@ -25,7 +25,7 @@ from receipt import Claim, write_receipt
 from shards.format.index import read_index
 from shards.load.loader import LoaderOptions, StepLoader
 from shards.load.reader import Reader
-from shards.order.packing import Elements
+from shards.order.items import Elements
 from shards.order.plan import Plan, PlanOptions, Source
 
 SAMPLES_OF_MEMORY, WARM_SECONDS, TARGET_BYTES_PER_BATCH = 100, 10.0, 16.0

@@ -103,7 +103,7 @@ def measure(folder: Path, kind: str) -> dict[str, float]:
     found |= {"us_per_sample": sum(times) / samples * 1e6, "chunk": max(times), "stall": _stall(plan)}
     found["main_mib"] = _anonymous_mib() - before
     found["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {**found, "worker_mib": _workers(plan), "samples": plan.n_samples}
+    return {**found, "worker_mib": _workers(plan), "samples": len(plan.samples)}
 
 
 def _stall(plan: Plan) -> float:
@@ -144,9 +144,9 @@ def _workers(plan: Plan) -> float:
 def _serve(payload: bytes, together: Any, found: Any) -> None:
     before = psutil.Process().memory_full_info().uss
     plan = pickle.loads(payload)
-    for sample in range(0, plan.n_samples, max(plan.n_samples // 2000, 1)):
-        plan.row(sample)
-        plan.columns["offset"][sample]
+    for sample in range(0, len(plan.samples), max(len(plan.samples) // 2000, 1)):
+        plan.samples.row(sample)
+        plan.samples.columns["offset"][sample]
     together.wait()
     uss = psutil.Process().memory_full_info().uss
     together.wait()  # pages are shared only as long as the other one is there

@@ -28,7 +28,7 @@ from receipt import ROOT, Claim, write_receipt
 from shards.format.index import read_index
 from shards.load.loader import LoaderOptions, StepLoader
 from shards.load.reader import Reader
-from shards.order.packing import Elements
+from shards.order.items import Elements
 from shards.order.plan import Cursor, Plan, PlanOptions, Source
 
 WORLDS, WORKERS = (1, 2, 3, 4, 8, 16, 64), (0, 1, 2, 4)
@@ -115,7 +115,7 @@ def count(plan: Plan, got: list[Item]) -> tuple[int, int, int]:
     while begin + len(plan.epoch(epoch)) <= len(got):
         size = len(plan.epoch(epoch))
         seen = Counter(sample for item in got[begin : begin + size] for sample, _ in item)
-        lost += plan.n_samples - len(seen)
+        lost += len(plan.samples) - len(seen)
         repeated += sum(times - 1 for times in seen.values())
         begin, epoch = begin + size, epoch + 1
     return epoch, lost, repeated

@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from workloads import BATCH, BLOCK_TOKENS, PACK_TOKENS, collate_clips
 
 from shards.format.index import read_index
+from shards.load.documents import Pack
 from shards.load.loader import LoaderOptions, StepLoader
-from shards.load.packs import Pack
 from shards.load.reader import Reader
-from shards.order.packing import Elements
+from shards.order.items import Elements
 from shards.order.plan import Plan, PlanOptions, Source
 
 

@@ -142,7 +142,7 @@ def _loader(
 def expected_keys(loader: EvalLoader) -> list[str]:
     """`Prediction.key` of every sample that the ranks translate together, in the order of the split."""
     samples = loader.plan.epoch(0).elements["sample"][: loader.n_items].tolist()  # clips: one element per item
-    rows = (loader.plan.row(sample) for sample in samples)
+    rows = (loader.plan.samples.row(sample) for sample in samples)
     return [f"{row.corpus}/{row.sample_id}" for row in rows]
 
 

@@ -15,7 +15,7 @@ from pipeline.errors import RecipeError
 from pipeline.models.processing import LlavaSltProcessor, Prompts
 from shards.format.index import MANIFEST_NAME
 from shards.load.features import read_features
-from shards.load.reader import Reader
+from shards.load.reader import SampleReader
 from shards.order.plan import Plan
 from shards.schema import IndexRow
 
@@ -81,10 +81,10 @@ class FetchFrames:
     frame_stride: int
     image_pixels: int
 
-    def __call__(self, reader: Reader, item: np.ndarray) -> list[Clip]:
+    def __call__(self, reader: SampleReader, item: np.ndarray) -> list[Clip]:
         return [(self._frames(reader, int(sample)), reader.row(int(sample))) for sample in item["sample"]]
 
-    def _frames(self, reader: Reader, sample: int) -> np.ndarray:
+    def _frames(self, reader: SampleReader, sample: int) -> np.ndarray:
         if holds_features(reader.plan):
             return read_features(reader, sample, self.max_frames, self.frame_stride)
         return reader.frames(sample, self.max_frames, self.frame_stride, self.image_pixels)

@@ -16,8 +16,8 @@ from pipeline.inference.clips import Clip, Clips, pack_clips
 from pipeline.losses import IGNORE_LABEL
 from pipeline.models.attention import Packed, packed_kwargs
 from pipeline.models.processing import Answers, LlavaSltProcessor
-from shards.load.packs import Pack
-from shards.load.reader import Reader
+from shards.load.documents import Pack
+from shards.load.reader import SampleReader
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ class TranslationBatch(Clips, Answers, MicroBatch):
     """Clips with tokenised prompts and answers."""
 
 
-def fetch_pack(reader: Reader, item: np.ndarray) -> list[Pack]:
+def fetch_pack(reader: SampleReader, item: np.ndarray) -> list[Pack]:
     """One pack: its documents one after another."""
     return [reader.pack(item)]
 

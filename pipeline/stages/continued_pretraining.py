@@ -104,7 +104,7 @@ class ContinuedPretraining(SummedStage[PackedBatch]):
     def _corpora(self, source: SourceConfig) -> list[str]:
         if source.corpus is not None:
             return [source.corpus]
-        return self.plan(self.recipe, [source], train=False).corpora()
+        return self.plan(self.recipe, [source], train=False).samples.distinct("corpus")
 
     def _evaluate_corpus(self, model: Callable[..., Any], source: SourceConfig) -> torch.Tensor:
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)

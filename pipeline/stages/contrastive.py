@@ -63,7 +63,7 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         module = ContrastiveModel(visual, encoder.width, recipe.contrastive)
         check_texts(plans.train)
         check_video(context, plans, visual, model.text_encoder.path)
-        texts = sorted({text for plan in plans.all() for text in plan.column("text").unique().to_pylist()})
+        texts = sorted({text for plan in plans.all() for text in plan.samples.column("text").unique().to_pylist()})
         cache = TextFeatureCache(Path(recipe.run_dir) / "text_features")
         cache.build(texts, encoder, context.rank, context.world_size, dist.barrier)
         module.set_text_statistics(cache.statistics())
@@ -127,5 +127,5 @@ def check_texts(plan: Plan) -> None:
     Sets in object stores are looked at here for the first time, all others before the ranks start, too.
     """
     batch = plan.options.unique_texts_window
-    if batch and (text := too_few_texts(batch, len(plan.column("text_hash").unique()))):
+    if batch and (text := too_few_texts(batch, len(plan.samples.column("text_hash").unique()))):
         raise RecipeError(text)

@@ -73,7 +73,7 @@ def check_video(
     for plan in plans.all():
         check_features(plan, encoder)
     if context.rank == 0:
-        texts = [text for plan in plans.held_out for text in plan.column("text").to_pylist()]
+        texts = [text for plan in plans.held_out for text in plan.samples.column("text").to_pylist()]
         tell_known_texts(text_model, texts, context.recipe.data.storage_options)
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.load.reader import Reader, wanted_frames
+from shards.load.reader import SampleReader, wanted_frames
 
 DTYPE = np.dtype("<f2")
 
 
-def read_features(reader: Reader, sample: int, max_frames: int = 0, frame_stride: int = 1) -> NDArray[np.float16]:
-    """Features [T, D] of a clip, of the same frames that ``Reader.frames`` would decode.
+def read_features(reader: SampleReader, sample: int, max_frames: int = 0, frame_stride: int = 1) -> NDArray[np.float16]:
+    """Features [T, D] of a clip, of the same frames that ``SampleReader.frames`` would decode.
 
     Args:
         reader: over a plan of feature shards.
@@ -26,7 +26,7 @@ def read_features(reader: Reader, sample: int, max_frames: int = 0, frame_stride
     Raises:
         DataError: the bytes are damaged, or do not hold as many frames as the index says.
     """
-    stored = int(reader.plan.columns["frames"][sample])
+    stored = int(reader.plan.samples.columns["frames"][sample])
     payload = reader.payload(sample)
     if stored < 1 or len(payload) % (stored * DTYPE.itemsize):
         raise reader.error(sample, f"{len(payload)} bytes are not {stored} rows of {DTYPE.name}")

@@ -23,11 +23,12 @@ import torch
 
 from shards.errors import DataError
 from shards.load.prefetch import Prefetcher
-from shards.load.reader import Reader
-from shards.load.step import LoaderOptions, Request, StepBatch, joined
+from shards.load.read_ahead import ReadAhead
+from shards.load.reader import Reader, SampleReader
+from shards.load.requests import LoaderOptions, Request, StepBatch, items_of
 from shards.load.substitute import BadSample, Fetch, fetch_item
-from shards.load.workers import Made, Workers, fork_server
-from shards.order.packing import Items
+from shards.load.workers import Pickled, Workers, fork_server
+from shards.order.items import Items, joined
 from shards.order.plan import Cursor, Plan
 from shards.storage.access import Remote
 
@@ -44,14 +45,14 @@ _INSIDE_BYTES = 32 << 10
 """Most bytes of tensors and arrays that are part of a pickle, and so copied when it is read."""
 
 
-class _Made(NamedTuple):
+class _Result(NamedTuple):
     """A micro-batch, or the error that came instead: it travels as a value, so that it keeps its parts."""
 
     batch: Batch | None
     bad: list[BadSample]
     error: DataError | None = None
 
-    def opened(self) -> _Made:
+    def unwrap(self) -> _Result:
         """Itself; raises the error that came instead."""
         if self.error is not None:
             raise self.error
@@ -59,7 +60,7 @@ class _Made(NamedTuple):
 
 
 @dataclass
-class _Maker:
+class _BatchMaker:
     """Makes micro-batches of requests; stateless, so any process can make any of them."""
 
     reader: Reader
@@ -71,39 +72,39 @@ class _Maker:
         """Once in every worker: one thread each, as there are several of them."""
         torch.set_num_threads(1)
 
-    def made(self, request: Request) -> _Made:
+    def result(self, request: Request) -> _Result:
         """The micro-batch of a request."""
-        return next(self.made_together([request]))
+        return next(self.results([request]))
 
-    def made_together(self, requests: list[Request]) -> Iterator[_Made]:
+    def results(self, requests: list[Request]) -> Iterator[_Result]:
         """The micro-batches of requests (at least one), whose samples are read together."""
-        found = joined(requests)
-        self.reader.announce(found)
+        items = items_of(requests)
+        ahead = ReadAhead(self.reader, items)
         bounds = pairwise(accumulate((len(request.sizes) for request in requests), initial=0))
-        return map(self._made, requests, starmap(found.part, bounds))
+        return (self._result(ahead, *each) for each in zip(requests, starmap(items.part, bounds), strict=True))
 
-    def _made(self, request: Request, items: Items) -> _Made:
+    def _result(self, reader: SampleReader, request: Request, items: Items) -> _Result:
         raws: list[list[Any]] = []
         bad: list[BadSample] = []
         try:
             for number, item in enumerate(items):
                 if self.substitute:
-                    found, replaced = fetch_item(self.reader, self.fetch, item, request.after(number))
-                    raws.append(found)
+                    samples, replaced = fetch_item(reader, self.fetch, item, request.after(number))
+                    raws.append(samples)
                     bad += replaced
                 else:
-                    raws.append(list(self.fetch(self.reader, item)))
-            return _Made(self.collate(raws), bad)
+                    raws.append(list(self.fetch(reader, item)))
+            return _Result(self.collate(raws), bad)
         except DataError as error:
-            return _Made(None, bad, error)
+            return _Result(None, bad, error)
 
-    def make(self, requests: list[Request]) -> list[Made]:
+    def run(self, requests: list[Request]) -> list[Pickled]:
         """The same, pickled; the bytes of large tensors and arrays apart."""
         reducers = {**copyreg.dispatch_table, torch.Tensor: _reduced}
-        return [_pickled(made, reducers) for made in self.made_together(requests)]
+        return [_pickled(result, reducers) for result in self.results(requests)]
 
 
-def _pickled(made: _Made, reducers: dict[Any, Any]) -> Made:
+def _pickled(result: _Result, reducers: dict[Any, Any]) -> Pickled:
     stream = io.BytesIO()
     apart: list[memoryview] = []
     inside = 0
@@ -120,7 +121,7 @@ def _pickled(made: _Made, reducers: dict[Any, Any]) -> Made:
 
     pickler = pickle.Pickler(stream, protocol=5, buffer_callback=stays)
     pickler.dispatch_table = reducers
-    pickler.dump(made)
+    pickler.dump(result)
     return stream.getvalue(), apart
 
 
@@ -152,9 +153,9 @@ def preload_workers(*modules: str) -> None:
 class _Stream:
     """Micro-batches in the order of the requests, by worker processes or by this one."""
 
-    def __init__(self, maker: _Maker, requests: Iterator[Request], options: LoaderOptions) -> None:
+    def __init__(self, maker: _BatchMaker, requests: Iterator[Request], options: LoaderOptions) -> None:
         self._maker, self._requests = maker, requests
-        self._here: Iterator[_Made] = iter(())
+        self._here: Iterator[_Result] = iter(())
         self._together = 1
         self._workers: Workers | None = None
         if options.workers:
@@ -162,32 +163,32 @@ class _Stream:
             preload_workers(*(getattr(part, "__module__", type(part).__module__) for part in parts))
             self._workers = Workers(maker, options.workers, options.prefetch, options.timeout_seconds)
 
-    def __iter__(self) -> Iterator[_Made]:
+    def __iter__(self) -> Iterator[_Result]:
         return self
 
-    def __next__(self) -> _Made:
+    def __next__(self) -> _Result:
         workers = self._workers
         if workers is None:
-            return self._made_here().opened()
+            return self._next_here().unwrap()
         if not (workers.waiting or workers.started()):
-            return self._maker.made(next(self._requests)).opened()
+            return self._maker.result(next(self._requests)).unwrap()
         workers.fill(self._requests)
         if not workers.waiting:
             raise StopIteration
-        made: _Made = workers.take()
+        result: _Result = workers.take()
         workers.fill(self._requests)  # before this one is used: no worker waits for the consumer
-        return made.opened()
+        return result.unwrap()
 
-    def _made_here(self) -> _Made:
-        made = next(self._here, None)
-        if made is None:
+    def _next_here(self) -> _Result:
+        result = next(self._here, None)
+        if result is None:
             requests = list(islice(self._requests, self._together))
             if not requests:
                 raise StopIteration
             self._together = min(2 * self._together, _TOGETHER)  # the first one comes at once
-            self._here = self._maker.made_together(requests)
-            made = next(self._here)
-        return made
+            self._here = self._maker.results(requests)
+            result = next(self._here)
+        return result
 
 
 class StepLoader:
@@ -224,18 +225,18 @@ class StepLoader:
         """Damaged samples this process has replaced so far, by sample number. How many are too many is decided by the
         trainer, for all ranks at the same step."""
         reader = Reader(plan, options.verify, remote=options.remote)
-        self._maker = _Maker(reader, fetch, collate, substitute=True)
+        self._maker = _BatchMaker(reader, fetch, collate, substitute=True)
 
     def __iter__(self) -> Iterator[StepBatch]:
         stream = _Stream(self._maker, self._requests(), self.options)
         while True:
             begin = time.perf_counter()
-            made = [next(stream) for _ in range(self.options.accumulation_steps)]
+            results = [next(stream) for _ in range(self.options.accumulation_steps)]
             waited = time.perf_counter() - begin
-            skipped = [bad for part in made for bad in part.bad]
+            skipped = [bad for result in results for bad in result.bad]
             self._report(skipped)
             self.cursor = self.plan.advance(self.cursor, self.options.global_batch)
-            batches = [part.batch for part in made if part.batch is not None]
+            batches = [result.batch for result in results if result.batch is not None]
             yield StepBatch(batches, self.cursor, skipped, waited, self.options.global_batch)
 
     def state_dict(self) -> dict[str, Any]:
@@ -248,7 +249,7 @@ class StepLoader:
 
     def _requests(self) -> Iterator[Request]:
         """Requests of this rank from the current cursor on; runs ahead of the steps by the prefetch."""
-        prefetcher = Prefetcher(self.plan.shards, self.options.remote)
+        prefetcher = Prefetcher(self.plan.samples.shards, self.options.remote)
         coming = self._shards(self.cursor)
         for begin, end in self._steps(self.cursor):
             if prefetcher.active:
@@ -267,13 +268,13 @@ class StepLoader:
     def _items(self, begin: Cursor, slot: int) -> Items:
         """This rank's items of an accumulation slot."""
         offset, count = self.options.slot_offset(slot), self.options.micro_batch
-        return self.plan.take(self.plan.advance(begin, offset), count)[0]
+        return self.plan.items(self.plan.advance(begin, offset), count)[0]
 
     def _shards(self, begin: Cursor) -> Iterator[list[int]]:
         """The shards this rank reads in each step."""
         for start, _ in self._steps(begin):
-            items = [self._items(start, slot) for slot in range(self.options.accumulation_steps)]
-            yield np.unique(self.plan.shard_of[np.concatenate([part.elements["sample"] for part in items])]).tolist()
+            items = joined([self._items(start, slot) for slot in range(self.options.accumulation_steps)])
+            yield np.unique(self.plan.samples.shard_of[items.elements["sample"]]).tolist()
 
     def _report(self, skipped: list[BadSample]) -> None:
         for bad in skipped:
@@ -301,10 +302,10 @@ class EvalLoader:
     workers: int = 0
     timeout_seconds: float = 600.0
     remote: Remote = field(default_factory=Remote)
-    _maker: _Maker = field(init=False, repr=False)
+    _maker: _BatchMaker = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._maker = _Maker(Reader(self.plan, remote=self.remote), self.fetch, self.collate, substitute=False)
+        self._maker = _BatchMaker(Reader(self.plan, remote=self.remote), self.fetch, self.collate, substitute=False)
         self.n_items = min(self.plan.items_per_epoch, self.max_samples or self.plan.items_per_epoch)
 
     def __len__(self) -> int:
@@ -316,9 +317,9 @@ class EvalLoader:
         requests = list(self._requests())
         options = LoaderOptions(self.rank, self.world_size, 1, 1, self.workers, timeout_seconds=self.timeout_seconds)
         stream = _Stream(self._maker, iter(requests), options)
-        for request, made in zip(requests, stream, strict=True):
-            assert made.batch is not None  # without substitutes there is a batch or an error
-            yield made.batch, joined([request]).elements["sample"].tolist()
+        for request, result in zip(requests, stream, strict=True):
+            assert result.batch is not None  # without substitutes there is a batch or an error
+            yield result.batch, items_of([request]).elements["sample"].tolist()
 
     def padded(self) -> Iterator[tuple[Batch, list[int]]]:
         """Like iterating, but the same number of batches on every rank, as collective calls need it.
@@ -326,14 +327,14 @@ class EvalLoader:
         What is missing is filled with a batch already seen, and an empty list of samples: compute and forget it.
         """
         filler: Batch | None = None
-        made = 0
+        read = 0
         for batch, samples in self:
             filler = batch if filler is None else filler
-            made += 1
+            read += 1
             yield batch, samples
-        if made < len(self) and filler is None:  # fewer items than ranks
-            filler = self._maker.made(Request.of([self.plan.epoch(0).item(0)], Cursor())).opened().batch
-        for _ in range(made, len(self)):
+        if read < len(self) and filler is None:  # fewer items than ranks
+            filler = self._maker.result(Request.of([self.plan.epoch(0).item(0)], Cursor())).unwrap().batch
+        for _ in range(read, len(self)):
             assert filler is not None
             yield filler, []
 

@@ -1,11 +1,9 @@
-"""Reads the bytes of samples, checked against the CRC-32 of the index: local files, a node cache, or an object store.
-
-What a micro-batch needs is announced before it is asked for, so that it can be read in few large pieces.
-"""
+"""Reads the bytes of samples, checked against the CRC-32 of the index: local files, a node's cache, an object store."""
 
 from __future__ import annotations
 
 import errno
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,10 +14,9 @@ from numpy.typing import NDArray
 from shards.errors import DataError
 from shards.format.annotations import parse_annotation
 from shards.format.checksums import Joiner
-from shards.load.packs import Documents, Pack, Tokens, in_order
+from shards.load.documents import Documents, Pack, Tokens, in_order
 from shards.media.video import decode
-from shards.order import packing
-from shards.order.packing import ELEMENT, Elements, Items
+from shards.order.items import ELEMENT, Elements, Items
 from shards.order.plan import Plan, kept_frames
 from shards.schema import IndexRow
 from shards.storage.access import Remote, ShardBytes
@@ -27,12 +24,73 @@ from shards.storage.spans import Ints
 from shards.storage.store import StoreError
 
 _DATA_ERRNO = (errno.ENOENT, errno.EACCES, errno.EIO, errno.ESTALE, errno.EISDIR, errno.ENOTDIR)
-_READ_AHEAD = 32 << 20
-"""Most bytes of announced clips read at once."""
 
 
-class Reader:
-    """Bytes, tokens and frames of a plan's samples.
+class SampleReader(ABC):
+    """Bytes, tokens and frames of a plan's samples: what a fetch function sees.
+
+    Attributes:
+        plan: says where each sample lies.
+    """
+
+    plan: Plan
+
+    @abstractmethod
+    def payload(self, sample: int) -> memoryview:
+        """All bytes of a sample's payload. Raises DataError for a damaged one."""
+
+    @abstractmethod
+    def row(self, sample: int) -> IndexRow:
+        """The index row of a sample, text included."""
+
+    @abstractmethod
+    def meta(self, sample: int) -> dict[str, Any]:
+        """What the sample's ``.json`` or ``.txt`` member says; ``row`` holds the same and more, and reads nothing.
+
+        Raises DataError when it is damaged, or for a text document.
+        """
+
+    @abstractmethod
+    def pack(self, item: Elements) -> Pack:
+        """The documents of an item, one after another. Raises DataError for a damaged one."""
+
+    def documents(self, item: Elements) -> list[Tokens]:
+        """Token ids [length] (uint16 or uint32, as stored) of every element of a pack, in order. Read-only."""
+        return self.pack(item).documents()
+
+    def tokens(self, element: np.void) -> Tokens:
+        """``documents`` for one element."""
+        return self.documents(np.asarray([element], dtype=ELEMENT))[0]
+
+    def frames(
+        self, sample: int, max_frames: int = 0, frame_stride: int = 1, size: int | None = None
+    ) -> NDArray[np.uint8]:
+        """Decoded frames [T, H, W, 3] RGB of a clip.
+
+        Args:
+            sample: number in the plan.
+            max_frames: keep at most so many, evenly spread over the clip; 0 = no limit.
+            frame_stride: keep every n-th stored frame, before the limit.
+            size: side of the square image in pixels (short side resized, then centre crop); None = as stored.
+        """
+        stored = int(self.plan.samples.columns["frames"][sample])
+        wanted = wanted_frames(stored, max_frames, frame_stride)
+        return decode(bytes(self.payload(sample)), stored, wanted, size, self.where(sample))
+
+    def where(self, sample: int) -> str:
+        """``shard:key (corpus/id)`` of a sample, for messages."""
+        row = self.plan.samples.row(sample)
+        return f"{self.plan.samples.shard_path(sample)}:{row.key} ({row.corpus}/{row.sample_id})"
+
+    def error(self, sample: int, what: str) -> DataError:
+        """A DataError that names the sample."""
+        return DataError(
+            what, where=self.where(sample), fix="run `slt shards lint DIR`, then copy or rebuild the shard"
+        )
+
+
+class Reader(SampleReader):
+    """Reads each sample when it is asked for, or several together.
 
     Safe to pickle and to fork: file handles belong to the process that opened them and are never inherited.
 
@@ -45,9 +103,8 @@ class Reader:
 
     def __init__(self, plan: Plan, verify: bool = True, open_files: int = 64, remote: Remote | None = None) -> None:
         self.plan, self.verify, self.open_files, self.remote = plan, verify, open_files, remote or Remote()
-        self._bytes = ShardBytes(plan.shards, self.remote, open_files)
+        self._bytes = ShardBytes(plan.samples.shards, self.remote, open_files)
         self._joiner = Joiner()
-        self.announce([])
 
     def __getstate__(self) -> dict[str, Any]:
         return {"plan": self.plan, "verify": self.verify, "open_files": self.open_files, "remote": self.remote}
@@ -60,16 +117,6 @@ class Reader:
         self._bytes.close()
 
     # -- members -------------------------------------------------------------------------------------------------
-    def announce(self, items: Sequence[Elements] | Items) -> None:
-        """The items asked for next, in order. Reading one of them may read several at once; damage is reported where
-        it is asked for. What was announced before is forgotten."""
-        self._announced = items
-        self._waiting: list[int] | None = None
-        """Samples of the announced items whose payloads were not read yet, in order."""
-        self._payloads: dict[int, memoryview] = {}
-        self._rows: dict[int, IndexRow] | None = None
-        self._packs: dict[bytes, Pack] | None = None
-
     def payload(self, sample: int, start: int = 0, length: int | None = None) -> memoryview:
         """Bytes ``[start, start + length)`` of a sample's payload; ``length`` None reads to its end.
 
@@ -78,14 +125,7 @@ class Reader:
         Raises DataError naming shard and key: the file is missing or too short, or the CRC-32 of the whole payload
         does not match (a part cannot be checked).
         """
-        if start == 0 and length is None:
-            found = self._payloads.get(sample)
-            if found is None and self._is_waiting(sample):
-                self._read_payloads(sample)
-                found = self._payloads.get(sample)
-            if found is not None:
-                return found
-        columns = self.plan.columns
+        columns = self.plan.samples.columns
         size = int(columns["size"][sample])
         wanted = size - start if length is None else length
         if start < 0 or wanted < 0 or start + wanted > size:
@@ -94,11 +134,7 @@ class Reader:
         return self._one(sample, int(columns["offset"][sample]) + start, wanted, crc)
 
     def meta(self, sample: int) -> dict[str, Any]:
-        """What the sample's ``.json`` or ``.txt`` member says; ``row`` holds the same and more, and reads nothing.
-
-        Raises DataError when it is damaged, or for a text document.
-        """
-        columns = self.plan.columns
+        columns = self.plan.samples.columns
         offset = int(columns["meta_offset"][sample])
         if offset < 0:
             raise self.error(sample, "a text document has no metadata member")
@@ -110,61 +146,42 @@ class Reader:
             raise self.error(sample, f"the metadata {problem}") from problem
 
     def row(self, sample: int) -> IndexRow:
-        """The index row of a sample; those of all announced ones are made together."""
-        if self._rows is None:
-            samples = self._samples()
-            self._rows = dict(zip(samples, self.plan.rows(np.asarray(samples, dtype=np.int64)), strict=True))
-        found = self._rows.get(sample)
-        return self.plan.row(sample) if found is None else found
+        """The index row of a sample."""
+        return self.plan.samples.row(sample)
 
-    def _samples(self) -> list[int]:
-        """The announced samples, each once, in order."""
-        elements = packing.as_items(self._announced).elements
-        return list(dict.fromkeys(elements["sample"].tolist()))
+    # -- documents -----------------------------------------------------------------------------------------------
+    def pack(self, item: Elements) -> Pack:
+        """The documents of an item, one after another. Raises DataError for a damaged one, every error explained."""
+        _, offsets, sizes, widths, crcs = self._addresses(item)
+        rows = zip(item["sample"].tolist(), offsets.tolist(), sizes.tolist(), crcs.tolist(), strict=True)
+        data = b"".join(self._one(sample, offset, size, crc) for sample, offset, size, crc in rows)
+        starts, begins = np.asarray([0, len(item)]), np.cumsum(sizes) - sizes
+        return Documents(np.frombuffer(data, dtype=np.uint8), begins, sizes, widths, starts).packs()[0]
 
-    def _is_waiting(self, sample: int) -> bool:
-        if self._waiting is None:
-            self._waiting = self._samples()
-        return sample in self._waiting
+    # -- several at once -----------------------------------------------------------------------------------------
+    def payloads(self, samples: Sequence[int], most_bytes: int) -> tuple[int, dict[int, memoryview]]:
+        """Payloads read together: of the first samples, as many as ``most_bytes`` hold, and at least one.
 
-    def _read_payloads(self, first: int) -> None:
-        """Payloads of announced samples from this one on; what is damaged is left out."""
-        assert self._waiting is not None
-        begin = self._waiting.index(first)
-        samples = np.asarray(self._waiting[begin:], dtype=np.int64)
-        places = self.plan.numbers(("shard", "offset", "size", "crc32"), samples)
-        count = max(1, int(places[2].cumsum().searchsorted(_READ_AHEAD, side="right")))
+        Returns:
+            How many samples were read, and the payloads of those that are intact.
+        """
+        places = self.plan.samples.numbers(("shard", "offset", "size", "crc32"), np.asarray(samples, dtype=np.int64))
+        count = max(1, int(places[2].cumsum().searchsorted(most_bytes, side="right")))
         shards, offsets, sizes, crcs = (place[:count].tolist() for place in places)
-        numbers = self._waiting[begin : begin + count]
-        del self._waiting[begin : begin + count]
-        self._payloads = {}
+        payloads: dict[int, memoryview] = {}
         try:
-            for sample, view, crc in zip(numbers, self._bytes.views(shards, offsets, sizes), crcs, strict=True):
+            views = self._bytes.views(shards, offsets, sizes)
+            for sample, view, crc in zip(samples[:count], views, crcs, strict=True):
                 if not self.verify or crc32(view) == crc:
-                    self._payloads[sample] = view
+                    payloads[sample] = view
         except StoreError:
             raise
         except (OSError, EOFError, DataError):
             pass  # whoever asks for the damaged one gets the error, the others their bytes
+        return count, payloads
 
-    # -- documents -----------------------------------------------------------------------------------------------
-    def pack(self, item: Elements) -> Pack:
-        """The documents of an item, one after another. Raises DataError for a damaged one."""
-        if self._packs is None:
-            self._packs = self._read_packs(packing.as_items(self._announced))
-        found = self._packs.get(item.tobytes())
-        return self._one_pack(item) if found is None else found
-
-    def documents(self, item: Elements) -> list[Tokens]:
-        """Token ids [length] (uint16 or uint32, as stored) of every element of a pack, in order. Read-only."""
-        return self.pack(item).documents()
-
-    def tokens(self, element: np.void) -> Tokens:
-        """``documents`` for one element."""
-        return self.documents(np.asarray([element], dtype=ELEMENT))[0]
-
-    def _read_packs(self, items: Items) -> dict[bytes, Pack]:
-        """The packs of every announced item, by its bytes; an item with a damaged document is left out."""
+    def packs(self, items: Items) -> dict[bytes, Pack]:
+        """The packs of all items, by the bytes of the item; an item with a damaged document is left out."""
         if not len(items):
             return {}
         try:
@@ -175,17 +192,17 @@ class Reader:
         except (OSError, EOFError, DataError):
             return {}  # the damaged one is found item by item
         documents = in_order(Documents(data, begins, sizes, widths, items.starts))
-        found = dict(zip((item.tobytes() for item in items), documents.packs(), strict=True))
+        packs = dict(zip((item.tobytes() for item in items), documents.packs(), strict=True))
         if self.verify:
             for number in np.flatnonzero(~documents.intact(crcs, self._joiner)).tolist():
-                found.pop(items.item(number).tobytes(), None)
-        return found
+                packs.pop(items.item(number).tobytes(), None)
+        return packs
 
     def _addresses(self, elements: Elements) -> tuple[Ints, Ints, Ints, Ints, Ints]:
         """Shard, offset, size, bytes per token and CRC-32 (-1 for a part of a document) of every element."""
         samples = elements["sample"]
         names = ("shard", "offset", "size", "tokens", "crc32")
-        shards, offsets, sizes, counts, crcs = self.plan.numbers(names, samples)
+        shards, offsets, sizes, counts, crcs = self.plan.samples.numbers(names, samples)
         widths = sizes // np.maximum(counts, 1)
         wrong = ((widths != 2) & (widths != 4)) | (sizes != counts * widths)
         if wrong.any():
@@ -199,47 +216,12 @@ class Reader:
             offsets = offsets + elements["start"].astype(np.int64) * widths
         return shards, offsets, lengths * widths, widths, crcs
 
-    def _one_pack(self, item: Elements) -> Pack:
-        """The documents of one item, every error explained."""
-        _, offsets, sizes, widths, crcs = self._addresses(item)
-        rows = zip(item["sample"].tolist(), offsets.tolist(), sizes.tolist(), crcs.tolist(), strict=True)
-        data = b"".join(self._one(sample, offset, size, crc) for sample, offset, size, crc in rows)
-        starts, begins = np.asarray([0, len(item)]), np.cumsum(sizes) - sizes
-        return Documents(np.frombuffer(data, dtype=np.uint8), begins, sizes, widths, starts).packs()[0]
-
-    # -- frames --------------------------------------------------------------------------------------------------
-    def frames(
-        self, sample: int, max_frames: int = 0, frame_stride: int = 1, size: int | None = None
-    ) -> NDArray[np.uint8]:
-        """Decoded frames [T, H, W, 3] RGB of a clip.
-
-        Args:
-            sample: number in the plan.
-            max_frames: keep at most so many, evenly spread over the clip; 0 = no limit.
-            frame_stride: keep every n-th stored frame, before the limit.
-            size: side of the square image in pixels (short side resized, then centre crop); None = as stored.
-        """
-        stored = int(self.plan.columns["frames"][sample])
-        wanted = wanted_frames(stored, max_frames, frame_stride)
-        return decode(bytes(self.payload(sample)), stored, wanted, size, self.where(sample))
-
     # -- errors --------------------------------------------------------------------------------------------------
-    def where(self, sample: int) -> str:
-        """``shard:key (corpus/id)`` of a sample, for messages."""
-        row = self.plan.row(sample)
-        return f"{self.plan.shard_path(sample)}:{row.key} ({row.corpus}/{row.sample_id})"
-
-    def error(self, sample: int, what: str) -> DataError:
-        """A DataError that names the sample."""
-        return DataError(
-            what, where=self.where(sample), fix="run `slt shards lint DIR`, then copy or rebuild the shard"
-        )
-
     def _one(
         self, sample: int, offset: int, size: int, crc: int, what: str = "the bytes do not match the"
     ) -> memoryview:
         """One range of a sample's shard, every error explained; -1 as CRC-32 expects nothing."""
-        shard = int(self.plan.shard_of[sample])
+        shard = int(self.plan.samples.shard_of[sample])
         place = (np.asarray([value], dtype=np.int64) for value in (shard, offset, size))
         shards, offsets, sizes = place
         for _ in range(2):

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from shards.errors import DataError
-from shards.load.reader import Reader
-from shards.order.packing import Elements
+from shards.load.reader import SampleReader
+from shards.order.items import Elements
 from shards.order.plan import Cursor, Plan
 from shards.storage.store import StoreError
 
-Fetch = Callable[[Reader, Elements], list[Any]]
+Fetch = Callable[[SampleReader, Elements], list[Any]]
 """``fetch(reader, item)``: one raw sample per element of the item, in order. Raises DataError for a damaged one."""
 
 SEARCHED_ITEMS = 256
@@ -40,7 +40,7 @@ class BadSample:
 
 
 def fetch_item(
-    reader: Reader, fetch: Fetch, item: Elements, after: Callable[[], Cursor]
+    reader: SampleReader, fetch: Fetch, item: Elements, after: Callable[[], Cursor]
 ) -> tuple[list[Any], list[BadSample]]:
     """The raw samples of an item, damaged ones replaced.
 
@@ -72,10 +72,10 @@ def fetch_item(
             raise
         except DataError as problem:
             sample = int(element["sample"][0])
-            found, substitute = _substitute(reader, fetch, _room(reader.plan, item, number), after(), used)
-            raws += found
+            samples, substitute = _substitute(reader, fetch, _room(reader.plan, item, number), after(), used)
+            raws += samples
             used.add(substitute)
-            row = reader.plan.row(sample)
+            row = reader.plan.samples.row(sample)
             bad.append(BadSample(sample, row.shard, row.key, problem.what, substitute))
     if not raws:
         raise DataError(
@@ -97,7 +97,7 @@ def _room(plan: Plan, item: Elements, number: int) -> int:
     return int(np.iinfo(np.int64).max)
 
 
-def _substitute(reader: Reader, fetch: Fetch, room: int, after: Cursor, used: set[int]) -> tuple[list[Any], int]:
+def _substitute(reader: SampleReader, fetch: Fetch, room: int, after: Cursor, used: set[int]) -> tuple[list[Any], int]:
     following, _ = reader.plan.items(after, SEARCHED_ITEMS)
     for item in following:
         for number in range(len(item)):

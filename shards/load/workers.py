@@ -45,18 +45,18 @@ _MESSAGE_SECONDS, _MESSAGE_BYTES, _MESSAGE_RESULTS = 20e-3, 1 << 20, 8
 _ALIGN = 64
 _SMALLEST_SLOT = 1 << 16
 
-Made = tuple[bytes, list[memoryview]]
+Pickled = tuple[bytes, list[memoryview]]
 """A pickle (protocol 5), and the buffers it was told to leave out."""
 
 
-class Maker(Protocol):
+class Work(Protocol):
     """What a worker does; pickled once for all of them."""
 
     def begin(self) -> None:
         """Called once in every worker."""
         ...
 
-    def make(self, requests: list[Any]) -> list[Made]:
+    def run(self, requests: list[Any]) -> list[Pickled]:
         """One result per request. Must not raise."""
         ...
 
@@ -80,18 +80,18 @@ class Workers:
     """A fixed number of processes; message number ``n`` is made by worker ``n % count``.
 
     Args:
-        maker: what they do.
+        work: what they do.
         count: processes.
         ahead: messages each is given before its oldest one is taken; a message is one result, or several small ones.
         timeout_seconds: longest wait for a start or a result.
     """
 
-    def __init__(self, maker: Maker, count: int, ahead: int, timeout_seconds: float) -> None:
+    def __init__(self, work: Work, count: int, ahead: int, timeout_seconds: float) -> None:
         self.timeout_seconds = timeout_seconds
         self._pool = _Pool(count)
         self._begun = time.monotonic()
         self._stop = weakref.finalize(self, self._pool.end)
-        pickled = pickle.dumps(maker, protocol=5)  # here: another thread could meet an object while it is in use
+        pickled = pickle.dumps(work, protocol=5)  # here: another thread could meet an object while it is in use
         context = fork_server()
         # A start waits for the imports of the fork server, so it happens beside whatever the caller does first.
         threading.Thread(target=self._pool.start, args=(context, pickled), daemon=True).start()
@@ -185,10 +185,10 @@ class _Pool:
 
     def _answer(self, link: _Link) -> DataError | None:
         try:
-            found: DataError | None = pickle.loads(link.connection.recv_bytes())
+            problem: DataError | None = pickle.loads(link.connection.recv_bytes())
         except (EOFError, OSError):
             return _failure(f"a loader process {_how_it_ended(link.process)} while it started")
-        return found
+        return problem
 
     def end(self) -> None:
         """Kill the workers: waiting for one that hangs in a read would hang this process too."""
@@ -298,8 +298,8 @@ def _work(pickled: bytes, connection: Connection) -> None:
 def _serve(pickled: bytes, connection: Connection) -> None:
     gc.freeze()  # what was imported stays: collections need not look at it, nor copy its pages
     try:
-        maker: Maker = pickle.loads(pickled)
-        maker.begin()
+        work: Work = pickle.loads(pickled)
+        work.begin()
     except BaseException as error:
         problem = error if isinstance(error, DataError) else _failure(f"{type(error).__name__}: {error}")
         connection.send_bytes(pickle.dumps(problem))
@@ -313,8 +313,8 @@ def _serve(pickled: bytes, connection: Connection) -> None:
         group, released = requests.get()
         slots.release(released)
         begin = time.perf_counter()
-        made = maker.make(group)
-        _send(connection, slots, made, time.perf_counter() - begin)
+        results = work.run(group)
+        _send(connection, slots, results, time.perf_counter() - begin)
 
 
 def _receive(connection: Connection, requests: queue.SimpleQueue[tuple[list[Any], list[int]]]) -> None:
@@ -325,13 +325,13 @@ def _receive(connection: Connection, requests: queue.SimpleQueue[tuple[list[Any]
         os._exit(0)  # the receiver is gone, and the other thread may hang in a read
 
 
-def _send(connection: Connection, slots: _Slots, made: list[Made], seconds: float) -> None:
-    parts = [part for pickled, buffers in made for part in (memoryview(pickled), *buffers)]
+def _send(connection: Connection, slots: _Slots, results: list[Pickled], seconds: float) -> None:
+    parts = [part for pickled, buffers in results for part in (memoryview(pickled), *buffers)]
     places, total = _places([part.nbytes for part in parts], 0)
     slot, memory, descriptor, dropped = slots.take(total)
     for begin, part in zip(places, parts, strict=True):
         memory[begin : begin + part.nbytes] = part
-    sizes = [[len(pickled), *(buffer.nbytes for buffer in buffers)] for pickled, buffers in made]
+    sizes = [[len(pickled), *(buffer.nbytes for buffer in buffers)] for pickled, buffers in results]
     new_bytes = len(memory) if descriptor >= 0 else 0
     connection.send_bytes(pickle.dumps(tuple(_Message(slot, new_bytes, dropped, sizes, seconds)), protocol=5))
     if descriptor >= 0:

@@ -7,13 +7,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from shards.order import packing
-from shards.order import shuffle as order
-from shards.order import unique_texts as plan_texts
-from shards.order.columns import Samples
+from shards.order import packing, shuffle, unique_texts
+from shards.order.items import Items
 from shards.order.mix import Mixture, chunk_range
 from shards.order.options import PlanOptions
-from shards.order.packing import Items
+from shards.order.samples import Samples
 from shards.order.shuffle import Ints, Stream
 from shards.order.unique_texts import Texts
 
@@ -49,17 +47,26 @@ class Chunks:
         """Chunks of an epoch."""
         return -(-sum(self.mixture.quotas(epoch)) // self.size)
 
+    def after(self, epoch: int, chunk: int) -> tuple[int, int]:
+        """Epoch and number of the chunk that follows."""
+        return (epoch, chunk + 1) if chunk + 1 < self.count(epoch) else (epoch + 1, 0)
+
+    def of_epoch(self, epoch: int) -> Iterator[Items]:
+        """The chunks of one epoch, one after another."""
+        for chunk in range(self.count(epoch)):
+            yield self.make(epoch, chunk)
+
     def ranges(self, epoch: int, chunk: int) -> list[tuple[int, int]]:
         """Per source the part of its share of the epoch, ``[begin, end)``, that lies in a chunk."""
         quotas, chunks = self.mixture.quotas(epoch), self.count(epoch)
         if self.options.shuffle:
             return [chunk_range(quota, chunk, chunks) for quota in quotas]
-        total, found, first = sum(quotas), [], 0
+        total, ranges, first = sum(quotas), [], 0
         for quota in quotas:  # one source after another
             begin, end = (min(max(total * n // chunks - first, 0), quota) for n in (chunk, chunk + 1))
-            found.append((begin, end))
+            ranges.append((begin, end))
             first += quota
-        return found
+        return ranges
 
     def _count_samples(self, epoch: int, chunk: int) -> int:
         return sum(end - begin for begin, end in self.ranges(epoch, chunk))
@@ -86,15 +93,15 @@ class Chunks:
         if distance < 2:
             return items
         before = self._before(epoch, chunk)
-        tail = self._texts(self._alone(*before)).tail(distance - 1) if before else plan_texts.no_texts()
-        return items.reorder(*plan_texts.join(self._texts(items), tail, distance))
+        tail = self._texts(self._alone(*before)).tail(distance - 1) if before else unique_texts.no_texts()
+        return items.reorder(*unique_texts.join(self._texts(items), tail, distance))
 
     def _make_alone(self, epoch: int, chunk: int) -> Items:
         """The items without regard to the chunk before."""
         items = self._form(epoch, chunk)
         if self.options.unique_texts_window < 2:
             return items
-        return items.reorder(plan_texts.spread(self._texts(items), self.options.unique_texts_window), 0)
+        return items.reorder(unique_texts.spread(self._texts(items), self.options.unique_texts_window), 0)
 
     def _form(self, epoch: int, chunk: int) -> Items:
         options, samples = self.options, self.order(epoch, chunk)
@@ -106,7 +113,7 @@ class Chunks:
             assert options.frame_budget is not None  # check_options
             items, windows = packing.group(samples, lengths, options.frame_budget, options.length_window, texts)
             if options.shuffle:
-                items = items.reorder(order.shuffle_groups(windows, options.seed, epoch, chunk), 0)
+                items = items.reorder(shuffle.shuffle_groups(windows, options.seed, epoch, chunk), 0)
             return items
         if options.length_window:
             positions = packing.sort_windows(lengths, options.length_window)

@@ -195,8 +195,8 @@ def differing_parts(theirs: str, ours: str) -> list[str]:
         "seed": slice(8, 16),
         "shards, split, corpus or weight": slice(16, 32),
     }
-    found = [name for name, part in parts.items() if theirs[part] != ours[part]]
-    return [f"different {', '.join(found)} (fingerprint was {theirs}, is {ours})"]
+    different = [name for name, part in parts.items() if theirs[part] != ours[part]]
+    return [f"different {', '.join(different)} (fingerprint was {theirs}, is {ours})"]
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
@@ -204,9 +204,9 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]
     if theirs.get("order_version") != ours["order_version"]:  # then the same options mean something else
         return [f"order_version: was {theirs.get('order_version')!r}, is {ours['order_version']!r}"]
     was, now = ({**_defaults(), **values} for values in (theirs, ours))
-    found = [f"{name}: was {was.get(name)!r}, is {now[name]!r}" for name in now if was.get(name) != now[name]]
-    readable = [text for text in found if not text.startswith("sources_digest")]
-    return readable or found
+    changes = [f"{name}: was {was.get(name)!r}, is {now[name]!r}" for name in now if was.get(name) != now[name]]
+    readable = [text for text in changes if not text.startswith("sources_digest")]
+    return readable or changes
 
 
 def _defaults() -> dict[str, Any]:

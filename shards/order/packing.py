@@ -7,102 +7,20 @@ Best-fit over 64 open packs reaches within half a percent of packing everything 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
-from numpy.typing import NDArray
 
+from shards.order.items import Elements, Items, elements_of, starts_of
 from shards.order.shuffle import Ints
-
-ELEMENT = np.dtype([("sample", np.int64), ("start", np.int32), ("length", np.int32)])
-"""One sample of an item: tokens ``[start, start + length)`` of a document, all ``length`` frames of a clip, or all
-``length`` tokens of a clip with its text."""
-
-Elements = NDArray[np.void]
 
 _NUMBER_BITS = 40
 _NUMBER = (1 << _NUMBER_BITS) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Items:
-    """Consecutive items of a plan: item ``i`` is ``elements[starts[i]:starts[i + 1]]``."""
-
-    starts: Ints
-    """[n_items + 1]"""
-    elements: Elements
-    """[n_elements] of ELEMENT"""
-    repeated_texts: int = 0
-    """Items that share a text with one of the items shortly before them, because no order avoids it."""
-
-    @classmethod
-    def of_bytes(cls, elements: bytes, sizes: Sequence[int]) -> Items:
-        """Items of so many elements each, whose bytes are given."""
-        return cls(_starts(np.asarray(sizes, dtype=np.int64)), np.frombuffer(elements, dtype=ELEMENT))
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def sizes(self) -> Ints:
-        """[n_items] elements of every item."""
-        return self.starts[1:] - self.starts[:-1]  # np.diff takes several times as long for few items
-
-    def __iter__(self) -> Iterator[Elements]:
-        """The elements of every item, as views."""
-        bounds = self.starts.tolist()
-        return map(self.elements.__getitem__, map(slice, bounds[:-1], bounds[1:]))
-
-    def item(self, number: int) -> Elements:
-        """The elements of one item, as a view."""
-        return self.elements[self.starts[number] : self.starts[number + 1]]
-
-    def part(self, begin: int, end: int) -> Items:
-        """The items ``[begin, end)``, as views."""
-        starts = self.starts[begin : end + 1]
-        return Items(starts - starts[0], self.elements[starts[0] : starts[-1]])
-
-    def reorder(self, order: Ints, repeated_texts: int) -> Items:
-        """The same items in another order."""
-        sizes = self.sizes()[order]
-        starts = _starts(sizes)
-        gather = np.repeat(self.starts[:-1][order] - starts[:-1], sizes) + np.arange(starts[-1])
-        return Items(starts, self.elements[gather], repeated_texts)
-
-
-def as_items(items: Items | Sequence[Elements]) -> Items:
-    """The same items in one piece."""
-    if isinstance(items, Items):
-        return items
-    if not items:
-        return Items(_starts(np.empty(0, dtype=np.int64)), np.empty(0, dtype=ELEMENT))
-    return Items(_starts(np.fromiter(map(len, items), dtype=np.int64, count=len(items))), np.concatenate(items))
-
-
-def joined(parts: Sequence[Items]) -> Items:
-    """Items one after another."""
-    if len(parts) == 1:
-        return parts[0]
-    starts = _starts(np.concatenate([part.sizes() for part in parts]))
-    return Items(starts, np.concatenate([p.elements for p in parts]), sum(p.repeated_texts for p in parts))
-
-
-def _starts(sizes: Ints) -> Ints:
-    starts = np.zeros(len(sizes) + 1, dtype=np.int64)
-    np.cumsum(sizes, out=starts[1:])
-    return starts
-
-
-def _elements(samples: Ints, starts: Ints | int, lengths: Ints) -> Elements:
-    elements = np.empty(len(samples), dtype=ELEMENT)
-    elements["sample"], elements["start"], elements["length"] = samples, starts, lengths
-    return elements
-
-
 def clips(order: Ints, lengths: Ints) -> Items:
     """One clip per item. ``lengths`` [len(order)] are frames."""
-    return Items(np.arange(len(order) + 1, dtype=np.int64), _elements(order, 0, lengths))
+    return Items(np.arange(len(order) + 1, dtype=np.int64), elements_of(order, 0, lengths))
 
 
 def sort_windows(lengths: Ints, window: int) -> Ints:
@@ -113,10 +31,10 @@ def sort_windows(lengths: Ints, window: int) -> Ints:
 def cut_documents(order: Ints, lengths: Ints, block_tokens: int) -> Elements:
     """Documents as pieces of at most ``block_tokens``; only documents longer than that are cut, empty ones vanish."""
     pieces = -(-lengths // block_tokens)
-    first = _starts(pieces)
+    first = starts_of(pieces)
     start = (np.arange(first[-1]) - np.repeat(first[:-1], pieces)) * block_tokens
     length = np.minimum(np.repeat(lengths, pieces) - start, block_tokens)
-    return _elements(np.repeat(order, pieces), start, length)
+    return elements_of(np.repeat(order, pieces), start, length)
 
 
 def best_fit(lengths: Ints, capacity: int, open_packs: int = 64) -> tuple[Ints, int]:
@@ -136,9 +54,9 @@ def best_fit(lengths: Ints, capacity: int, open_packs: int = 64) -> tuple[Ints, 
     state: list[int] = []  # room << 40 | pack, ascending
     packs, count = [0] * len(sizes), 0
     for piece, size in enumerate(sizes):
-        found = bisect_left(state, size << _NUMBER_BITS)
-        if found < len(state):
-            entry = state.pop(found) - (size << _NUMBER_BITS)
+        best = bisect_left(state, size << _NUMBER_BITS)
+        if best < len(state):
+            entry = state.pop(best) - (size << _NUMBER_BITS)
         else:
             if len(state) == open_packs:
                 del state[0]
@@ -163,8 +81,8 @@ def _repack(assigned: Ints, lengths: Ints, unfilled: list[int], capacity: int) -
     rooms: list[tuple[int, int]] = []
     new: list[int] = []
     for size in lengths[pieces].tolist():
-        found = bisect_left(rooms, (size, -1))
-        room, pack = rooms.pop(found) if found < len(rooms) else (capacity, len(rooms))
+        best = bisect_left(rooms, (size, -1))
+        room, pack = rooms.pop(best) if best < len(rooms) else (capacity, len(rooms))
         insort(rooms, (room - size, pack))
         new.append(pack)
     if len(rooms) < len(unfilled):
@@ -182,7 +100,7 @@ def pack(order: Ints, lengths: Ints, block_tokens: int) -> Items:
     pieces = cut_documents(order, lengths, block_tokens)
     packs, count = best_fit(pieces["length"].astype(np.int64), block_tokens)
     by_pack = np.argsort(packs, kind="stable")
-    return Items(_starts(np.bincount(packs, minlength=count)), pieces[by_pack])
+    return Items(starts_of(np.bincount(packs, minlength=count)), pieces[by_pack])
 
 
 def group(order: Ints, lengths: Ints, budget: int, window: int, hashes: Ints | None = None) -> tuple[Items, Ints]:
@@ -213,7 +131,7 @@ def group(order: Ints, lengths: Ints, budget: int, window: int, hashes: Ints | N
     chosen = np.fromiter(chain.from_iterable(groups), dtype=np.int64, count=len(order))
     sizes = np.fromiter(map(len, groups), dtype=np.int64, count=len(groups))
     picked = positions[chosen]
-    items = Items(_starts(sizes), _elements(order[picked], 0, lengths[picked]))
+    items = Items(starts_of(sizes), elements_of(order[picked], 0, lengths[picked]))
     return items, np.asarray(windows, dtype=np.int64)
 
 

@@ -8,35 +8,25 @@ worker count. docs/data-order.md defines the order exactly.
 
 from __future__ import annotations
 
-import os
-import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from shards.errors import DataError
 from shards.format.index import open_index
 from shards.order import options as plan_options
-from shards.order import packing
+from shards.order.chunk_cache import ChunkCache
 from shards.order.chunks import Chunks, all_lengths
-from shards.order.columns import Choose, Samples
+from shards.order.items import Items, joined
 from shards.order.mix import Mixture, Weight
 from shards.order.options import ORDER_VERSION as ORDER_VERSION
 from shards.order.options import PlanKind as PlanKind
 from shards.order.options import PlanOptions, Source
 from shards.order.options import kept_frames as kept_frames
-from shards.order.packing import Elements, Items
-from shards.order.shuffle import Ints
-from shards.schema import IndexRow
-
-_KEPT_ELEMENTS = 1 << 16  # a step over a tiny set may span many epochs
-_MADE_AHEAD = 1 << 12  # elements from which on making a chunk takes longer than starting a thread
+from shards.order.samples import Choose, Samples
 
 
 class Cursor(NamedTuple):
@@ -83,23 +73,18 @@ class Plan:
         schedules = [source.schedule for source in sources]
         selections = [(source.shard_set, source.split, source.corpus) for source in sources]
         self.samples = Samples(selections, _choose(options))
+        """What the index knows of every sample."""
         if options.kind == "sequence" and not options.drop_longer:
             _refuse_longer(self.samples, options)
-        self.counts, self.n_samples = self.samples.counts, len(self.samples)
-        self.columns = self.samples.columns
-        """Numbers of the index by name: an int for one sample, int64 for an array of them."""
-        self.shards, self.shard_of = self.samples.shards, self.samples.shard_of
-        """The tars of all sources, and the number of each sample's tar."""
-        mixture = Mixture(self.counts, schedules, options.epoch_samples)
-        if problem := mixture.problem():
+        self.mixture = Mixture(self.samples.counts, schedules, options.epoch_samples)
+        if problem := self.mixture.problem():
             raise DataError(problem, where="plan options", fix="correct the weights or epoch_samples")
-        self.mixture, self.chunks = mixture, Chunks(self.samples, mixture, options)
+        self.chunks = Chunks(self.samples, self.mixture, options)
         self.identity = plan_options.identity(self.sources, options)
         """What the order depends on, readable; a state with another identity belongs to another run."""
         self.fingerprint = plan_options.fingerprint(self.identity)
         """32 hex digits: 8 for the options, 8 for the seed, 16 for the sources, so that a mismatch can be named."""
-        self._kept: OrderedDict[tuple[int, int], Items] = OrderedDict()
-        self._ahead: tuple[tuple[int, int], int, Future[Items]] | None = None
+        self._cache = ChunkCache(self.chunks)
         self._epoch: tuple[int, Items] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -109,36 +94,6 @@ class Plan:
             for source in self.sources
         ]
         return _reopen, (specs, self.options, self.identity)
-
-    # -- samples -------------------------------------------------------------------------------------------------
-    def row(self, sample: int) -> IndexRow:
-        """The index row of one sample, text included."""
-        return self.samples.row(sample)
-
-    def shard_path(self, sample: int) -> Path:
-        """The tar that holds a sample."""
-        return self.shards[self.shard_of[sample]]
-
-    def numbers(self, names: Sequence[str], samples: Ints) -> list[Ints]:
-        """Several ``columns``, or ``shard`` for ``shard_of``, of these samples: cheaper than one by one."""
-        return self.samples.numbers(names, samples)
-
-    def corpora(self) -> list[str]:
-        """Names of the corpora in the plan, sorted."""
-        return self.samples.distinct("corpus")
-
-    def rows(self, samples: Ints) -> list[IndexRow]:
-        """``row`` of every one of these samples, at a fraction of the cost."""
-        return self.samples.rows(samples)
-
-    def column(self, name: str) -> pa.ChunkedArray:
-        """[n_samples] one column of the index, text included."""
-        return self.samples.column(name)
-
-    @property
-    def table(self) -> pa.Table:
-        """[n_samples] all columns of the index; for small sets."""
-        return pa.table({name: self.column(name) for name in IndexRow._fields})
 
     # -- items ---------------------------------------------------------------------------------------------------
     @cached_property
@@ -152,115 +107,34 @@ class Plan:
     def epoch(self, number: int) -> Items:
         """All items of one epoch, in order: for evaluation and small sets. The last one asked for is kept."""
         if self._epoch is None or self._epoch[0] != number:
-            self._epoch = number, packing.joined(list(self.made(number)))
+            self._epoch = number, joined(list(self.chunks.of_epoch(number)))
         return self._epoch[1]
-
-    def made(self, epoch: int) -> Iterator[Items]:
-        """The chunks of one epoch, one after another."""
-        for chunk in range(self.chunks.count(epoch)):
-            yield self.chunks.make(epoch, chunk)
 
     def advance(self, cursor: Cursor, items: int) -> Cursor:
         """The cursor ``items`` further on, across chunks and epochs. It never points past the last item of a chunk."""
         epoch, chunk, item = cursor.epoch, cursor.chunk, cursor.item + items
         while item >= (size := self._size(epoch, chunk)):
-            (epoch, chunk), item = self._next(epoch, chunk), item - size
+            (epoch, chunk), item = self.chunks.after(epoch, chunk), item - size
         return Cursor(epoch, chunk, item, cursor.consumed + items)
 
-    def items(self, cursor: Cursor, count: int) -> tuple[list[Elements], Cursor]:
+    def items(self, cursor: Cursor, count: int) -> tuple[Items, Cursor]:
         """The next ``count`` items across chunks and epochs, and the cursor after them."""
-        found, after = self.take(cursor, count)
-        return list(found), after
-
-    def take(self, cursor: Cursor, count: int) -> tuple[Items, Cursor]:
-        """``items`` in one piece, which is quicker to make and to pass on."""
         parts: list[Items] = []
         place = self.advance(cursor, 0)
         while count or not parts:
-            made = self._chunk(place.epoch, place.chunk)
-            stop = min(place.item + count, len(made))
-            parts.append(made.part(place.item, stop))
+            chunk = self._cache.chunk(place.epoch, place.chunk)
+            stop = min(place.item + count, len(chunk))
+            parts.append(chunk.part(place.item, stop))
             count -= stop - place.item
-            self._make_ahead(place.epoch, place.chunk)
+            self._cache.begin_next(place.epoch, place.chunk)
             place = self.advance(place, stop - place.item)
-        return packing.joined(parts), place
-
-    def _next(self, epoch: int, chunk: int) -> tuple[int, int]:
-        return (epoch, chunk + 1) if chunk + 1 < self.chunks.count(epoch) else (epoch + 1, 0)
+        return joined(parts), place
 
     def _size(self, epoch: int, chunk: int) -> int:
         """Items of a chunk."""
         if self.options.kind == "clip":
             return self.chunks.clips(epoch, chunk)
-        return len(self._chunk(epoch, chunk))
-
-    def _chunk(self, epoch: int, chunk: int) -> Items:
-        """The items of a chunk. The last three asked for are kept, more when they are small."""
-        key = (epoch, chunk)
-        if key not in self._kept:
-            if self._ahead is not None and self._ahead[:2] == (key, os.getpid()):
-                self._kept[key], self._ahead = self._ahead[2].result(), None
-            else:
-                self._kept[key] = self.chunks.make(epoch, chunk)
-            kept = max(3, _KEPT_ELEMENTS // max(len(self._kept[key].elements), 1))
-            while len(self._kept) > kept:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key]
-
-    def _make_ahead(self, epoch: int, chunk: int) -> None:
-        """Begin the chunk after this one in a thread, so that no step waits for it."""
-        key = self._next(epoch, chunk)
-        if key in self._kept or len(self._kept[epoch, chunk].elements) < _MADE_AHEAD:
-            return
-        if self._ahead is not None and self._ahead[:2] == (key, os.getpid()):
-            return
-        future: Future[Items] = Future()
-        self._ahead = key, os.getpid(), future  # a forked process has no such thread: it makes its own
-        threading.Thread(target=_run, args=(future, self.chunks, key), daemon=True).start()
-
-    # -- figures -------------------------------------------------------------------------------------------------
-    def utilisation(self, epoch: int = 0) -> float:
-        """Part of the padded positions of an epoch that hold data (packs: of ``block_tokens``; else of the longest)."""
-        return float(self.stats(epoch)["utilisation"])
-
-    def stats(self, epoch: int = 0) -> dict[str, float | int]:
-        """Counts of an epoch, which is made for it: items, samples (distinct), tokens or frames, utilisation, padding,
-        repeated texts, and the samples left out (empty documents, sequences too long)."""
-        block = self.options.block_tokens if self.options.kind in ("pack", "sequence") else 0
-        seen = np.zeros(self.n_samples, dtype=bool)
-        items = held = padded = repeated = 0
-        for part in self.made(epoch):
-            lengths = part.elements["length"].astype(np.int64)
-            longest = np.maximum.reduceat(lengths, part.starts[:-1]) if len(part) else lengths
-            padded += len(part) * block if block else int((longest * np.diff(part.starts)).sum())
-            seen[part.elements["sample"]] = True
-            items, held, repeated = items + len(part), held + int(lengths.sum()), repeated + part.repeated_texts
-        return {
-            "items": items,
-            "samples": int(seen.sum()),
-            "tokens" if block else "frames": held,
-            "utilisation": held / padded,
-            "padding": 1.0 - held / padded,
-            "repeated_texts": repeated,
-            "left_out": self.samples.left_out,
-        }
-
-    def describe(self, epoch: int = 0) -> dict[str, Any]:
-        """What the plan is, without making any of it: kind, chunks, and what each source gives to an epoch."""
-        quotas = self.mixture.quotas(epoch)
-        sources = [
-            {
-                "shards": str(source.shard_set.dir), "split": source.split, "corpus": source.corpus,
-                "weight": source.named_weight(), "samples": count, "epoch_samples": quota,
-            }
-            for source, count, quota in zip(self.sources, self.counts, quotas, strict=True)
-        ]  # fmt: skip
-        return {
-            "kind": self.options.kind, "samples": self.n_samples, "epoch_samples": sum(quotas),
-            "chunks": self.chunks.count(epoch), "chunk_samples": self.chunks.size,
-            "left_out": self.samples.left_out, "fingerprint": self.fingerprint, "sources": sources,
-        }  # fmt: skip
+        return len(self._cache.chunk(epoch, chunk))
 
     # -- state ---------------------------------------------------------------------------------------------------
     def state(self, cursor: Cursor) -> dict[str, Any]:
@@ -286,13 +160,6 @@ class Plan:
                 fix="resume from an intact checkpoint",
             )
         return cursor
-
-
-def _run(future: Future[Items], chunks: Chunks, key: tuple[int, int]) -> None:
-    try:
-        future.set_result(chunks.make(*key))
-    except BaseException as error:  # raised where the chunk is asked for
-        future.set_exception(error)
 
 
 def _choose(options: PlanOptions) -> Choose:
@@ -328,9 +195,9 @@ def _reopen(
 ) -> Plan:
     sources = [Source(open_index(folder, cache), *selected) for folder, cache, *selected in specs]  # type: ignore[arg-type]
     plan = Plan(sources, options)
-    if found := plan_options.differences(identity, plan.identity):
+    if changes := plan_options.differences(identity, plan.identity):
         raise DataError(
-            "the shards changed while the run was reading them: " + "; ".join(found),
+            "the shards changed while the run was reading them: " + "; ".join(changes),
             where=", ".join(str(folder) for folder, *_ in specs),
             fix="never rebuild a shard set in place under a running job; build into a new folder",
         )

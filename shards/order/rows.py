@@ -42,8 +42,8 @@ def _values_of(column: pa.Array, names: list[str]) -> _Values:
         return lambda rows: [names[number] for number in numbers[rows].tolist()]
     if pa.types.is_string(column.type):
         return _texts_of(column)
-    found = column.to_numpy()
-    return lambda rows: found[rows].tolist()  # type: ignore[no-any-return]
+    numbers = column.to_numpy()
+    return lambda rows: numbers[rows].tolist()  # type: ignore[no-any-return]
 
 
 def _texts_of(column: pa.Array) -> _Values:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from shards.load.step import StepBatch
+from shards.load.requests import StepBatch
 from shards.load.substitute import BadSample
 from shards.order.plan import Cursor
 from tests.ranks import run_ranks

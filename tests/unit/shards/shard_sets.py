@@ -12,7 +12,7 @@ from shards.format.index import ShardSet, fingerprint, rows_to_table, write_inde
 from shards.format.writer import TarWriter, add_documents, add_video
 from shards.load.reader import Reader
 from shards.media.video import VideoInfo
-from shards.order.packing import Elements
+from shards.order.items import Elements
 from shards.schema import IndexRow, Kind, Manifest, Segment
 
 

@@ -87,7 +87,8 @@ def test_a_stage_tells_it_once_before_training(llm: Path, caplog: pytest.LogCapt
     recipe: Any = SimpleNamespace(data=SimpleNamespace(storage_options={}))
     videos = [SimpleNamespace(shard_set=SimpleNamespace(manifest=SimpleNamespace(kind="video")))]
     train, dev = (
-        SimpleNamespace(column=lambda _, t=t: pa.chunked_array([t]), sources=videos) for t in (KNOWN, ["sun", "new"])
+        SimpleNamespace(samples=SimpleNamespace(column=lambda _, t=t: pa.chunked_array([t])), sources=videos)
+        for t in (KNOWN, ["sun", "new"])
     )
     encoder: Any = None  # asked only about stored features
     for rank in (1, 0):

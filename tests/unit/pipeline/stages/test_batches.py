@@ -13,7 +13,7 @@ import torch
 from pipeline.inference.clips import pack_clips
 from pipeline.models.processing import LlavaSltProcessor, ProcessorOptions
 from pipeline.stages.batches import ContrastiveCollate, PackCollate, TranslationCollate
-from shards.load.packs import Pack
+from shards.load.documents import Pack
 from tests.unit.pipeline.models.tiny import bpe_tokenizer
 
 PAD = 9

@@ -77,7 +77,7 @@ def test_features_are_those_of_the_frames_the_reader_decodes(videos: Path, tmp_p
         np.testing.assert_allclose(read_features(features, sample), whole, atol=0.07)  # float16 at 255
         some = encoder(frames.frames(sample, max_frames=3, frame_stride=2, size=SIZE))
         np.testing.assert_allclose(read_features(features, sample, 3, 2), some, atol=0.07)
-        ours, theirs = features.plan.row(sample), frames.plan.row(sample)
+        ours, theirs = features.plan.samples.row(sample), frames.plan.samples.row(sample)
         assert (ours.key, ours.text, ours.signer, ours.frames, ours.width) == (
             *(theirs.key, theirs.text, theirs.signer, theirs.frames), 3,
         )  # fmt: skip

@@ -21,7 +21,7 @@ from shards.inspect.lint import lint
 from shards.inspect.lint_shard import LintOptions
 from shards.load.loader import LoaderOptions, StepLoader
 from shards.load.reader import Reader
-from shards.order.packing import Elements
+from shards.order.items import Elements
 from shards.order.plan import Plan, PlanOptions, Source
 from tests.unit.shards.damages import DAMAGES, broken_stsz, damage
 from tests.unit.shards.making import mp4, pictures, video_corpus

@@ -112,7 +112,7 @@ def test_damaged_copies_are_named(folder: Path) -> None:
 
 def _sum_of_offsets(payload: bytes) -> int:
     plan = pickle.loads(payload)
-    return int(plan.columns["offset"][np.arange(plan.n_samples)].sum())
+    return int(plan.samples.columns["offset"][np.arange(len(plan.samples))].sum())
 
 
 def test_workers_open_the_copy_again(folder: Path) -> None:

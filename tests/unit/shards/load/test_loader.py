@@ -22,7 +22,7 @@ from shards.errors import DataError
 from shards.format.index import read_index
 from shards.load.loader import EvalLoader, LoaderOptions, StepBatch, StepLoader
 from shards.load.reader import Reader
-from shards.order.packing import Elements
+from shards.order.items import Elements
 from shards.order.plan import Cursor, Plan, PlanOptions, Source
 from tests.unit.shards.shard_sets import (
     collate_lists,

@@ -16,8 +16,10 @@ from PIL import Image
 
 from shards.errors import DataError
 from shards.format.index import read_index
+from shards.load.read_ahead import ReadAhead
 from shards.load.reader import Reader, wanted_frames
 from shards.media.video import VideoOptions, transcode
+from shards.order.items import as_items
 from shards.order.plan import Plan, PlanOptions, Source, kept_frames
 from shards.schema import FrameFolder
 from tests.unit.shards.shard_sets import in_memory, write_texts, write_videos
@@ -56,10 +58,11 @@ def test_payload_and_meta(videos: Reader) -> None:
         assert videos.meta(sample)["text"] == f"text number {sample}"
 
 
-def test_rows_are_those_of_the_plan_announced_or_not(videos: Reader) -> None:
-    videos.announce([videos.plan.epoch(0).item(number) for number in (3, 5, 3)])
+def test_a_reader_that_reads_ahead_gives_what_the_reader_gives(videos: Reader) -> None:
+    ahead = ReadAhead(videos, as_items([videos.plan.epoch(0).item(number) for number in (3, 5, 3)]))
     for sample in range(25):
-        assert videos.row(sample) == videos.plan.row(sample)
+        assert ahead.row(sample) == videos.row(sample) == videos.plan.samples.row(sample)
+        assert ahead.payload(sample) == PAYLOADS[sample] and ahead.meta(sample) == videos.meta(sample)
 
 
 def test_a_range_outside_the_payload_is_refused(videos: Reader) -> None:
@@ -69,7 +72,7 @@ def test_a_range_outside_the_payload_is_refused(videos: Reader) -> None:
 
 def test_changed_bytes_name_shard_and_key(videos: Reader) -> None:
     plan = videos.plan
-    overwrite(plan.shard_path(13), int(plan.columns["offset"][13]) + 5, b"\xff")
+    overwrite(plan.samples.shard_path(13), int(plan.samples.columns["offset"][13]) + 5, b"\xff")
     with pytest.raises(DataError, match=r"train-000001.tar:clip0013 .*: the bytes do not match the CRC-32"):
         videos.payload(13)
     assert Reader(plan, verify=False).payload(13) != PAYLOADS[13]
@@ -79,7 +82,7 @@ def test_changed_bytes_name_shard_and_key(videos: Reader) -> None:
 
 def test_changed_metadata_is_named(videos: Reader) -> None:
     plan = videos.plan
-    overwrite(plan.shard_path(2), int(plan.columns["meta_offset"][2]), b"#")
+    overwrite(plan.samples.shard_path(2), int(plan.samples.columns["meta_offset"][2]), b"#")
     with pytest.raises(DataError, match=r"clip0002 .*the metadata does not match its CRC-32"):
         videos.meta(2)
     with pytest.raises(DataError, match=r"clip0002 .*the metadata cannot be parsed"):
@@ -88,14 +91,14 @@ def test_changed_metadata_is_named(videos: Reader) -> None:
 
 def test_a_truncated_shard_is_named(videos: Reader) -> None:
     plan = videos.plan
-    os.truncate(plan.shard_path(0), int(plan.columns["offset"][5]) + 10)
+    os.truncate(plan.samples.shard_path(0), int(plan.samples.columns["offset"][5]) + 10)
     assert videos.payload(4) == PAYLOADS[4]
     with pytest.raises(DataError, match=r"clip0005 .*the shard is truncated: bytes"):
         videos.payload(5)
 
 
 def test_a_missing_shard_is_named(videos: Reader) -> None:
-    videos.plan.shard_path(20).unlink()
+    videos.plan.samples.shard_path(20).unlink()
     with pytest.raises(DataError, match=r"train-000002.tar:clip0020 .*cannot read the shard \(No such file"):
         videos.payload(20)
 
@@ -165,11 +168,11 @@ def test_a_damaged_document_of_a_pack_is_named(tmp_path: Path) -> None:
     for open_at_once in (64, 2):  # all shards of the pack fit, or not
         documents = Reader(plan, open_files=open_at_once).documents(item)
         assert [document[0] for document in documents] == list(range(40))
-    overwrite(plan.shard_path(21), int(plan.columns["offset"][21]), b"##")
+    overwrite(plan.samples.shard_path(21), int(plan.samples.columns["offset"][21]), b"##")
     with pytest.raises(DataError, match=r"train-000002.tar:docs-.* \(made/clip0021\): the bytes do not match"):
         Reader(plan).documents(item)
     assert len(Reader(plan, verify=False).documents(item)) == 40
-    os.truncate(plan.shard_path(39), int(plan.columns["offset"][39]))
+    os.truncate(plan.samples.shard_path(39), int(plan.samples.columns["offset"][39]))
     with pytest.raises(DataError, match=r"clip0039.*the shard is truncated"):
         Reader(plan, verify=False).documents(item)
 

@@ -19,8 +19,8 @@ import pytest
 import torch
 
 from shards.errors import DataError
-from shards.load.loader import _Made, _pickled, _reduced
-from shards.load.workers import Made, Workers, fork_server
+from shards.load.loader import _pickled, _reduced, _Result
+from shards.load.workers import Pickled, Workers, fork_server
 from tests.source_tree import ROOT
 
 
@@ -30,10 +30,10 @@ class Arrays:
     def begin(self) -> None:
         pass
 
-    def make(self, requests: list[tuple[int, int]]) -> list[Made]:
+    def run(self, requests: list[tuple[int, int]]) -> list[Pickled]:
         return [self.one(number, size, len(requests)) for number, size in requests]
 
-    def one(self, number: int, size: int, group: int) -> Made:
+    def one(self, number: int, size: int, group: int) -> Pickled:
         buffers: list[pickle.PickleBuffer] = []
         array = np.full(size, number % 251, np.uint8)
         made = {"n": number, "array": array, "pid": os.getpid(), "empty": np.empty(0), "group": group}
@@ -55,9 +55,9 @@ class Dying(Arrays):
 
 
 class Sleepy(Arrays):
-    def make(self, requests: list[tuple[int, int]]) -> list[Made]:
+    def run(self, requests: list[tuple[int, int]]) -> list[Pickled]:
         time.sleep(0.05 * len(requests))
-        return super().make(requests)
+        return super().run(requests)
 
 
 class Slow(Arrays):
@@ -160,7 +160,7 @@ def test_forgotten_workers_end() -> None:
 def test_tensors_of_any_type_survive_the_journey(dtype: torch.dtype) -> None:
     values = torch.arange(24_000).reshape(4, 6000).to(dtype).t()
     batch = {"a": values, "nested": [{"b": values[0]}], "none": None, "zero": torch.zeros(0, dtype=dtype)}
-    pickled, buffers = _pickled(_Made(batch, []), {**copyreg.dispatch_table, torch.Tensor: _reduced})
+    pickled, buffers = _pickled(_Result(batch, []), {**copyreg.dispatch_table, torch.Tensor: _reduced})
     found = pickle.loads(pickled, buffers=[bytearray(buffer) for buffer in buffers]).batch
     assert torch.equal(found["a"], values) and found["a"].dtype == dtype
     assert torch.equal(found["nested"][0]["b"], values[0]) and found["zero"].shape == (0,)

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.format.index import ShardSet
-from shards.load.step import LoaderOptions
+from shards.load.requests import LoaderOptions
+from shards.order.figures import stats
 from shards.order.mix import Weight
 from shards.order.plan import Cursor, Plan, PlanOptions, Source
 from shards.schema import Kind, Manifest
@@ -85,11 +86,11 @@ def plans(draw: st.DrawFn, kinds: tuple[str, ...] = tuple(KINDS), small: bool = 
 @given(plans(small=False))
 def test_samples_are_shown_exactly_as_often_as_defined(drawn: tuple[Plan, int]) -> None:
     plan, epochs = drawn
-    shown = np.zeros(plan.n_samples, dtype=np.int64)
-    firsts = np.cumsum([0, *plan.counts])
+    shown = np.zeros(len(plan.samples), dtype=np.int64)
+    firsts = np.cumsum([0, *plan.samples.counts])
     for epoch in range(epochs):
         orders = [plan.chunks.order(epoch, chunk) for chunk in range(plan.chunks.count(epoch))]
-        shown += np.bincount(np.concatenate(orders), minlength=plan.n_samples)
+        shown += np.bincount(np.concatenate(orders), minlength=len(plan.samples))
         begins = plan.mixture.begins(epoch + 1)
         for number, (begin, end) in enumerate(itertools.pairwise(firsts)):
             mine = shown[begin:end]
@@ -104,7 +105,7 @@ def test_samples_are_shown_exactly_as_often_as_defined(drawn: tuple[Plan, int]) 
 def test_items_hold_what_the_order_says(drawn: tuple[Plan, int]) -> None:
     plan, epochs = drawn
     for epoch in range(epochs):
-        for chunk, items in enumerate(plan.made(epoch)):
+        for chunk, items in enumerate(plan.chunks.of_epoch(epoch)):
             samples = plan.chunks.order(epoch, chunk)
             whole = items.elements["sample"]
             assert np.array_equal(np.sort(whole), np.sort(samples))
@@ -168,7 +169,7 @@ def test_any_interruptions_worlds_and_batches_read_the_uninterrupted_order(
 @given(plans(("clip",)))
 def test_sizes_of_clip_chunks_are_arithmetic(drawn: tuple[Plan, int]) -> None:
     plan, _ = drawn
-    assert plan.items_per_epoch == sum(map(len, plan.made(0))) == len(plan.epoch(0))
+    assert plan.items_per_epoch == sum(map(len, plan.chunks.of_epoch(0))) == len(plan.epoch(0))
 
 
 @settings(deadline=None, max_examples=30)
@@ -179,10 +180,10 @@ def test_repeated_texts_are_counted_over_chunk_borders(drawn: tuple[Plan, int]) 
     last: dict[int, int] = {}
     position = 0
     for epoch in range(epochs):
-        for items in plan.made(epoch):
+        for items in plan.chunks.of_epoch(epoch):
             found = 0
             for number in range(len(items)):
-                texts = set(plan.columns["text_hash"][items.item(number)["sample"]].tolist())
+                texts = set(plan.samples.columns["text_hash"][items.item(number)["sample"]].tolist())
                 found += any(position - last[text] < distance for text in texts if text in last)
                 last |= dict.fromkeys(texts, position)
                 position += 1
@@ -225,11 +226,11 @@ def test_many_sources_of_one_sample_meet_in_the_middle(kind: str) -> None:
     """Chunks may be empty then; steps go over them."""
     one = source("text" if kind == "pack" else "video", 1, 1.0)
     plan = planned([one] * 60, KINDS[kind], 10)
-    assert [len(items) > 0 for items in plan.made(0)] == [False] * 3 + [True] + [False] * 2
+    assert [len(items) > 0 for items in plan.chunks.of_epoch(0)] == [False] * 3 + [True] + [False] * 2
     items, cursor = plan.items(Cursor(), 2 * plan.items_per_epoch)
     assert sorted(s for item in items for s in item["sample"].tolist()) == sorted([*range(60)] * 2)
     assert cursor == plan.advance(Cursor(), len(items)) and cursor.epoch == 2
-    assert plan.stats()["samples"] == 60
+    assert stats(plan)["samples"] == 60
 
 
 def test_short_documents_in_long_blocks_make_larger_chunks() -> None:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from shards.format import index
 from shards.format.index import open_index, read_index
 from shards.order import columns as plan_columns
-from shards.order.columns import NUMBERS, Samples
+from shards.order.columns import NUMBERS
+from shards.order.samples import Samples
 from shards.schema import IndexRow
 from tests.unit.shards.shard_sets import in_memory, write_videos
 

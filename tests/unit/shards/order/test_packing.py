@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.order.packing import Items, best_fit, clips, cut_documents, group, pack, sort_windows
+from shards.order.items import Items
+from shards.order.packing import best_fit, clips, cut_documents, group, pack, sort_windows
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=120)
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from shards.errors import DataError
 from shards.format.index import read_index
+from shards.order.figures import describe, stats
 from shards.order.plan import Cursor, Plan, PlanOptions, Source, kept_frames
 from tests.unit.shards.shard_sets import in_memory, write_videos
 
@@ -92,7 +93,7 @@ def test_no_text_comes_twice_in_a_global_batch(texts: int, signers: int, seed: i
     assert bool(repeated) <= bool(epoch.repeated_texts)
     if texts >= 2 * batch:
         assert repeated == 0
-    assert plan.stats(0)["repeated_texts"] == epoch.repeated_texts
+    assert stats(plan, 0)["repeated_texts"] == epoch.repeated_texts
 
 
 def test_groups_keep_equal_texts_apart_too() -> None:
@@ -119,12 +120,12 @@ def test_length_windows_make_neighbours_alike() -> None:
 
 
 def test_stats_add_up() -> None:
-    stats = make("pack", [20, 20, 30, 10, 100]).stats(0)
-    assert stats == {
+    packs = stats(make("pack", [20, 20, 30, 10, 100]))
+    assert packs == {
         "items": 5, "samples": 5, "tokens": 180, "utilisation": 0.9, "padding": pytest.approx(0.1), "repeated_texts": 0,
         "left_out": 0,
     }  # fmt: skip
-    groups = make("group", [10, 10, 64, 64]).stats(0)
+    groups = stats(make("group", [10, 10, 64, 64]))
     assert groups["frames"] == 148 and groups["utilisation"] == 1.0 and groups["items"] == 2
 
 
@@ -138,11 +139,11 @@ def test_sources_are_selected_weighted_and_mixed() -> None:
     first = in_memory("video", [5] * 10, "a", split=["train"] * 6 + ["dev"] * 4)
     second = in_memory("video", [5] * 4, "b", corpus=["x", "y", "y", "y"])
     plan = Plan([Source(first, weight=2.0), Source(second, corpus="y")], PlanOptions("clip"))
-    assert plan.n_samples == 9 and plan.counts == (6, 3) and plan.corpora() == ["a", "y"]
+    assert len(plan.samples) == 9 and plan.samples.counts == (6, 3) and plan.samples.distinct("corpus") == ["a", "y"]
     assert np.bincount(plan.epoch(0).elements["sample"]).tolist() == [2] * 6 + [1] * 3
     assert plan.items_per_epoch == 15
-    assert plan.row(6).key == "b1" and plan.row(2).sample_id == "a2"
-    assert plan.shard_path(6) == Path("/nowhere/b/train-000000.tar")
+    assert plan.samples.row(6).key == "b1" and plan.samples.row(2).sample_id == "a2"
+    assert plan.samples.shard_path(6) == Path("/nowhere/b/train-000000.tar")
 
 
 def test_epochs_of_a_fixed_size_and_schedules() -> None:
@@ -153,15 +154,15 @@ def test_epochs_of_a_fixed_size_and_schedules() -> None:
     assert drawn == [[20, 10], [18, 12], [15, 15], [15, 15]]
     shown = np.concatenate([plan.epoch(e).elements["sample"] for e in range(4)])
     assert np.array_equal(np.sort(np.bincount(shown)[:60]), [1] * 52 + [2] * 8)
-    described = plan.describe(1)
+    described = describe(plan, 1)
     assert described["epoch_samples"] == 30 and [s["epoch_samples"] for s in described["sources"]] == [18, 12]
     assert described["sources"][0]["weight"] == "0:1,2:0.5" and json.dumps(described)
 
 
 def test_empty_documents_are_left_out() -> None:
     plan = make("pack", [0, 5, 0, 6])
-    assert plan.n_samples == 2 and [plan.row(s).key for s in (0, 1)] == ["set1", "set3"]
-    assert plan.stats()["left_out"] == 2 and plan.stats()["samples"] == 2
+    assert len(plan.samples) == 2 and [plan.samples.row(s).key for s in (0, 1)] == ["set1", "set3"]
+    assert stats(plan)["left_out"] == 2 and stats(plan)["samples"] == 2
     with pytest.raises(DataError, match="none of the 2 samples with split 'train' and corpus 'any' can be shown"):
         make("pack", [0, 0])
 
@@ -176,7 +177,7 @@ def test_sequences_too_long_are_refused_or_counted() -> None:
         Plan([Source(shard_set)], OPTIONS["sequence"])
     assert "train-000000.tar:set2 (set/set2)" in str(error.value)
     plan = Plan([Source(shard_set)], dataclasses.replace(OPTIONS["sequence"], drop_longer=True))
-    assert plan.stats() == {
+    assert stats(plan) == {
         "items": 1, "samples": 2, "tokens": 19, "utilisation": 19 / 40, "padding": pytest.approx(21 / 40),
         "repeated_texts": 0, "left_out": 2,
     }  # fmt: skip
@@ -312,7 +313,7 @@ def test_a_hundred_thousand_clips_are_planned_within_a_second() -> None:
     plan = Plan([Source(thousand)] * 100, OPTIONS["group"])
     for chunk in range(plan.chunks.count(0)):
         plan.chunks.make(0, chunk)
-    assert plan.n_samples == 100_000 and time.process_time() - begin < 1.5
+    assert len(plan.samples) == 100_000 and time.process_time() - begin < 1.5
 
 
 def test_the_next_chunk_is_made_before_it_is_asked_for() -> None:
@@ -320,10 +321,10 @@ def test_the_next_chunk_is_made_before_it_is_asked_for() -> None:
     _, cursor = plan.items(Cursor(), 40_000)
     assert cursor.chunk == 1 and plan.items_per_epoch == 70_000 and plan.chunks.count(0) == 2
     plan.items(cursor, 1)
-    key, _, future = plan._ahead  # type: ignore[misc]
-    assert key == (1, 0)
+    pending = plan._cache._pending
+    assert pending is not None and pending.key == (1, 0)
     made, after = plan.items(Cursor(1, 0, 0, 70_000), 2)
-    assert future.done() and after == Cursor(1, 0, 2, 70_002)
+    assert pending.items.done() and after == Cursor(1, 0, 2, 70_002)
     fresh = Plan(plan.sources, plan.options)
     assert [item.tolist() for item in made] == [item.tolist() for item in fresh.items(Cursor(1), 2)[0]]
 
@@ -331,7 +332,7 @@ def test_the_next_chunk_is_made_before_it_is_asked_for() -> None:
 def test_an_error_in_the_thread_reaches_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan([Source(in_memory("video", [10] * 1000))] * 70, PlanOptions("clip"))
     cursor = plan.advance(Cursor(), 0)
-    plan._chunk(0, 0)
+    plan._cache.chunk(0, 0)
     monkeypatch.setattr(plan.chunks, "make", lambda *key: 1 // 0)
     plan.items(cursor, 1)
     with pytest.raises(ZeroDivisionError):

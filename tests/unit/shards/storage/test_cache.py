@@ -163,7 +163,7 @@ def test_a_damaged_copy_is_fetched_again_once(remote: str, tmp_path: Path) -> No
     plan = plan_of(folder)
     reader = Reader(plan, remote=Remote("cache", 1.0))
     reader.payload(0)
-    offset = int(plan.columns["offset"][3])
+    offset = int(plan.samples.columns["offset"][3])
     for _ in range(2):
         with (folder / "train-000000.tar").open("r+b") as handle:
             handle.seek(offset)
@@ -246,8 +246,8 @@ def test_the_shards_of_coming_steps_are_fetched_within_half_the_cache(
     caplog.set_level(logging.WARNING)
     folder = mirror(remote, tmp_path / "cache")
     plan = plan_of(folder)
-    assert not Prefetcher(plan.shards, Remote("ranged")).active
-    ahead = Prefetcher(plan.shards, Remote("cache", 4.1 * max(sizes(folder)) / GIB))
+    assert not Prefetcher(plan.samples.shards, Remote("ranged")).active
+    ahead = Prefetcher(plan.samples.shards, Remote("cache", 4.1 * max(sizes(folder)) / GIB))
     coming = iter([[number % SHARDS] for number in range(100)])
     ahead.step(coming)
     deadline = time.monotonic() + 10

@@ -70,19 +70,19 @@ class Documents(NamedTuple):
         runs = np.flatnonzero(first)
         ends = (self.begins + self.sizes)[np.append(runs[1:], len(crcs)) - 1]
         parts = map(self.data.data.__getitem__, map(slice, self.begins[runs].tolist(), ends.tolist()))
-        found = np.fromiter(map(crc32, parts), dtype=np.int64, count=len(runs))
-        wrong = (found != joiner.runs(crcs, self.sizes, runs)) & ~unknown[runs]
+        actual = np.fromiter(map(crc32, parts), dtype=np.int64, count=len(runs))
+        wrong = (actual != joiner.runs(crcs, self.sizes, runs)) & ~unknown[runs]
         good = np.ones(len(self.starts) - 1, dtype=bool)
         good[self.starts.searchsorted(runs[wrong], side="right") - 1] = False
         return good
 
 
-def in_order(found: Documents) -> Documents:
+def in_order(documents: Documents) -> Documents:
     """The same with the documents of a pack beside one another; as they are where packs are single documents."""
-    data, begins, sizes, widths, starts = found
+    data, begins, sizes, widths, starts = documents
     ends = np.cumsum(sizes)
     if len(starts) == len(sizes) + 1 or (begins == ends - sizes).all():
-        return found
+        return documents
     width = int(widths.min())
     if len(data) % width or (begins % width).any() or int(ends[-1]) > _COPIED_WHOLE * len(sizes):
         ordered = np.concatenate(cut(data, begins, begins + sizes))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from shards.load.substitute import BadSample
-from shards.order.packing import Elements, Items, as_items
+from shards.order.items import Elements, Items, as_items
 from shards.order.plan import Cursor
 from shards.storage.access import Remote
 
@@ -76,11 +76,11 @@ class Request(NamedTuple):
     @classmethod
     def of(cls, items: Items | Sequence[Elements], step_end: Cursor, first: int = 0) -> Request:
         """The request for these items."""
-        found = as_items(items)
-        return cls(found.elements.tobytes(), found.sizes().tolist(), step_end, first)
+        joined = as_items(items)
+        return cls(joined.elements.tobytes(), joined.sizes().tolist(), step_end, first)
 
 
-def joined(requests: Sequence[Request]) -> Items:
+def items_of(requests: Sequence[Request]) -> Items:
     """The items of all requests, one after another."""
     sizes = [size for request in requests for size in request.sizes]
     return Items.of_bytes(b"".join([request.elements for request in requests]), sizes)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from shards.format.checksums import Joiner
-from shards.load.packs import Documents, in_order
+from shards.load.documents import Documents, in_order
 
 LENGTHS = np.array([3, 700, 1, 40, 40, 2])
 STARTS = np.array([0, 2, 3, 6])
