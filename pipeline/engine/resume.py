@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
+from pipeline import dist
 from pipeline.config.resolve import ResolvedRecipe
 from pipeline.engine.checkpoint import (
     Checkpoint,
     checkpoint_folder,
     complete_folders,
     latest_checkpoint,
+    mark_best,
     set_damaged_aside,
 )
+from pipeline.engine.state import TrainState
 from pipeline.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
 
 # Fields that may differ between the run that saved and the run that resumes: they change neither the samples of a
 # global batch nor the numbers computed from them (micro_batch and ZeRO stage: up to rounding). Where the shards lie
@@ -57,6 +63,23 @@ def find_resume(run_dir: Path, resolved: ResolvedRecipe) -> Checkpoint | None:
         )  # fmt: skip
     set_damaged_aside(run_dir, found)
     return found
+
+
+def restore_best(run_dir: Path, state: TrainState) -> None:
+    """Point `best` at what was the best checkpoint of the resumed run's own history; only rank 0 acts.
+
+    Resumed at an older step, a run may find it at one of the steps it takes anew, which say nothing about it any more.
+    """
+    if not dist.is_main():
+        return
+    step = state.best.get("step", 0)
+    own = checkpoint_folder(run_dir) / f"step-{step:06d}"
+    if own in complete_folders(run_dir):
+        mark_best(run_dir, own)
+        return
+    (checkpoint_folder(run_dir) / "best").unlink(missing_ok=True)
+    if step:
+        logger.warning("the checkpoint of the best evaluation up to here, %s, is not there any more", own)
 
 
 def differences(saved: Any, now: Any, path: str = "") -> list[str]:

@@ -17,7 +17,7 @@ from pipeline.engine.accumulate import accumulate
 from pipeline.engine.metrics import MetricWriter, describe, peak_tflops
 from pipeline.engine.progress import Progress
 from pipeline.engine.reshard import to_universal
-from pipeline.engine.resume import find_resume
+from pipeline.engine.resume import find_resume, restore_best
 from pipeline.engine.setup import TrainEngine, start_engine
 from pipeline.engine.signals import StopFlag
 from pipeline.engine.state import TrainState, seed_everything
@@ -67,6 +67,7 @@ class Trainer:
         seed_everything(self.recipe.seed + 1, self.ranks.rank)
         if resume is not None:
             self.state = checkpoints.load(self.engine, resume, universal)
+            restore_best(self.run_dir, self.state)
             logger.info("resumed %s at step %d", resume.path, self.state.step)
         self.loader = self._loader()
         self.metrics = MetricWriter(self.run_dir, train, self.recipe.name, self.state.step, self.ranks.is_main)

@@ -17,7 +17,7 @@ from pipeline.evaluate.metrics import Scores, score
 from pipeline.evaluate.protocols import get_protocol
 from pipeline.evaluate.report import merge_predictions, write_part, write_predictions, write_scores
 from pipeline.inference.clips import CollatePrompts, FetchFrames, PromptBatch, check_fingerprints
-from pipeline.inference.generate import GenerationOptions, translate
+from pipeline.inference.generate import GenerationOptions, check_fits, translate
 from pipeline.inference.load import Precision, load_export
 from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.training_texts import tell_known_texts
@@ -91,6 +91,7 @@ def evaluate_export(
     """
     ranks, protocol = ranks or EvalRanks(), get_protocol(options.protocol)
     model, processor = load_export(export_dir, options.device, options.precision)
+    check_fits(model, processor, options.generation, str(export_dir))
     sets = [open_index(path) for path in shards]
     loader = _loader(sets, processor, options, ranks)
     check_fingerprints(loader.plan, model.visual.config.backbone_fingerprint)

@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 from pipeline.errors import RecipeError
 from pipeline.inference.clips import PromptBatch, VideoPrompts
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
+from pipeline.models.pretrained import check_positions
 from pipeline.models.processing import LlavaSltProcessor
 
 
@@ -40,7 +41,7 @@ class GenerationOptions:
     def to_dict(self) -> dict[str, object]:
         return dataclasses.asdict(self)
 
-    def config(self, eos_id: int, pad_id: int) -> GenerationConfig:
+    def config(self, eos_id: int | list[int], pad_id: int) -> GenerationConfig:
         """The complete configuration: pretrained chat models bring sampling and repetition penalties of their own,
         which would change scores silently, so every one of these is set."""
         beams: dict[str, Any] = {"length_penalty": self.length_penalty} if self.num_beams > 1 else {}
@@ -55,6 +56,22 @@ class GenerationOptions:
             use_cache=True,
             **beams,
         )
+
+
+def check_fits(
+    model: LlavaSltForConditionalGeneration, processor: LlavaSltProcessor, options: GenerationOptions, part: str
+) -> None:
+    """The longest prompt and translation together must fit the LLM; ``part`` names the model in the message.
+
+    Raises:
+        RecipeError: its table of positions is shorter.
+    """
+    frames, new = processor.options.max_frames, options.max_new_tokens
+    prompt = len(processor.prompt_ids(frames))
+    check_positions(
+        model.llm, prompt + new, f"--set max_new_tokens={new} behind a prompt of {prompt} tokens (at {frames} frames)",
+        part, "lower max_new_tokens",
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -72,16 +89,24 @@ def translate_batch(
         batch: anywhere; it is moved to the model's device.
         options: search options.
     """
-    here = model.device
+    here, ends = model.device, end_ids(model, processor)
     new_ids_BL = model.generate(
         input_ids=batch["input_ids"].to(here, non_blocking=True),
         attention_mask=batch["attention_mask"].to(here, non_blocking=True),
         frames=batch["frames_NHWC"].to(here, non_blocking=True),
         frame_lengths=batch["frame_lengths_B"].to(here, non_blocking=True),
-        generation_config=options.config(processor.eos_id, processor.pad_id),
+        generation_config=options.config(ends if len(ends) > 1 else ends[0], processor.pad_id),
         synced_gpus=options.synced,
     )
-    return processor.decode(new_ids_BL)
+    return processor.decode(new_ids_BL, ends)
+
+
+def end_ids(model: LlavaSltForConditionalGeneration, processor: LlavaSltProcessor) -> list[int]:
+    """Every id that ends an answer: the tokenizer's eos, and what the LLM was found to end at when it was loaded, which
+    an export keeps in its generation config."""
+    stated = getattr(model.generation_config, "eos_token_id", None)
+    more = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    return list(dict.fromkeys([processor.eos_id, *more]))
 
 
 @dataclass(frozen=True, slots=True)

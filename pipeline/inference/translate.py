@@ -14,7 +14,7 @@ import torch
 
 from pipeline.errors import CheckpointError
 from pipeline.inference.clips import VideoPrompts
-from pipeline.inference.generate import GenerationOptions, translate_batch
+from pipeline.inference.generate import GenerationOptions, check_fits, translate_batch
 from pipeline.inference.load import VIDEO_FORM, Precision, load_export
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
 from pipeline.models.processing import LlavaSltProcessor
@@ -76,6 +76,7 @@ class Translator:
         self, model: LlavaSltForConditionalGeneration, processor: LlavaSltProcessor, form: VideoOptions
     ) -> None:
         self.model, self.processor, self.form = model, processor, form
+        self._fitting: GenerationOptions | None = None
 
     @classmethod
     def from_export(
@@ -102,7 +103,12 @@ class Translator:
         return decode(payload, stored, wanted, sizes.image_pixels, where=str(media.path))
 
     def translate(self, media: Sequence[VideoFile], options: GenerationOptions | None = None) -> list[Translation]:
-        """Translate videos (or parts of them) as one batch. Raises as `read`."""
+        """Translate videos (or parts of them) as one batch. Raises as `read`, and RecipeError for more new tokens than
+        the LLM has positions for."""
+        options = options or GenerationOptions()
+        if options != self._fitting:  # told once, not for every video
+            check_fits(self.model, self.processor, options, "the export")
+            self._fitting = options
         media = [located(video) for video in media]
         clips = [self.read(video) for video in media]
         lengths = [len(frames_THWC) for frames_THWC in clips]
@@ -111,7 +117,7 @@ class Translator:
             "frame_lengths_B": torch.tensor(lengths),
             **self.processor(lengths),
         }
-        texts = translate_batch(self.model, self.processor, batch, options or GenerationOptions())
+        texts = translate_batch(self.model, self.processor, batch, options)
         return [
             Translation(video.path, text, length, self._seconds(video))
             for video, text, length in zip(media, texts, lengths, strict=True)

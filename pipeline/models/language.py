@@ -12,7 +12,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from pipeline.config.schema import LlmConfig, TinyLlm
 from pipeline.errors import RecipeError
 from pipeline.models.attention import KEY_PREFIX, check_model
-from pipeline.models.pretrained import check_vocabulary, drop_generation_settings, tell_dropout, tell_tokenizer
+from pipeline.models.pretrained import (
+    check_vocabulary,
+    drop_generation_settings,
+    set_end_ids,
+    tell_dropout,
+    tell_tokenizer,
+)
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +129,7 @@ def load_language(
     llm = load_llm(config, dtype, attention)
     check_vocabulary(llm, tokenizer, "model.llm")
     source = str(config.path or config.tokenizer)
+    set_end_ids(llm, tokenizer, source)
     tell_dropout(llm.config, source)
     tell_tokenizer(tokenizer, source)
     return llm, tokenizer

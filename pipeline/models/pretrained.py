@@ -7,18 +7,24 @@ of a certain size; none of them may act without a word.
 from __future__ import annotations
 
 import logging
+import unicodedata
 from typing import Any
 
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.errors import RecipeError
+from shards.text_tokens import TextTokens
 
 log = logging.getLogger(__name__)
 
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 _OF_NO_EFFECT = ("transformers_version", "_from_model_config")
+_STATED_LIMITS = (
+    "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length"
+)  # fmt: skip
 _TOKENIZER_FLAGS = ("add_bos_token", "add_eos_token", "add_prefix_space", "do_lower_case", "strip_accents")
+_CASE_AND_ACCENTS = "ÄÉš"
 
 
 def drop_generation_settings(llm: PreTrainedModel, source: str) -> None:
@@ -37,6 +43,30 @@ def drop_generation_settings(llm: PreTrainedModel, source: str) -> None:
     llm.generation_config = GenerationConfig(**{name: getattr(found, name, None) for name in _IDS})
 
 
+def set_end_ids(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Put every id that ends an answer into the LLM's generation config, the tokenizer's eos first; the others, which
+    a folder lists for its chats (Llama 3, Qwen, Gemma), are named in the log.
+
+    An id counts when it is a control token, or listed beside the tokenizer's eos. Any other is a word of texts: some
+    configs hold their library's default.
+    """
+    eos = int(tokenizer.eos_token_id)
+    tokens: dict[Any, str] = {at: token for token, at in tokenizer.get_vocab().items()}
+    controls = TextTokens(tokenizer).controls
+    ends, words = [eos], list[int]()
+    for held in (llm.generation_config, llm.config.get_text_config()):
+        stated = getattr(held, "eos_token_id", None)
+        listed = stated if isinstance(stated, list) else [stated]
+        for at in (at for at in listed if isinstance(at, int) and at in tokens and at not in (*ends, *words)):
+            (ends if at in controls or eos in listed else words).append(at)
+    if len(ends) > 1:
+        log.info("%s: answers end at %s too", source, ", ".join(f"{tokens[at]!r} ({at})" for at in ends[1:]))
+    if words:
+        log.info("%s: stated as eos, but words of the tokenizer: %s", source, ", ".join(tokens[at] for at in words))
+    llm.generation_config = llm.generation_config or GenerationConfig()
+    llm.generation_config.eos_token_id = ends if len(ends) > 1 else eos
+
+
 def tell_dropout(config: PreTrainedConfig, source: str) -> None:
     """Name in the log the dropout that a part brings; it acts although no recipe says so."""
     held = config.get_text_config().to_dict()
@@ -50,9 +80,14 @@ def tell_dropout(config: PreTrainedConfig, source: str) -> None:
 
 
 def tell_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    """Name in the log the flags of a tokenizer that change the ids of a text."""
-    flags = tokenizer.init_kwargs
+    """Name in the log what a tokenizer does to the ids of a text, or to the text of ids, by itself."""
+    flags, backend = tokenizer.init_kwargs, getattr(tokenizer, "backend_tokenizer", None)
     shown = {name: flags[name] for name in _TOKENIZER_FLAGS if flags.get(name) is not None}
+    if backend is not None and backend.normalizer is not None:
+        kept = unicodedata.normalize("NFC", backend.normalizer.normalize_str(_CASE_AND_ACCENTS)).strip(" \u2581")
+        shown |= {"normalizer": f"{_CASE_AND_ACCENTS} -> {kept}"} if kept != _CASE_AND_ACCENTS else {}
+    if getattr(getattr(backend, "decoder", None), "cleanup", False):
+        shown["decoder.cleanup"] = True  # spaces before punctuation go
     if shown:
         log.info("%s: tokenizer settings of its own: %s", source, _listed(shown))
 
@@ -102,7 +137,7 @@ def check_prompt(model: PreTrainedModel, ids: list[int]) -> None:
 
 
 def position_limit(model: nn.Module) -> int | None:
-    """Longest input of a model with a table of positions; None where positions are computed (rotary, ALiBi)."""
+    """Longest input of a model with a table of positions; None where they are computed to any length (rotary)."""
     limits = []
     for name, module in model.named_modules():
         if not isinstance(module, nn.Embedding) or not _of_positions(name):
@@ -112,12 +147,21 @@ def position_limit(model: nn.Module) -> int | None:
         limits.append(int(module.num_embeddings) - offset)
     # GPT-J, CodeGen and CTRL keep sines and cosines up to a fixed length
     limits += [len(table) for name, table in model.named_buffers() if table.dim() == 2 and _of_positions(name)]
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "model_type", "") == "mpt":  # it makes a table of biases of this length in every call
+        limits.append(int(config.max_seq_len))
     return min(limits) if limits else None
 
 
 def _of_positions(name: str) -> bool:
     last = name.rsplit(".", 1)[-1]
     return last in ("wpe", "embed_positions", "positions_embed", "pos_encoding") or "position_emb" in last
+
+
+def _stated_limit(config: PreTrainedConfig) -> int | None:
+    """The length that a config says the model was made for, under the first of the usual names."""
+    stated = (getattr(config, name, None) for name in _STATED_LIMITS)
+    return next((length for length in stated if isinstance(length, int) and length > 0), None)
 
 
 def check_positions(model: PreTrainedModel, needed: int, what: str, part: str, fix: str) -> None:
@@ -136,8 +180,8 @@ def check_positions(model: PreTrainedModel, needed: int, what: str, part: str, f
     limit = position_limit(model)
     if limit is not None and needed > limit:
         raise RecipeError(f"{what}: {needed} positions, but the model of {part} has a table of {limit}; {fix}.")
-    trained = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if limit is None and isinstance(trained, int) and needed > trained:
+    trained = _stated_limit(model.config.get_text_config())
+    if limit is None and trained is not None and needed > trained:
         log.warning("%s: %d positions, more than the %d that the model of %s was made for", what, needed, trained, part)
 
 
@@ -147,6 +191,7 @@ __all__ = [
     "check_vocabulary",
     "drop_generation_settings",
     "position_limit",
+    "set_end_ids",
     "tell_dropout",
     "tell_tokenizer",
 ]

@@ -15,6 +15,7 @@ Legend: B samples, L text positions, T frames.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -130,12 +131,14 @@ class LlavaSltProcessor:
         first = found.own.index(True) if True in found.own else len(found.ids)
         return [*found.ids[first:], self.eos_id]
 
-    def decode(self, ids_BL: Tensor) -> list[str]:
-        """New tokens of `generate` -> texts: cut at the first eos, special tokens dropped, outer spaces stripped."""
-        texts = []
+    def decode(self, ids_BL: Tensor, end_ids: Sequence[int] = ()) -> list[str]:
+        """New tokens of `generate` -> texts: cut at the first eos or other id of ``end_ids``, special tokens dropped,
+        outer spaces stripped; spaces inside stay as they are, whatever the tokenizer's own setting."""
+        ends, texts = {self.eos_id, *end_ids}, []
         for row in ids_BL.tolist():
-            kept = row[: row.index(self.eos_id)] if self.eos_id in row else row
-            texts.append(str(self.tokenizer.decode(kept, skip_special_tokens=True)).strip())
+            kept = list(itertools.takewhile(lambda token: token not in ends, row))
+            text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            texts.append(str(text).strip())
         return texts
 
     def save_pretrained(self, folder: str | Path) -> None:

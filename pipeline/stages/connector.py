@@ -20,11 +20,11 @@ from pipeline.inference.generate import GenerationOptions, translate_batch
 from pipeline.inference.load import VIDEO_FORM
 from pipeline.losses import label_chunks
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
-from pipeline.models.pretrained import check_positions
 from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.registry import build_llava_slt
 from pipeline.stages.base import ExportPlan, LossParts, Normaliser, SummedStage, checkpoint_gradients
 from pipeline.stages.batches import TranslationBatch, TranslationCollate
+from pipeline.stages.connector_positions import check_answers, check_prompt
 from pipeline.stages.data import Plans, StageContext, open_set
 from pipeline.stages.freezing import frozen_names
 from pipeline.stages.video import VideoStage, check_video, of_all_ranks
@@ -55,10 +55,12 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
     def build(cls, context: StageContext, plans: Plans) -> Self:
         recipe, model = context.recipe, context.recipe.model
         llava, processor = build_llava_slt(model, recipe.data, recipe.connector.prompt, context.dtype)
-        check_prompt_fits(llava.llm, processor, recipe)
-        llava.generation_config = generation(recipe.connector).config(processor.eos_id, processor.pad_id)
+        check_prompt(llava.llm, processor, recipe)
+        ends = llava.generation_config.eos_token_id
+        llava.generation_config = generation(recipe.connector).config(ends, processor.pad_id)
         if model.gradient_checkpointing:
             checkpoint_gradients(llava)
+        check_answers(llava.llm, processor, plans)
         check_video(context, plans, llava.visual, model.llm.path if model.llm is not None else None)
         return cls(context, llava, processor)
 
@@ -130,15 +132,3 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
 def generation(config: ConnectorStageConfig) -> GenerationOptions:
     """How held-out texts are searched for."""
     return GenerationOptions(num_beams=config.num_beams, max_new_tokens=config.max_new_tokens)
-
-
-def check_prompt_fits(llm: Any, processor: LlavaSltProcessor, recipe: Recipe) -> None:
-    """Prompt, word tokens of the longest clip and answer must fit the LLM. Raises RecipeError."""
-    data, config = recipe.data, recipe.connector
-    prompt = len(processor.prompt_ids(data.max_frames))
-    check_positions(
-        llm, prompt + config.max_new_tokens,
-        f"connector.prompt with data.max_frames={data.max_frames} ({prompt} tokens) and"
-        f" connector.max_new_tokens={config.max_new_tokens}", "model.llm",
-        "lower data.max_frames or connector.max_new_tokens",
-    )  # fmt: skip

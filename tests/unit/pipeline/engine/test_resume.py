@@ -10,6 +10,8 @@ import pytest
 from pipeline.config.load import load_recipe
 from pipeline.config.resolve import ResolvedRecipe, resolve
 from pipeline.engine import resume
+from pipeline.engine.checkpoint import best_name, complete_folders, mark_best, prune
+from pipeline.engine.state import TrainState
 from pipeline.errors import CheckpointError, DamagedCheckpointError
 from tests.unit.pipeline.engine.test_checkpoint import make
 
@@ -62,6 +64,28 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_set_aside(tmp_path: Path
     found = resume.find_resume(tmp_path, resolved(tmp_path))
     assert found is not None and found.step == 5
     assert sorted(p.name for p in damaged.parent.iterdir()) == ["damaged-step-000007", "step-000005"]
+
+
+def test_the_best_checkpoint_of_a_resumed_run_is_one_of_its_own_history(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`best` named a checkpoint of steps that are taken anew; pruning by it would remove the run's own."""
+    three, _, seven = (saved(tmp_path, step=step) for step in (3, 5, 7))
+    mark_best(tmp_path, seven)
+    (seven / "part.bin").unlink()
+    found = resume.find_resume(tmp_path, resolved(tmp_path))
+    assert found is not None and found.step == 5
+    caplog.clear()
+    own = TrainState(step=5, best={"metric": "eval/loss", "value": 1.0, "step": 3})
+    resume.restore_best(tmp_path, own)
+    assert best_name(tmp_path) == three.name and not caplog.records
+    prune(tmp_path, keep=1)
+    assert [path.name for path in complete_folders(tmp_path)] == ["step-000003", "step-000005"]
+    (three / "COMPLETE").unlink()
+    resume.restore_best(tmp_path, own)
+    assert best_name(tmp_path) == "" and f"{three}, is not there any more" in caplog.text
+    resume.restore_best(tmp_path, TrainState(step=5))
+    assert len(caplog.records) == 1
 
 
 def test_a_damaged_newest_checkpoint_stops_a_run_that_asks_for_it(tmp_path: Path) -> None:

@@ -10,20 +10,22 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import decoders, normalizers
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from pipeline.config.schema import BackboneConfig, LlmConfig, ModelConfig, TextEncoderConfig
 from pipeline.errors import RecipeError
-from pipeline.inference.generate import GenerationOptions
+from pipeline.inference.generate import GenerationOptions, end_ids, translate_batch
 from pipeline.inference.load import load_export
 from pipeline.models.language import embedding_rms, load_language
 from pipeline.models.llava_slt import checkpoint_in_eval
-from pipeline.models.pretrained import check_positions, position_limit
+from pipeline.models.pretrained import check_positions, position_limit, tell_tokenizer
+from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.registry import build_llava_slt, build_visual
 from pipeline.models.text_encoder import TextEncoder
 from pipeline.stages.freezing import check_layers, frozen_buffers
-from tests.unit.pipeline.models.tiny import bpe_tokenizer, clips, data_config, visual_config
+from tests.unit.pipeline.models.tiny import bpe_tokenizer, clips, data_config, shake, visual_config
 
 GREEDY_WORDS = {"min_new_tokens": 20, "early_stopping": True, "suppress_tokens": [5], "repetition_penalty": 1.3}
 
@@ -82,6 +84,81 @@ def test_generation_settings_in_a_config_do_not_come_back_with_the_export(tmp_pa
     assert new_tokens(load_export(out)[0], first) == [first]
 
 
+def test_every_end_token_of_an_llm_ends_an_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In training's evaluations, in the export's own settings, and with the export."""
+    source, out = gpt2(tmp_path / "llm"), tmp_path / "export"
+    frames_NHWC, lengths_B = clips(9)
+    options = GenerationOptions(max_new_tokens=8)
+
+    def build(*ends: int) -> tuple[Any, LlavaSltProcessor]:
+        held = json.loads((source / "generation_config.json").read_text())
+        (source / "generation_config.json").write_text(json.dumps({**held, "eos_token_id": list(ends)}))
+        model = ModelConfig(llm=LlmConfig(path=str(source)), visual=visual_config())
+        torch.manual_seed(0)
+        live, processor = build_llava_slt(model, data_config(), "signs: {video} text:", torch.float32)
+        shake(live, 0.5)
+        return live.eval(), processor
+
+    def ids(model: Any, processor: LlavaSltProcessor) -> list[int]:
+        inputs = {**processor([9]), "frames": frames_NHWC, "frame_lengths": lengths_B}
+        config = options.config(end_ids(model, processor), processor.pad_id)
+        found: list[int] = model.generate(**inputs, generation_config=config)[0].tolist()
+        return found
+
+    live, processor = build(AutoTokenizer.from_pretrained(source).eos_token_id)
+    (source / "config.json").write_text(
+        json.dumps({**json.loads((source / "config.json").read_text()), "eos_token_id": 9})
+    )
+    assert live.generation_config.eos_token_id == [processor.eos_id, 7]  # the config's list
+    whole = ids(live, processor)
+    second = next(at for at, token in enumerate(whole) if token != whole[0])
+    with caplog.at_level(logging.INFO):
+        live, processor = build(processor.eos_id, whole[second], 10_000)
+    token = processor.tokenizer.convert_ids_to_tokens(whole[second])
+    assert f"{source}: answers end at {token!r} ({whole[second]}) too" in caplog.messages
+    nine = processor.tokenizer.convert_ids_to_tokens(9)
+    assert f"{source}: stated as eos, but words of the tokenizer: {nine}" in caplog.messages
+    live.save_pretrained(out)
+    processor.save_pretrained(out)
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [
+        processor.eos_id,
+        whole[second],
+    ]
+    batch = {**processor([9]), "frames_NHWC": frames_NHWC, "frame_lengths_B": lengths_B}
+    for model in (live, load_export(out)[0]):
+        assert ids(model, processor) == whole[: second + 1]
+        expected = processor.tokenizer.decode(whole[:second]).strip()
+        assert translate_batch(model, processor, batch, options) == [expected]
+
+
+def test_a_control_token_of_the_config_ends_an_answer_too(tmp_path: Path) -> None:
+    source = gpt2(tmp_path, rows=400)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|eot|>"]})
+    tokenizer.save_pretrained(source)
+    eot = tokenizer.convert_tokens_to_ids("<|eot|>")
+    (source / "generation_config.json").unlink()
+    (source / "config.json").write_text(
+        json.dumps({**json.loads((source / "config.json").read_text()), "eos_token_id": eot})
+    )
+    llm, _ = load_language(LlmConfig(path=str(source)), torch.float32)
+    assert llm.generation_config.eos_token_id == [tokenizer.eos_token_id, eot]
+
+
+def test_what_a_tokenizer_does_to_texts_by_itself_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = bpe_tokenizer(tmp_path)
+    with caplog.at_level(logging.INFO):
+        tell_tokenizer(tokenizer, "plain")
+        assert not caplog.records
+        tokenizer.backend_tokenizer.normalizer = normalizers.NFD()
+        tell_tokenizer(tokenizer, "composed again")
+        assert not caplog.records
+        tokenizer.backend_tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+        tokenizer.backend_tokenizer.decoder = decoders.WordPiece(cleanup=True)
+        tell_tokenizer(tokenizer, "bert")
+    assert caplog.messages == ["bert: tokenizer settings of its own: decoder.cleanup=True, normalizer='ÄÉš -> aes'"]
+
+
 def test_fewer_embeddings_than_ids(tmp_path: Path) -> None:
     folder = gpt2(tmp_path, rows=300)
     ids = len(bpe_tokenizer(tmp_path / "tokenizer"))
@@ -119,6 +196,30 @@ def test_position_tables(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     assert position_limit(rotary) is None
     check_positions(rotary, 9, "data.block_tokens", "model.llm", "lower it")
     assert "more than the 8 that the model of model.llm was made for" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "stated"), [("bloom", "seq_length"), ("bloom", "max_seq_len"), ("llama", "max_position_embeddings")]
+)
+def test_a_stated_length_is_told_under_its_usual_names(
+    kind: str, stated: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ids = {"vocab_size": 50, "bos_token_id": 1, "eos_token_id": 2}
+    llm = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **ids, **{stated: 8}))
+    check_positions(llm, 8, "data.block_tokens", "model.llm", "lower it")
+    assert not caplog.records
+    check_positions(llm, 9, "data.block_tokens", "model.llm", "lower it")
+    assert "9 positions, more than the 8 that the model of model.llm was made for" in caplog.text
+
+
+def test_biases_of_a_fixed_length_are_a_table() -> None:
+    sizes = {"d_model": 32, "n_heads": 2, "n_layers": 1, "vocab_size": 50, "max_seq_len": 16}
+    llm = AutoModelForCausalLM.from_config(AutoConfig.for_model("mpt", **sizes)).eval()
+    assert position_limit(llm) == 16
+    llm(input_ids=torch.full((1, 16), 5), use_cache=False)
+    with pytest.raises(RuntimeError):
+        llm(input_ids=torch.full((1, 17), 5), use_cache=False)
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,17 @@ def test_frame_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
     assert processor.visual_tokens(9) == 9 and processor.prompt_ids(9).count(VIDEO_TOKEN_ID) == 9
 
 
+def test_decode_keeps_the_spaces_whatever_the_tokenizer_says(tokenizer: PreTrainedTokenizerFast) -> None:
+    processor = LlavaSltProcessor(tokenizer, ProcessorOptions())
+    ids = processor.answer_ids("rain , is n't it ?")
+    tokenizer.clean_up_tokenization_spaces = True
+    tokenizer.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output = True
+    try:
+        assert processor.decode(torch.tensor([ids])) == ["rain , is n't it ?"]
+    finally:
+        tokenizer.clean_up_tokenization_spaces = False
+
+
 def test_decode_stops_at_the_first_eos(tokenizer: PreTrainedTokenizerFast) -> None:
     processor = LlavaSltProcessor(tokenizer, ProcessorOptions())
     answer = processor.answer_ids(TEXT)
