@@ -82,12 +82,13 @@ def start_ranks(
     world_size: int,
     env: dict[str, str] | None = None,
     preexec: Callable[[], None] | None = None,
+    script: str = "launch/train.py",
 ) -> list[subprocess.Popen[str]]:
-    """Start every rank of a job; the caller waits. ``preexec`` runs in each child before it starts."""
+    """Start every rank of a job; the caller waits. ``preexec`` runs in each child before it starts ``script``."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    arguments = [sys.executable, str(ROOT / "launch" / "train.py"), f"demo_{stage}"]
+    arguments = [sys.executable, str(ROOT / script), f"demo_{stage}"]
     for value in sets:
         arguments += ["--set", value]
     common = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

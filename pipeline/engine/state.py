@@ -28,6 +28,8 @@ class TrainState:
     """Consecutive steps without an update because gradients were not finite."""
     best: dict[str, Any] = field(default_factory=dict)
     """Best evaluation so far: metric, value, step."""
+    evaluation_due: bool = False
+    """The run was stopped before the evaluation of this step was over."""
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -20,9 +20,9 @@ from pipeline.engine.reshard import to_universal
 from pipeline.engine.resume import find_resume, restore_best
 from pipeline.engine.setup import TrainEngine, start_engine
 from pipeline.engine.signals import StopFlag
-from pipeline.engine.state import TrainState, seed_everything
+from pipeline.engine.state import TrainState, restore_rng, rng_state, seed_everything
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED, DivergedError, RecipeError
-from pipeline.stages.base import AnyStage, Normaliser
+from pipeline.stages.base import AnyStage, EvaluationStopped, Normaliser
 from pipeline.stages.batches import to_device
 from pipeline.stages.data import StageContext, remote
 from pipeline.stages.freezing import bytes_of, frozen_buffers, frozen_names
@@ -115,10 +115,16 @@ class Trainer:
         with Progress(self.recipe.name, self.total_steps, state.step, self.ranks) as progress:
             self.last_save = time.monotonic()
             self._start_interval()
+            # at step 0 there is nothing to save: a stop waits for the first step, where none has ended the process
+            self._stop_evaluation = lambda: stop.requested and state.step > 0
             if state.step == 0:
                 self._evaluate()
+            elif state.evaluation_due:
+                improved = self._evaluate()
+                stop.begin()
+                self._save(improved)
             batches = iter(self.loader)
-            while state.step < self.total_steps:
+            while state.step < self.total_steps and not state.evaluation_due:
                 step_batch = next(batches)
                 stop.begin()
                 normaliser, must_stop, save_due = self._agree(step_batch, stop.requested)
@@ -131,13 +137,16 @@ class Trainer:
                 if state.step % train.log_every_steps == 0 or last or must_stop:
                     progress.update(state.step, self._log())
                 evaluated = (train.eval_every_steps and state.step % train.eval_every_steps == 0) or last
+                state.evaluation_due = bool(evaluated and self.recipe.data.eval)
                 improved = self._evaluate() if evaluated and not must_stop else False
+                must_stop = must_stop or state.evaluation_due
                 every = train.checkpoint.every_steps
                 if save_due or last or must_stop or improved or (every and state.step % every == 0):
                     self._save(improved)
-                if must_stop and not last:
-                    self.exit_code = EXIT_INTERRUPTED if stop.interrupted else EXIT_PREEMPTED
+                if must_stop:
                     break
+            if state.step < self.total_steps or state.evaluation_due:
+                self.exit_code = EXIT_INTERRUPTED if stop.interrupted else EXIT_PREEMPTED
         self.check_frozen()
         self.metrics.close()
         return state
@@ -219,11 +228,21 @@ class Trainer:
         return row
 
     def _evaluate(self) -> bool:
-        """Held-out metrics; True when they are the best so far. All ranks must call."""
-        module = self.engine.module
+        """Held-out metrics; True when they are the best so far. All ranks must call.
+
+        Asked to stop meanwhile, it leaves the state as before it, and `evaluation_due` for the run that resumes.
+        """
+        module, random = self.engine.module, rng_state()
         module.eval()
-        metrics = self.stage.evaluate(self.engine.forward)
-        module.train()
+        try:
+            metrics = self.stage.evaluate(self.engine.forward, self._stop_evaluation)
+        except EvaluationStopped:
+            restore_rng(random)
+            logger.info("%s step %d  held-out: stopped; done again when resumed", self.recipe.name, self.state.step)
+            return False
+        finally:
+            module.train()
+        self.state.evaluation_due = False
         if metrics:
             self.metrics.write(self.state.step, metrics)
             if self.ranks.is_main:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from pipeline import dist
 from pipeline.config.schema import Recipe, SourceConfig
 from pipeline.stages.batches import MicroBatch, to_device
 from pipeline.stages.data import Plans, StageContext, held_out_loader, open_plan
@@ -57,6 +58,10 @@ class ExportPlan:
     """Names that share another parameter's storage and are not written."""
     frozen: list[str]
     """Full names of frozen parameters, read from where the recipe loaded them."""
+
+
+class EvaluationStopped(Exception):
+    """The run was asked to stop: the evaluation that is under way has no result."""
 
 
 class Stage(abc.ABC, Generic[Batch]):
@@ -120,16 +125,30 @@ class Stage(abc.ABC, Generic[Batch]):
         """Picklable ``collate(items)`` run in loader workers: per item its raw samples -> a micro-batch."""
 
     def held_out(
-        self, sources: list[SourceConfig], collate: Callable[[list[list[Any]]], HeldOut], max_samples: int = 0
+        self,
+        sources: list[SourceConfig],
+        collate: Callable[[list[list[Any]]], HeldOut],
+        stop_requested: Callable[[], bool],
+        max_samples: int = 0,
     ) -> Iterator[tuple[HeldOut, list[int]]]:
         """Held-out micro-batches on the device, each with the numbers of the samples it stands for.
 
-        All ranks get equally many (`EvalLoader.padded`): one that stands for no sample is computed and forgotten.
-        ``max_samples`` as in `held_out_loader`.
+        All ranks get equally many (`EvalLoader.padded`): one that stands for no sample is computed and forgotten. A
+        rank that is asked to stop ends it for all: an evaluation may take longer than the time there is to save. Every
+        batch is one collective; all ranks must call.
+
+        Args:
+            stop_requested: whether this rank was asked to stop.
+            max_samples: as in `held_out_loader`.
+
+        Raises:
+            EvaluationStopped: on all ranks before the same batch.
         """
         plan = self.plan(self.recipe, sources, train=False)
         loader = held_out_loader(self.context, plan, self.fetch(), collate, max_samples)
         for batch, samples in loader.padded():
+            if dist.any_rank(stop_requested(), self.device):
+                raise EvaluationStopped
             yield to_device(cast(HeldOut, batch), self.device), samples
 
     # -- training --------------------------------------------------------------------------------------------------
@@ -144,10 +163,15 @@ class Stage(abc.ABC, Generic[Batch]):
 
     # -- held-out --------------------------------------------------------------------------------------------------
     @abc.abstractmethod
-    def evaluate(self, model: Callable[..., Any]) -> dict[str, float]:
+    def evaluate(self, model: Callable[..., Any], stop_requested: Callable[[], bool]) -> dict[str, float]:
         """Metrics on the recipe's held-out sources; equal on every rank.
 
-        ``model`` calls the module with the engine's hooks, here as below.
+        Args:
+            model: calls the module with the engine's hooks, here as below.
+            stop_requested: for `held_out`.
+
+        Raises:
+            EvaluationStopped: as `held_out` does.
         """
 
     # -- export ----------------------------------------------------------------------------------------------------

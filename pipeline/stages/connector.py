@@ -92,7 +92,7 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
     def reduce(self, sums: dict[str, float]) -> dict[str, float]:
         return {"loss": sums["loss"] / max(sums["valid_tokens"], 1), "tokens": sums["valid_tokens"]}
 
-    def evaluate(self, model: Callable[..., Any]) -> dict[str, float]:
+    def evaluate(self, model: Callable[..., Any], stop_requested: Callable[[], bool]) -> dict[str, float]:
         """Dev BLEU and ROUGE of real generation, scored once over all ranks' samples keyed by sample."""
         sources, config = self.recipe.data.eval, self.recipe.connector
         if not sources:
@@ -100,7 +100,9 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
         synced = self.context.world_size > 1 and self.context.zero_stage == 3
         options = replace(generation(config), synced=synced)
         found: dict[int, tuple[str, str]] = {}
-        for batch, samples in self.held_out(sources, CollatePrompts(self.processor), config.eval_samples):
+        for batch, samples in self.held_out(
+            sources, CollatePrompts(self.processor), stop_requested, config.eval_samples
+        ):
             texts = translate_batch(self.module, self.processor, batch, options)
             for sample, text, row in zip(samples, texts, batch["rows"], strict=False):  # padding stands for no sample
                 found[sample] = (text, row.text)

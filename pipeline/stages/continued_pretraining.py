@@ -8,7 +8,7 @@ frozen in the connector stage, so whatever it will do with word-like embeddings 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -88,12 +88,13 @@ class ContinuedPretraining(SummedStage[PackedBatch]):
         loss = sums["loss"] / max(sums["valid_tokens"], 1)
         return {"loss": loss, "perplexity": perplexity(loss), "tokens": sums["valid_tokens"]}
 
-    def evaluate(self, model: Callable[..., Any]) -> dict[str, float]:
+    def evaluate(self, model: Callable[..., Any], stop_requested: Callable[[], bool]) -> dict[str, float]:
         """Held-out loss and perplexity over all sources, and per corpus."""
         totals: dict[str, torch.Tensor] = {}
         for source in self.recipe.data.eval:
             for corpus in self._corpora(source):
-                sums = self._evaluate_corpus(model, source.model_copy(update={"corpus": corpus}))
+                batches = self.held_out([source.model_copy(update={"corpus": corpus})], self.collate(), stop_requested)
+                sums = self._evaluate_corpus(model, batches)
                 totals[corpus] = totals.get(corpus, torch.zeros(2, dtype=torch.float64)) + sums
         metrics = {f"eval/perplexity/{corpus}": perplexity(_mean(sums)) for corpus, sums in totals.items()}
         if totals:
@@ -106,12 +107,14 @@ class ContinuedPretraining(SummedStage[PackedBatch]):
             return [source.corpus]
         return self.plan(self.recipe, [source], train=False).samples.distinct("corpus")
 
-    def _evaluate_corpus(self, model: Callable[..., Any], source: SourceConfig) -> torch.Tensor:
+    def _evaluate_corpus(
+        self, model: Callable[..., Any], batches: Iterator[tuple[PackedBatch, list[int]]]
+    ) -> torch.Tensor:
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         with torch.no_grad():
-            for batch, counts in self.held_out([source], self.collate()):
+            for batch, samples in batches:
                 loss_sum, valid = self._forward(model, batch)
-                if counts:
+                if samples:
                     sums += torch.stack([loss_sum.double(), valid.double()])
         return dist.all_reduce_sum(sums).cpu()
 

@@ -92,7 +92,7 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         names = ("loss", "sentence_loss", "token_loss", "logit_scale")
         return {name: sums[name] / samples for name in names if name in sums}
 
-    def evaluate(self, model: Callable[..., Any]) -> dict[str, float]:
+    def evaluate(self, model: Callable[..., Any], stop_requested: Callable[[], bool]) -> dict[str, float]:
         """Retrieval on the held-out sources in both directions, by what the objective trains (`held_out_metrics`)."""
         sources, config = self.recipe.data.eval, self.recipe.contrastive
         if not sources:
@@ -100,7 +100,7 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         found: dict[int, HeldOutPair] = {}
         token_scale = 0.0
         with torch.no_grad():
-            for batch, samples in self.held_out(sources, self.collate()):
+            for batch, samples in self.held_out(sources, self.collate(), stop_requested):
                 features = self.features(model, batch)
                 token_scale = float(clamped_scale(features["log_token_scale"].float(), config.max_logit_scale))
                 pairs = pairs_of(features, batch["text_ids_B"], config)

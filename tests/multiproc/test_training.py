@@ -26,6 +26,7 @@ pytestmark = pytest.mark.multiproc
 
 STAGES = ("continued_pretraining", "contrastive", "connector")
 SETTINGS = {"train__steps": 6, "train__checkpoint__every_steps": 3, "train__checkpoint__keep": 5}
+METRICS = {"continued_pretraining": "eval/loss", "contrastive": "eval/video_to_text/r1", "connector": "eval/bleu4"}
 TO_ROUNDING = 3e-4
 """fp32 sums in another order: what another world size or micro-batch may change."""
 
@@ -139,6 +140,26 @@ def test_sigterm_saves_and_exits_75(world: World, tmp_path: Path) -> None:
     assert {note["stopped"] for note in notes} == {f"saved at step {saved.step}"}
     assert f"stopped, saved at step {saved.step} of 500" in output
     assert not (run_dir / "launch.lock").exists()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stopped_evaluation_is_done_again_bit_equal(stage: str, world: World, tmp_path: Path) -> None:
+    """SIGTERM stops a held-out evaluation at its next batch; the run saves, and its curves are those of one piece."""
+    settings = {**SETTINGS, "train__eval_every_steps": 2, "train__steps": 4, "train__micro_batch": 1}
+    runs = {name: world.sets(stage, tmp_path / name, 2, **settings) for name in ("whole", "stopped")}
+    run_job(stage, runs["whole"], 2)
+    codes, output = finish(start_ranks(stage, runs["stopped"], 2, script="tests/multiproc/stopped_rank.py"))
+    assert codes == [EXIT_PREEMPTED] * 2, output[-3000:]
+    assert "step 2  held-out: stopped; done again when resumed" in output and "saved at step 2 of 4" in output
+    assert newest(tmp_path / "stopped").state().evaluation_due
+    run_job(stage, runs["stopped"], 2)
+    metric = METRICS[stage]
+    assert sorted(rows(tmp_path / "stopped", metric)) == [0, 2, 4]
+    for name in (metric, "train/loss"):
+        assert rows(tmp_path / "stopped", name) == rows(tmp_path / "whole", name)
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+    assert not newest(tmp_path / "stopped").state().evaluation_due
+    assert newest(tmp_path / "stopped").state().best == newest(tmp_path / "whole").state().best
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(world: World, killed: Runs, tmp_path: Path) -> None:

@@ -96,12 +96,12 @@ def test_the_stage_chooses_its_checkpoint_by_what_it_trains(
     unused: Any = None
     stage = Contrastive(StageContext(recipe, 0, 1, CPU), unused, unused)
     found = features(sentence_right=False, token_right=True)
-    monkeypatch.setattr(stage, "held_out", lambda sources, collate: batches())
+    monkeypatch.setattr(stage, "held_out", lambda sources, collate, stop_requested: batches())
     monkeypatch.setattr(
         stage,
         "features",
         lambda model, batch: {n: v if n.startswith("log") else v[batch["rows"]] for n, v in found.items()},
     )
-    measured = stage.evaluate(lambda: None)
+    measured = stage.evaluate(lambda: None, lambda: False)
     assert stage.best_metric == ("eval/video_to_text/r1", "max")
     assert measured["eval/video_to_text/r1"] == measured[f"eval/{objective}/video_to_text/r1"] == r1
