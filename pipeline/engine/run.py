@@ -19,7 +19,10 @@ from pipeline.config.inputs import check_inputs
 from pipeline.config.load import LoadedRecipe, load
 from pipeline.config.resolve import ResolvedRecipe, resolve_loaded, write_atomic, write_resolved
 from pipeline.engine.durable import named_if_unwritable
+from pipeline.engine.observers.registry import observers_of
+from pipeline.engine.prepare import prepare
 from pipeline.engine.signals import StopFlag
+from pipeline.engine.sinks.registry import sinks_of
 from pipeline.engine.trainer import Trainer
 from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK
 from pipeline.stages.registry import STAGES
@@ -88,16 +91,15 @@ def _train(resolved: ResolvedRecipe, ranks: dist.Ranks, stop: StopFlag) -> tuple
         setup_logging(ranks, run_dir)
         if ranks.is_main:
             write_resolved(resolved, run_dir)
-    trainer = Trainer(resolved, STAGES[recipe.stage], ranks, dist.device_for(ranks))
-    trainer.prepare()
-    state = trainer.fit(stop)
-    stopped = "" if trainer.exit_code == EXIT_OK else f"saved at step {state.step}"
+    training = prepare(resolved, STAGES[recipe.stage], ranks, dist.device_for(ranks), stop)
+    code, state = Trainer(training, observers_of(training), sinks_of(training)).fit(), training.state
+    stopped = "" if code == EXIT_OK else f"saved at step {state.step}"
     if ranks.is_main and stopped:
-        logger.info("%s: stopped, %s of %d", recipe.name, stopped, trainer.total_steps)
+        logger.info("%s: stopped, %s of %d", recipe.name, stopped, training.total_steps)
     elif ranks.is_main:
         logger.info("%s: %d steps, %s samples", recipe.name, state.step, f"{state.samples_seen:,}")
     dist.barrier()
-    return trainer.exit_code, stopped
+    return code, stopped
 
 
 def main(recipe_path: str, sets: list[str], stop: StopFlag, launcher: Launcher) -> int:

@@ -12,17 +12,18 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from launch.train import main
-from pipeline.engine.trainer import Trainer
+from pipeline.engine.observers.base import Wishes
+from pipeline.engine.observers.evaluate import Evaluate
 from pipeline.stages.base import Stage
 
-evaluate, batches = Trainer._evaluate, Stage.held_out
+evaluate, batches = Evaluate.evaluate, Stage.held_out
 step = -1
 
 
-def noting_the_step(trainer: Trainer) -> bool:
+def noting_the_step(observer: Evaluate, wishes: Wishes) -> dict[str, float]:
     global step
-    step = trainer.state.step
-    return evaluate(trainer)
+    step = observer.training.state.step
+    return evaluate(observer, wishes)
 
 
 def signalled_after_one(stage: Stage[Any], *given: Any) -> Iterator[Any]:
@@ -33,5 +34,5 @@ def signalled_after_one(stage: Stage[Any], *given: Any) -> Iterator[Any]:
 
 
 if __name__ == "__main__":
-    Trainer._evaluate, Stage.held_out = noting_the_step, signalled_after_one  # type: ignore[method-assign]
+    Evaluate.evaluate, Stage.held_out = noting_the_step, signalled_after_one  # type: ignore[method-assign]
     sys.exit(main())
