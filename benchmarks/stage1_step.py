@@ -50,7 +50,8 @@ def bare(world: Path, run_dir: Path, steps: int) -> None:
     from pipeline.stages.batches import to_device
     from pipeline.stages.continued_pretraining import ContinuedPretraining
     from pipeline.stages.data import StageContext
-    from shards.load.loader import LoaderOptions, StepLoader
+    from shards.load.loader import StepLoader
+    from shards.load.requests import LoaderOptions
 
     ranks = dist.init()
     recipe = load_recipe("demo_continued_pretraining", sets(world, run_dir, steps))

@@ -6,9 +6,7 @@ import signal
 from types import FrameType
 
 from launch.notes import BEFORE_FIRST_STEP
-from pipeline.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, SltError
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+from pipeline.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, SltError, stop_signals
 
 
 class StoppedBeforeStart(SltError):
@@ -31,7 +29,7 @@ class StopBeforeStart:
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopBeforeStart:
-        self._previous = {number: signal.signal(number, self._stop) for number in SIGNALS}
+        self._previous = {number: signal.signal(number, self._stop) for number in stop_signals()}
         return self
 
     def __exit__(self, *exc: object) -> None:

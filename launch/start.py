@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 from types import FrameType
 
-from pipeline.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
+from pipeline.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, stop_signals
 
 _RUNS = (("launch", "run"), ("train",))
 """Commands that train, and so have something to say about being stopped; they install handlers of their own."""
@@ -16,7 +17,7 @@ _RUNS = (("launch", "run"), ("train",))
 def main() -> None:
     """Entry point of `slt`."""
     if any(tuple(sys.argv[1 : 1 + len(words)]) == words for words in _RUNS):
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        for number in stop_signals():
             signal.signal(number, _leave)
     from launch.slt import main as run
 
@@ -25,6 +26,7 @@ def main() -> None:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     del frame
-    sys.stderr.write(f"{signal.Signals(number).name}: stopped before the first step, nothing to save\n")
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # the terminal may be what has gone
+        sys.stderr.write(f"{signal.Signals(number).name}: stopped before the first step, nothing to save\n")
+        sys.stderr.flush()
     os._exit(EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED)

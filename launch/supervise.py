@@ -33,11 +33,10 @@ from launch.plan import LAUNCH_ID
 from launch.ranks import find_processes, find_ranks, send
 from launch.verdict import KILLED, Evidence, Outcome, Report, read_reports, verdict, worst_code
 from pipeline.config.load import PROJECT_ROOT
-from pipeline.errors import EXIT_OK, EXIT_PREEMPTED, ClusterError, StorageError
+from pipeline.errors import EXIT_OK, EXIT_PREEMPTED, ClusterError, StorageError, stop_signals
 
 log = logging.getLogger(__name__)
 
-_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 1.0  # between looks at the ranks' reports, which may lie on a busy shared disk
 _REMIND_SECONDS = 5.0  # between requests to stop while ranks may still be starting
@@ -185,6 +184,8 @@ class _Supervisor:
             self._kill(process)
             return
         log.warning("%s: passed on to the ranks, which have %.0f s to save", name, self.patience.grace_seconds)
+        if number == signal.SIGHUP:  # which other hosts may ignore
+            number, name = signal.SIGTERM, "SIGTERM"
         self._set_deadline(self.patience.grace_seconds)
         self.next_reminder = time.monotonic() + _REMIND_SECONDS
         if self.command.remote is not None:
@@ -245,7 +246,7 @@ class _Supervisor:
         def note(number: int, frame: Any) -> None:
             self.received.append(number)
 
-        before = {number: signal.signal(number, note) for number in _FORWARDED}
+        before = {number: signal.signal(number, note) for number in stop_signals()}
         try:
             yield
         finally:

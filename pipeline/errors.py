@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import signal
+
 from shards.errors import DataError
 
 EXIT_OK, EXIT_BUG, EXIT_USER, EXIT_CLUSTER, EXIT_DATA, EXIT_DIVERGED = 0, 1, 2, 3, 4, 5
@@ -65,3 +67,10 @@ __all__ = [
     "SltError",
     "StorageError",
 ]
+
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """What asks a run to stop. SIGHUP, which comes when a terminal closes, does not where it is ignored already: the
+    run was started to outlive it (nohup)."""
+    hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+    return (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, *hangup)

@@ -110,7 +110,8 @@ def bare(probe: Probe, size: Size, zero: int) -> dict[str, Any]:
     from pipeline.stages.batches import to_device
     from pipeline.stages.continued_pretraining import ContinuedPretraining
     from pipeline.stages.data import StageContext
-    from shards.load.loader import LoaderOptions, StepLoader
+    from shards.load.loader import StepLoader
+    from shards.load.requests import LoaderOptions
 
     reset_memory(probe)
     resolved = resolved_recipe("demo_continued_pretraining", sets(probe, size, zero))

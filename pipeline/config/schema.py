@@ -34,6 +34,10 @@ class TinyLlm(Section):
     """Longest sequence in tokens."""
 
 
+IMAGE_PIXELS, MAX_FRAMES, FRAME_STRIDE = 64, 256, 1
+"""Defaults of the data section that models and exports share."""
+
+
 class LlmConfig(Section):
     """The causal language model: a folder or hub id, or `tiny` sizes for random weights. Exactly one."""
 
@@ -188,11 +192,11 @@ class DataConfig(Section):
     """Held-out sources; empty = no held-out scores."""
     block_tokens: int = Field(default=1024, gt=1)
     """Length of one packed sequence (continued_pretraining)."""
-    max_frames: int = Field(default=256, gt=0)
+    max_frames: int = Field(default=MAX_FRAMES, gt=0)
     """Longer clips are subsampled evenly to this many frames."""
-    frame_stride: int = Field(default=1, gt=0)
+    frame_stride: int = Field(default=FRAME_STRIDE, gt=0)
     """Keep every n-th stored frame."""
-    image_pixels: int = Field(default=64, gt=0)
+    image_pixels: int = Field(default=IMAGE_PIXELS, gt=0)
     """Side of the square image the backbone sees; stored frames are resized (short side) and centre-cropped."""
     frame_budget: int | None = Field(default=None, gt=0)
     """Group clips of similar length so that frames per item stay below this; None = one clip per item."""

@@ -175,7 +175,7 @@ class _Converter:
             self._problem(node, f"{path} has the YAML tag {node.tag}; recipes hold plain values only")
             return None
         try:
-            return self.loader.construct_object(node)  # type: ignore[no-untyped-call]
+            return self.loader.construct_object(node)
         except ValueError as error:
             self._problem(node, f"{path}: {node.value!r} is not a {node.tag.rpartition(':')[2]}: {error}")
             return None

@@ -10,7 +10,7 @@ from pipeline import dist
 from pipeline.engine.training import Training
 from pipeline.stages.base import Normaliser
 from shards.errors import DataError
-from shards.load.loader import StepBatch
+from shards.load.requests import StepBatch
 
 
 @dataclass(frozen=True, slots=True)

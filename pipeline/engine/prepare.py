@@ -20,7 +20,8 @@ from pipeline.engine.training import Training
 from pipeline.errors import RecipeError
 from pipeline.stages.base import AnyStage
 from pipeline.stages.data import StageContext, remote
-from shards.load.loader import LoaderOptions, StepLoader, preload_workers
+from shards.load.loader import StepLoader, preload_workers
+from shards.load.requests import LoaderOptions
 from shards.order.plan import Plan
 
 logger = logging.getLogger(__name__)

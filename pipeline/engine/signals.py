@@ -1,9 +1,9 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C (SIGINT) are honoured from a rank's first moment to its last.
+"""SIGTERM, SIGUSR1, SIGHUP and Ctrl-C (SIGINT) are honoured from a rank's first moment to its last.
 
 Before the first step there is nothing to save, and the main thread may sit for minutes in a library that does not
 return to Python (a rendezvous, a load): a thread of its own ends the process at once. From the first step on the
 handler only sets a flag: DeepSpeed's launcher signals ranks one at a time, so ranks must first agree (the trainer's
-all-reduce) before anything collective happens, and then save.
+all-reduce) before anything collective happens, and then save. Under nohup SIGHUP stays ignored.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
+
+from pipeline.errors import stop_signals
 
 
 class StopFlag:
@@ -24,7 +26,7 @@ class StopFlag:
         begun: called once by `begin`.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
     def __init__(self, leave: Callable[[int], None] | None = None, begun: Callable[[], None] | None = None) -> None:
         self.requested = False
@@ -49,7 +51,7 @@ class StopFlag:
             os.set_blocking(sink, False)
             self._wakeup = (sink, signal.set_wakeup_fd(sink, warn_on_full_buffer=False))
             threading.Thread(target=self._watch, args=(source, self._leave), name="stop", daemon=True).start()
-        self._previous = {number: signal.signal(number, self._set) for number in self.SIGNALS}
+        self._previous = {number: signal.signal(number, self._set) for number in stop_signals()}
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -9,7 +9,7 @@ from pipeline.engine.sinks.base import Metrics, Sink
 from pipeline.engine.training import Training
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
 from pipeline.stages.batches import to_device
-from shards.load.loader import StepBatch
+from shards.load.requests import StepBatch
 
 
 class Trainer:

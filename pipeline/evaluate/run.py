@@ -23,7 +23,8 @@ from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.training_texts import tell_known_texts
 from shards.format.index import ShardSet, open_index
 from shards.load.loader import EvalLoader
-from shards.order.plan import Plan, PlanOptions, Source
+from shards.order.options import PlanOptions, Source
+from shards.order.plan import Plan
 
 logger = logging.getLogger(__name__)
 

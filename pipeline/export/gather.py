@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from pipeline.engine.checkpoint import TAG, Checkpoint, failed_writes_as_os_error
+from pipeline.engine.checkpoint import TAG, Checkpoint
+from pipeline.engine.durable import failed_writes_as_os_error
 
 logger = logging.getLogger(__name__)
 

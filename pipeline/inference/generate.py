@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from pipeline.config.schema import ConnectorStageConfig
 from pipeline.errors import RecipeError
 from pipeline.inference.clips import PromptBatch, VideoPrompts
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
@@ -24,9 +25,9 @@ from pipeline.models.processing import LlavaSltProcessor
 class GenerationOptions:
     """How texts are searched for. Nothing is taken from the LLM's own generation config."""
 
-    num_beams: int = 1
+    num_beams: int = ConnectorStageConfig().num_beams
     """1 is greedy; published SLT systems use 4 to 8."""
-    max_new_tokens: int = 64
+    max_new_tokens: int = ConnectorStageConfig().max_new_tokens
     length_penalty: float = 1.0
     """Beam scores are divided by length to this power; above 1 favours longer texts."""
     synced: bool = False

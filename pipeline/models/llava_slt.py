@@ -26,6 +26,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
+from pipeline.config.schema import ConnectorConfig, ConnectorStageConfig
 from pipeline.errors import DataError
 from pipeline.losses import token_cross_entropy
 from pipeline.models.connector import Connector, ConnectorLinear
@@ -37,8 +38,11 @@ VIDEO_TOKEN_ID = -200
 the frozen LLM is never resized, and ids are masked before the embedding lookup."""
 
 
+_CONNECTOR = ConnectorConfig()
+
+
 class LlavaSltConfig(PreTrainedConfig):
-    """Everything needed to rebuild the model without the recipe.
+    """Everything needed to rebuild the model without the recipe. Its defaults are the recipe's.
 
     Args:
         visual_config, text_config: nested configs of the encoder and the LLM.
@@ -55,10 +59,10 @@ class LlavaSltConfig(PreTrainedConfig):
 
     visual_config: Any = None
     text_config: Any = None
-    connector_hidden: int = 256
-    connector_tokens: str = "word"
+    connector_hidden: int = _CONNECTOR.hidden
+    connector_tokens: str = _CONNECTOR.tokens
     connector_rms: float = 0.02
-    prompt: str = "{video}"
+    prompt: str = ConnectorStageConfig().prompt
     video_token_id: int = VIDEO_TOKEN_ID
     loss_chunk_tokens: int = 1024
     initializer_range: float = 0.02

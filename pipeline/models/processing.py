@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from pipeline.config.schema import FRAME_STRIDE, IMAGE_PIXELS, MAX_FRAMES, ConnectorConfig, WordLevelConfig
 from pipeline.errors import CheckpointError, RecipeError
 from pipeline.models.language import bos_id, pad_id
 from pipeline.models.llava_slt import VIDEO_TOKEN_ID
@@ -65,11 +66,11 @@ class ProcessorOptions:
     """
 
     prompt: str = VIDEO_FIELD
-    stride: int = 4
-    connector_tokens: str = "word"
-    image_pixels: int = 64
-    max_frames: int = 256
-    frame_stride: int = 1
+    stride: int = WordLevelConfig().stride
+    connector_tokens: str = ConnectorConfig().tokens
+    image_pixels: int = IMAGE_PIXELS
+    max_frames: int = MAX_FRAMES
+    frame_stride: int = FRAME_STRIDE
     video_token_id: int = VIDEO_TOKEN_ID
 
     def __post_init__(self) -> None:

@@ -26,12 +26,9 @@ from pipeline.models.llava_slt import LlavaSltConfig, LlavaSltForConditionalGene
 from pipeline.models.pretrained import check_prompt, tell_dropout
 from pipeline.models.processing import LlavaSltProcessor, ProcessorOptions
 from pipeline.models.text_encoder import TextEncoder
-from pipeline.models.visual import HierarchicalVisualEncoder, VisualEncoderConfig
+from pipeline.models.visual import IMAGE_MEAN, IMAGE_STD, HierarchicalVisualEncoder, VisualEncoderConfig
 
 log = logging.getLogger(__name__)
-
-IMAGE_MEAN, IMAGE_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-"""Normalisation of a backbone without preprocessor_config.json: [0, 255] -> [-1, 1]."""
 
 
 def build_visual(config: VisualConfig, image_pixels: int, dtype: torch.dtype) -> HierarchicalVisualEncoder:

@@ -20,6 +20,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from pipeline.config.schema import IMAGE_PIXELS, BackboneConfig, VisualConfig
 from pipeline.errors import DataError, RecipeError
 from pipeline.models import frame_level
 from pipeline.models.word_level import (
@@ -32,9 +33,13 @@ from pipeline.models.word_level import (
     whole_samples,
 )
 
+IMAGE_MEAN, IMAGE_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+"""Normalisation of a backbone without preprocessor_config.json: [0, 255] -> [-1, 1]."""
+_RECIPE, _BACKBONE = VisualConfig(), BackboneConfig()
+
 
 class VisualEncoderConfig(PreTrainedConfig):
-    """Everything needed to rebuild the encoder without the recipe.
+    """Everything needed to rebuild the encoder without the recipe. Its defaults are the recipe's.
 
     Args:
         backbone_config: nested config of any Hugging Face vision model.
@@ -56,24 +61,24 @@ class VisualEncoderConfig(PreTrainedConfig):
     sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012  (the base class declares it mutable)
 
     backbone_config: Any = None
-    pool: str = "cls"
-    width: int = 128
-    dropout: float = 0.0
-    max_frames: int = 512
-    image_pixels: int = 64
-    image_mean: Sequence[float] = (0.5, 0.5, 0.5)
-    image_std: Sequence[float] = (0.5, 0.5, 0.5)
-    word_layers: int = 2
-    word_heads: int = 4
-    window_frames: int = 8
-    stride: int = 4
-    sentence_layers: int = 1
-    sentence_heads: int = 4
-    backbone_train: str = "full"
+    pool: str = _BACKBONE.pool
+    width: int = _RECIPE.width
+    dropout: float = _RECIPE.dropout
+    max_frames: int = _RECIPE.max_frames
+    image_pixels: int = IMAGE_PIXELS
+    image_mean: Sequence[float] = IMAGE_MEAN
+    image_std: Sequence[float] = IMAGE_STD
+    word_layers: int = _RECIPE.word.layers
+    word_heads: int = _RECIPE.word.heads
+    window_frames: int = _RECIPE.word.window_frames
+    stride: int = _RECIPE.word.stride
+    sentence_layers: int = _RECIPE.sentence.layers
+    sentence_heads: int = _RECIPE.sentence.heads
+    backbone_train: str = _BACKBONE.train
     lora_rank: int = 0
-    lora_alpha: float = 16.0
-    frames_per_pass: int = 0
-    centre_clips: bool = True
+    lora_alpha: float = _BACKBONE.lora_alpha
+    frames_per_pass: int = _BACKBONE.frames_per_pass
+    centre_clips: bool = _RECIPE.centre_clips
     backbone_fingerprint: str = ""
     initializer_range: float = 0.02
 

@@ -19,7 +19,8 @@ from pipeline import dist
 from pipeline.config.schema import Recipe, SourceConfig
 from pipeline.stages.batches import MicroBatch, to_device
 from pipeline.stages.data import Plans, StageContext, held_out_loader, open_plan
-from shards.order.plan import Plan, PlanOptions
+from shards.order.options import PlanOptions
+from shards.order.plan import Plan
 
 Batch = TypeVar("Batch", bound=MicroBatch)
 HeldOut = TypeVar("HeldOut", bound=Mapping[str, object])

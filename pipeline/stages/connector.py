@@ -28,7 +28,7 @@ from pipeline.stages.connector_positions import check_answers, check_prompt
 from pipeline.stages.data import Plans, StageContext, open_set
 from pipeline.stages.freezing import frozen_names
 from pipeline.stages.video import VideoStage, check_video, of_all_ranks
-from shards.order.plan import PlanOptions
+from shards.order.options import PlanOptions
 
 
 class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]):

@@ -26,7 +26,8 @@ from pipeline.stages.base import ExportPlan, LossParts, Normaliser, SummedStage,
 from pipeline.stages.batches import PackCollate, PackedBatch, fetch_pack
 from pipeline.stages.data import Plans, StageContext
 from pipeline.stages.freezing import frozen_names
-from shards.order.plan import Plan, PlanOptions
+from shards.order.options import PlanOptions
+from shards.order.plan import Plan
 from shards.text import tokenizer_fingerprint
 
 

@@ -27,7 +27,8 @@ from pipeline.stages.data import Plans, StageContext
 from pipeline.stages.freezing import frozen_names
 from pipeline.stages.held_out_retrieval import HeldOutPair, held_out_metrics, pairs_of
 from pipeline.stages.video import VideoStage, check_video, of_all_ranks
-from shards.order.plan import Plan, PlanOptions
+from shards.order.options import PlanOptions
+from shards.order.plan import Plan
 
 
 class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):

@@ -12,7 +12,8 @@ from pipeline.config.schema import DataConfig, Recipe, SourceConfig
 from shards.format.index import ShardSet
 from shards.format.opening import open_shards
 from shards.load.loader import EvalLoader
-from shards.order.plan import Plan, PlanOptions, Source
+from shards.order.options import PlanOptions, Source
+from shards.order.plan import Plan
 from shards.storage.access import Remote
 
 

@@ -19,7 +19,8 @@ from pipeline.models.training_texts import tell_known_texts
 from pipeline.models.visual import HierarchicalVisualEncoder
 from pipeline.stages.base import Batch, Stage
 from pipeline.stages.data import Plans, StageContext
-from shards.order.plan import Plan, PlanOptions
+from shards.order.options import PlanOptions
+from shards.order.plan import Plan
 
 T = TypeVar("T")
 

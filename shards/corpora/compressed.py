@@ -45,7 +45,7 @@ def open_source(path: Path) -> io.BufferedReader:
     if suffix == ".xz":
         return lzma.open(path, "rb")  # type: ignore[return-value]
     if suffix == ".zst":
-        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"), 1 << 20)  # type: ignore[arg-type]
+        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"), 1 << 20)
     return path.open("rb")
 
 

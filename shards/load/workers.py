@@ -38,7 +38,7 @@ from shards.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 """What a scheduler or a terminal sends to every process of a job; only the trainer may act on it."""
 _MESSAGE_SECONDS, _MESSAGE_BYTES, _MESSAGE_RESULTS = 20e-3, 1 << 20, 8
 """How much goes into one message at most, if it is more than one result: a hundred times what a message costs."""

@@ -43,7 +43,7 @@ def _values_of(column: pa.Array, names: list[str]) -> _Values:
     if pa.types.is_string(column.type):
         return _texts_of(column)
     numbers = column.to_numpy()
-    return lambda rows: numbers[rows].tolist()  # type: ignore[no-any-return]
+    return lambda rows: numbers[rows].tolist()
 
 
 def _texts_of(column: pa.Array) -> _Values:

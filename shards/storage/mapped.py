@@ -74,4 +74,4 @@ def _mincore() -> Callable[[int, int, ctypes.Array[ctypes.c_char]], int]:
     """The call of that name: which pages of a mapping are in memory (man mincore)."""
     found = ctypes.CDLL(None).mincore
     found.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
-    return found  # type: ignore[no-any-return]
+    return found

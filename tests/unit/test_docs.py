@@ -1,7 +1,8 @@
-"""The pages keep up with the code: links resolve, commands and recipe settings exist, every folder is named."""
+"""The pages keep up with the code: links resolve; files, commands and recipe settings exist; every folder is named."""
 
 from __future__ import annotations
 
+import ast
 import functools
 import re
 import shlex
@@ -15,9 +16,11 @@ import typer.main
 from launch.backends import BACKENDS
 from pipeline.config.names import general_name, nearest_setting, setting_names
 from pipeline.evaluate.protocols import PROTOCOLS
-from tests.source_tree import ROOT
+from tests.source_tree import ROOT, sources
+from tests.unit.test_structure import IMPORT_RULES, SHARDS_FLOORS
 
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/README.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*/README.md")])
+PACKAGES = ("shards", "pipeline", "launch", "ds_configs", "tests", "benchmarks", "docs")
 FOLDERS = ("shards", "pipeline", "launch", "launch/recipes", "ds_configs", "tests", "benchmarks", "docs")
 
 
@@ -78,6 +81,17 @@ def test_every_folder_is_named_in_the_readme() -> None:
     assert not [folder for folder in FOLDERS if f"[`{folder}/`]" not in readme]
 
 
+def test_the_readme_stays_short() -> None:
+    words = len((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert words <= 900, f"README.md: {words} words, at most 900; figures belong in docs/benchmarks.md"
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    linked = (ROOT / "README.md").read_text(encoding="utf-8")
+    pages = [page.relative_to(ROOT).as_posix() for page in PAGES if page.parent == ROOT / "docs"]
+    assert not [page for page in pages if f"({page})" not in linked]
+
+
 def test_settings_named_in_the_pages_exist() -> None:
     """`data.unique_texts` and the like: a section name, a dot, and a field the recipe knows."""
     pattern = re.compile(r"(?:model|data|train|deepspeed|contrastive|connector|continued_pretraining)(?:\.[a-z0-9_]+)+")
@@ -102,3 +116,56 @@ def test_the_backend_table_is_exact() -> None:
     page = (ROOT / "docs" / "launching.md").read_text(encoding="utf-8")
     table = page.partition("## Backends")[2].partition("##")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)) == set(BACKENDS)
+
+
+def test_files_and_modules_named_in_the_pages_exist() -> None:
+    """`shards/order/plan.py`, `shards/order/plan.py:Plan`, `shards.order` and `shards.order.plan`; NAME is any name."""
+    problems = []
+    for page in PAGES:
+        for code in re.findall(r"`([\w./:-]+)`", page.read_text(encoding="utf-8")):
+            path, _, name = code.partition(":")
+            if path.partition("/")[0] in PACKAGES and "/" in path and "NAME" not in path:
+                problems += [f"{page.name}: {problem}" for problem in _problems_of_path(path, name)]
+            elif code.partition(".")[0] in ("shards", "pipeline", "launch") and "." in code and code not in _modules():
+                problems.append(f"{page.name}: there is no module {code}")
+    assert not problems, "\n".join(problems)
+
+
+def _problems_of_path(path: str, name: str) -> Iterator[str]:
+    if not (ROOT / path).exists():
+        yield f"there is no {path}"
+    elif name and name not in _names(path):
+        yield f"{path} has no {name} at its top level"
+
+
+@functools.cache
+def _modules() -> frozenset[str]:
+    return frozenset(source.module for source in sources("shards", "pipeline", "launch"))
+
+
+@functools.cache
+def _names(path: str) -> frozenset[str]:
+    """Functions, classes and constants at the top level of a file."""
+    names: set[str] = set()
+    for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return frozenset(names)
+
+
+def test_the_import_tables_of_the_architecture_page_are_those_the_tests_hold() -> None:
+    """To correct the page, copy the lines this prints."""
+    floors = [", ".join(floor) for floor in SHARDS_FLOORS]
+    assert _block("floors") == floors, "docs/architecture.md, ```floors should be:\n" + "\n".join(floors)
+    imports = [f"{module} -> {', '.join(allowed)}".rstrip() for module, allowed in IMPORT_RULES]
+    assert _block("imports") == imports, "docs/architecture.md, ```imports should be:\n" + "\n".join(imports)
+
+
+def _block(kind: str) -> list[str]:
+    """Lines of the fenced block of that kind, without comments."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    text = page.partition(f"```{kind}\n")[2].partition("```")[0]
+    return [line.partition("#")[0].rstrip() for line in text.splitlines()]

@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 
+from pipeline.config import schema
 from tests.source_tree import ROOT, sources
 
 PAGE = ROOT / "docs" / "recipe-reference.md"
@@ -18,8 +19,8 @@ Every setting, from the types in [`pipeline/config/schema.py`](../pipeline/confi
 
 def render() -> str:
     """The page: one table per section of the recipe, in the order a reader meets them."""
-    schema = next(source for source in sources("pipeline") if source.path == "pipeline/config/schema.py")
-    classes = {node.name: node for node in schema.tree.body if isinstance(node, ast.ClassDef)}
+    file = next(source for source in sources("pipeline") if source.path == "pipeline/config/schema.py")
+    classes = {node.name: node for node in file.tree.body if isinstance(node, ast.ClassDef)}
     parts = [HEAD]
     for path, name in _sections(classes, "Recipe", ""):
         title = f"`{path}`" if path else "The recipe"
@@ -61,6 +62,8 @@ def _row(field: ast.AnnAssign, text: str, classes: set[str]) -> str:
         bounds = ", ".join(f"{signs[k.arg]} {ast.unparse(k.value)}" for k in value.keywords if k.arg in signs)
         named = next((k.value for k in value.keywords if k.arg == "default"), None)
         value = value.args[0] if value.args else named
+    if isinstance(value, ast.Name):  # a constant that models read as well
+        value = ast.Constant(getattr(schema, value.id))
     default = "required" if value is None else "" if _is_section(value, classes) else f"`{ast.unparse(value)}`"
     kind = re.sub(r"Literal\[(.*?)\]", lambda m: m[1].replace("'", "`").replace(", ", " or "), annotation)
     kind = kind.replace("|", "\\|") + (f" {bounds}" if bounds else "")
@@ -77,10 +80,10 @@ def test_the_reference_is_current() -> None:
 
 
 def test_every_setting_says_what_it_means() -> None:
-    schema = next(source for source in sources("pipeline") if source.path == "pipeline/config/schema.py")
+    file = next(source for source in sources("pipeline") if source.path == "pipeline/config/schema.py")
     silent = [
         f"{node.name}.{field.target.id}"  # type: ignore[union-attr]
-        for node in schema.tree.body
+        for node in file.tree.body
         if isinstance(node, ast.ClassDef)
         for field, text in _fields(node)
         if not text

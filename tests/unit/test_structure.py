@@ -63,6 +63,7 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
             "pipeline.dist",
             "pipeline.errors",
             "shards.load.loader",
+            "shards.load.requests",
             "shards.order.plan",
         ),
     ),
@@ -71,7 +72,12 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
         (
             *("pipeline.models", "pipeline.config", "pipeline.errors", "shards"),
             # the modules that read what a run left behind
-            *("pipeline.engine.checkpoint", "pipeline.engine.metrics", "pipeline.engine.zero"),
+            *(
+                "pipeline.engine.checkpoint",
+                "pipeline.engine.durable",
+                "pipeline.engine.metrics",
+                "pipeline.engine.zero",
+            ),
         ),
     ),
     ("pipeline.inference", ("pipeline.models", "pipeline.config", "pipeline.errors", "shards")),

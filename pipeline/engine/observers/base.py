@@ -12,7 +12,7 @@ import torch
 
 from pipeline.engine.sinks.base import Metrics
 from pipeline.engine.training import Training
-from shards.load.loader import StepBatch
+from shards.load.requests import StepBatch
 
 
 @dataclass(frozen=True, slots=True)

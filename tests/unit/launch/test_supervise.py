@@ -240,10 +240,12 @@ def test_worst_code_with_a_lost_host(ranks: dict[int, int], launcher: int, code:
     assert worst_code(ranks, launcher, 2, lost=True) == code
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_before_the_first_step_stops_and_loses_nothing(tmp_path: Path, number: signal.Signals) -> None:
     """Ranks that are still importing die of the signal: without a report, and without a loss."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
     outcome, _ = run(tmp_path, "starting", signals=(number,))
+    signal.signal(signal.SIGHUP, before)
     assert outcome.code == (130 if number == signal.SIGINT else 75) and outcome.rank_codes == {}
     assert outcome.stopped == "before the first step, nothing to save"
 

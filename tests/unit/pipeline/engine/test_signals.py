@@ -5,17 +5,26 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from pipeline.engine.signals import StopFlag
 
 
+@pytest.fixture(autouse=True)
+def terminal() -> Iterator[None]:
+    """As started from one, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def handlers() -> list[object]:
     return [signal.getsignal(number) for number in StopFlag.SIGNALS]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_polite_request_only_sets_a_flag(number: signal.Signals) -> None:
     with StopFlag() as stop:
         assert not stop.requested
@@ -23,6 +32,13 @@ def test_a_polite_request_only_sets_a_flag(number: signal.Signals) -> None:
         assert stop.requested and not stop.interrupted
         os.kill(os.getpid(), number)
         assert stop.requested and not stop.interrupted, "asking again changes nothing"
+
+
+def test_a_run_started_to_outlive_its_terminal_does() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    with StopFlag() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.requested and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def test_the_second_interrupt_does_not_wait_for_the_save() -> None:

@@ -23,7 +23,8 @@ from shards.build.features import FeatureOptions
 from shards.errors import DataError
 from shards.format.index import read_index
 from shards.load.reader import Reader
-from shards.order.plan import Plan, PlanOptions, Source
+from shards.order.options import PlanOptions, Source
+from shards.order.plan import Plan
 from tests.unit.pipeline.config.recipes import CONTRASTIVE, PRETRAINING, write
 from tests.unit.pipeline.models.tiny import PIXELS, visual_config
 from tests.unit.shards.making import video_corpus

@@ -16,7 +16,8 @@ from pipeline.stages.data import StageContext, held_out_loader
 from pipeline.stages.freezing import apply_freeze_plan, frozen_names
 from pipeline.stages.registry import STAGES
 from pipeline.stages.video import probe_frames
-from shards.order.plan import Plan, PlanOptions, Source
+from shards.order.options import PlanOptions, Source
+from shards.order.plan import Plan
 from tests.unit.shards.shard_sets import collate_lists, fetch_numbers, in_memory
 
 

@@ -13,7 +13,8 @@ from pipeline.models.language import load_language
 from pipeline.models.processing import LlavaSltProcessor, ProcessorOptions
 from pipeline.stages.connector_positions import check_answers
 from pipeline.stages.data import Plans
-from shards.order.plan import Plan, PlanOptions, Source
+from shards.order.options import PlanOptions, Source
+from shards.order.plan import Plan
 from tests.unit.pipeline.models.test_pretrained import gpt2
 from tests.unit.shards.shard_sets import in_memory
 

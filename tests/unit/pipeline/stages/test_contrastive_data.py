@@ -4,7 +4,8 @@ import pytest
 
 from pipeline.errors import RecipeError
 from pipeline.stages.contrastive import check_texts
-from shards.order.plan import Plan, PlanOptions, Source
+from shards.order.options import PlanOptions, Source
+from shards.order.plan import Plan
 from tests.unit.shards.shard_sets import in_memory
 
 
