@@ -184,6 +184,11 @@ class Stage(abc.ABC, Generic[Batch]):
     def write_export_files(self, folder: Path) -> ExportPlan:
         """Write config, tokenizer and processor files; say which parameters the exported weights consist of."""
 
+    @classmethod
+    @abc.abstractmethod
+    def exported(cls, folder: Path, probe: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """The outputs of `probe` again, by an export that is loaded as a user would load it."""
+
 
 class SummedStage(Stage[Batch]):
     """A stage whose loss is a sum over tokens or samples: micro-batches are independent."""

@@ -130,6 +130,17 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
         tied = ["llm.lm_head.weight"] if getattr(self.module.llm.config, "tie_word_embeddings", False) else []
         return ExportPlan(prefix="", tied=tied, frozen=frozen_names(self.module))
 
+    @classmethod
+    def exported(cls, folder: Path, probe: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        model = LlavaSltForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
+        output = model(
+            probe["input_ids"],
+            attention_mask=probe["attention_mask"],
+            frames=probe["frames"],
+            frame_lengths=probe["frame_lengths"],
+        )
+        return {"logits": output.logits}
+
 
 def generation(config: ConnectorStageConfig) -> GenerationOptions:
     """How held-out texts are searched for."""

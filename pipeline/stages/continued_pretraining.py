@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from pipeline import dist
 from pipeline.config.schema import Recipe, SourceConfig
@@ -145,6 +145,11 @@ class ContinuedPretraining(SummedStage[PackedBatch]):
         self.tokenizer.save_pretrained(folder)
         tied = ["lm_head.weight"] if getattr(llm.config, "tie_word_embeddings", False) else []
         return ExportPlan(prefix="llm.", tied=tied, frozen=frozen_names(self.module))
+
+    @classmethod
+    def exported(cls, folder: Path, probe: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        return {"logits": model(input_ids=probe["input_ids"], use_cache=False).logits}
 
 
 def check_tokenizer(plans: list[Plan], tokenizer: PreTrainedTokenizerBase) -> None:

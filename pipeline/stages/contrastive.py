@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
+from safetensors.torch import load_file
 
 from pipeline import dist
 from pipeline.config.inputs import too_few_texts
@@ -20,6 +21,7 @@ from pipeline.losses import clamped_scale
 from pipeline.models.contrastive import ContrastiveModel
 from pipeline.models.registry import build_text_encoder, build_visual
 from pipeline.models.text_cache import TextFeatureCache
+from pipeline.models.visual import HierarchicalVisualEncoder
 from pipeline.stages.base import CachedStage, ExportPlan, LossParts, checkpoint_gradients
 from pipeline.stages.batches import ContrastiveBatch, ContrastiveCollate
 from pipeline.stages.contrastive_loss import contrastive_loss
@@ -120,6 +122,15 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
     def write_export_files(self, folder: Path) -> ExportPlan:
         self.module.visual.config.save_pretrained(folder)
         return ExportPlan(prefix="visual.", tied=[], frozen=frozen_names(self.module))
+
+    @classmethod
+    def exported(cls, folder: Path, probe: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        model = HierarchicalVisualEncoder.from_pretrained(folder, dtype=dtype).eval()
+        output, heads = model(probe["frames"], probe["frame_lengths"]), load_file(folder / "heads.safetensors")
+        return {
+            "video_BE": output.sentence_BD @ heads["sentence_head.weight"].T,
+            "words_BSE": output.words_BSD @ heads["word_head.weight"].T,
+        }
 
 
 def check_texts(plan: Plan) -> None:

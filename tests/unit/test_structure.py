@@ -71,6 +71,8 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
         "pipeline.export",
         (
             *("pipeline.models", "pipeline.config", "pipeline.errors", "shards"),
+            # a stage says what its export must repeat
+            "pipeline.stages.registry",
             # the modules that read what a run left behind
             *(
                 "pipeline.engine.checkpoint",
