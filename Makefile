@@ -28,8 +28,13 @@ PYTEST := $(BIN)/python -m pytest -o faulthandler_timeout=900
 PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 NOTHING_SELECTED := 5
 
+# All unit tests, and then no `raise` may be left that none of them executed (tests/raises.py).
+RAISES_MET := $(CURDIR)/.pytest_cache/raises-met
+WATCHED_UNIT = rm -rf "$(RAISES_MET)" && $(TEST_ENV) SLT_RAISES_MET="$(RAISES_MET)" $(PYTEST) $(PARALLEL) tests/unit && \
+	$(BIN)/python -m tests.raises "$(RAISES_MET)"
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-ablations test test-fast test-gpu check format reference bench bench-peers clean force
+.PHONY: help setup demo demo-ablations test test-fast cov test-gpu check format reference bench bench-peers clean force
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -51,11 +56,14 @@ demo-ablations: setup ## The demo with one stage left out at a time: what each i
 	$(BIN)/slt demo-ablations $(ARGS)
 
 test: setup check ## Style, types and the whole test suite (ARGS="-k name" narrows it)
-	$(TEST_ENV) $(PYTEST) $(PARALLEL) tests/unit $(ARGS) || test $$? -eq $(NOTHING_SELECTED)
+	$(if $(ARGS),$(TEST_ENV) $(PYTEST) $(PARALLEL) tests/unit $(ARGS) || test $$? -eq $(NOTHING_SELECTED),$(WATCHED_UNIT))
 	$(TEST_ENV) $(PYTEST) --ignore=tests/unit --durations=10 tests $(ARGS) || test $$? -eq $(NOTHING_SELECTED)
 
 test-fast: setup ## Unit tests only
 	$(TEST_ENV) $(PYTEST) $(PARALLEL) tests/unit $(ARGS)
+
+cov: setup ## Unit tests, and every `raise` of the library that none of them executes
+	$(WATCHED_UNIT)
 
 test-gpu: setup ## Tests that need a CUDA device
 	HF_HUB_OFFLINE=1 $(PYTEST) -m gpu tests/gpu $(ARGS)

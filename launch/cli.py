@@ -26,6 +26,7 @@ from launch.preflight import check_hosts
 from launch.signals import StopBeforeStart, StoppedBeforeStart
 from launch.supervise import Outcome, Patience, end_orphans, supervise
 from pipeline.config.cli import run_app
+from pipeline.config.recipe_file import write_resolved
 from pipeline.config.resolve import ResolvedRecipe
 from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
 from shards.terminal import table_console
@@ -64,6 +65,7 @@ def plan_command(
         f"# global_batch {train.global_batch} = micro_batch {train.micro_batch} x {plan.world_size} ranks"
         f" x {resolved.accumulation_steps} accumulation_steps"
     )
+    console.print("# its recipe.resolved.yaml is written by `slt launch run`, before it starts the ranks")
     sys.stdout.flush()
     # as bytes: rich would drop control characters, and a path need not be text
     sys.stdout.buffer.write(b"".join(os.fsencode(line) + b"\n" for line in _shown(command)))
@@ -98,6 +100,7 @@ def _run(options: LaunchOptions, patience: Patience, console: Console, early: St
     console.print(f"{resolved.recipe.name}: {plan.world_size} ranks on {hosts}, log {plan.run_dir}/logs/launch.log")
     with hold(plan.run_dir, plan.launch_id, lambda launch_id: end_orphans(launch_id, command, patience)):
         check_hosts(command, plan)
+        write_resolved(resolved, plan.run_dir)
         outcome = supervise(command, plan.run_dir, (plan.launch_id, plan.world_size), patience)
         early.over = True
     for line in report(outcome, plan):

@@ -28,16 +28,17 @@ _STDERR = 2
 _MAX_BYTES = 4096  # PIPE_BUF of Linux
 
 
-def tell(report: dict[str, Any]) -> None:
-    """Send a report to the launcher, if one started this process. A long ``error`` loses its middle."""
+def tell(report: dict[str, Any]) -> bool:
+    """Send a report to the launcher; False where none started this process. A long ``error`` loses its middle."""
     if LAUNCH_ID not in os.environ:
-        return
+        return False
     error = str(report.get("error", ""))
     kept = len(error)
     while len(line := _as_line(report)) > _MAX_BYTES:
         kept = kept * 3 // 4
         report = {**report, "error": f"{error[: kept // 2]} [...] {error[len(error) - kept // 2 :]}"}
     _write(line)
+    return True
 
 
 def read(line: str) -> tuple[str, dict[str, Any] | None]:

@@ -21,7 +21,8 @@ from launch.hostfile import Host, filter_hosts, read_hostfile
 from launch.plan import LaunchPlan, plan_ranks, threads_per_rank
 from launch.variables import carried, deepspeed_env_files, exported, python_path, search_paths
 from pipeline.config.inputs import check_inputs
-from pipeline.config.load import PROJECT_ROOT, LoadedRecipe, find_recipe, load
+from pipeline.config.load import PROJECT_ROOT, LoadedRecipe, load
+from pipeline.config.recipe_file import recipe_file
 from pipeline.config.resolve import ResolvedRecipe, resolve_loaded
 from pipeline.config.source import as_value
 from pipeline.errors import RecipeError
@@ -94,9 +95,8 @@ def build_plan(
     Raises:
         RecipeError: the recipe cannot run on that many ranks, options contradict each other, or an input is missing.
     """
-    recipe = find_recipe(options.recipe)
     sets = [*(options.sets or []), *([f"run_dir={as_value(options.run_dir)}"] if options.run_dir else [])]
-    loaded = load(recipe, sets)
+    loaded = load(options.recipe, sets)
     accelerator = _accelerator(options, environ)
     hosts = _hosts(options, environ, loaded, accelerator)
     resolved = resolve_loaded(loaded, sum(host.slots for host in hosts), sets)
@@ -106,10 +106,12 @@ def build_plan(
     local = options.hostfile is None
     master_addr = options.master_addr or ("127.0.0.1" if local else hosts[0].name)
     master_port = options.master_port or (free_port() if local else DEFAULT_PORT)
+    run_dir = Path(resolved.recipe.run_dir)
+    file = recipe_file(resolved, run_dir.absolute())  # a name that begins with a dash would be an option to the rank
     plan = LaunchPlan(
         script=TRAIN_SCRIPT,
-        arguments=(str(recipe), *(part for text in sets for part in ("--set", text))),
-        run_dir=Path(resolved.recipe.run_dir),
+        arguments=(str(file.path), "--sha256", file.sha256),
+        run_dir=run_dir,
         hosts=hosts,
         ranks=plan_ranks(hosts, master_addr, master_port),
         launch_id=uuid.uuid4().hex[:12],

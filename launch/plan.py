@@ -31,7 +31,7 @@ class LaunchPlan:
     script: Path
     """What each rank runs."""
     arguments: tuple[str, ...]
-    """Arguments of the script: the recipe and its ``--set`` overrides."""
+    """Arguments of the script: the resolved recipe and its sha256."""
     run_dir: Path
     hosts: tuple[Host, ...]
     ranks: tuple[RankPlan, ...]

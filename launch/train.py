@@ -6,30 +6,43 @@ import argparse
 import os
 import sys
 from functools import partial
+from pathlib import Path
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Run one rank of one training stage.")
-    parser.add_argument("recipe", help="recipe YAML (or a recipe.resolved.yaml)")
+    parser.add_argument("recipe", help="recipe YAML, or the recipe.resolved.yaml of the launcher")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets")
+    parser.add_argument("--sha256", help="of the launcher's recipe.resolved.yaml, which is taken as it stands")
     parser.add_argument("--local_rank", type=int, default=None, help="passed by the deepspeed launcher")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.sha256 and options.sets:
+        parser.error("--set cannot be combined with --sha256: the launcher has resolved the recipe")
+    return options
 
 
-def run_rank(recipe: str, sets: list[str]) -> int:
-    """Train on this rank; returns its exit code. A signal is honoured before torch is imported, which takes seconds."""
+def run_rank(recipe: str, sets: list[str], sha256: str | None = None) -> int:
+    """Train on this rank; returns its exit code. A signal is honoured before torch is imported, which takes seconds.
+
+    Args:
+        recipe: a recipe that rank 0 resolves, or with ``sha256`` the file that the launcher has written.
+        sets: overrides, ``a.b=c``.
+        sha256: of the launcher's file.
+    """
     from launch.notes import leave_before_first_step, tell, tell_begun
     from pipeline.engine.signals import StopFlag
 
     with StopFlag(leave_before_first_step, tell_begun) as stop:
         from launch.lock import accompany, hold
-        from launch.plan import LAUNCH_ID
+        from pipeline.config.recipe_file import RecipeFile
+        from pipeline.engine.recipe import Unresolved
         from pipeline.engine.run import Launcher
         from pipeline.engine.run import main as run
 
-        launch_id = os.environ.get(LAUNCH_ID)
-        guard = partial(hold, launch_id="without launcher") if launch_id is None else accompany
-        return run(recipe, sets, stop, Launcher(tell, guard))
+        if sha256 is not None:
+            return run(RecipeFile(Path(recipe), sha256), stop, Launcher(tell, accompany))
+        guard = partial(hold, launch_id="without launcher")
+        return run(Unresolved(recipe, tuple(sets)), stop, Launcher(tell, guard))
 
 
 def main() -> int:
@@ -43,7 +56,7 @@ def main() -> int:
     from launch.environment import set_defaults
 
     set_defaults()
-    return run_rank(options.recipe, options.sets)
+    return run_rank(options.recipe, options.sets, options.sha256)
 
 
 if __name__ == "__main__":

@@ -51,11 +51,6 @@ def ranks_from_environment() -> Ranks:
     return Ranks(int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]))
 
 
-def is_launched() -> bool:
-    """Whether `slt launch run` watches this process; it reports how all ranks ended, equal errors once."""
-    return "SLT_LAUNCH_ID" in os.environ
-
-
 def uses_cuda() -> bool:
     """Whether ranks train on CUDA devices: there are some, and nobody asked for processors.
 

@@ -8,8 +8,13 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests import raises
 from tests.jobs import World
 from tests.source_tree import ROOT
+
+# Before anything imports the library.
+if raises.VARIABLE in os.environ:
+    raises.watch(Path(os.environ[raises.VARIABLE]))
 
 # Before anything imports transformers or DeepSpeed: no test may reach a network or probe for a device.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

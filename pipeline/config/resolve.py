@@ -21,14 +21,12 @@ from pydantic import ValidationError
 
 from pipeline.config.checks import batch_problem
 from pipeline.config.deepspeed import ds_config, owned_values
-from pipeline.config.load import PROJECT_ROOT, RESOLVED_BLOCK, LoadedRecipe, load
+from pipeline.config.load import PROJECT_ROOT, RESOLVED_BLOCK, LoadedRecipe
 from pipeline.config.schema import Recipe
 from pipeline.config.source import dump_yaml, read_document
 from pipeline.errors import RecipeError
 
 log = logging.getLogger(__name__)
-
-RESOLVED_RECIPE, RESOLVED_DS_CONFIG = "recipe.resolved.yaml", "ds_config.resolved.json"
 
 _PACKAGES = (
     "llava-slt", "torch", "deepspeed", "transformers", "accelerate", "tokenizers", "safetensors", "peft", "webdataset",
@@ -111,17 +109,13 @@ def resolve(recipe: Recipe, world_size: int) -> ResolvedRecipe:
     )
 
 
-def resolve_file(path: str | Path, world_size: int, sets: Sequence[str] = ()) -> ResolvedRecipe:
-    """Load and resolve a file; a resolved recipe at its own world size keeps its recorded DeepSpeed configuration.
+def resolve_loaded(loaded: LoadedRecipe, world_size: int, sets: Sequence[str] = ()) -> ResolvedRecipe:
+    """Resolve a recipe loaded with these ``sets``; a resolved one at its own world size keeps its recorded DeepSpeed
+    configuration.
 
     Raises:
-        RecipeError: as `load_recipe` and `resolve`, or when a resolved recipe contradicts its own record.
+        RecipeError: as `resolve`, or when a resolved recipe contradicts its own record.
     """
-    return resolve_loaded(load(path, sets), world_size, sets)
-
-
-def resolve_loaded(loaded: LoadedRecipe, world_size: int, sets: Sequence[str] = ()) -> ResolvedRecipe:
-    """As `resolve_file`, of a recipe that has been loaded with these ``sets``."""
     path = loaded.path
     resolved = resolve(loaded.recipe, world_size)
     record = loaded.recorded
@@ -139,16 +133,6 @@ def resolve_loaded(loaded: LoadedRecipe, world_size: int, sets: Sequence[str] = 
     if recorded != resolved.ds_config:
         log.warning("%s: using its recorded DeepSpeed configuration, which differs from today's base", path)
     return replace(resolved, ds_config=recorded)
-
-
-def write_resolved(resolved: ResolvedRecipe, run_dir: str | Path) -> tuple[Path, Path]:
-    """Write ``recipe.resolved.yaml`` and ``ds_config.resolved.json`` into the run folder; each whole or absent."""
-    folder = Path(run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    recipe_path, config_path = folder / RESOLVED_RECIPE, folder / RESOLVED_DS_CONFIG
-    write_atomic(recipe_path, resolved.to_yaml())
-    write_atomic(config_path, json.dumps(resolved.ds_config, indent=2, sort_keys=True) + "\n")
-    return recipe_path, config_path
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -197,6 +181,6 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 __all__ = [
-    "RESOLVED_DS_CONFIG", "RESOLVED_RECIPE", "ResolvedRecipe", "accumulation_steps", "installed_versions",
-    "project_commit", "resolve", "resolve_file", "resolve_loaded", "write_atomic", "write_resolved",
+    "ResolvedRecipe", "accumulation_steps", "installed_versions", "project_commit", "resolve", "resolve_loaded",
+    "write_atomic",
 ]  # fmt: skip

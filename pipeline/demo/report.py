@@ -102,6 +102,6 @@ def draw_curves(runs: list[StageRun], path: Path) -> None:
     FigureCanvasAgg(figure).print_png(str(path))
 
 
-def _line(axes: Any, rows: list[dict[str, Any]], name: str, color: str, label: str, marker: str = "") -> None:
+def _line(axes: Any, rows: list[dict[str, object]], name: str, color: str, label: str, marker: str = "") -> None:
     points = [(row["step"], row[name]) for row in rows if name in row]
     axes.plot([x for x, _ in points], [y for _, y in points], color=color, label=label, marker=marker or None)

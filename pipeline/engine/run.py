@@ -9,18 +9,17 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline import dist
-from pipeline.config.inputs import check_inputs
-from pipeline.config.load import LoadedRecipe, load
-from pipeline.config.resolve import ResolvedRecipe, resolve_loaded, write_atomic, write_resolved
+from pipeline.config.recipe_file import RecipeFile
+from pipeline.config.resolve import ResolvedRecipe, write_atomic
 from pipeline.engine.durable import named_if_unwritable
 from pipeline.engine.observers.registry import observers_of
 from pipeline.engine.prepare import prepare
+from pipeline.engine.recipe import Guard, Unresolved, file_of_run, read_alike
 from pipeline.engine.signals import StopFlag
 from pipeline.engine.sinks.registry import sinks_of
 from pipeline.engine.trainer import Trainer
@@ -67,30 +66,20 @@ class _RankLog(logging.FileHandler):
 class Launcher:
     """What started this rank, and how to deal with it."""
 
-    tell: Callable[[dict[str, Any]], None]
-    """Takes the exit note to it, which may be unable to read it from the run directory."""
-    guard: Callable[[Path], AbstractContextManager[None]]
+    tell: Callable[[dict[str, Any]], bool]
+    """Takes the exit note to it, which may be unable to read it from the run directory; False where nobody listens."""
+    guard: Guard
     """Keeps other runs out of the run directory while rank 0 is inside."""
 
 
-def train(loaded: LoadedRecipe, sets: list[str], stop: StopFlag, launcher: Launcher) -> tuple[int, str]:
-    """Resolve and train; returns the exit code and, for a run that was stopped, where it was saved.
+def train(resolved: ResolvedRecipe, ranks: dist.Ranks, stop: StopFlag) -> tuple[int, str]:
+    """Train; returns the exit code and, for a run that was stopped, where it was saved.
 
     Ends the process group's work on every path.
     """
-    ranks = dist.init()
-    resolved = resolve_loaded(loaded, ranks.world_size, sets)
-    run_dir = Path(resolved.recipe.run_dir)
-    with launcher.guard(run_dir) if ranks.is_main else nullcontext():
-        return _train(resolved, ranks, stop)
-
-
-def _train(resolved: ResolvedRecipe, ranks: dist.Ranks, stop: StopFlag) -> tuple[int, str]:
     recipe, run_dir = resolved.recipe, Path(resolved.recipe.run_dir)
     with named_if_unwritable(run_dir):
         setup_logging(ranks, run_dir)
-        if ranks.is_main:
-            write_resolved(resolved, run_dir)
     training = prepare(resolved, STAGES[recipe.stage], ranks, dist.device_for(ranks), stop)
     code, state = Trainer(training, observers_of(training), sinks_of(training)).fit(), training.state
     stopped = "" if code == EXIT_OK else f"saved at step {state.step}"
@@ -102,34 +91,35 @@ def _train(resolved: ResolvedRecipe, ranks: dist.Ranks, stop: StopFlag) -> tuple
     return code, stopped
 
 
-def main(recipe_path: str, sets: list[str], stop: StopFlag, launcher: Launcher) -> int:
+def main(given: RecipeFile | Unresolved, stop: StopFlag, launcher: Launcher) -> int:
     """`train` with every failure turned into an exit code, one paragraph for users, and a note for the supervisor.
 
     Args:
-        recipe_path: recipe YAML or the name of one of ours.
-        sets: overrides, ``a.b=c``.
+        given: the launcher's resolved recipe, or the recipe that rank 0 is to resolve.
         stop: installed when the process started.
         launcher: what started it.
     """
-    code, message, stopped, run_dir, failed = EXIT_BUG, "", "", None, False
+    rank, code, message, stopped, failed = 0, EXIT_BUG, "", "", False
+    run_dir = given.run_dir if isinstance(given, RecipeFile) else None
     try:
-        loaded = _read(recipe_path, sets)
-        run_dir = Path(loaded.recipe.run_dir)
-        check_inputs(loaded)
-        code, stopped = train(loaded, sets, stop, launcher)
+        rank = dist.ranks_from_environment().rank
+        _speak_before_training(remarks=rank == 0 and isinstance(given, Unresolved))
+        with file_of_run(given, launcher.guard) as file:
+            run_dir = file.run_dir
+            ranks = dist.init()
+            code, stopped = train(read_alike(file, ranks), ranks, stop)
     except KeyboardInterrupt:
         code, message = EXIT_INTERRUPTED, "interrupted"
     except Exception as error:
         code, message, failed = getattr(error, "exit_code", EXIT_BUG), str(error), True
         if code == EXIT_BUG:
             message = traceback.format_exc()
-    rank = dist.ranks_from_environment().rank
     note = {"rank": rank, "code": code, "error": message, "stopped": stopped}
-    launcher.tell(note)
+    told = launcher.tell(note)
     if run_dir is not None:
         _leave_exit_note(run_dir, note)
     # what a launcher knows it tells itself, once for all ranks
-    if failed and not (run_dir is not None and code != EXIT_BUG and dist.is_launched()):
+    if failed and not (told and code != EXIT_BUG):
         sys.stderr.write(f"error (rank {rank}): {message}\n")
     if message:
         # other ranks may sit in a collective; a polite shutdown would wait for them
@@ -139,14 +129,12 @@ def main(recipe_path: str, sets: list[str], stop: StopFlag, launcher: Launcher) 
     return code
 
 
-def _read(recipe_path: str, sets: list[str]) -> LoadedRecipe:
-    """The recipe. What it remarks on settings is told by rank 0 alone, or has been told by the launcher."""
-    quiet = dist.is_launched() or not dist.ranks_from_environment().is_main
+def _speak_before_training(remarks: bool) -> None:
+    """Until the logs are open only errors are told, and ``remarks`` on settings by the rank that resolves them."""
     stream = logging.StreamHandler(sys.stderr)
     # of the handler, not of the root: the command has given our loggers a level of their own
-    stream.setLevel(logging.ERROR if quiet else logging.WARNING)
+    stream.setLevel(logging.WARNING if remarks else logging.ERROR)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[stream], force=True)
-    return load(recipe_path, sets)
 
 
 def _leave_exit_note(run_dir: Path, note: dict[str, Any]) -> None:

@@ -58,7 +58,7 @@ def read_video_form(export_dir: Path) -> VideoOptions:
         )
         return form
     try:
-        return VideoOptions(**json.loads(path.read_text(encoding="utf-8")))
+        return VideoOptions.from_record(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path} does not hold video options ({error}); export the run again.") from error
 

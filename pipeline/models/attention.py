@@ -223,7 +223,7 @@ def _attention_function(backend: str) -> Callable[..., tuple[Tensor, None]]:
     return attend
 
 
-def _refuse(attention_mask: Tensor | None, options: dict[str, Any]) -> None:
+def _refuse(attention_mask: Tensor | None, options: dict[str, object]) -> None:
     """Raises for anything that would be computed wrongly rather than not at all."""
     if attention_mask is not None or options.get("cu_seq_lens_q") is None or options.get("max_length_q") is None:
         raise ValueError(

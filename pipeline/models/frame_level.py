@@ -43,7 +43,7 @@ def vision_config(path: str) -> PreTrainedConfig:
     return config
 
 
-def backbone_options(config: PreTrainedConfig) -> dict[str, Any]:
+def backbone_options(config: PreTrainedConfig) -> dict[str, object]:
     """Constructor arguments that leave out pooling heads, whose weights would never get a gradient."""
     kind: Any = MODEL_MAPPING[type(config)]
     return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import unicodedata
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -92,7 +93,7 @@ def tell_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
         log.info("%s: tokenizer settings of its own: %s", source, _listed(shown))
 
 
-def _listed(settings: dict[str, Any]) -> str:
+def _listed(settings: Mapping[str, object]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in sorted(settings.items()))
 
 

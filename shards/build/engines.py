@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from shards.build.layout import BuildOptions, ShardTask, work_units
 from shards.build.prepare import ordered_map
-from shards.build.shard import Finished, build_shard, preparer, preparer_at_once, write_shard
+from shards.build.shard import Finished, build_shard, preparer, write_shard
 from shards.build.work import Work
 from shards.errors import DataError
 from shards.schema import Kind, Segment
@@ -42,8 +42,6 @@ def build_locally(
 ) -> None:
     """Write shards one after the other; ``workers`` processes prepare segments and run ahead into the next shards.
 
-    Files that are only read and stored are read here: sending them between processes would cost more.
-
     Args:
         todo: the shards to write.
         run: workers (0 or 1: this process) and the progress counter.
@@ -57,8 +55,7 @@ def build_locally(
             for unit in work_units(item.task, kind):
                 yield item, unit
 
-    prepare, at_once = preparer(options, kind), preparer_at_once(options, kind)
-    with contextlib.closing(ordered_map(prepare, units(), workers, at_once)) as prepared:
+    with contextlib.closing(ordered_map(preparer(options, kind), units(), workers)) as prepared:
         for item, first in prepared:
             results = _results(item.task, first, prepared, counter)
             write_shard(work, item.task, item.sources, results, options)

@@ -233,7 +233,7 @@ def build_identity(corpus: Corpus, options: BuildOptions, survey: Survey) -> dic
     stored: dict[str, Any] = {"corpora": survey.corpora, "segments": survey.digest, **getattr(corpus, "settings", {})}
     versions: dict[str, str] = {}
     if survey.kind == "video":
-        stored |= {"samples_per_shard": options.samples_per_shard, "video": dataclasses.asdict(options.video)}
+        stored |= {"samples_per_shard": options.samples_per_shard, "video": options.video.record()}
         versions |= {"av": av.__version__, "libavcodec": ".".join(map(str, av.library_versions["libavcodec"]))}
         if options.tokenizer:
             stored |= {"text_tokenizer": tokenizer_fingerprint(load_tokenizer(options.tokenizer))}

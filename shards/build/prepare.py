@@ -24,7 +24,6 @@ from shards.media.video import (
     VideoOptions,
     probe,
     ready_or_why,
-    ready_structure,
     transcode,
     transcode_pieces,
 )
@@ -107,19 +106,6 @@ def prepare_video(segment: Segment, options: VideoOptions) -> PreparedVideo | Sk
         return _prepared(segment, error)
 
 
-def prepare_at_once(segments: Sequence[Segment], options: VideoOptions) -> list[PreparedVideo | Skip] | None:
-    """What :func:`prepare_videos` returns, when reading the file is all the work: a file that is stored unchanged and
-    checked by its headers. None = it is more work, or another kind of file."""
-    [segment, *more] = segments
-    if more or options.validate != "headers" or not isinstance(segment.media, VideoFile):
-        return None
-    try:
-        ready = ready_structure(segment.media, options)
-    except DataError as error:
-        return [_prepared(segment, error)]
-    return None if ready is None else [PreparedVideo(*ready)]
-
-
 def _absent(media: VideoFile | FrameFolder) -> str:
     path = media.path
     if isinstance(media, FrameFolder) and path.is_dir():
@@ -141,10 +127,7 @@ def prepare_documents(segments: Sequence[Segment], tokenizer: str) -> list[np.nd
 
 
 def ordered_map(
-    function: Callable[[Unit], Result],
-    units: Iterator[tuple[Tag, Unit]],
-    workers: int,
-    at_once: Callable[[Unit], Result | None] | None = None,
+    function: Callable[[Unit], Result], units: Iterator[tuple[Tag, Unit]], workers: int
 ) -> Generator[tuple[Tag, Result], None, None]:
     """``(tag, function(unit))`` in order, by ``workers`` processes (0 or 1: this one) that run a bounded number ahead.
 
@@ -152,7 +135,6 @@ def ordered_map(
         function: can be sent to another process, like its results.
         units: what to do.
         workers: no process is started before there is work for it.
-        at_once: asked first, in this process: the result of a unit that is not worth sending, else None.
 
     Raises:
         DataError: naming the tag in work when a process dies, e.g. killed for memory.
@@ -168,8 +150,7 @@ def ordered_map(
     try:
         for tag, unit in units:
             in_work = in_work or str(tag)
-            result = at_once(unit) if at_once is not None else None
-            pending.append((tag, pool.submit(function, unit) if result is None else _done(result)))
+            pending.append((tag, pool.submit(function, unit)))
             if len(pending) >= workers * _IN_FLIGHT_PER_WORKER:
                 done, future = pending.popleft()
                 in_work = str(done)
@@ -186,12 +167,6 @@ def ordered_map(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _done(result: Result) -> Future[Result]:
-    future: Future[Result] = Future()
-    future.set_result(result)
-    return future
 
 
 def _exit_with_parent() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from shards.build.encoded import Stored, tally
 from shards.build.layout import BuildOptions, ShardTask, work_units
-from shards.build.prepare import PreparedVideo, Skip, prepare_at_once, prepare_documents, prepare_videos
+from shards.build.prepare import PreparedVideo, Skip, prepare_documents, prepare_videos
 from shards.build.work import Work, part_record
 from shards.format.writer import TarWriter, add_documents, add_video
 from shards.schema import IndexRow, Kind, Segment
@@ -38,13 +38,6 @@ def preparer(options: BuildOptions, kind: Kind) -> Callable[[list[Segment]], lis
     if kind == "video":
         return functools.partial(prepare_videos, options=options.video)
     return functools.partial(prepare_documents, tokenizer=options.tokenizer)
-
-
-def preparer_at_once(options: BuildOptions, kind: Kind) -> Callable[[list[Segment]], list[Any] | None] | None:
-    """The function that prepares units too small to be sent to another process; None when there are none."""
-    if kind == "video" and options.video.keep_ready and options.video.validate == "headers":
-        return functools.partial(prepare_at_once, options=options.video)
-    return None
 
 
 def build_shard(work: Work, task: ShardTask, sources: str, options: BuildOptions, kind: Kind) -> Finished:

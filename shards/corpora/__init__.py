@@ -18,11 +18,13 @@ import textwrap
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from shards.errors import OptionError
 from shards.names import existing
 from shards.schema import Corpus
+
+T = TypeVar("T")
 
 REGISTRY = {
     "phoenix14t": "shards.corpora.phoenix14t:Phoenix14T",
@@ -54,7 +56,7 @@ def corpus_class(name: str) -> type:
     return getattr(importlib.import_module(module), attribute)
 
 
-def make_corpus(name: str, options: Mapping[str, Any]) -> Corpus:
+def make_corpus(name: str, options: Mapping[str, object]) -> Corpus:
     """Instantiate a corpus from options that may be strings, as a command line gives them.
 
     Strings are converted by the type hint of the keyword: numbers, booleans, paths; lists and dicts as JSON, or
@@ -97,7 +99,7 @@ def option_meanings(cls: type) -> dict[str, str]:
     return {name: " ".join(meaning.split()) for name, meaning in found.items()}
 
 
-def convert(value: Any, hint: Any, where: str) -> Any:
+def convert(value: object, hint: object, where: str) -> Any:
     """``value`` as the type ``hint`` asks for; values that are no strings pass unchanged. Raises OptionError."""
     if not isinstance(value, str):
         return value
@@ -128,21 +130,21 @@ def named_values(values: Iterable[str], where: str) -> dict[str, str]:
     return found
 
 
-def add_once(found: dict[str, Any], key: str, value: Any, where: str) -> None:
+def add_once(found: dict[str, T], key: str, value: T, where: str) -> None:
     """Set ``found[key]``. Raises OptionError when it is there already: the first value would be lost."""
     if key in found:
         raise OptionError(f"{key} is given twice: {found[key]!r} and {value!r}", where=where, fix="give it once")
     found[key] = value
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found: dict[str, object] = {}
     for key, value in pairs:
         add_once(found, key, value, "")
     return found
 
 
-def _read_dict(value: str) -> dict[str, Any]:
+def _read_dict(value: str) -> Mapping[str, object]:
     if value.startswith("{"):
         return json.loads(value, object_pairs_hook=_object)
     return named_values(value.split(","), "")

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from shards.corpora.caption_segments import caption_segment, segment_ids
 from shards.corpora.captions import Caption, read_captions
@@ -58,7 +57,7 @@ class Bobsl:
     """Shorter subtitles are excluded."""
     max_seconds: float = 0.0
     """Longer subtitles are excluded; 0: none."""
-    settings: dict[str, Any] = field(init=False, default_factory=dict)
+    settings: dict[str, object] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.name = self.NAME

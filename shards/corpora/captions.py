@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import html
 import json
-import math
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from shards.errors import DataError
 
@@ -268,18 +266,19 @@ def _unrolled(written: list[str], shown: list[str]) -> list[str]:
     return written
 
 
-def _entry(entry: Any, number: int, where: str) -> Caption | None:
-    given = next((name for name in ("end", "duration") if isinstance(entry, dict) and name in entry), "")
-    if not given or "text" not in entry or "start" not in entry:
-        found = sorted(entry) if isinstance(entry, dict) else type(entry).__name__
+def _entry(entry: object, number: int, where: str) -> Caption | None:
+    fields = entry if isinstance(entry, dict) else {}
+    given = next((name for name in ("end", "duration") if name in fields), "")
+    if not given or "text" not in fields or "start" not in fields:
+        found = sorted(fields) if isinstance(entry, dict) else type(entry).__name__
         raise DataError(f"no caption with text, start and duration or end; found {found}", where=where, fix=_FIX)
-    words = one_line(_text(entry["text"], where))
-    begin = _number(entry["start"], f"{where} start")
-    end = _number(entry[given], f"{where} {given}")
+    words = one_line(_text(fields["text"], where))
+    begin = _number(fields["start"], f"{where} start")
+    end = _number(fields[given], f"{where} {given}")
     return Caption(begin, end if given == "end" else begin + end, words, number) if words else None
 
 
-def _event_text(event: Any, where: str) -> tuple[str, bool]:
+def _event_text(event: object, where: str) -> tuple[str, bool]:
     """(text, whether its words are timed) of a json3 event; empty for window definitions."""
     segments = event.get("segs", []) if isinstance(event, dict) else None
     if not isinstance(segments, list) or not all(isinstance(segment, dict) for segment in segments):
@@ -288,7 +287,7 @@ def _event_text(event: Any, where: str) -> tuple[str, bool]:
     return one_line(text), any("tOffsetMs" in segment or "acAsrConf" in segment for segment in segments)
 
 
-def _text(value: Any, where: str) -> str:
+def _text(value: object, where: str) -> str:
     """A string that can be encoded: JSON may hold halves of surrogate pairs."""
     if not isinstance(value, str):
         raise DataError(f"the text is {type(value).__name__}", where=where, fix=_FIX)
@@ -299,10 +298,10 @@ def _text(value: Any, where: str) -> str:
     return value
 
 
-def _number(value: Any, where: str) -> float:
+def _number(value: object, where: str) -> float:
     """A finite time >= 0 below about a year, whichever the unit."""
-    usable = isinstance(value, int | float) and not isinstance(value, bool)
-    if not usable or (isinstance(value, float) and not math.isfinite(value)) or not 0 <= value < 1e11:
+    # a comparison with not-a-number is false
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1e11:
         raise DataError(f"{str(value)[:40]} is no time", where=where, fix=_FIX)
     return float(value)
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from shards.corpora.labels import chosen_files, find_label_files, read_label_file
 from shards.corpora.rows import file_stem, first_existing, known_splits, read_table, text_field
@@ -72,7 +72,7 @@ class CslDaily:
             raise DataError(f"frames_fps={frames_fps} is no rate", where="corpus csl_daily", fix="e.g. 30")
         self.labels = first_existing((self.root / _LABELS, self.root))
         self.frames = first_existing(self.root / folder for folder in _FRAMES)
-        self.settings: dict[str, Any] = {"unlisted_to_train": unlisted_to_train}
+        self.settings: dict[str, object] = {"unlisted_to_train": unlisted_to_train}
         self.files: dict[str, Path] = {}
         if labels is not None:
             self.files = chosen_files(find_label_files(labels, _LABEL_FILES), splits, labels)

@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -95,7 +94,7 @@ class HfDataset(TextBase):
         return [folder / str(name) for name in names]
 
 
-def _entry(path: Path, key: str, optional: bool = False) -> list[Any]:
+def _entry(path: Path, key: str, optional: bool = False) -> list[object]:
     values = read_json(path)
     found = values.get(key) if isinstance(values, dict) else None
     if isinstance(found, list) or (optional and not found):
@@ -103,7 +102,7 @@ def _entry(path: Path, key: str, optional: bool = False) -> list[Any]:
     raise DataError(f"{key} is {found!r}, not a list", where=str(path), fix="save the dataset again")
 
 
-def _read_stream(path: Path, fields: list[str]) -> Iterator[tuple[int, list[Any]]]:
+def _read_stream(path: Path, fields: list[str]) -> Iterator[tuple[int, list[object]]]:
     try:
         with pa.memory_map(str(path)) as source:
             _check_end(path, source)

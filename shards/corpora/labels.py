@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from shards.corpora.rows import file_stem, first_existing, text_field
 from shards.corpora.unpickle import TENSOR_PARTS, read_labels
@@ -80,11 +79,11 @@ def read_label_file(path: Path) -> Iterator[Label]:
         yield Label(where, name, text, gloss, signer, _media(entry, name, where))
 
 
-def _optional(entry: Mapping[str, Any], key: str, where: str) -> str:
+def _optional(entry: Mapping[str, object], key: str, where: str) -> str:
     return "" if entry.get(key) is None else text_field(entry, key, where)
 
 
-def _media(entry: Mapping[str, Any], name: str, where: str) -> PurePosixPath:
+def _media(entry: Mapping[str, object], name: str, where: str) -> PurePosixPath:
     """``video_path`` of an entry where it has one; else the name with ``.mp4``."""
     if not entry.get("video_path"):
         return PurePosixPath(f"{name}.mp4")

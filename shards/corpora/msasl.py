@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from shards.corpora.openasl import square_crop, unit_box
 from shards.corpora.records import read_json_array
@@ -73,7 +73,7 @@ class MsAsl:
                 if number_field(entry, "label", where) < self.classes:
                     yield self._segment(split, number, entry, where)
 
-    def _segment(self, split: str, number: int, entry: dict[str, Any], where: str) -> Segment:
+    def _segment(self, split: str, number: int, entry: dict[str, object], where: str) -> Segment:
         match = _YOUTUBE.search(text_field(entry, "url", where))
         if match is None:
             raise DataError(f"no YouTube id in {entry['url']!r}", where=where, fix="use the official file")
@@ -95,7 +95,7 @@ class MsAsl:
             excluded="no_duration" if end <= max(0.0, start) else "no_box" if self.boxes and crop is None else "",
         )
 
-    def _crop(self, entry: dict[str, Any], where: str) -> Crop | None:
+    def _crop(self, entry: dict[str, object], where: str) -> Crop | None:
         if not self.boxes:
             return None
         box = unit_box(entry["box"], f"{where} box")

@@ -22,7 +22,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from shards.corpora.labels import Label, chosen_files, clip_path, find_label_files, read_label_file
 from shards.corpora.rows import file_stem, first_existing, known_splits, read_json, read_table
@@ -39,6 +39,9 @@ _SPLIT_NAMES = {"val": "dev", "valid": "dev"}
 _COLON_MARKS = (":", "%", "-", "_")
 _CLOCK = r"([0-9]{2})[:%_-]([0-9]{2})[:%_-]([0-9]{2}\.[0-9]{1,6})"
 _VID = re.compile(rf"(.+)-{_CLOCK}-{_CLOCK}")
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom as fractions of the picture."""
 
 
 class OpenAsl:
@@ -111,7 +114,7 @@ class OpenAsl:
             fields = {"id": row["vid"], "text": row[self.text].strip(), "gloss": row["gloss"].strip()}
             yield self._segment(split, fields, media, where, excluded)
 
-    def _labelled(self, split: str, label: Label, boxes: ByName[Any], present: set[str]) -> Segment:
+    def _labelled(self, split: str, label: Label, boxes: ByName[Box | None], present: set[str]) -> Segment:
         """A clip of a label file; its name gives video and times."""
         fields = {"id": label.name, "text": label.text, "gloss": label.gloss}
         if (match := _VID.fullmatch(label.name)) is None:
@@ -142,7 +145,9 @@ class OpenAsl:
             **fields,
         )
 
-    def _media(self, row: dict[str, str], where: str, boxes: ByName[Any], present: set[str]) -> tuple[VideoFile, str]:
+    def _media(
+        self, row: dict[str, str], where: str, boxes: ByName[Box | None], present: set[str]
+    ) -> tuple[VideoFile, str]:
         """The video, and why a segment is left out."""
         vid, yid = (file_stem(row[name], where) for name in ("vid", "yid"))
         if self.clips:
@@ -154,7 +159,7 @@ class OpenAsl:
         crop = square_crop(boxes.get(vid))
         return VideoFile(self.videos / f"{yid}.mp4", start, end, crop), "no_box" if self.boxes and crop is None else ""
 
-    def _read_boxes(self) -> dict[str, tuple[float, float, float, float] | None]:
+    def _read_boxes(self) -> dict[str, Box | None]:
         """vid -> left, top, right, bottom inside the picture; None for a box without area."""
         boxes = read_json(self.box_file)
         if not isinstance(boxes, dict):
@@ -164,7 +169,7 @@ class OpenAsl:
         return {vid: unit_box(box, f"{self.box_file}: {vid}") for vid, box in boxes.items()}
 
 
-def square_crop(box: tuple[float, float, float, float] | None) -> Crop | None:
+def square_crop(box: Box | None) -> Crop | None:
     """The square around a box of left, top, right, bottom; None for no box."""
     if box is None:
         return None
@@ -172,7 +177,7 @@ def square_crop(box: tuple[float, float, float, float] | None) -> Crop | None:
     return Crop(left, top, right, bottom, square=True)
 
 
-def unit_box(box: Any, where: str) -> tuple[float, float, float, float] | None:
+def unit_box(box: object, where: str) -> Box | None:
     """Two corners as four fractions, clamped to the picture; None without area; DataError for anything else."""
     values = box if isinstance(box, list) else []
     if len(values) != 4 or not all(type(value) in (int, float) and math.isfinite(value) for value in values):

@@ -18,7 +18,7 @@ _CHUNK_BYTES = 1 << 20
 _SPACES = " \t\r\n"
 
 
-def read_json_array(path: Path, needed: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_json_array(path: Path, needed: Iterable[str]) -> Iterator[tuple[int, dict[str, object]]]:
     """(number from 1, object) of a file that holds one JSON array of objects.
 
     Raises DataError for other content, an object without the ``needed`` fields, or one above 16 million characters.
@@ -34,7 +34,7 @@ def read_json_array(path: Path, needed: Iterable[str]) -> Iterator[tuple[int, di
         yield number, record
 
 
-def read_json_rows(path: Path, needed: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_json_rows(path: Path, needed: Iterable[str]) -> Iterator[tuple[int, dict[str, object]]]:
     """(number from 1, row) of a JSON array of objects, or of an object of rows by name.
 
     The name of a row is its field ``key``, unless it has one; a row that is a text or number is its field ``value``.
@@ -59,7 +59,7 @@ def read_json_rows(path: Path, needed: Iterable[str]) -> Iterator[tuple[int, dic
         yield number, record
 
 
-def read_parquet(path: Path, needed: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_parquet(path: Path, needed: Iterable[str]) -> Iterator[tuple[int, dict[str, object]]]:
     """(row number from 1, row) of a Parquet file, ``needed`` columns only. Raises DataError for a broken file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -107,7 +107,7 @@ def _refuse_lines(path: Path) -> None:
         raise DataError("JSON lines, an object on each line", where=str(path), fix=f"name it {path.stem}.jsonl")
 
 
-def _members(path: Path) -> Iterator[tuple[str, Any]]:
+def _members(path: Path) -> Iterator[tuple[str, object]]:
     """(name, value) of a JSON object's members."""
     text = _Text(path)
     text.expect("{", "where an object should begin")
@@ -125,7 +125,7 @@ def _members(path: Path) -> Iterator[tuple[str, Any]]:
     text.expect("", "after the object")
 
 
-def _elements(path: Path) -> Iterator[tuple[int, Any]]:
+def _elements(path: Path) -> Iterator[tuple[int, object]]:
     """(number from 1, value) of a JSON array's elements."""
     text = _Text(path)
     if (first := text.peek()) != "[":
@@ -200,7 +200,7 @@ class _Text:
         return added > 0
 
 
-def _refuse_half_characters(value: Any, where: str) -> None:
+def _refuse_half_characters(value: object, where: str) -> None:
     """JSON escapes can spell one half of a surrogate pair, which no file can store."""
     try:
         json.dumps(value, ensure_ascii=False).encode()

@@ -128,7 +128,7 @@ def _typed(delimiter: str) -> str:
     return "tab" if delimiter == "\t" else f"'{delimiter}'"
 
 
-def read_jsonl(path: Path, needed: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_jsonl(path: Path, needed: Iterable[str]) -> Iterator[tuple[int, dict[str, object]]]:
     """(line number, object) of a JSON-lines file. Raises DataError for a broken line or a missing field."""
     columns = list(needed)
     for number, line in read_lines(path):
@@ -167,7 +167,7 @@ def read_json(path: Path) -> Any:
     return values
 
 
-def _refuse_half_characters(raw: str, values: Any, where: str) -> None:
+def _refuse_half_characters(raw: str, values: object, where: str) -> None:
     """JSON escapes can spell one half of a surrogate pair, which no file can store."""
     if "\\ud" not in raw and "\\uD" not in raw:
         return
@@ -177,15 +177,21 @@ def _refuse_half_characters(raw: str, values: Any, where: str) -> None:
         raise DataError("half a surrogate pair in a text", where=where, fix="correct the \\u escape") from None
 
 
-def file_stem(name: Any, where: str) -> str:
+def file_stem(name: object, where: str) -> str:
     """``name`` if it can be the stem of one file in one folder. Raises DataError for paths, blanks and the like."""
-    usable = isinstance(name, str) and name.strip() == name and name not in ("", ".", "..")
-    if not usable or set("/\\\0") & set(name) or not _storable(name) or len(name.encode()) > _LONGEST_NAME:
+    if (
+        not isinstance(name, str)
+        or name.strip() != name
+        or name in ("", ".", "..")
+        or set("/\\\0") & set(name)
+        or not _storable(name)
+        or len(name.encode()) > _LONGEST_NAME
+    ):
         raise DataError(f"{name!r} cannot name a file", where=where, fix="correct the annotation file")
     return name
 
 
-def text_field(entry: Mapping[str, Any], name: str, where: str) -> str:
+def text_field(entry: Mapping[str, object], name: str, where: str) -> str:
     """A field that is text, or a list of words (joined by blanks). Raises DataError for anything else."""
     value = entry[name]
     if isinstance(value, list | tuple) and all(isinstance(word, str) for word in value):
@@ -196,7 +202,7 @@ def text_field(entry: Mapping[str, Any], name: str, where: str) -> str:
     return value.strip()
 
 
-def number_field(entry: Mapping[str, Any], name: str, where: str) -> float:
+def number_field(entry: Mapping[str, object], name: str, where: str) -> float:
     """A field that is a finite number. Raises DataError for anything else."""
     value = entry[name]
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:

@@ -16,7 +16,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from shards.corpora.caption_segments import caption_segment, segment_ids
 from shards.corpora.captions import Caption, read_captions
@@ -81,7 +80,7 @@ class Subtitles:
     """Captions with more are excluded; 0: none."""
     sounds: bool = False
     """Keep captions without speech, like ``[Musik]``."""
-    settings: dict[str, Any] = field(init=False, default_factory=dict)
+    settings: dict[str, object] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.name = self.corpus

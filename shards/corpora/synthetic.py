@@ -19,11 +19,11 @@ import json
 import multiprocessing
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from shards.corpora import synthetic_grammar as grammar
 from shards.corpora.synthetic_render import RENDER_VERSION, SIGNERS, UNSEEN_SIGNER, encode, render
@@ -80,7 +80,7 @@ class SyntheticOptions:
         if problems:
             raise DataError("; ".join(problems), where="SyntheticOptions", fix="change these options")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return {"render_version": RENDER_VERSION, **dataclasses.asdict(self)}
 
 
@@ -145,7 +145,7 @@ def _is_finished(root: Path, options: SyntheticOptions) -> bool:
     )
 
 
-def _read_options(root: Path) -> dict[str, Any]:
+def _read_options(root: Path) -> dict[str, object]:
     try:
         found = json.loads((root / OPTIONS_FILE).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -207,14 +207,14 @@ def _draw_sentences(options: SyntheticOptions) -> tuple[list[_Video], dict[str, 
 
 def _make_videos(
     root: Path, options: SyntheticOptions, videos: Sequence[_Video], workers: int, on_progress: Progress | None
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Render and write all videos; returns their rows of segments.jsonl in order."""
     tasks = [
         (root, options, videos[start : start + SAMPLES_PER_TASK]) for start in range(0, len(videos), SAMPLES_PER_TASK)
     ]
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
 
-    def collect(results: Iterator[list[dict[str, Any]]]) -> None:
+    def collect(results: Iterator[list[dict[str, object]]]) -> None:
         for result in results:
             rows.extend(result)
             if on_progress:
@@ -230,7 +230,7 @@ def _make_videos(
     return rows
 
 
-def _make_some(task: tuple[Path, SyntheticOptions, Sequence[_Video]]) -> list[dict[str, Any]]:
+def _make_some(task: tuple[Path, SyntheticOptions, Sequence[_Video]]) -> list[dict[str, object]]:
     root, options, videos = task
     rows = []
     for video in videos:
@@ -244,7 +244,7 @@ def _make_some(task: tuple[Path, SyntheticOptions, Sequence[_Video]]) -> list[di
     return rows
 
 
-def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def _write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 

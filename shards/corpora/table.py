@@ -10,11 +10,10 @@ Option values name columns; that is how How2Sign, OpenASL, SPJ and home-made lis
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path, PurePath
-from typing import Any
 
 from shards.corpora.classes import Classes
 from shards.corpora.compressed import refuse_no_table
@@ -88,7 +87,7 @@ class Table:
     split_seed: int = 0
     bbox_square: bool = False
     """Widen the shorter side of every bbox until it is square in pixels."""
-    settings: dict[str, Any] = field(init=False, default_factory=dict)
+    settings: dict[str, object] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.table = Path(self.table)
@@ -171,7 +170,7 @@ class Table:
     def segments(self) -> Iterator[Segment]:
         """One segment per row, in file order. Raises DataError for an unusable table, split or time."""
         needed = list(self._columns.values())
-        rows: Iterator[tuple[int, dict[str, Any]]] = (
+        rows: Iterator[tuple[int, Mapping[str, object]]] = (
             self.read_records(self.table, needed)
             if self.read_records
             else read_table(self.table, self.delimiter, bool(self.quoting), needed, self.columns)
@@ -225,7 +224,7 @@ def usual_split(given: str) -> str:
     return _SPLIT_NAMES.get(given.lower(), given.lower())
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     """A table's value as text: lists as ``a,b`` of numbers or ``a b`` of words, missing ones empty."""
     if value is None or value != value:  # NaN stands for "missing" in Parquet files written by pandas
         return ""

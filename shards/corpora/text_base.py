@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from shards.corpora.rows import read_lines
 from shards.errors import DataError, OptionError
@@ -32,7 +31,7 @@ class TextBase:
     language: str = ""
     corpus: str = "text"
     """Name of the corpus in index and metrics (perplexity is reported per corpus)."""
-    settings: dict[str, Any] = field(init=False, default_factory=dict)
+    settings: dict[str, object] = field(init=False, default_factory=dict)
 
     def prepare(self, annotated: bool) -> None:
         """Check the options; ``annotated``: documents come with glosses. Raises DataError naming the wrong one."""
@@ -61,7 +60,7 @@ class TextBase:
         self.settings = {name: getattr(self, name) for name in names}
         self.settings["gloss"] = "annotated" if annotated else "pseudo" if self._dropped else "none"
 
-    def rendered(self, document: str, split: str, text: Any, gloss: Any, origin: str) -> Iterator[Segment]:
+    def rendered(self, document: str, split: str, text: object, gloss: object, origin: str) -> Iterator[Segment]:
         """One text-only segment per template and pass.
 
         Args:
@@ -101,7 +100,7 @@ class TextBase:
         return render_pair(template, fields)
 
 
-def _one_text(value: Any, origin: str) -> str:
+def _one_text(value: object, origin: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str | int | float):

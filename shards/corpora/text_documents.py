@@ -27,7 +27,7 @@ _ROWS = 1024
 
 def read_documents(
     path: Path, fields: Sequence[str], unit: Unit = "line", quoting: bool | None = None, columns: Sequence[str] = ()
-) -> Iterator[tuple[int, list[Any]]]:
+) -> Iterator[tuple[int, list[object]]]:
     """(line or row number from 1, value of each field) of a file; the suffix tells its format.
 
     Args:
@@ -44,13 +44,15 @@ def read_documents(
     suffix = plain_suffix(path)
     if suffix == PLAIN:
         texts = read_lines(path) if unit == "line" else _joined(path, unit)
-        yield from ((number, [text]) for number, text in texts if text.strip())
+        for number, text in texts:
+            if text.strip():
+                yield number, [text]
         return
     if suffix == PARQUET:
         yield from _read_parquet(path, fields)
         return
     heads = sorted({field.partition(".")[0] for field in fields})
-    rows: Iterator[tuple[int, Mapping[str, Any]]]
+    rows: Iterator[tuple[int, Mapping[str, object]]]
     if suffix in DELIMITERS:
         delimiter = DELIMITERS[suffix]
         csv.field_size_limit(LONGEST_LINE)  # the library's own limit, 128 KiB, is shorter than many documents
@@ -81,11 +83,11 @@ def fields_of(path: Path) -> list[str] | None:
     return next(csv.reader([header], delimiter=delimiter)) if delimiter == "," else header.split(delimiter)
 
 
-def value_at(row: Mapping[str, Any], field: str, where: str) -> Any:
+def value_at(row: Mapping[str, object], field: str, where: str) -> Any:
     """The value of ``a`` or ``a.b``; None where a part of the path is null. Raises DataError when it does not exist."""
     if field in row:
         return row[field]
-    value: Any = row
+    value: object = row
     for name in field.split("."):
         if value is None:
             return None
@@ -111,7 +113,9 @@ def arrow_columns(names: Sequence[str], fields: Sequence[str], where: str) -> li
     return list(dict.fromkeys(columns))
 
 
-def arrow_rows(batches: Iterable[pa.RecordBatch], fields: Sequence[str], where: str) -> Iterator[tuple[int, list[Any]]]:
+def arrow_rows(
+    batches: Iterable[pa.RecordBatch], fields: Sequence[str], where: str
+) -> Iterator[tuple[int, list[object]]]:
     """(row number from 1, value of each field) of Arrow batches.
 
     Raises DataError for a column that does not exist, text that is not UTF-8, or batches that cannot be read.
@@ -152,7 +156,7 @@ def _joined(path: Path, unit: Unit) -> Iterator[tuple[int, str]]:
         yield first, "\n".join(lines)
 
 
-def _read_parquet(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
+def _read_parquet(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, list[object]]]:
     with _parquet(path) as file:
         columns = arrow_columns(file.schema_arrow.names, fields, str(path))
         batches = file.iter_batches(batch_size=_ROWS, columns=columns, use_threads=False)

@@ -8,7 +8,6 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from shards.corpora.compressed import COMPRESSIONS, plain_suffix
 from shards.errors import DataError, OptionError
@@ -47,7 +46,7 @@ class Formats:
 
 
 def find_files(
-    paths: Mapping[str, Any], formats: Formats, where: str, notes: list[str] | None = None
+    paths: Mapping[str, object], formats: Formats, where: str, notes: list[str] | None = None
 ) -> list[TextFile]:
     """The files of every split in order; those of a folder or glob sorted by name.
 

@@ -136,7 +136,7 @@ class _Machine:
             if opcode.name == "STOP":
                 return self._pop()
             self._step(opcode.name, argument)
-        raise _Malformed("it ends without STOP")
+        raise AssertionError("genops itself refuses a pickle without STOP")
 
     def _step(self, name: str, argument: Any) -> None:
         """One opcode, the frequent ones first."""

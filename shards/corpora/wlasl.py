@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from shards.corpora.labels import Label, chosen_files, clip_path, find_label_files, read_label_file
 from shards.corpora.records import read_json_array
@@ -66,7 +66,7 @@ class Wlasl:
         self.clips, self.glosses = clips, glosses
         self.videos = videos or self.root / ("videos" if clips else "raw_videos_mp4")
         self.published = self.WHOLE if glosses == 2000 else {}
-        self.settings: dict[str, Any] = {"clips": clips, "glosses": glosses}
+        self.settings: dict[str, object] = {"clips": clips, "glosses": glosses}
         if glosses < 1:
             raise OptionError(f"glosses={glosses}", where="corpus wlasl", fix="take at least one, e.g. --glosses 2000")
         self.files: dict[str, Path] = {}
@@ -130,9 +130,9 @@ class Wlasl:
             for index, instance in enumerate(entry["instances"]):
                 yield from self._segment(gloss, instance, f"{where} instance {index}")
 
-    def _segment(self, gloss: str, instance: Any, where: str) -> Iterator[Segment]:
+    def _segment(self, gloss: str, instance: object, where: str) -> Iterator[Segment]:
         missing = [name for name in _NEEDED if not isinstance(instance, dict) or name not in instance]
-        if missing:
+        if missing or not isinstance(instance, dict):
             raise DataError(f"the instance lacks {', '.join(missing)}", where=where, fix="use the official file")
         if (given := text_field(instance, "split", where)) not in SPLITS:
             raise DataError(f"split {given!r}", where=where, fix=f"use one of {', '.join(SPLITS)}")
@@ -154,7 +154,7 @@ class Wlasl:
             excluded=excluded,
         )
 
-    def _media(self, instance: dict[str, Any], video_id: str, where: str) -> tuple[VideoFile, str]:
+    def _media(self, instance: dict[str, object], video_id: str, where: str) -> tuple[VideoFile, str]:
         if self.clips:
             return VideoFile(self.videos / f"{video_id}.mp4"), ""
         url = text_field(instance, "url", where)
@@ -166,7 +166,7 @@ class Wlasl:
         return VideoFile(self.videos / f"{file_stem(stem, where)}.mp4", start, end), excluded
 
 
-def signer_name(entry: dict[str, Any], where: str) -> str:
+def signer_name(entry: dict[str, object], where: str) -> str:
     """``signer_id`` as text; empty for -1, which stands for unknown."""
     number = number_field(entry, "signer_id", where)
     return "" if number < 0 else f"{number:.0f}"

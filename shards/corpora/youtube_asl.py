@@ -18,7 +18,6 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from shards.corpora.caption_segments import caption_segment, segment_ids
 from shards.corpora.captions import Caption, read_track
@@ -76,7 +75,7 @@ class YouTubeASL:
     """Ids of videos to leave out."""
     openasl: Path | None = None
     """``openasl-v1.0.tsv``: captions that overlap a clip of its dev or test split are excluded."""
-    settings: dict[str, Any] = field(init=False, default_factory=dict)
+    settings: dict[str, object] = field(init=False, default_factory=dict)
     published: dict[str, int] = field(init=False, default_factory=lambda: {"train": 610193})
 
     def __post_init__(self) -> None:

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import io
 import itertools
-import logging
 import math
-import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import av
 import numpy as np
@@ -24,7 +22,6 @@ from av.video.reformatter import VideoReformatter
 
 from shards.errors import DataError, OptionError
 from shards.media.frame_folder import folder_frames
-from shards.media.mp4 import NotSure, check_samples, read_mp4
 from shards.media.picture import Pictures, stored_size, tag_colours, upright
 from shards.media.source import (
     FIX_MEDIA,
@@ -39,8 +36,9 @@ from shards.media.source import (
 )
 from shards.schema import FrameFolder, VideoFile
 
-logger = logging.getLogger(__name__)
 _FURTHER_BACK_SECONDS = 30.0
+_HOLE = b"\0" * 15
+"""H.264 never holds three zero bytes in a row inside a unit; a decoder shows such a hole as a picture all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +67,8 @@ class VideoOptions:
     preset: str = "medium"
     keep_ready: bool = True
     """Store files that already have this form unchanged instead of encoding them a second time."""
-    validate: Literal["full", "headers"] = "full"
-    """How files that are stored unchanged are checked: ``headers`` reads their structure, which is many times faster
-    and does not notice damaged pictures; ``full`` decodes every frame as well. Files of a structure that
-    ``shards.media.mp4`` does not know are always decoded."""
 
     def __post_init__(self) -> None:
-        if self.validate not in ("full", "headers"):
-            raise OptionError(f"validate {self.validate!r}", where="video options", fix="use full or headers")
         if self.short_side < 0 or self.fps < 0 or self.gop < 1 or not 0 <= self.crf <= 51:
             raise OptionError(
                 f"short_side {self.short_side}, fps {self.fps}: need >= 0; gop {self.gop}: >= 1; crf {self.crf}: 0..51",
@@ -84,9 +76,16 @@ class VideoOptions:
                 fix="correct the option",
             )
 
-    def accepts(self, width: int, height: int, fps: Fraction | None) -> bool:
-        """Whether video of this size and rate is stored without scaling and without another rate."""
-        return self.accepts_size(width, height) and self.accepts_rate(fps)
+    @classmethod
+    def from_record(cls, values: Mapping[str, Any]) -> VideoOptions:
+        """The options a manifest or an export names. Raises TypeError for names that are none."""
+        known = {**values}
+        known.pop("validate", None)  # says how files were checked, which decides no picture
+        return cls(**known)
+
+    def record(self) -> dict[str, Any]:
+        """What a manifest says: every field, and how files that are stored unchanged were checked."""
+        return asdict(self) | {"validate": "full"}  # sets of 0.1.0 name it, and are compared by what they name
 
     def accepts_size(self, width: int, height: int) -> bool:
         """Whether video of this size is stored without scaling."""
@@ -252,10 +251,7 @@ def ready_or_why(media: VideoFile, options: VideoOptions) -> tuple[bytes, VideoI
     """A file that already has the stored form, or the word of ``shards.build.encoded.REASONS`` that says why it must be
     encoded; no word where that is plain: a part of the file or picture, or ``keep_ready`` off. Damage raises DataError.
     """
-    known = ready_structure(media, options)
-    if known is not None and options.validate == "headers":
-        return known
-    if not _kept_whole(media, options):
+    if not options.keep_ready or (media.start_seconds, media.end_seconds, media.crop) != (None, None, None):
         return ""
     with OpenVideo(media.path, str(media.path)) as (container, stream, where):
         if why := _other_form(container, stream, options):
@@ -263,6 +259,8 @@ def ready_or_why(media: VideoFile, options: VideoOptions) -> tuple[bytes, VideoI
         found = list(packets(container, stream, where))
         if any(packet.is_discard for packet in found):
             return "edit_list"
+        if holes := [place for place, packet in enumerate(found) if _HOLE in bytes(packet)]:
+            raise DataError(f"damaged or truncated video: zeros in frame {holes[0]}", where=where, fix=FIX_MEDIA)
         times = [packet.pts for packet in found if packet.pts is not None]
         keys = [place for place, packet in enumerate(found) if packet.is_keyframe and packet.pts is not None]
         if len(set(np.diff(sorted(times)))) > 1:
@@ -273,41 +271,9 @@ def ready_or_why(media: VideoFile, options: VideoOptions) -> tuple[bytes, VideoI
         for frame in decoded_packets(found, where):
             count, turned = count + 1, turned or bool(upright(frame)) or frame.interlaced_frame
         if count != len(times) or (stream.frames and len(times) != stream.frames):
-            raise DataError(f"{count} frames decode of {len(times)} stored", where=where, fix=FIX_MEDIA)
+            said = f"{count} frames decode of {len(times)} stored, the header says {stream.frames or 'nothing'}"
+            raise DataError(f"damaged or truncated video: {said}", where=where, fix=FIX_MEDIA)
         return "turned" if turned else (media.path.read_bytes(), _info(stream, len(times)))
-
-
-def _kept_whole(media: VideoFile, options: VideoOptions) -> bool:
-    return options.keep_ready and (media.start_seconds, media.end_seconds, media.crop) == (None, None, None)
-
-
-def ready_structure(media: VideoFile, options: VideoOptions) -> tuple[bytes, VideoInfo] | None:
-    """A file whose boxes and units say that it has the stored form and is whole; no picture is decoded.
-
-    Returns:
-        None for every other file: it has another form, is missing, or is of a kind that ``shards.media.mp4`` cannot
-        read.
-
-    Raises:
-        DataError: the structure is damaged.
-    """
-    if not _kept_whole(media, options):
-        return None
-    where = str(media.path)
-    try:
-        with open(where, "rb", buffering=0) as handle:
-            descriptor = handle.fileno()
-            size = os.fstat(descriptor).st_size
-            track = read_mp4(lambda offset, count: os.pread(descriptor, count, offset), size, where, options.accepts)
-            if track.longest_gop > options.gop:
-                return None
-            payload = handle.readall()
-        check_samples(track, payload, where)
-    except (NotSure, OSError) as reason:  # libav looks at it next, and names what it cannot read
-        logger.debug("%s: left to libav (%s)", where, reason)
-        return None
-    fps = float(track.fps)
-    return payload, VideoInfo(track.frames, fps, track.width, track.height, track.frames / fps, "h264")
 
 
 def _other_form(container: Any, stream: Any, options: VideoOptions) -> str:

@@ -64,10 +64,10 @@ class SimulatedHost:
         return [process for process in psutil.process_iter() if process.pid != self.pid and self._is_here(process)]
 
     def rank(self, number: int) -> psutil.Process | None:
-        """The training process of that rank, if it runs here."""
+        """The process of that rank of a launch, if it runs here."""
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
-                if process.environ().get("RANK") == str(number) and "--set" in process.cmdline():
+                if process.environ().get("RANK") == str(number) and "--sha256" in process.cmdline():
                     return process
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import signal
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 from pipeline.config.load import load_recipe
+from pipeline.config.source import parse_value
 from pipeline.errors import EXIT_CLUSTER, EXIT_PREEMPTED
 from tests.jobs import World, rows, run_job
 from tests.multinode.hosts import PORT, SimulatedHost, until
@@ -215,8 +217,10 @@ def test_values_arrive_byte_for_byte_on_every_host(cluster: Cluster, tmp_path: P
         said = json.loads((folder / f"said-{rank}").read_text())
         assert {name: said["env"].get(name) for name in NASTY} == NASTY
         assert said["env"]["MINE"] == ' $HOME "%h" `id` ' and said["env"]["RANK"] == str(rank)
-        assert said["argv"][1:3] == ["--set", sets[0]]
-        assert load_recipe(said["argv"][0], [said["argv"][-1]]).run_dir == "run %h #2"
+        recipe = Path(said["argv"][0])
+        assert said["argv"][1:] == ["--sha256", hashlib.sha256(recipe.read_bytes()).hexdigest()]
+        assert load_recipe(recipe).connector.prompt == parse_value(sets[0].partition("=")[2])
+        assert recipe.parent == folder / "run %h #2" and load_recipe(recipe).run_dir == "run %h #2"
         assert said["folder"] == str(folder) and said["python"] == str(folder / "bin" / "python")
 
 

@@ -1,13 +1,20 @@
-"""The collectives between two real gloo ranks."""
+"""The collectives between two real gloo ranks, and what the ranks of a run agree on with them."""
 
 from __future__ import annotations
 
+import re
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from pipeline import dist
+from pipeline.config.recipe_file import RecipeFile
+from pipeline.engine import recipe
+from pipeline.engine.recipe import Unresolved, file_of_run, read_alike
+from pipeline.errors import ClusterError, RecipeError, SltError
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.multiproc
@@ -15,7 +22,28 @@ pytestmark = pytest.mark.multiproc
 CPU = torch.device("cpu")
 
 
-def _everything(rank: int, world_size: int) -> dict[str, Any]:
+def _agreed(rank: int, folder: Path) -> dict[str, Any]:
+    """The recipe of a run, started without our launcher; then rank 1 reads another file, then a recipe is wrong."""
+    ranks = dist.Ranks(rank, rank, 2)
+    given = Unresolved("demo_connector", (f"run_dir={folder}", "train.global_batch=8", "train.micro_batch=2"))
+    recipe.check_inputs = lambda loaded: None  # type: ignore[attr-defined]
+    with file_of_run(given, nullcontext) as file:
+        found: dict[str, Any] = {"file": file, "resolved": read_alike(file, ranks)}
+    copy = RecipeFile(folder / str(rank) / file.path.name, file.sha256)
+    copy.run_dir.mkdir()
+    copy.path.write_bytes(file.path.read_bytes() + b"\n" * rank)
+    for name, attempt in {
+        "other": lambda: read_alike(copy, ranks),
+        "wrong": file_of_run(Unresolved("demo_connector", ("train.global_batch=3",)), nullcontext).__enter__,
+    }.items():
+        try:
+            attempt()
+        except SltError as error:
+            found[name] = error
+    return found
+
+
+def _everything(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
     """Run once in each rank: starting ranks is what takes the time."""
     local = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64) + 10 * rank
     local.requires_grad_()
@@ -28,7 +56,7 @@ def _everything(rank: int, world_size: int) -> dict[str, Any]:
     with torch.no_grad():
         rows = dist.gather(transposed)
     dist.barrier()
-    return {
+    return _agreed(rank, folder) | {
         "place": (dist.rank(), dist.world_size(), dist.is_main()),
         "gathered": gathered.detach(),
         "grad": local.grad,
@@ -43,8 +71,8 @@ def _everything(rank: int, world_size: int) -> dict[str, Any]:
     }
 
 
-def test_two_ranks() -> None:
-    results = run_ranks(_everything, 2)
+def test_two_ranks(tmp_path: Path) -> None:
+    results = run_ranks(_everything, 2, tmp_path)
     ramp = torch.arange(8, dtype=torch.float64).view(4, 2)
     for rank, found in enumerate(results):
         assert found["place"] == (rank, 2, rank == 0)
@@ -57,3 +85,9 @@ def test_two_ranks() -> None:
         assert found["from_main"] == {"rank": 0} and found["from_last"] == {"rank": 1}
         assert found["objects"] == [["rank", 0], ["rank", 1]]
         assert found["any"] == [True, False]
+        assert found["file"].path == tmp_path / "recipe.resolved.yaml"
+        assert found["resolved"].to_yaml() == found["file"].path.read_text() and found["resolved"].world_size == 2
+        assert isinstance(found["other"], ClusterError)
+        assert re.search(r"but\n  rank 1 on \S+: reads sha256 [0-9a-f]{64}\nrun_dir must be", str(found["other"]))
+        assert isinstance(found["wrong"], RecipeError)
+        assert "is not a multiple of train.micro_batch" in str(found["wrong"])

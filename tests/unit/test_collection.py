@@ -37,3 +37,6 @@ def test_every_process_collects_the_same_tests(tmp_path: Path) -> None:
         listed.append([line for line in output.splitlines() if "::" in line])
     assert len(listed[0]) > 1000
     assert listed[0] == listed[1]
+    collected = {line.partition("::")[0] for line in listed[0]}
+    on_disk = {file.relative_to(ROOT).as_posix() for file in (ROOT / "tests").rglob("test_*.py")}
+    assert on_disk == collected, "pytest passes over these files"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import signal
@@ -17,6 +18,7 @@ from launch.hostfile import Host
 from launch.lock import hold
 from launch.plan import LaunchPlan, plan_ranks
 from launch.verdict import Outcome
+from pipeline.config.resolve import ResolvedRecipe
 from pipeline.errors import ClusterError, RecipeError
 from tests.light_start import MODELS, output_of_light_start
 from tests.source_tree import ROOT
@@ -24,14 +26,18 @@ from tests.source_tree import ROOT
 runner = CliRunner()
 
 
-def test_plan_prints_command_environment_and_ranks() -> None:
+def test_plan_prints_command_environment_and_ranks(tmp_path: Path) -> None:
     arguments = ["plan", "demo_connector", "--num-procs", "2", "--accelerator", "cpu", "--set", "train.steps=3"]
-    arguments += ["--set", "train.global_batch=16", "--set", "train.micro_batch=4"]
+    arguments += ["--set", "train.global_batch=16", "--set", "train.micro_batch=4", "--run-dir", str(tmp_path / "run")]
     text = runner.invoke(app, arguments).stdout
-    assert "deepspeed.launcher.launch" in text and "--set train.steps=3" in text
+    assert "deepspeed.launcher.launch" in text and "run/recipe.resolved.yaml --sha256 " in text
     assert "export DS_ACCELERATOR=cpu" in text and "2 ranks x 2 accumulation_steps" in text
     data = json.loads(runner.invoke(app, [*arguments, "--json"]).stdout)
     assert [rank["rank"] for rank in data["ranks"]] == [0, 1] and data["accumulation_steps"] == 2
+    other = json.loads(runner.invoke(app, [*arguments, "--json", "--set", "train.steps=4"]).stdout)
+    assert other["argv"][-1] != data["argv"][-1], "the settings are in the file that the sha256 names"
+    assert data["argv"][-3] == str(tmp_path / "run" / "recipe.resolved.yaml")
+    assert list(tmp_path.iterdir()) == [], "nothing is written"
 
 
 def test_plan_shows_what_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,13 +45,14 @@ def test_plan_shows_what_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     folder.mkdir()
     monkeypatch.chdir(folder)
     Path("hosts").write_text("a slots=1\nb slots=1\n")
-    value, setting = '{"a": "b"} $HOME `id` :car: [b] \x07', "connector.prompt='{video} 50% %h'"
-    arguments = ["plan", "demo_connector", "--hostfile", "hosts", "--export", f"A={value}", "--set", setting]
+    value, run_dir = '{"a": "b"} $HOME `id` :car: [b] \x07', "run '50% %h'"
+    arguments = ["plan", "demo_connector", "--hostfile", "hosts", "--export", f"A={value}", "--run-dir", run_dir]
     text = runner.invoke(app, arguments).stdout
     assert f"export A={shlex.quote(value)}\n" in text and f"cd {shlex.quote(str(folder))}\n" in text
-    assert f"--set {shlex.quote(setting)}\n" in text and "\n# carried to every host" in text
+    recipe = str(folder / run_dir / "recipe.resolved.yaml")
+    assert f" {shlex.quote(recipe)} --sha256 " in text and "\n# carried to every host" in text
     data = json.loads(runner.invoke(app, [*arguments, "--json"]).stdout)
-    assert data["env"]["A"] == value and data["argv"][-1] == setting and data["folder"] == str(folder)
+    assert data["env"]["A"] == value and data["argv"][-3] == recipe and data["folder"] == str(folder)
     assert data["started_by"]["argv"][0] == "pdsh"
 
 
@@ -87,11 +94,15 @@ def test_run_returns_the_worst_code(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def fake(command: Command, run_dir: Path, ranks: tuple[str, int], patience: object) -> Outcome:
         started.append(command)
         assert run_dir == tmp_path and ranks[1] == 2
+        content = (run_dir / "recipe.resolved.yaml").read_bytes()
+        assert ResolvedRecipe.from_yaml(content.decode()).recipe.train.steps == 7
+        assert command.argv[-2:] == ("--sha256", hashlib.sha256(content).hexdigest())
         return Outcome(4, 1, {0: 1, 1: 4}, {1: "shard 3 is damaged"})
 
     monkeypatch.setattr(cli, "supervise", fake)
-    result = runner.invoke(app, ["run", "demo_connector", "--num-procs", "2", "--run-dir", str(tmp_path)])
-    assert result.exit_code == 4 and started[0].argv[-1] == f"run_dir={tmp_path}"
+    arguments = ["run", "demo_connector", "--num-procs", "2", "--run-dir", str(tmp_path), "--set", "train.steps=7"]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 4 and started[0].argv[-3] == str(tmp_path / "recipe.resolved.yaml")
     assert "launch failed: the data (exit code 4)" in result.stderr
     assert "rank 1 on localhost: exit code 4: shard 3 is damaged" in result.stderr
 

@@ -63,7 +63,7 @@ def test_a_dead_holders_lock_is_taken_over_after_its_orphans(tmp_path: Path) -> 
 def test_a_zombie_holds_nothing(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     written(tmp_path, pid=dead.pid, process_start=lock._process_start(dead.pid))
-    with pytest.raises(RecipeError), hold(tmp_path, "new"):
+    with pytest.raises(RecipeError, match="is in use by"), hold(tmp_path, "new"):
         pass
     dead.kill()
     while lock._process_start(dead.pid):

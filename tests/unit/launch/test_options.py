@@ -9,6 +9,7 @@ import pytest
 from launch import options
 from launch.options import LaunchOptions, build_plan, deepspeed_env_files, free_port
 from pipeline.config.load import load_recipe
+from pipeline.config.recipe_file import recipe_file, write_resolved
 from pipeline.errors import RecipeError
 
 GPU_RECIPE = "phoenix14t_contrastive_8xh100"
@@ -36,7 +37,8 @@ def test_local_plan() -> None:
     plan, resolved = build(num_procs=2, sets=["seed=3"], run_dir="runs/there")
     assert plan.world_size == resolved.world_size == 2 and resolved.recipe.seed == 3
     assert plan.run_dir == Path("runs/there")
-    assert plan.arguments[1:] == ("--set", "seed=3", "--set", "run_dir=runs/there")
+    file = recipe_file(resolved, Path("runs/there").absolute())
+    assert plan.arguments == (str(file.path), "--sha256", file.sha256)
     assert plan.env["DS_ACCELERATOR"] == "cpu" and int(plan.env["OMP_NUM_THREADS"]) >= 1
     assert plan.master_addr == "127.0.0.1" and plan.script.name == "train.py"
     assert build()[0].world_size == 1, "the recipe's first world size"
@@ -44,16 +46,18 @@ def test_local_plan() -> None:
 
 
 @pytest.mark.parametrize(
-    "folder", ["my run #2", "a: b", "123", "null", "~x", "[1]", "two\nlines", 'it\'s "é 你 \U0001f40c"']
+    "folder", ["my run #2", "-v", "a: b", "123", "null", "~x", "[1]", "two\nlines", 'it\'s "é 你 \U0001f40c"']
 )
-def test_a_run_directory_of_any_name(folder: str) -> None:
+def test_a_run_directory_of_any_name(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if folder == "~x":
         with pytest.raises(RecipeError, match="run_dir='~x': recipes do not expand variables or ~"):
             build(run_dir=folder)
     else:
-        plan, _ = build(run_dir=folder)
+        monkeypatch.chdir(tmp_path)
+        plan, resolved = build(run_dir=folder)
         assert plan.run_dir == Path(folder)
-        assert load_recipe(plan.arguments[0], [plan.arguments[-1]]).run_dir == folder, "the ranks read the same"
+        write_resolved(resolved, plan.run_dir)
+        assert load_recipe(plan.arguments[0]).run_dir == folder, "the ranks read the same"
 
 
 def test_the_users_threads_win() -> None:

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.load import load
+from pipeline.config.load import load_recipe
+from pipeline.config.recipe_file import RecipeFile
+from pipeline.config.resolve import resolve
 from pipeline.dist import Ranks
 from pipeline.engine import run
 from pipeline.engine.signals import StopFlag
@@ -41,9 +43,11 @@ def main(monkeypatch: pytest.MonkeyPatch, told: list[dict[str, Any]], run_dir: P
         raise SystemExit(code)
 
     monkeypatch.setattr(run, "train", train)
-    monkeypatch.setattr(run, "check_inputs", lambda loaded: None)
+    monkeypatch.setattr(run, "read_alike", lambda file, ranks: None)
+    monkeypatch.setattr(run.dist, "init", lambda: Ranks(0, 0, 1))
     monkeypatch.setattr(os, "_exit", leave)
-    return run.main("demo_contrastive", [f"run_dir={run_dir}"], StopFlag(), run.Launcher(told.append, unguarded))
+    given = RecipeFile(run_dir / "recipe.resolved.yaml", "0" * 64)
+    return run.main(given, StopFlag(), run.Launcher(lambda note: told.append(note) is None, unguarded))
 
 
 def test_a_stopped_run_says_where_it_was_saved(
@@ -91,9 +95,8 @@ def test_a_log_that_cannot_grow_says_so_once(
     )
 
 
-def test_a_run_directory_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_directory_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
-    monkeypatch.setattr(run.dist, "init", lambda: Ranks(0, 0, 1))
+    resolved = resolve(load_recipe("demo_contrastive", [f"run_dir={tmp_path / 'run'}"]), 1)
     with pytest.raises(StorageError, match=r"/run/logs could not be written: Not a directory; free space or change"):
-        launcher = run.Launcher(print, unguarded)
-        run.train(load("demo_contrastive", [f"run_dir={tmp_path / 'run'}"]), [], StopFlag(), launcher)
+        run.train(resolved, Ranks(0, 0, 1), StopFlag())

@@ -10,13 +10,16 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.load import LoadedRecipe
+from pipeline.config.recipe_file import RecipeFile
+from pipeline.dist import Ranks
+from pipeline.engine import recipe as recipe_of_run
 from pipeline.engine import run
+from pipeline.engine.recipe import Unresolved
 from pipeline.engine.signals import StopFlag
 from pipeline.errors import RecipeError
 from tests.unit.pipeline.config.recipes import CONNECTOR, write
 
-PLACE = {"LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-STARTED = (StopFlag(), run.Launcher(lambda note: None, nullcontext))
+STARTED = (StopFlag(), run.Launcher(lambda note: False, nullcontext))
 
 
 class Left(BaseException):
@@ -25,14 +28,14 @@ class Left(BaseException):
 
 @pytest.fixture
 def rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The second of two ranks of a run whose inputs are there."""
+    """A rank whose peers agree, of a run whose inputs are there."""
     monkeypatch.setattr(logging.root, "handlers", [])
     logging.getLogger("pipeline").setLevel(logging.INFO)  # as the command does
     monkeypatch.chdir(tmp_path)
-    for name, value in {**PLACE, "RANK": "1"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("SLT_LAUNCH_ID", raising=False)
-    monkeypatch.setattr(run, "check_inputs", lambda loaded: None)
+    for module in (run, recipe_of_run):
+        monkeypatch.setattr(module.dist, "init", lambda: Ranks(0, 0, 1))
+    monkeypatch.setattr(run.dist, "shutdown", lambda: None)
+    monkeypatch.setattr(recipe_of_run, "check_inputs", lambda loaded: None)
 
     def leave(code: int) -> None:
         raise Left(code)
@@ -41,62 +44,89 @@ def rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return write(tmp_path, CONNECTOR)
 
 
-def end(recipe: Path, error: Exception, monkeypatch: pytest.MonkeyPatch) -> tuple[int, dict[str, object]]:
+def end(
+    recipe: Path, error: Exception, monkeypatch: pytest.MonkeyPatch, listens: bool = False
+) -> tuple[int, dict[str, object]]:
     """Exit code and note of a rank whose training raises."""
 
     def fail(*_: object) -> tuple[int, str]:
         raise error
 
-    monkeypatch.setattr(run, "train", fail)
-    with pytest.raises(Left) as left:
-        run.main(str(recipe), [], *STARTED)
-    return left.value.args[0], json.loads((recipe.parent / "runs/tiny/logs/exit-rank-1.json").read_text())
+    with monkeypatch.context() as patch, pytest.raises(Left) as left:
+        patch.setattr(run, "train", fail)
+        run.main(Unresolved(str(recipe)), StopFlag(), run.Launcher(lambda note: listens, nullcontext))
+    return left.value.args[0], json.loads((recipe.parent / "runs/tiny/logs/exit-rank-0.json").read_text())
 
 
 def test_an_error_is_told_by_the_rank_or_by_its_launcher(
     rank: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    note = {"rank": 1, "code": 2, "error": "no such split", "stopped": ""}
+    note = {"rank": 0, "code": 2, "error": "no such split", "stopped": ""}
     assert end(rank, RecipeError("no such split"), monkeypatch) == (2, note)
-    assert capsys.readouterr().err == "error (rank 1): no such split\n"
-    monkeypatch.setenv("SLT_LAUNCH_ID", "x")
-    assert end(rank, RecipeError("no such split"), monkeypatch) == (2, note)
+    assert capsys.readouterr().err == "error (rank 0): no such split\n"
+    assert end(rank, RecipeError("no such split"), monkeypatch, listens=True) == (2, note)
     assert capsys.readouterr().err == ""
-    assert end(rank, ValueError("ours"), monkeypatch)[0] == 1
+    assert end(rank, ValueError("ours"), monkeypatch, listens=True)[0] == 1
     assert "Traceback" in capsys.readouterr().err, "the launcher shows its last line only"
 
 
-def test_a_recipe_that_cannot_be_read_is_told_by_every_rank(
+def test_a_launchers_file_that_is_gone_is_noted_beside_it(
     rank: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("SLT_LAUNCH_ID", "x")
+    monkeypatch.setattr(run, "train", lambda *_: pytest.fail("trained"))
+    with pytest.raises(Left, match="3"):
+        run.main(RecipeFile(Path("runs/tiny/recipe.resolved.yaml"), "0" * 64), *STARTED)
+    note = json.loads(Path("runs/tiny/logs/exit-rank-0.json").read_text())
+    assert note["code"] == 3 and "cannot read it: No such file or directory" in note["error"]
+    assert capsys.readouterr().err == f"error (rank 0): {note['error']}\n"
+
+
+def test_a_recipe_that_cannot_be_read_is_told_and_leaves_nothing(
+    rank: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(Left, match="2"):
-        run.main("nowhere.yaml", [], *STARTED)
-    assert capsys.readouterr().err.startswith("error (rank 1): nowhere.yaml is neither a recipe file")
+        run.main(Unresolved("nowhere.yaml"), *STARTED)
+    assert capsys.readouterr().err.startswith("error (rank 0): nowhere.yaml is neither a recipe file")
+    assert not Path("runs").exists()
 
 
-def test_inputs_are_looked_at_before_anything_is_built(rank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_without_all_of_its_variables(
+    rank: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(Left, match="3"):
+        run.main(Unresolved(str(rank)), *STARTED)
+    assert capsys.readouterr().err.startswith(
+        "error (rank 0): the environment sets WORLD_SIZE but not RANK, LOCAL_RANK"
+    )
+
+
+def test_inputs_are_looked_at_before_anything_is_built(
+    rank: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def missing(loaded: LoadedRecipe) -> None:
         raise RecipeError(f"{loaded.recipe.data.train[0].shards} does not exist")
 
-    monkeypatch.setattr(run, "check_inputs", missing)
-    code, note = end(rank, AssertionError("trained"), monkeypatch)
-    assert (code, note["error"]) == (2, "shards/video does not exist")
+    monkeypatch.setattr(recipe_of_run, "check_inputs", missing)
+    monkeypatch.setattr(run, "train", lambda *_: pytest.fail("trained"))
+    with pytest.raises(Left, match="2"):
+        run.main(Unresolved(str(rank)), *STARTED)
+    assert capsys.readouterr().err == "error (rank 0): shards/video does not exist\n"
 
 
-@pytest.mark.parametrize(("number", "launched", "told"), [("0", False, True), ("1", False, False), ("0", True, False)])
+@pytest.mark.parametrize(("number", "told"), [("0", True), ("1", False)])
 def test_remarks_on_a_recipe_are_told_once(
-    rank: Path,
-    number: str,
-    launched: bool,
-    told: bool,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    rank: Path, number: str, told: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("RANK", number)
-    if launched:
-        monkeypatch.setenv("SLT_LAUNCH_ID", "x")
+    given = Unresolved(str(rank), ("data.block_tokens=7",))
+    others = recipe_of_run._resolve(given, 2, lambda run_dir: None)
+    for name, value in {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.setattr(run.dist, "broadcast_object", lambda mine: mine or others)
+    monkeypatch.setattr(run, "read_alike", lambda file, ranks: None)
     monkeypatch.setattr(run, "train", lambda *_: (0, ""))
-    monkeypatch.setattr(run.dist, "shutdown", lambda: None)
-    assert run.main(str(rank), ["data.block_tokens=7"], *STARTED) == 0
+    capsys.readouterr()
+    assert run.main(given, *STARTED) == 0
     assert ("data.block_tokens (--set data.block_tokens=7) is not read" in capsys.readouterr().err) is told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from pipeline.config.load import load_recipe
 from pipeline.config.resolve import resolve
 from pipeline.engine import checkpoint as checkpoints
 from pipeline.engine import reshard, zero
+from pipeline.engine.durable import failed_writes_as_os_error
 from pipeline.engine.state import TrainState
 from pipeline.errors import CheckpointError
 from tests.unit.pipeline.disk import full_disk
@@ -181,6 +183,16 @@ def test_resharding_what_is_no_zero_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"(?s)converting .*step-000001 to another world size failed:\n  .+Error"):
         reshard.to_universal(checkpoint)
     assert not (checkpoint.path.parent / ".universal-step-000001" / "COMPLETE").exists()
+
+
+def test_an_error_with_a_name_keeps_it_and_one_without_gets_it() -> None:
+    with (
+        pytest.raises(OSError, match=r"No space left on device: '/disk/weights'"),
+        failed_writes_as_os_error("weights"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device", "/disk/weights")
+    with pytest.raises(OSError, match="while writing weights: No space left"), failed_writes_as_os_error("weights"):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_resharding_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,11 @@ def test_a_damaged_form_is_refused(content: str, tmp_path: Path) -> None:
         read_video_form(tmp_path)
 
 
+def test_a_form_of_an_earlier_release_is_read(tmp_path: Path) -> None:
+    (tmp_path / VIDEO_FORM).write_text('{"fps": 12.5, "validate": "headers"}')
+    assert read_video_form(tmp_path) == VideoOptions(fps=12.5)
+
+
 def test_a_missing_video_is_a_data_error(served: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the file does not exist"):
         translate_file(served, tmp_path / "absent.mp4")

@@ -37,6 +37,12 @@ class TestJsonArrays:
             path.write_text(text, encoding="utf-8")
             assert entries(path) == ([] if "\ufeff" in text else list(enumerate(content, 1)))
 
+    def test_utf16_is_named(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.json"
+        path.write_text("[]", encoding="utf-16")
+        with pytest.raises(DataError, match=r"a\.json: UTF-16 .*, not UTF-8\n  fix: convert it: iconv -f UTF-16"):
+            entries(path)
+
     @given(content=st.lists(st.dictionaries(st.text(), VALUES, max_size=3), max_size=4))
     @settings(max_examples=50, deadline=None)
     def test_what_is_written_is_read(

@@ -119,6 +119,10 @@ META = ("a.json", b'{"text": "x"}')
         ([("a.x.mp4", b""), ("a.y.mp4", b""), META], r"t\.tar:a: several videos, \['a\.x\.mp4', 'a\.y\.mp4'\]"),
         ([("a.mp4", b""), ("a.mp4", b""), META], r"t\.tar:a: two members named a\.mp4"),
         ([("a.mp4", b"junk"), META], r"t\.tar:a: a\.mp4 cannot be used: not a readable video"),
+        (
+            [("a.npy", npy(np.zeros(3, "<u2"))), ("a.json", b'{"documents": [{"id": "1", "start": 0}]}')],
+            r"t\.tar:a: npy and json members do not describe documents \(KeyError: 'tokens'\)\n  fix: json needs doc",
+        ),
         ([("a.npy", npy(np.zeros((2, 3)))), META], r"t\.tar:a: a\.npy is float64 \[2, 3\], and its json lists no doc"),
     ],
 )

@@ -153,8 +153,7 @@ def later(payload: bytes, frames: int) -> bytes:
 def test_frames_left_out_by_an_edit_list_are_not_stored(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(later(mp4(numbered(50)), 15))
-    for options in (VideoOptions(), VideoOptions(validate="headers")):
-        assert shown(transcode(VideoFile(path), options)) == list(range(15, 50))
+    assert shown(transcode(VideoFile(path), VideoOptions())) == list(range(15, 50))
 
 
 class TimedStream:

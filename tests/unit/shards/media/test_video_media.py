@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from shards.errors import DataError
 from shards.media.frame_folder import MissingFrames, frame_files
 from shards.media.picture import Pictures, crop_box, stored_size
 from shards.media.source import OutsideVideo
-from shards.media.video import VideoOptions, decode, probe, transcode, transcode_pieces
+from shards.media.video import VideoOptions, decode, probe, ready_payload, transcode, transcode_pieces
 from shards.schema import Crop, FrameFolder, Segment, VideoFile
 from tests.unit.shards.making import audio_only, bar_position, mp4, pictures
 from tests.unit.shards.media_files import (
@@ -201,35 +202,64 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     assert "only audio" in error_of(tmp_path, audio_only()).what
     truncated = error_of(tmp_path, whole[: len(whole) // 2]).what
     assert "damaged or truncated" in truncated or "the video ends at" in truncated
-    assert "frame durations of 60 frames, sizes of 1" in error_of(tmp_path, broken_stsz(media(pictures(60)))).what
+    short = error_of(tmp_path, broken_stsz(media(pictures(60)))).what
+    assert short == "the video ends at 0.00 s, its header says later"
     middle = bytearray(whole)
     middle[len(whole) // 2 : len(whole) // 2 + 4000] = b"\0" * 4000
     assert "damaged" in error_of(tmp_path, bytes(middle)).what
 
 
-@pytest.mark.parametrize("validate", ["full", "headers"])
-def test_how_ready_files_are_checked(tmp_path: Path, validate: Any) -> None:
+def test_how_ready_files_are_checked(tmp_path: Path) -> None:
     payload = mp4(pictures(40))
     path = tmp_path / "clip.mp4"
     path.write_bytes(payload)
-    options = VideoOptions(validate=validate)
-    assert transcode(VideoFile(path), options) == payload
+    assert ready_payload(VideoFile(path), VideoOptions()) == (payload, probe(payload))
+    assert transcode(VideoFile(path), VideoOptions()) == payload
+    for media_file in (VideoFile(path, 0.1, 0.5), VideoFile(path, crop=Crop(0, 0, 0.5, 0.5))):
+        assert ready_payload(media_file, VideoOptions()) is None
+    for other in ({"short_side": 32}, {"fps": 50.0}, {"gop": 5}, {"keep_ready": False}):
+        assert ready_payload(VideoFile(path), VideoOptions(**other)) is None  # type: ignore[arg-type]
     path.write_bytes(rotated(payload, 90))
-    assert probe(transcode(VideoFile(path), options)).width == 48, "a turned file is encoded upright"
+    assert probe(transcode(VideoFile(path), VideoOptions())).width == 48, "a turned file is encoded upright"
+
+
+def test_ready_files_that_are_damaged_are_not_stored(tmp_path: Path) -> None:
+    payload = mp4(pictures(40))
+    path = tmp_path / "clip.mp4"
     path.write_bytes(broken_stsz(payload))
-    with pytest.raises(DataError, match="frame durations of 40 frames, sizes of 1"):
-        transcode(VideoFile(path), options)
-    damaged = bytearray(payload)
+    said = "damaged or truncated video: 1 frames decode of 1 stored, the header says 40"
+    with pytest.raises(DataError, match=said):
+        transcode(VideoFile(path), VideoOptions())
+    segment = Segment("c", "clip", "train", "t", VideoFile(path))
+    [skip] = prepare_videos([segment], VideoOptions())
+    assert isinstance(skip, Skip) and skip.reason == "unreadable_media" and said in skip.detail
     middle = payload.index(b"mdat") + 645  # inside the first picture, behind the encoder's settings
-    damaged[middle : middle + 60] = b"\xa5" * 60
-    path.write_bytes(damaged)
-    if validate == "headers":
-        assert transcode(VideoFile(path), options) == bytes(damaged), "documented: pictures are not looked at"
-    else:
-        with pytest.raises(DataError, match="damaged"):
-            transcode(VideoFile(path), options)
-    with pytest.raises(DataError, match="video options: validate 'some'\n  fix: use full or headers"):
-        VideoOptions(validate="some")  # type: ignore[arg-type]
+    path.write_bytes(payload[:middle] + b"\xa5" * 60 + payload[middle + 60 :])
+    with pytest.raises(DataError, match="damaged"):
+        transcode(VideoFile(path), VideoOptions())
+    path.write_bytes(payload[:middle] + bytes(16) + payload[middle + 16 :])
+    with pytest.raises(DataError, match="damaged or truncated video: zeros in frame 0"):
+        transcode(VideoFile(path), VideoOptions())
+
+
+def test_damage_in_a_fragmented_file_is_found(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (24, 48, 64, 3), dtype=np.uint8)
+    payload = remuxed(mp4(noise), movflags="frag_keyframe+empty_moov+default_base_moof")
+    path = tmp_path / "a.mp4"
+    path.write_bytes(payload)
+    assert transcode(VideoFile(path), VideoOptions()) == payload
+    path.write_bytes(payload[: len(payload) // 2] + bytes(4000) + payload[len(payload) // 2 + 4000 :])
+    [found] = prepare_videos([Segment("c", "a", "train", "t", VideoFile(path))], VideoOptions())
+    assert isinstance(found, Skip) and found.reason == "unreadable_media"
+
+
+def test_options_recorded_when_files_could_be_checked_by_their_headers() -> None:
+    """A set of 0.1.0 says how its files were checked; it is the same set, and its form is read."""
+    assert VideoOptions(fps=12.5).record() == {**asdict(VideoOptions(fps=12.5)), "validate": "full"}
+    for how in ("full", "headers"):
+        assert VideoOptions.from_record({"fps": 12.5, "validate": how}) == VideoOptions(fps=12.5)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'valid'"):
+        VideoOptions.from_record({"valid": "full"})
 
 
 # -- crops -----------------------------------------------------------------------------------------------------------

@@ -240,6 +240,11 @@ def test_a_lock_held_for_ever_is_named(remote: str, tmp_path: Path, monkeypatch:
         make_cache(folder, 3).fetch("train-000000.tar")
 
 
+def test_a_file_system_without_locks_is_an_error_and_no_held_lock() -> None:
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        cache._try_lock(1 << 20)
+
+
 def test_the_shards_of_coming_steps_are_fetched_within_half_the_cache(
     remote: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

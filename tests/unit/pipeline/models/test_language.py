@@ -1,0 +1,36 @@
+"""Tokenizers that cannot be used are refused with the setting that names them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline.config.schema import LlmConfig, TextEncoderConfig
+from pipeline.errors import RecipeError
+from pipeline.models import language, text_encoder
+from pipeline.models.language import load_tokenizer
+from pipeline.models.text_encoder import TextEncoder
+
+SLOW = SimpleNamespace(eos_token_id=1, is_fast=False)
+
+
+def slow_tokenizer(*args: object, **options: object) -> Any:
+    return SLOW
+
+
+def test_a_slow_tokenizer_of_the_llm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language.AutoTokenizer, "from_pretrained", slow_tokenizer)
+    with pytest.raises(
+        RecipeError, match=r"model\.llm\.tokenizer: 'old' is a slow tokenizer without character offsets"
+    ):
+        load_tokenizer(LlmConfig(path="old"))
+
+
+def test_a_slow_tokenizer_of_the_text_encoder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(text_encoder.AutoModel, "from_pretrained", lambda *args, **options: None)
+    monkeypatch.setattr(text_encoder.AutoTokenizer, "from_pretrained", slow_tokenizer)
+    with pytest.raises(RecipeError, match=r"model\.text_encoder\.path: .* gives no character offsets.*tokenizer\.json"):
+        TextEncoder.from_config(TextEncoderConfig(path=str(tmp_path)))
