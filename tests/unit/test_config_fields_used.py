@@ -96,7 +96,11 @@ _OTHER_CODE = (
     "pipeline.evaluate.run", "pipeline.evaluate.cli", "launch.cli", "pipeline.config.inputs",
     "pipeline.export",
 )  # fmt: skip
-_STAGE_FILES = {stage: f"pipeline.stages.{stage}" for stage in UNREAD}
+_STAGE_FILES = {f"pipeline.stages.{stage}": (stage,) for stage in UNREAD} | {
+    "pipeline.stages.video": ("contrastive", "connector"),
+    "pipeline.stages.contrastive_loss": ("contrastive",),
+}
+"""File -> the stages that pass through it."""
 
 
 CHECKED_BEFORE = frozenset({"train.world_sizes"})
@@ -105,7 +109,7 @@ CHECKED_BEFORE = frozenset({"train.world_sizes"})
 
 @functools.cache
 def _stage_sources(stage: str) -> tuple[Source, ...]:
-    others = [module for name, module in _STAGE_FILES.items() if name != stage]
+    others = [module for module, stages in _STAGE_FILES.items() if stage not in stages]
     return tuple(s for s in sources("pipeline", "launch") if not within(s.module, *_OTHER_CODE, *others))
 
 

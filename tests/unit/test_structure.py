@@ -56,6 +56,9 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
         "pipeline.engine",
         (
             "pipeline.stages.base",
+            "pipeline.stages.batches",
+            "pipeline.stages.data",
+            "pipeline.stages.freezing",
             "pipeline.config",
             "pipeline.dist",
             "pipeline.errors",
@@ -68,6 +71,8 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
         "pipeline.export",
         (
             *("pipeline.models", "pipeline.config", "pipeline.errors", "shards"),
+            # a stage says what its export must repeat
+            "pipeline.stages.registry",
             # the modules that read what a run left behind
             *(
                 "pipeline.engine.checkpoint",
