@@ -226,7 +226,7 @@ def check_generation(probe: Probe, commands: Commands, llm: Path, llava: Path) -
 
     def translate() -> None:
         arguments = [
-            "pipeline",
+            "launch",
             "evaluate",
             str(llava),
             "--shards",

@@ -15,7 +15,7 @@ from pipeline.config.schema import OptimizerConfig
 from pipeline.engine.schedule import learning_rate
 from pipeline.errors import RecipeError
 from pipeline.stages.base import AnyStage
-from pipeline.stages.freezing import apply_freeze_plan, check_layers
+from pipeline.stages.freezing import check_layers
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 def start_engine(
     build: Callable[[], AnyStage], resolved: ResolvedRecipe, total_steps: int, load_universal: bool = False
 ) -> tuple[AnyStage, TrainEngine]:
-    """Build the stage (its model partitioned from the start under ZeRO-3), freeze, and initialise DeepSpeed.
+    """Build the stage (its model partitioned from the start under ZeRO-3) and initialise DeepSpeed.
 
     Args:
         build: called where transformers knows of ZeRO-3.
@@ -115,7 +115,7 @@ def start_engine(
     keep_alive = HfDeepSpeedConfig(config) if zero_stage == 3 else None
     stage = build()
     module = stage.module
-    trainable = apply_freeze_plan(module, stage.freeze_plan())
+    trainable = stage.trainable
     check_layers(module)
     total = sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
     training = sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters() if p.requires_grad)

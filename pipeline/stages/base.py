@@ -19,6 +19,7 @@ from pipeline import dist
 from pipeline.config.schema import Recipe, SourceConfig
 from pipeline.stages.batches import MicroBatch, to_device
 from pipeline.stages.data import Plans, StageContext, held_out_loader, open_plan
+from pipeline.stages.freezing import apply_freeze_plan
 from shards.order.options import PlanOptions
 from shards.order.plan import Plan
 
@@ -61,6 +62,17 @@ class ExportPlan:
     """Full names of frozen parameters, read from where the recipe loaded them."""
 
 
+@dataclass(frozen=True, slots=True)
+class ExportCard:
+    """What the model card says of an export."""
+
+    what: str
+    pipeline_tag: str
+    """Of the Hugging Face hub."""
+    load: str
+    """Python lines that load it from ``FOLDER``."""
+
+
 class EvaluationStopped(Exception):
     """The run was asked to stop: the evaluation that is under way has no result."""
 
@@ -70,10 +82,14 @@ class Stage(abc.ABC, Generic[Batch]):
 
     Args:
         context: the rank and run it is built for.
-        module: what the engine trains, complete; the engine keeps this very object.
+        module: what the engine trains, complete; the engine keeps this very object. It is frozen as planned.
+
+    Raises:
+        RecipeError: the freeze plan leaves nothing to train.
     """
 
     name: ClassVar[str]
+    card: ClassVar[ExportCard]
     best_metric: ClassVar[tuple[str, Literal["min", "max"]] | None] = None
     """Metric of `evaluate` that names the best checkpoint."""
     headline: ClassVar[tuple[str, ...]] = ()
@@ -83,6 +99,8 @@ class Stage(abc.ABC, Generic[Batch]):
     def __init__(self, context: StageContext, module: nn.Module) -> None:
         self.context, self.module = context, module
         self.recipe, self.device = context.recipe, context.device
+        self.trainable = apply_freeze_plan(module, self.freeze_plan())
+        """Names of the parameters that train."""
 
     # -- before there is a model -----------------------------------------------------------------------------------
     @classmethod

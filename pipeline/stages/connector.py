@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Self
 
 import torch
 
@@ -22,7 +22,7 @@ from pipeline.losses import label_chunks
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
 from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.registry import build_llava_slt
-from pipeline.stages.base import ExportPlan, LossParts, Normaliser, SummedStage, checkpoint_gradients
+from pipeline.stages.base import ExportCard, ExportPlan, LossParts, Normaliser, SummedStage, checkpoint_gradients
 from pipeline.stages.batches import TranslationBatch, TranslationCollate
 from pipeline.stages.connector_positions import check_answers, check_prompt
 from pipeline.stages.data import Plans, StageContext, open_set
@@ -34,9 +34,16 @@ from shards.order.options import PlanOptions
 class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]):
     """Stage 3."""
 
-    name: ClassVar[str] = "connector"
-    best_metric: ClassVar[tuple[str, Literal["min", "max"]] | None] = ("eval/bleu4", "max")
-    headline: ClassVar[tuple[str, ...]] = ("eval/bleu4", "eval/rouge_l")
+    name = "connector"
+    card = ExportCard(
+        what="A sign language translation model: visual encoder, connector and language model.",
+        pipeline_tag="video-text-to-text",
+        load="from pipeline.models.llava_slt import LlavaSltForConditionalGeneration\n"
+        "model = LlavaSltForConditionalGeneration.from_pretrained(FOLDER)\n"
+        "# or: slt translate video.mp4 --model FOLDER",
+    )
+    best_metric = ("eval/bleu4", "max")
+    headline = ("eval/bleu4", "eval/rouge_l")
     module: LlavaSltForConditionalGeneration
 
     def __init__(
@@ -61,8 +68,10 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
         if model.gradient_checkpointing:
             checkpoint_gradients(llava)
         check_answers(llava.llm, processor, plans)
+        stage = cls(context, llava, processor)
+        # the encoder may be one that trained its backbone: stored features fit now that it is frozen
         check_video(context, plans, llava.visual, model.llm.path if model.llm is not None else None)
-        return cls(context, llava, processor)
+        return stage
 
     def freeze_plan(self) -> dict[str, bool]:
         return {"visual": False, "connector": True, "llm": False}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Self
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
@@ -22,7 +22,7 @@ from pipeline.models import attention
 from pipeline.models.language import load_language, pad_id
 from pipeline.models.packed_lm import PackedCausalLm
 from pipeline.models.pretrained import check_positions
-from pipeline.stages.base import ExportPlan, LossParts, Normaliser, SummedStage, checkpoint_gradients
+from pipeline.stages.base import ExportCard, ExportPlan, LossParts, Normaliser, SummedStage, checkpoint_gradients
 from pipeline.stages.batches import PackCollate, PackedBatch, fetch_pack
 from pipeline.stages.data import Plans, StageContext
 from pipeline.stages.freezing import frozen_names
@@ -34,9 +34,14 @@ from shards.text import tokenizer_fingerprint
 class ContinuedPretraining(SummedStage[PackedBatch]):
     """Stage 1."""
 
-    name: ClassVar[str] = "continued_pretraining"
-    best_metric: ClassVar[tuple[str, Literal["min", "max"]] | None] = ("eval/loss", "min")
-    headline: ClassVar[tuple[str, ...]] = ("eval/perplexity",)
+    name = "continued_pretraining"
+    card = ExportCard(
+        what="A causal language model adapted to the sign domain by continued pretraining.",
+        pipeline_tag="text-generation",
+        load="from transformers import AutoModelForCausalLM\nmodel = AutoModelForCausalLM.from_pretrained(FOLDER)",
+    )
+    best_metric = ("eval/loss", "min")
+    headline = ("eval/perplexity",)
     module: PackedCausalLm
 
     def __init__(self, context: StageContext, module: PackedCausalLm, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file
@@ -22,7 +22,7 @@ from pipeline.models.contrastive import ContrastiveModel
 from pipeline.models.registry import build_text_encoder, build_visual
 from pipeline.models.text_cache import TextFeatureCache
 from pipeline.models.visual import HierarchicalVisualEncoder
-from pipeline.stages.base import CachedStage, ExportPlan, LossParts, checkpoint_gradients
+from pipeline.stages.base import CachedStage, ExportCard, ExportPlan, LossParts, checkpoint_gradients
 from pipeline.stages.batches import ContrastiveBatch, ContrastiveCollate
 from pipeline.stages.contrastive_loss import contrastive_loss
 from pipeline.stages.data import Plans, StageContext
@@ -36,9 +36,15 @@ from shards.order.plan import Plan
 class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
     """Stage 2."""
 
-    name: ClassVar[str] = "contrastive"
-    best_metric: ClassVar[tuple[str, Literal["min", "max"]] | None] = ("eval/video_to_text/r1", "max")
-    headline: ClassVar[tuple[str, ...]] = (
+    name = "contrastive"
+    card = ExportCard(
+        what="A hierarchical visual encoder (frames, word tokens, sentence) aligned with a text encoder.",
+        pipeline_tag="feature-extraction",
+        load="from pipeline.models.visual import HierarchicalVisualEncoder\n"
+        "encoder = HierarchicalVisualEncoder.from_pretrained(FOLDER)",
+    )
+    best_metric = ("eval/video_to_text/r1", "max")
+    headline = (
         "eval/video_to_text/r1",
         "eval/text_to_video/r1",
         "eval/video_to_text/median_rank",

@@ -65,7 +65,7 @@ def check_video(
     """Refuse stored features that do not fit, and tell of held-out texts that a model has been trained on.
 
     Args:
-        encoder: the visual encoder of the stage.
+        encoder: the visual encoder of the stage, frozen as planned.
         text_model: folder of the model that reads or writes the texts the stage is scored on; None where it has none.
 
     Raises:

@@ -71,7 +71,7 @@ class BuildRun:
     engine: Literal["local", "ray"] = "local"
     scratch: Path | None = None
     """Local folder for shards on their way to an object store; None = the system's temporary folder."""
-    storage_options: Mapping[str, Any] | None = None
+    storage_options: Mapping[str, object] | None = None
     """Options of the object store for fsspec; None = its configuration files."""
 
     def __post_init__(self) -> None:

@@ -64,7 +64,7 @@ class Part:
 
 
 def open_work(
-    out: Path | str, scratch: Path | None = None, storage_options: Mapping[str, Any] | None = None
+    out: Path | str, scratch: Path | None = None, storage_options: Mapping[str, object] | None = None
 ) -> LocalWork | RemoteWork:
     """The work place for a target path or URL; ``scratch`` holds shards on their way to an object store."""
     if is_remote(out):
@@ -272,7 +272,7 @@ class RemoteWork:
     same corpus and options into one prefix cost work and nothing else.
     """
 
-    def __init__(self, location: str, scratch: Path | None, storage_options: Mapping[str, Any] | None) -> None:
+    def __init__(self, location: str, scratch: Path | None, storage_options: Mapping[str, object] | None) -> None:
         self.folder: Folder = open_folder(location, storage_options)
         self.state: Folder = open_folder(f"{location.rstrip('/')}/{_STATE}", storage_options)
         self.target = self.where = self.folder.location

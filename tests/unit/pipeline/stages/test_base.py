@@ -10,8 +10,8 @@ from torch import nn
 
 from pipeline.config.schema import Recipe
 from pipeline.errors import RecipeError
-from pipeline.stages.base import Normaliser
-from pipeline.stages.batches import to_device
+from pipeline.stages.base import Normaliser, Stage
+from pipeline.stages.batches import MicroBatch, to_device
 from pipeline.stages.data import StageContext, held_out_loader
 from pipeline.stages.freezing import apply_freeze_plan, frozen_names
 from pipeline.stages.registry import STAGES
@@ -33,6 +33,18 @@ def test_parts_train_as_planned_and_a_frozen_backbone_stays_frozen() -> None:
     assert apply_freeze_plan(module, {"visual": True, "llm": False}) == ["visual.head.weight"]
     assert frozen_names(module) == ["visual.backbone.weight", "llm.weight"]
     assert [name for name, p in module.named_parameters() if p.requires_grad] == ["visual.head.weight"]
+
+
+def test_a_stage_is_frozen_as_planned_once_it_is_constructed() -> None:
+    class Frozen(Stage[MicroBatch]):
+        def freeze_plan(self) -> dict[str, bool]:
+            return {"visual": True, "llm": False}
+
+    Frozen.__abstractmethods__ = frozenset()
+    recipe: Any = None
+    stage = Frozen(StageContext(recipe, 0, 1, torch.device("cpu")), model())  # type: ignore[abstract]
+    assert stage.trainable == ["visual.head.weight"]
+    assert frozen_names(stage.module) == ["visual.backbone.weight", "llm.weight"]
 
 
 def test_a_plan_that_trains_nothing_is_refused() -> None:

@@ -93,8 +93,9 @@ def test_the_stage_chooses_its_checkpoint_by_what_it_trains(
             "contrastive": {"objective": objective},
         }
     )  # fmt: skip
-    unused: Any = None
-    stage = Contrastive(StageContext(recipe, 0, 1, CPU), unused, unused)
+    module: Any = torch.nn.ModuleDict({"visual": torch.nn.Linear(1, 1)})
+    texts: Any = None
+    stage = Contrastive(StageContext(recipe, 0, 1, CPU), module, texts)
     found = features(sentence_right=False, token_right=True)
     monkeypatch.setattr(stage, "held_out", lambda sources, collate, stop_requested: batches())
     monkeypatch.setattr(
