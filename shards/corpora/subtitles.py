@@ -176,9 +176,7 @@ class Subtitles:
             for tier in chosen
             for caption in tier.captions
         ]
-        return sorted(
-            signed, key=lambda signed: (signed.caption.start_seconds, signed.caption.end_seconds, signed.origin)
-        )
+        return sorted(signed, key=lambda item: (item.caption.start_seconds, item.caption.end_seconds, item.origin))
 
     def _moved(self, caption: Caption, begin: float = 0.0) -> Caption:
         shift = self.shift_seconds + begin
