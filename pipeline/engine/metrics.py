@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from pipeline.config.schema import TrainConfig
 from pipeline.engine.durable import named_if_unwritable
 from pipeline.errors import RecipeError
+from shards.atomic import write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -103,9 +103,7 @@ def drop_rows_after(path: Path, step: int) -> None:
             continue
         if row["step"] <= step:
             kept.append(line)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomic(path, "".join(line + "\n" for line in kept))
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

@@ -15,13 +15,14 @@ from typing import Any
 
 from pipeline import dist
 from pipeline.config.recipe_file import RecipeFile
-from pipeline.config.resolve import ResolvedRecipe, write_atomic
+from pipeline.config.resolve import ResolvedRecipe
 from pipeline.engine.durable import named_if_unwritable
 from pipeline.engine.recipe import Guard, Unresolved, file_of_run, read_alike
 from pipeline.engine.signals import StopFlag
 from pipeline.engine.trainer import Trainer
 from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK
 from pipeline.stages.registry import STAGES
+from shards.atomic import write_atomic
 
 logger = logging.getLogger(__name__)
 

@@ -41,9 +41,9 @@ def lint(
     Errors break the set or make a sample unusable: exit code 4. Warnings are
     samples that look wrong: they fail only with --strict.
     """
+    from shards.atomic import write_atomic
     from shards.inspect.lint import lint as run
     from shards.inspect.lint_shard import LintOptions
-    from shards.storage.files import write_atomic
 
     options = LintOptions(decode=decode, tokenizer=tokenizer)
     with progress(f"lint {Path(location).name}") as show:

@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from shards.atomic import write_atomic
 from shards.format.index import ShardSet
 from shards.inspect.stats import all_words, lengths, word_counts
-from shards.storage.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
