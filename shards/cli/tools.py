@@ -99,11 +99,13 @@ def stats(
     from shards.inspect.stats import describe
     from shards.storage.store import open_folder
 
+    if plots is not None:
+        from shards.inspect.plots import need_matplotlib, write_plots
+
+        need_matplotlib("--plots")
     shard_set = open_set(open_folder(location))
     figures = describe(shard_set, location)
     if plots is not None:
-        from shards.inspect.plots import write_plots
-
         written = write_plots(shard_set, figures, plots)
         typer.echo(f"{written[-1]} and {len(written) - 1} charts written", err=True)
     if as_json:
