@@ -19,8 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from shards.atomic import put_file
 from shards.errors import DataError
-from shards.storage.files import copy_file, pieces, put_file
+from shards.storage.files import copy_file, pieces
 
 logger = logging.getLogger(__name__)
 
