@@ -12,7 +12,8 @@ load on the machine matters little; wall time is in the details, with the second
 * ``features``: 4 clips of 120 x 768 float16 features (750 KB arrive).
 * ``video``: 2 clips decoded to 32 frames of 112 x 112 (2.4 MB arrive).
 
-Then a worker is killed: seconds until the main process says so, and what it says; and a loader is resumed.
+Then a worker is killed: seconds until the main process says so, a minute at most, and what it says; and a loader is
+resumed. DataLoader has no timeout here, its default: with one, it looks for dead workers only when that is over.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ MICRO_BATCH = {"text": 8, "features": 4, "video": 2}
 WINDOW = {"text": 2000, "features": 1000, "video": 40}
 """Micro-batches in a window."""
 PACK_TOKENS, VIDEO_FRAMES, SIDE_PIXELS = 1024, 75, 112
-SECONDS_BEFORE_A_KILL = 1.0
+PATIENCE_SECONDS = 60.0
 
 
 # -- the work: the same for both sides -------------------------------------------------------------------------------
@@ -118,7 +119,7 @@ def torch_stream(maker: Any, requests: Iterator[Any], options: LoaderOptions, pe
     if options.workers:
         shards.load.loader.preload_workers(__name__)
         settings = {"prefetch_factor": options.prefetch, "multiprocessing_context": "forkserver"}
-        settings |= {"worker_init_fn": _begin, "timeout": options.timeout_seconds}
+        settings |= {"worker_init_fn": _begin, "timeout": 0}
     groups: Any = _Groups(requests, per_message)
     made = _Made(maker)
     for results in DataLoader(made, None, sampler=groups, num_workers=options.workers, collate_fn=_same, **settings):
@@ -184,9 +185,12 @@ def resumed(side: str, kind: str, folder: Path) -> dict[str, Any]:
 
 
 def ask(what: str, **arguments: Any) -> dict[str, Any]:
-    """The answer of a measurement in a new process."""
+    """The answer of a measurement in a new process; none after PATIENCE_SECONDS."""
     command = [sys.executable, __file__, "--measure", json.dumps({"what": what, **arguments})]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired:
+        return {"seconds": PATIENCE_SECONDS, "said": "nothing"}
     if done.returncode:
         raise SystemExit(done.stderr)
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -247,10 +251,10 @@ def behaviour(kind: str, folder: Path) -> list[Claim]:
     dead = {side: ask("death", side=side, kind=kind, folder=str(folder)) for side in SIDES}
     exact = {side: ask("resumed", side=side, kind=kind, folder=str(folder))["exact"] for side in SIDES}
     for side in list(SIDES)[1:]:
-        ours, peer = dead["ours"]["seconds"], dead[side]["seconds"]
         detail = {"ours": dead["ours"]["said"], "peer": dead[side]["said"], "resumed_exactly": exact}
-        name = f"{kind}: a worker is killed, until the error: against {side}"
-        rows.append(Claim(name, ours, peer, peer / ours, 1.0, "s", 1, higher_is_better=False, detail=detail))
+        name = f"{kind}, a worker is killed: until {side} says so"
+        numbers = dead["ours"]["seconds"], dead[side]["seconds"], None
+        rows.append(Claim(name, *numbers, 1.0, "s", 1, higher_is_better=False, detail=detail))
     return rows
 
 
@@ -269,8 +273,9 @@ def main() -> int:
             folder = make(kind, Path(scratch))
             for workers in (0, 2):
                 rows += compare(kind, folder, workers, options.quick)
-            rows += behaviour(kind, folder)
-    write_receipt(rows, options.out, ["torch", "numpy"])
+            if kind == "text":
+                rows += behaviour(kind, folder)
+            write_receipt(rows, options.out, ["torch", "numpy"])
     return 0 if all(row.reached for row in rows) else 1
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline import dist
 from pipeline.config.recipe_file import RecipeFile
-from pipeline.config.resolve import ResolvedRecipe, write_atomic
+from pipeline.config.resolve import ResolvedRecipe
 from pipeline.engine.durable import named_if_unwritable
 from pipeline.engine.observers.registry import observers_of
 from pipeline.engine.prepare import prepare
@@ -25,6 +25,7 @@ from pipeline.engine.sinks.registry import sinks_of
 from pipeline.engine.trainer import Trainer
 from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK
 from pipeline.stages.registry import STAGES
+from shards.atomic import write_atomic
 
 logger = logging.getLogger(__name__)
 

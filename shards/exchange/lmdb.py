@@ -66,7 +66,7 @@ def _database(path: Path, name: str) -> Iterator[tuple[str, str, bytes | list[by
     try:
         import lmdb
     except ImportError:
-        raise DataError("needs the package lmdb", where=str(path), fix="pip install lmdb") from None
+        raise DataError("needs the package lmdb", where=str(path), fix="pip install 'llava-slt[lmdb]'") from None
     try:
         with (
             lmdb.open(str(path), readonly=True, lock=False, readahead=False, subdir=path.is_dir()) as database,

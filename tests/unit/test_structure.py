@@ -98,10 +98,10 @@ SHARDS_FLOORS: tuple[tuple[str, ...], ...] = (
     ("shards.format",),
     ("shards.media", "shards.storage", "shards.text", "shards.names"),
     ("shards.schema", "shards.text_tokens"),
-    ("shards.errors", "shards.wording", "shards.terminal"),
+    ("shards.errors", "shards.wording", "shards.terminal", "shards.atomic"),
 )
 
-FOR_ALL = ("shards.errors", "shards.terminal")
+FOR_ALL = ("shards.errors", "shards.terminal", "shards.atomic")
 """Small modules that import nothing of ours."""
 
 # Calls a module may make while it is imported: they build a value and do nothing else.
