@@ -18,11 +18,11 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from shards.build.engines import ENGINES, Todo
+from shards.build.engines import ENGINES, ShardToWrite
 from shards.build.layout import BuildOptions, ShardTask, Survey, build_identity, shard_tasks, survey_corpus
 from shards.build.prepare import EXCLUDED, PreparedVideo, Skip
 from shards.build.shard import Finished
-from shards.build.work import SKIPPED_NAME, Part, Sources, Work, full_disk_named, open_work
+from shards.build.work import SKIPPED_NAME, Part, Sources, Work, disk_errors, open_work
 from shards.errors import DataError, OptionError
 from shards.format.index import fingerprint, rows_to_table
 from shards.schema import Corpus, IndexRow, Manifest
@@ -30,9 +30,7 @@ from shards.wording import first_few, listed
 
 __all__ = ["SKIPPED_NAME", "BuildOptions", "BuildProgress", "BuildRun", "Part", "build", "build_part", "merge"]
 logger = logging.getLogger(__name__)
-_FAULTS_TO_JUDGE = (
-    20  # a build that must fail goes on until it has seen this many, so that the report shows the pattern
-)
+_MIN_FAULTS = 20  # a failing build continues until it has seen this many, so that its report shows the pattern
 
 
 _REPAIRS = {
@@ -50,7 +48,7 @@ class BuildProgress:
     """State of a running build, after every few samples (local) or every shard (Ray)."""
 
     done: int
-    """Segments handled, including skipped ones and those of shards finished by an earlier run."""
+    """Segments handled, including skipped ones and those of earlier runs."""
     total: int
     skipped: int
     shard: str
@@ -64,15 +62,15 @@ class BuildProgress:
 
 @dataclass(frozen=True, slots=True)
 class BuildRun:
-    """Where and by whom a build is done; nothing here changes a byte of the result."""
+    """Where a build runs; nothing here changes a byte of the result."""
 
     workers: int = 1
-    """Processes that transcode or tokenise; for Ray the tasks under way, 0 = the cores of the cluster."""
+    """Processes that transcode or tokenise; for Ray the running tasks, 0 = the cores of the cluster."""
     engine: Literal["local", "ray"] = "local"
     scratch: Path | None = None
-    """Local folder for shards on their way to an object store; None = the system's temporary folder."""
-    storage_options: Mapping[str, Any] | None = None
-    """Options of the object store for fsspec; None = its configuration files."""
+    """Local folder for shards before their upload to an object store; None = the system's temporary folder."""
+    storage_options: Mapping[str, object] | None = None
+    """fsspec options of the object store; None = its configuration files."""
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -91,11 +89,11 @@ def build(
 ) -> Manifest:
     """Write the shard set of ``corpus`` to the folder or object store prefix ``out``.
 
-    A finished ``out`` made from the same annotations and options is returned as it is; a killed build, and one whose
-    parts were built elsewhere, continues.
+    A finished ``out`` with the same annotations and options is returned unchanged. A killed build continues, also one
+    whose parts were built elsewhere.
 
     Args:
-        corpus: yields the same segments in the same order every time it is asked.
+        corpus: must yield the same segments in the same order each time.
         out: new or empty folder, or a URL (``s3://bucket/prefix``).
         workers: processes that transcode or tokenise, or all settings of the run.
         on_progress: called in this process.
@@ -109,13 +107,13 @@ def build(
 def build_part(
     corpus: Corpus, out: Path | str, options: BuildOptions, part: Part, run: BuildRun, on_progress: Report = None
 ) -> int | None:
-    """Write one share of the shards into the work place of ``out`` and leave the rest to other processes or machines.
+    """Write one share of the shards into the work place of ``out``; other processes or machines write the rest.
 
     Returns:
-        The number of shards in this share; ``merge`` or ``build`` finishes the set. None: it is finished already.
+        The number of shards in this share; ``merge`` or ``build`` finishes the set. None: the set is finished already.
 
     Raises:
-        DataError: as for :func:`build`; another process works on the same share, or a build with other options there.
+        DataError: as for :func:`build`; another process builds the same share, or the set with other options.
     """
     return _Build(corpus, out, options, run).share(part, on_progress)
 
@@ -130,7 +128,7 @@ def _as_run(workers: int | BuildRun) -> BuildRun:
 
 
 class _Build:
-    """One build: the corpus is surveyed, the work place is known."""
+    """One build, with the survey of its corpus and its work place."""
 
     def __init__(self, corpus: Corpus, out: Path | str, options: BuildOptions, run: BuildRun) -> None:
         self.corpus, self.options, self.run = corpus, options, run
@@ -142,7 +140,7 @@ class _Build:
     def everything(self, on_progress: Report) -> Manifest:
         if (manifest := self._complete()) is not None:
             return manifest
-        with full_disk_named(self.work.where), self.work.session(self.identity, None):
+        with disk_errors(self.work.where), self.work.session(self.identity, None):
             if not self.work.only_rename_missing(self.identity):
                 self._write_shards(None, on_progress)
                 self._finish()
@@ -151,13 +149,13 @@ class _Build:
     def share(self, part: Part, on_progress: Report) -> int | None:
         if self._complete() is not None:
             return None
-        with full_disk_named(self.work.where), self.work.session(self.identity, part):
+        with disk_errors(self.work.where), self.work.session(self.identity, part):
             return self._write_shards(part, on_progress)
 
     def merge(self) -> Manifest:
         if (manifest := self._complete()) is not None:
             return manifest
-        with full_disk_named(self.work.where), self.work.session(self.identity, None):
+        with disk_errors(self.work.where), self.work.session(self.identity, None):
             if not self.work.only_rename_missing(self.identity):
                 self._check_parts()
                 self._finish()
@@ -173,30 +171,30 @@ class _Build:
         """Write every shard of the share that has no valid record yet; returns how many shards the share has."""
         counter = _Counter(self, on_progress)
         if part is not None:
-            counter.total = sum(_segments(task) for task in self._tasks(part))
+            counter.total = sum(_handled_segments(task) for task in self._tasks(part))
         todo = self._unfinished(part, counter)
         ENGINES[self.run.engine](self.work, todo, self.options, self.survey.kind, (self.run.workers, counter))
         return counter.shards
 
     def _tasks(self, part: Part | None = None) -> Iterator[ShardTask]:
-        """The shards of a share, or all; read from the annotations anew, so that no list of segments is kept."""
+        """The shards of a share, or all; reads the annotations again instead of keeping all segments in memory."""
         tasks = shard_tasks(self.corpus, self.options, self.survey.kind)
         return (task for task in tasks if part is None or part.has(task))
 
-    def _unfinished(self, part: Part | None, counter: _Counter) -> Iterator[Todo]:
+    def _unfinished(self, part: Part | None, counter: _Counter) -> Iterator[ShardToWrite]:
         states = Sources()
         for task in self._tasks(part):
             counter.shards += 1
             sources = states.digest(task)
             record = self.work.read_part(task.name)
             if record is None or (record["digest"], record["sources"]) != (task.digest, sources):
-                yield Todo(task, sources)
+                yield ShardToWrite(task, sources)
                 continue
             skips = [skip for values in record["skips"] if not (skip := Skip(**values)).excluded]
-            counter.resumed(Finished(task.name, _segments(task), skips, 0, 0.0))
+            counter.resumed(Finished(task.name, _handled_segments(task), skips, 0, 0.0))
 
     def _check_parts(self) -> None:
-        """Every shard must be there."""
+        """Raise DataError if a shard is missing."""
         missing = [task for task in self._tasks() if _unusable(self.work.read_part(task.name), task)]
         if not missing:
             return
@@ -205,9 +203,9 @@ class _Build:
         parts = (
             sorted({f"{task.number % of + 1}/{of}" for of in shares for task in missing}) if len(shares) == 1 else []
         )
-        said = f"; part {', '.join(parts)}" if parts else ""
+        by_parts = f"; part {', '.join(parts)}" if parts else ""
         raise DataError(
-            f"{len(missing)} shards are missing ({names}){said}",
+            f"{len(missing)} shards are missing ({names}){by_parts}",
             where=self.work.target,
             fix="run the missing parts again, or run without --merge to build the rest here",
         )
@@ -237,7 +235,7 @@ class _Build:
         self.work.finish(table, manifest, _lines(skips))
 
     def over_budget(self, skipped: int) -> bool:
-        """Whether so many faults fail the build, whatever the segments still to come are like."""
+        """Whether this many faults fail the build, even if all later segments are usable."""
         return skipped > self.allowed * self.survey.total
 
     def budget_error(self, faults: list[Skip]) -> DataError:
@@ -253,7 +251,7 @@ class _Build:
 
 
 class _Counter:
-    """Counts handled segments, tells the caller, and stops a build that has skipped too many already."""
+    """Counts handled segments, reports progress, and stops a build that has skipped too many."""
 
     def __init__(self, owner: _Build, on_progress: Report) -> None:
         self.owner, self.on_progress = owner, on_progress
@@ -262,9 +260,9 @@ class _Counter:
         self.seconds = 0.0
         self.faults: list[Skip] = []
 
-    def resumed(self, found: Finished) -> None:
-        self.before += found.segments
-        self._add(found)
+    def resumed(self, shard: Finished) -> None:
+        self.before += shard.segments
+        self._add(shard)
 
     def samples(self, shard: str, results: list[Any]) -> None:
         skips = [result for result in results if isinstance(result, Skip)]
@@ -276,14 +274,14 @@ class _Counter:
     def shard(self, done: Finished) -> None:
         self._add(done)
 
-    def _add(self, found: Finished) -> None:
-        self.done += found.segments
-        self.bytes, self.seconds = self.bytes + found.bytes, self.seconds + found.seconds
-        self.faults += found.skips
+    def _add(self, shard: Finished) -> None:
+        self.done += shard.segments
+        self.bytes, self.seconds = self.bytes + shard.bytes, self.seconds + shard.seconds
+        self.faults += shard.skips
         if self.on_progress is not None:
-            counts = (self.done, self.total, len(self.faults), found.shard)
+            counts = (self.done, self.total, len(self.faults), shard.shard)
             self.on_progress(BuildProgress(*counts, self.before, self.bytes, self.seconds))
-        if len(self.faults) >= _FAULTS_TO_JUDGE and self.owner.over_budget(len(self.faults)):
+        if len(self.faults) >= _MIN_FAULTS and self.owner.over_budget(len(self.faults)):
             raise self.owner.budget_error(self.faults)
 
 
@@ -291,7 +289,7 @@ def _lines(skips: list[Skip]) -> bytes:
     return "".join(json.dumps(dataclasses.asdict(skip), ensure_ascii=False) + "\n" for skip in skips).encode()
 
 
-def _segments(task: ShardTask) -> int:
+def _handled_segments(task: ShardTask) -> int:
     return len(task.segments) + sum(not skip.excluded for skip in task.skips)
 
 

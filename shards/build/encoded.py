@@ -1,4 +1,4 @@
-"""What a build did to its media beside storing them: files encoded although they are whole, and cuts at a video's end.
+"""Counts of what a build did to its media: whole files that were encoded, and segments cut at the video's end.
 
 Counted in the manifest as ``encoded/<why>``, with ``encoded/<why>/source_bytes`` and ``encoded/<why>/stored_bytes``,
 and as ``cut_at_end``.
@@ -27,35 +27,35 @@ REASONS = {
     "key_frames": "key frames farther apart than gop; --store gop=250 keeps what x264 writes by default",
     "turned": "turned or interlaced pictures",
 }
-"""Why a whole file is not stored as it is, and what to do where an option decides it."""
+"""Why a whole file is not stored unchanged, and the option that would store it."""
 _PREFIX, _SOURCE, _STORED = "encoded/", "source_bytes", "stored_bytes"
 _FRAMES_OF_DOUBT = 2
 
 
 class Stored(NamedTuple):
-    """What became of the segments of a shard."""
+    """The results for the segments of a shard."""
 
     rows: list[IndexRow]
     skips: list[Skip]
     tallies: collections.Counter[str]
-    """What is counted about the samples."""
+    """Counts over the samples, see :func:`tally`."""
 
 
 def tally(segment: Segment, prepared: PreparedVideo) -> collections.Counter[str]:
-    """What is counted about one stored sample."""
-    found: collections.Counter[str] = collections.Counter()
+    """The counts of one stored sample: whether it was encoded, and why; whether it was cut."""
+    counts: collections.Counter[str] = collections.Counter()
     if prepared.why:
         name = f"{_PREFIX}{prepared.why}"
-        found |= {name: 1, f"{name}/{_SOURCE}": prepared.source_bytes, f"{name}/{_STORED}": len(prepared.payload)}
+        counts |= {name: 1, f"{name}/{_SOURCE}": prepared.source_bytes, f"{name}/{_STORED}": len(prepared.payload)}
     media = segment.media
     if isinstance(media, VideoFile) and media.end_seconds is not None:
-        lacking = media.end_seconds - (media.start_seconds or 0.0) - prepared.info.duration_seconds
-        found[CUT_AT_END] = int(lacking * prepared.info.fps > _FRAMES_OF_DOUBT)
-    return +found
+        missing_seconds = media.end_seconds - (media.start_seconds or 0.0) - prepared.info.duration_seconds
+        counts[CUT_AT_END] = int(missing_seconds * prepared.info.fps > _FRAMES_OF_DOUBT)
+    return +counts
 
 
 def encoded_lines(counts: Mapping[str, int]) -> list[str]:
-    """The counts of a manifest as lines for people, the largest first."""
+    """The counts of a manifest as lines of text, the largest first."""
     numbers = {name: n for name, n in counts.items() if name.startswith(_PREFIX) and name.count("/") == 1}
     lines = []
     for name, number in sorted(numbers.items(), key=lambda item: -item[1]):

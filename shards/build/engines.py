@@ -1,4 +1,4 @@
-"""Who does the work of a build: processes of this machine, or the machines of a Ray cluster."""
+"""Runs a build: with processes of this machine, or on the machines of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _LOST_TASK_RETRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Todo:
+class ShardToWrite:
     """A shard to write."""
 
     task: ShardTask
     sources: str
-    """State of its media before they are read."""
+    """Digest of its media's state before they are read."""
 
     def __str__(self) -> str:
         return self.task.name
 
 
 class Counter(Protocol):
-    """Told about progress: single samples where they are seen, whole shards otherwise."""
+    """Receives progress: per sample from local builds, per shard from others."""
 
     def samples(self, shard: str, results: list[Any]) -> None: ...
 
@@ -38,9 +38,9 @@ class Counter(Protocol):
 
 
 def build_locally(
-    work: Work, todo: Iterator[Todo], options: BuildOptions, kind: Kind, run: tuple[int, Counter]
+    work: Work, todo: Iterator[ShardToWrite], options: BuildOptions, kind: Kind, run: tuple[int, Counter]
 ) -> None:
-    """Write shards one after the other; ``workers`` processes prepare segments and run ahead into the next shards.
+    """Write shards one by one; ``workers`` processes prepare segments, also those of the next shards.
 
     Args:
         todo: the shards to write.
@@ -48,7 +48,7 @@ def build_locally(
     """
     workers, counter = run
 
-    def units() -> Iterator[tuple[Todo, list[Segment]]]:
+    def units() -> Iterator[tuple[ShardToWrite, list[Segment]]]:
         for item in todo:
             if not item.task.segments:
                 counter.shard(write_shard(work, item.task, item.sources, iter(()), options))
@@ -62,7 +62,7 @@ def build_locally(
 
 
 def _results(task: ShardTask, results: list[Any], more: Iterator[Any], counter: Counter) -> Iterator[Any]:
-    """One result per segment of ``task``: those at hand, then as many units of ``more`` as it still needs."""
+    """One result per segment of ``task``: ``results``, then as many units of ``more`` as are needed."""
     counter.samples(task.name, [skip for skip in task.skips if not skip.excluded])
     left = len(task.segments)
     while left:
@@ -74,14 +74,14 @@ def _results(task: ShardTask, results: list[Any], more: Iterator[Any], counter: 
 
 
 def build_with_ray(
-    work: Work, todo: Iterator[Todo], options: BuildOptions, kind: Kind, run: tuple[int, Counter]
+    work: Work, todo: Iterator[ShardToWrite], options: BuildOptions, kind: Kind, run: tuple[int, Counter]
 ) -> None:
-    """Write whole shards as Ray tasks; each writes its shard to the shared folder or object store by itself.
+    """Write each shard in one Ray task, which stores it in the shared folder or object store itself.
 
-    Tasks lost with their machine are started again. ``workers`` bounds the tasks under way; 0 = the cluster's cores.
+    Tasks lost with their machine are started again. ``workers`` limits the running tasks; 0 = the cluster's cores.
 
     Raises:
-        DataError: Ray is not installed, a task was lost too often, or what a task itself raised.
+        DataError: Ray is not installed, a task was lost too often, or a task raised it.
     """
     try:
         import ray
@@ -98,13 +98,13 @@ def build_with_ray(
         remote = ray.remote(num_cpus=1, max_retries=_LOST_TASK_RETRIES)(_shard_or_error)
         shared_work, shared_options = ray.put(work), ray.put(options)
         limit = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        under_way: list[Any] = []
+        running: list[Any] = []
         for item in todo:
-            under_way.append(remote.remote(shared_work, item.task, item.sources, shared_options, kind))
-            if len(under_way) >= 2 * limit:  # the second half waits inside Ray, so that no core does
-                under_way = _collect(ray, under_way, counter)
-        while under_way:
-            under_way = _collect(ray, under_way, counter)
+            running.append(remote.remote(shared_work, item.task, item.sources, shared_options, kind))
+            if len(running) >= 2 * limit:  # the second half waits inside Ray, so that no core does
+                running = _collect(ray, running, counter)
+        while running:
+            running = _collect(ray, running, counter)
     except RayError as error:
         raise DataError(
             f"a task was lost {_LOST_TASK_RETRIES + 1} times ({type(error).__name__}: {error})",
@@ -117,16 +117,16 @@ def build_with_ray(
 
 
 def _shard_or_error(work: Work, task: ShardTask, sources: str, options: BuildOptions, kind: Kind) -> Any:
-    """What a Ray task does; its error travels as a value, because Ray would wrap it."""
+    """Body of a Ray task; returns its error, because Ray would wrap a raised one."""
     try:
         return build_shard(work, task, sources, options, kind)
     except (DataError, OSError) as error:
         return error
 
 
-def _collect(ray: Any, under_way: list[Any], counter: Counter) -> list[Any]:
+def _collect(ray: Any, running: list[Any], counter: Counter) -> list[Any]:
     """Wait for one task, count it and return the others."""
-    done, rest = ray.wait(under_way, num_returns=1)
+    done, rest = ray.wait(running, num_returns=1)
     result = ray.get(done[0])
     if isinstance(result, Exception):
         raise result

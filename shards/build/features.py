@@ -1,6 +1,6 @@
-"""Write the frame features of a video shard set as another shard set: same shards, keys, rows and annotations.
+"""Write the frame features of a video shard set as another shard set with the same shards, keys, rows and annotations.
 
-Decoding runs in processes that read ahead, the encoder in this one. A finished shard is kept, so a killed run
+Worker processes decode ahead; the encoder runs in this process. Finished shards are kept, so that a killed run
 continues, and the set appears complete or not at all.
 """
 
@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from shards.build.prepare import Skip, ordered_map
-from shards.build.work import Work, full_disk_named, open_work
+from shards.build.work import Work, disk_errors, open_work
 from shards.errors import DataError
 from shards.format.index import ShardSet, fingerprint, read_index, rows_to_table
 from shards.format.writer import TarWriter, dump_json
@@ -35,10 +35,10 @@ Decoded = np.ndarray | DataError
 
 
 class FrameEncoder(Protocol):
-    """What turns frames into features."""
+    """Turns frames into features."""
 
     identity: dict[str, Any]
-    """What decides the features, readable, with ``fingerprint`` and ``width``; kept in the manifest."""
+    """Everything that decides the features, with ``fingerprint`` and ``width``; kept in the manifest."""
     image_pixels: int
 
     def __call__(self, frames_THWC: np.ndarray) -> np.ndarray:
@@ -51,11 +51,11 @@ class FeatureOptions:
     """How features are extracted."""
 
     frame_stride: int = 1
-    """Store every n-th frame; training may thin out further, never go back."""
+    """Store every n-th frame; training may use fewer, never more."""
     workers: int = 1
     """Processes that decode."""
     max_skipped_fraction: float = 0.01
-    """More unreadable clips fail."""
+    """Fail if a larger part of the clips is unreadable."""
 
     def __post_init__(self) -> None:
         if self.frame_stride < 1:
@@ -73,7 +73,7 @@ def write_features(
 
     Args:
         source: folder or URL of the videos.
-        out: new folder or URL; a finished one of the same source, encoder and options is returned as it is.
+        out: new folder or URL; a finished set of the same source, encoder and options is returned unchanged.
         encoder: deterministic; called in this process.
         options: frames and workers.
         on_progress: called with (clips done, clips in all).
@@ -102,7 +102,7 @@ class _Extraction:
         self.work: Work = open_work(out)
         stored = {**encoder.identity, "frame_stride": options.frame_stride, "dtype": DTYPE.str}
         about: dict[str, Any] = {"source": source.fingerprint, "features": stored}
-        if "video" in source.manifest.options:  # other videos are brought into this form before they are translated
+        if "video" in source.manifest.options:  # translation converts other videos to this form first
             about["video"] = source.manifest.options["video"]
         self.identity: dict[str, Any] = {"options": about, "versions": source.manifest.versions}
         counts = [shard["samples"] for shard in source.manifest.shards]
@@ -114,7 +114,7 @@ class _Extraction:
     def run(self) -> Manifest:
         if (manifest := self.work.finished(self.identity)) is not None:
             return manifest
-        with full_disk_named(self.work.where), self.work.session(self.identity, None):
+        with disk_errors(self.work.where), self.work.session(self.identity, None):
             if not self.work.only_rename_missing(self.identity):
                 self._write_shards()
                 self._finish()
@@ -140,12 +140,12 @@ class _Extraction:
         with self.work.scratch() as folder:
             with TarWriter(folder / name) as tar:
                 for row in self._rows(name):
-                    _, found = next(decoded)
-                    if isinstance(found, DataError):
-                        detail = f"{found.where}: {found.what}"
+                    _, frames_or_error = next(decoded)
+                    if isinstance(frames_or_error, DataError):
+                        detail = f"{frames_or_error.where}: {frames_or_error.what}"
                         skips.append(Skip(row.sample_id, row.split, "unreadable_media", detail, f"{name}:{row.key}"))
                     else:
-                        rows.append(self._add(tar, row, found))
+                        rows.append(self._add(tar, row, frames_or_error))
                     self.done += 1
                     if self.on_progress is not None:
                         self.on_progress(self.done, len(self.source))
@@ -158,7 +158,7 @@ class _Extraction:
             self.work.store(tar, name, rows, json.dumps(part).encode())
 
     def _add(self, tar: TarWriter, row: IndexRow, frames_THWC: np.ndarray) -> IndexRow:
-        """Append one clip's features and what its json says, and return the new index row."""
+        """Append one clip's features and json, and return the new index row."""
         features_TD = self.encoder(frames_THWC).astype(DTYPE)
         if not np.isfinite(features_TD).all():
             raise DataError(
@@ -192,12 +192,12 @@ class _Extraction:
         rows: list[IndexRow] = []
         skips: list[dict[str, Any]] = []
         for name, part in self.work.parts():
-            found = [IndexRow(*values) for values in part["rows"]]
+            part_rows = [IndexRow(*values) for values in part["rows"]]
             skips += part["skips"]
-            if found:
-                sizes = {"samples": len(found), "size": part["size"], "sha256": part["sha256"]}
+            if part_rows:
+                sizes = {"samples": len(part_rows), "size": part["size"], "sha256": part["sha256"]}
                 manifest.shards.append({"name": name, **sizes})
-            rows += found
+            rows += part_rows
         if len(skips) > self.options.max_skipped_fraction * len(self.source) or not rows:
             first = "; ".join(f"{skip['origin']}: {skip['detail']}" for skip in skips[:3])
             raise DataError(
@@ -214,7 +214,7 @@ class _Extraction:
 
 
 def _decoded(location: str, size: int, frame_stride: int, row: IndexRow) -> Decoded:
-    """The frames [T, H, W, 3] of a clip, or why there are none; runs in a builder process."""
+    """The frames [T, H, W, 3] of a clip, or the error; runs in a builder process."""
     where = f"{location}/{row.shard}:{row.key}"
     try:
         payload = open_folder(location).read_range(row.shard, row.offset, row.size)

@@ -39,8 +39,8 @@ class BuildOptions:
     tokens_per_member: int = 1_000_000
     """Documents are concatenated into members of about this many token ids."""
     max_skipped_fraction: float | None = None
-    """A build that leaves out more than this part of the segments fails. None = what the corpus says is usual, or
-    0.05. Segments that a published filter excludes do not count."""
+    """A build that skips a larger part of the segments fails. None = the corpus's usual value, or 0.05. Segments
+    excluded by a published filter do not count."""
 
     def allowed_skips(self, corpus: Corpus) -> float:
         """The fraction of segments of ``corpus`` that may be skipped."""
@@ -59,10 +59,10 @@ class ShardTask:
 
     name: str
     number: int
-    """Place among all shards of the build, in the order they fill up."""
+    """Number among all shards of the build, in the order they fill up."""
     segments: list[Segment]
     skips: list[Skip]
-    """Segments that need no look at the media: excluded by a published filter, or without text."""
+    """Segments skipped by their annotation alone: excluded by a published filter, without text, or wrong times."""
     digest: str
 
     def __str__(self) -> str:
@@ -71,11 +71,11 @@ class ShardTask:
 
 @dataclass(slots=True)
 class Survey:
-    """First pass over the annotations: what there is, before any media is read."""
+    """Result of the first pass over the annotations, before any media is read."""
 
     kind: Kind = "video"
     total: int = 0
-    """Segments to build; those a published filter excludes are not among them."""
+    """Segments to build, without those a published filter excludes."""
     excluded: int = 0
     digest: str = ""
     shards: int = 0
@@ -129,7 +129,7 @@ def nothing_to_build(excluded: int) -> str:
 
 
 def segment_identity(segment: Segment) -> bytes:
-    """8 bytes that stand for a segment's corpus and id, in any spelling of the id."""
+    """8 bytes that identify a segment's corpus and id, in any spelling of the id."""
     return hashlib.blake2b(f"{segment.corpus}\0{same_name(segment.id)}".encode(), digest_size=8).digest()
 
 
@@ -146,13 +146,15 @@ def shard_tasks(corpus: Corpus, options: BuildOptions, kind: Kind) -> Iterator[S
         digest = hashlib.sha256(b"".join(_segment_digest(segment) for segment in segments)).hexdigest()
         name, number = f"{split}-{numbers[split]:06d}.tar", numbers.total()
         numbers[split] += 1
-        found = [(segment, *skip_reason(segment)) for segment in segments]
-        skips = [Skip(s.id, s.split, reason, detail, s.origin) for s, reason, detail in found if reason]
-        return ShardTask(name, number, [_located(segment) for segment, reason, _ in found if not reason], skips, digest)
+        judged = [(segment, *skip_reason(segment)) for segment in segments]
+        skips = [Skip(s.id, s.split, reason, detail, s.origin) for s, reason, detail in judged if reason]
+        return ShardTask(
+            name, number, [_located(segment) for segment, reason, _ in judged if not reason], skips, digest
+        )
 
     for segment in corpus.segments():
         waiting.setdefault(segment.split, []).append(segment)
-        filled[segment.split] += not segment.excluded  # a shard is full by what is built
+        filled[segment.split] += not segment.excluded  # excluded segments do not fill a shard
         if filled[segment.split] == size:
             yield task(segment.split)
     for split in list(waiting):
@@ -160,12 +162,12 @@ def shard_tasks(corpus: Corpus, options: BuildOptions, kind: Kind) -> Iterator[S
 
 
 def _located(segment: Segment) -> Segment:
-    """The segment with its media as it is spelled on the disk."""
+    """The segment with the spelling of its media on the disk."""
     return segment if segment.media is None else dataclasses.replace(segment, media=located(segment.media))
 
 
 def skip_reason(segment: Segment) -> tuple[str, str]:
-    """(reason, detail) why a segment is left out without a look at its media; empty when it is not."""
+    """(reason, detail) why a segment is skipped by its annotation alone; empty if it is not."""
     if segment.excluded:
         return f"{EXCLUDED}{segment.excluded}", ""
     if not segment.text.strip():
@@ -175,7 +177,7 @@ def skip_reason(segment: Segment) -> tuple[str, str]:
 
 
 def wrong_times(segment: Segment) -> str:
-    """What is wrong with the annotated times of a segment; empty when nothing is."""
+    """What is wrong with the annotated times of a segment; empty if they are right."""
     if not isinstance(segment.media, VideoFile) or segment.media.end_seconds is None:
         return ""
     start, end = segment.media.start_seconds or 0.0, segment.media.end_seconds
@@ -187,7 +189,7 @@ def wrong_times(segment: Segment) -> str:
 
 
 def work_units(task: ShardTask, kind: Kind) -> Iterator[list[Segment]]:
-    """The segments of a shard in the pieces that one process handles at once, in order.
+    """The segments of a shard in order, in groups that one process handles at once.
 
     Consecutive pieces of one video stay together, because they share the decoding between key frames.
     """
@@ -197,7 +199,7 @@ def work_units(task: ShardTask, kind: Kind) -> Iterator[list[Segment]]:
         return
     unit: list[Segment] = []
     for segment in task.segments:
-        if unit and not (len(unit) < _SEGMENTS_PER_UNIT and _continues(unit[-1].media, segment.media)):
+        if unit and not (len(unit) < _SEGMENTS_PER_UNIT and _shares_decoding(unit[-1].media, segment.media)):
             yield unit
             unit = []
         unit.append(segment)
@@ -205,8 +207,8 @@ def work_units(task: ShardTask, kind: Kind) -> Iterator[list[Segment]]:
         yield unit
 
 
-def _continues(first: VideoFile | FrameFolder | None, second: VideoFile | FrameFolder | None) -> bool:
-    """Whether the second piece begins after the first one began and hardly before it ends."""
+def _shares_decoding(first: VideoFile | FrameFolder | None, second: VideoFile | FrameFolder | None) -> bool:
+    """Whether the second piece begins after the first one begins, and at most a little before it ends."""
     if not (isinstance(first, VideoFile) and isinstance(second, VideoFile) and first.path == second.path):
         return False
     if first.start_seconds is None or first.end_seconds is None or second.start_seconds is None:
@@ -215,7 +217,7 @@ def _continues(first: VideoFile | FrameFolder | None, second: VideoFile | FrameF
 
 
 def _segment_digest(segment: Segment) -> bytes:
-    """Digest of what is annotated; media by file name, so that a corpus may move to another disk."""
+    """Digest of the annotation; media by file name, so that a corpus may move to another disk."""
     values = [getattr(segment, name) for name in ("corpus", "id", "split", "text", "gloss", "signer")]
     values += [segment.language, segment.sign_language, segment.excluded]
     if segment.media is not None:
@@ -229,7 +231,7 @@ def _plain(value: Any) -> Any:
 
 
 def build_identity(corpus: Corpus, options: BuildOptions, survey: Survey) -> dict[str, Any]:
-    """What decides the bytes: kept in the manifest and compared before anything is reused."""
+    """Everything that decides the bytes: kept in the manifest and compared before anything is reused."""
     stored: dict[str, Any] = {"corpora": survey.corpora, "segments": survey.digest, **getattr(corpus, "settings", {})}
     versions: dict[str, str] = {}
     if survey.kind == "video":
@@ -248,7 +250,7 @@ def build_identity(corpus: Corpus, options: BuildOptions, survey: Survey) -> dic
 
 
 def _check_templates(templates: Sequence[str], tokenizer: Any) -> None:
-    """A document is data from its first to its last character, so a template cannot command."""
+    """Refuse templates with control tokens: a document is plain data, so they would not work as control tokens."""
     reader = TextTokens(tokenizer)
     for template in templates:
         written = "".join(literal for literal, _, _, _ in string.Formatter().parse(template))

@@ -1,4 +1,4 @@
-"""What builder processes do: one segment -> stored bytes, many documents -> token ids; and the ordered process pool."""
+"""Work of the builder processes: one segment -> stored bytes, documents -> token ids; and their ordered pool."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Skip:
 
     @property
     def excluded(self) -> bool:
-        """Whether a published filter left the segment out: not a fault, and not part of the skip budget."""
+        """Whether a published filter left out the segment: no fault, and not counted against the skip budget."""
         return self.reason.startswith(EXCLUDED)
 
 
@@ -62,7 +62,7 @@ class PreparedVideo:
     payload: bytes
     info: VideoInfo
     why: str = ""
-    """Why a whole file was encoded, a word of ``build.encoded.REASONS``; empty for other media and files kept."""
+    """Why a whole file was encoded, a key of ``build.encoded.REASONS``; empty for other media and unchanged files."""
     source_bytes: int = 0
     """Size of that file."""
 
@@ -76,7 +76,7 @@ def has_media(media: VideoFile | FrameFolder) -> bool:
 
 
 def prepare_videos(segments: Sequence[Segment], options: VideoOptions) -> list[PreparedVideo | Skip]:
-    """Transcode segments; several are pieces of one file in order of their starts.
+    """Transcode one segment, or several pieces of one file in order of their starts.
 
     Unusable media becomes a Skip with its reason.
     """
@@ -84,8 +84,8 @@ def prepare_videos(segments: Sequence[Segment], options: VideoOptions) -> list[P
     pieces = [item for item in media if isinstance(item, VideoFile)]
     if len(pieces) < len(media) or len(media) == 1 or not has_media(pieces[0]):
         return [prepare_video(segment, options) for segment in segments]
-    found = transcode_pieces(pieces, options)
-    return [_prepared(segment, result) for segment, result in zip(segments, found, strict=True)]
+    results = transcode_pieces(pieces, options)
+    return [_prepared(segment, result) for segment, result in zip(segments, results, strict=True)]
 
 
 def prepare_video(segment: Segment, options: VideoOptions) -> PreparedVideo | Skip:
@@ -132,12 +132,12 @@ def ordered_map(
     """``(tag, function(unit))`` in order, by ``workers`` processes (0 or 1: this one) that run a bounded number ahead.
 
     Args:
-        function: can be sent to another process, like its results.
-        units: what to do.
-        workers: no process is started before there is work for it.
+        function: picklable, like its results.
+        units: the tagged work.
+        workers: a process starts only when there is work for it.
 
     Raises:
-        DataError: naming the tag in work when a process dies, e.g. killed for memory.
+        DataError: a process died, e.g. killed for memory; names the tag in work.
     """
     if workers <= 1:
         for tag, unit in units:
@@ -170,7 +170,7 @@ def ordered_map(
 
 
 def _exit_with_parent() -> None:
-    """End this builder process when the one that started it is gone: kill -9 gives no other notice."""
+    """End this builder process when its parent is gone: kill -9 gives no other notice."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

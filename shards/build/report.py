@@ -1,7 +1,7 @@
-"""The preparation report: what a corpus annotates and what its publication counts, what is on the disk, what was built.
+"""The preparation report: compares a corpus's annotations with its publication, the disk and the built set.
 
 Per split, the annotated segments divide into those a published filter excludes, those without text, those without
-media, and the usable rest; after a build also into what was skipped and stored. The missing media are listed.
+media, and the usable rest; after a build also into skipped and stored ones. The report lists missing media.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class _Split:
     wrong_times: int = 0
     usable: int = 0
     seconds: float = 0.0
-    """Annotated length of what is not excluded."""
+    """Annotated length of the segments that are not excluded."""
     untimed: int = 0
-    """Segments whose length the annotations do not tell."""
+    """Segments without an annotated length."""
     texts: array[int] = field(default_factory=lambda: array("Q"))
-    """`folded_hash` of what is not excluded."""
+    """`folded_hash` of every text that is not excluded."""
 
     def hashes(self) -> NDArray[np.uint64]:
         return np.frombuffer(self.texts, dtype=np.uint64)
@@ -78,13 +78,13 @@ class _Split:
 
 
 class _Survey:
-    """Counts segments; asks the disk once per file."""
+    """Counts segments; looks up every file once."""
 
     def __init__(self) -> None:
         self.splits: dict[str, _Split] = {}
         self.missing: list[dict[str, str]] = []
         self.repeated: list[tuple[bytes, str, str]] = []
-        """(identity, id, origin) of every segment whose id an earlier one has."""
+        """(identity, id, origin) of every segment with the id of an earlier one."""
         self._ids: set[bytes] = set()
         self._present: dict[Path, bool] = {}
 
@@ -129,9 +129,9 @@ def corpus_report(
     """Counts of a corpus against its publication, the disk and, with ``shards``, a finished shard set.
 
     Args:
-        corpus: every segment is asked for once; no media is opened.
-        shards: a shard set built from this corpus: adds what was skipped, by reason, and stored.
-        on_progress: called with the number of segments seen, now and then.
+        corpus: read once, or twice if ids repeat; no media is opened.
+        shards: a shard set built from this corpus: adds the skipped segments, by reason, and the stored ones.
+        on_progress: called now and then with the number of segments read.
 
     Returns:
         Ready for JSON: ``corpus``, ``settings``, ``notes``, ``splits``, ``missing`` (one entry per segment without
@@ -184,11 +184,11 @@ def write_missing(report: dict[str, Any], folder: Path) -> int:
 
 
 def _faults(corpus: Corpus, survey: _Survey) -> list[str]:
-    """What a build refuses whatever is skipped."""
-    wanted = {identity for identity, _, _ in survey.repeated}
+    """Faults that fail a build however many segments it may skip."""
+    repeated = {identity for identity, _, _ in survey.repeated}
     first: dict[bytes, str] = {}
-    for segment in corpus.segments() if wanted else ():
-        if (identity := segment_identity(segment)) in wanted:
+    for segment in corpus.segments() if repeated else ():
+        if (identity := segment_identity(segment)) in repeated:
             first.setdefault(identity, segment.origin)
     faults = [
         f"{origin}: the id {name!r} occurs twice, first at {first[identity]}"
@@ -248,7 +248,7 @@ def _annotated_seconds(segment: Segment) -> float | None:
 
 
 def _add_built(splits: dict[str, dict[str, Any]], folder: Path) -> None:
-    """What became of the segments: stored rows from the index, the others from ``skipped.jsonl``."""
+    """Add what was built, from the index, and what was skipped, from ``skipped.jsonl``."""
     table = read_index(folder, ("split", "duration_seconds")).table
     sums = table.group_by("split").aggregate([("duration_seconds", "sum"), ("duration_seconds", "count")])
     stored = {row["split"]: row for row in sums.to_pylist()}

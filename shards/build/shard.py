@@ -22,11 +22,11 @@ from shards.text import load_tokenizer, tokenise
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What one shard came to, for counting."""
+    """The counts of one finished shard."""
 
     shard: str
     segments: int
-    """Segments handled; those a published filter excludes are not among them."""
+    """Segments handled, without those a published filter excludes."""
     skips: list[Skip]
     bytes: int
     seconds: float
@@ -34,7 +34,7 @@ class Finished:
 
 
 def preparer(options: BuildOptions, kind: Kind) -> Callable[[list[Segment]], list[Any]]:
-    """The function that prepares one unit of segments; it can be sent to another process."""
+    """The function that prepares one unit of segments; picklable."""
     if kind == "video":
         return functools.partial(prepare_videos, options=options.video)
     return functools.partial(prepare_documents, tokenizer=options.tokenizer)

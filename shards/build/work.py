@@ -1,7 +1,7 @@
-"""Where a build keeps what is finished: a working folder beside the target, or a prefix of an object store.
+"""Where a build keeps finished shards: a working folder beside the target, or a prefix of an object store.
 
-Both know, per shard, a *part record*: digest of the annotations, state of the sources, checksum, index rows and skips.
-A shard counts as finished when its record is there, and it is written after the tar.
+Both keep a *part record* per shard: digest of the annotations, state of the sources, checksum, index rows and skips.
+The record is written after the tar; a shard with a record is finished.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Identity = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Part:
-    """The share ``number`` (from 1) of ``of`` shares of the shards."""
+    """Share ``number`` (from 1) of the shards, divided into ``of`` shares."""
 
     number: int
     of: int
@@ -48,12 +48,12 @@ class Part:
     @classmethod
     def parse(cls, text: str) -> Part:
         """``3/8``. Raises OptionError for anything else."""
-        found = re.fullmatch(r"(\d+)/(\d+)", text)
-        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
             raise OptionError(
                 f"{text!r} is no share", where="--part", fix="write I/N with 1 <= I <= N, for example 1/8"
             )
-        return cls(int(found[1]), int(found[2]))
+        return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"
@@ -64,22 +64,22 @@ class Part:
 
 
 def open_work(
-    out: Path | str, scratch: Path | None = None, storage_options: Mapping[str, Any] | None = None
+    out: Path | str, scratch: Path | None = None, storage_options: Mapping[str, object] | None = None
 ) -> LocalWork | RemoteWork:
-    """The work place for a target path or URL; ``scratch`` holds shards on their way to an object store."""
+    """The work place for a target path or URL; ``scratch`` holds shards before their upload to an object store."""
     if is_remote(out):
         return RemoteWork(str(out), scratch, storage_options)
     return LocalWork(Path(os.path.abspath(str(out).removeprefix("file://"))))
 
 
 class Sources:
-    """Sizes and modification times of media, to notice a file replaced under its name. Costs one stat per file."""
+    """Sizes and modification times of media, to notice a replaced file. Costs one stat per file."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[Path, str], list[Any]] = {}
 
     def digest(self, task: ShardTask) -> str:
-        """Digest over the state of every source of a shard; missing ones count as such."""
+        """Digest of the state of every source of a shard, missing ones included."""
         states = [self._state(segment.media) for segment in task.segments if segment.media is not None]
         return hashlib.sha256(json.dumps(states).encode()).hexdigest()
 
@@ -95,14 +95,14 @@ class Sources:
 
 def _stat(path: Path) -> list[Any]:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return [path.name]
-    return [path.name, found.st_size, found.st_mtime_ns]
+    return [path.name, status.st_size, status.st_mtime_ns]
 
 
 def part_record(tar: TarWriter, stored: Stored, task: ShardTask, sources: str) -> bytes:
-    """What is kept about a finished shard, as JSON."""
+    """The part record of a finished shard, as JSON."""
     part = {
         "digest": task.digest,
         "sources": sources,
@@ -115,17 +115,17 @@ def part_record(tar: TarWriter, stored: Stored, task: ShardTask, sources: str) -
     return json.dumps(part).encode()
 
 
-def check_same(found: Identity, wanted: Identity, where: str, fix: str) -> None:
-    """Raise DataError naming the options that differ between a build that was begun and this one."""
+def check_same(begun: Identity, identity: Identity, where: str, fix: str) -> None:
+    """Raise DataError if this build differs from the one begun there; names the differing options."""
     groups = ("options", "versions")
-    names = {(group, key) for group in groups for key in found.get(group, {}).keys() | wanted[group].keys()}
-    differing = sorted(key for group, key in names if found.get(group, {}).get(key) != wanted[group].get(key))
+    names = {(group, key) for group in groups for key in begun.get(group, {}).keys() | identity[group].keys()}
+    differing = sorted(key for group, key in names if begun.get(group, {}).get(key) != identity[group].get(key))
     if differing:
         raise DataError(f"holds a build made otherwise; different: {', '.join(differing)}", where=where, fix=fix)
 
 
 def _finished(manifest: Manifest, identity: Identity, where: str) -> Manifest:
-    """The manifest of a complete target that is this build; DataError when it is another one."""
+    """The manifest of a complete target of this build; DataError if it is another build's."""
     keys = manifest.options.keys() | identity["options"].keys()
     differing = sorted(key for key in keys if manifest.options.get(key) != identity["options"].get(key))
     if differing:
@@ -138,9 +138,9 @@ def _finished(manifest: Manifest, identity: Identity, where: str) -> Manifest:
 
 
 class LocalWork:
-    """``.<out>.building`` beside the target folder; the target gets its name in one rename at the very end.
+    """``.<out>.building`` beside the target folder, renamed to the target at the very end.
 
-    On a file system that several machines share, the parts of an array job work in it at the same time.
+    The parts of an array job may work in it at the same time, on a file system that their machines share.
     """
 
     def __init__(self, out: Path) -> None:
@@ -163,20 +163,20 @@ class LocalWork:
 
     @contextlib.contextmanager
     def session(self, identity: Identity, part: Part | None) -> Iterator[None]:
-        """Hold the working folder, alone or for one part, and clear it of another build."""
+        """Lock the working folder, alone or for one part, and remove the files of another build."""
         self.dir.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as locks:
             self._lock(locks, _LOCK_NAME, alone=part is None)
             if part is not None:
                 self._lock(locks, f"part-{part.number}-of-{part.of}.lock", alone=True)
-            plan, wanted = self.dir / _PLAN_NAME, json.dumps(identity, indent=1, sort_keys=True).encode()
-            if not plan.exists() or plan.read_bytes() != wanted:
+            plan, plan_bytes = self.dir / _PLAN_NAME, json.dumps(identity, indent=1, sort_keys=True).encode()
+            if not plan.exists() or plan.read_bytes() != plan_bytes:
                 if part is None:
                     self._clear(set())
                 elif plan.exists():
                     fix = "wait for it, or delete this folder"
                     check_same(json.loads(plan.read_bytes()), identity, self.where, fix)
-                write_atomic(plan, wanted)
+                write_atomic(plan, plan_bytes)
             elif part is None:
                 for left in self.dir.glob(f"{_WRITING}*"):  # tars that a killed run was writing
                     shutil.rmtree(left)
@@ -198,7 +198,7 @@ class LocalWork:
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A folder of its own for a tar being written, on the same file system."""
+        """A new folder for a tar being written, on the same file system."""
         folder = self.dir / f"{_WRITING}{secrets.token_hex(6)}"
         folder.mkdir()
         try:
@@ -233,7 +233,7 @@ class LocalWork:
 
     def shares(self) -> set[int]:
         """Into how many parts the runs so far were split."""
-        return {int(found[2]) for path in self.dir.iterdir() if (found := _PART_NAME.fullmatch(path.name))}
+        return {int(match[2]) for path in self.dir.iterdir() if (match := _PART_NAME.fullmatch(path.name))}
 
     def finish(self, table: pa.Table, manifest: Manifest, skipped: bytes) -> None:
         """Write skipped.jsonl, index.parquet and, last, manifest.json."""
@@ -268,11 +268,11 @@ class LocalWork:
 class RemoteWork:
     """A prefix of an object store: shards go to their final place, part records to ``.building/`` below it.
 
-    There is no lock. Objects appear whole and shards have the same bytes whoever writes them, so two builds of the
-    same corpus and options into one prefix cost work and nothing else.
+    There is no lock. Objects appear complete and every build of the same corpus and options writes the same bytes, so
+    two builds into one prefix waste work and do no harm.
     """
 
-    def __init__(self, location: str, scratch: Path | None, storage_options: Mapping[str, Any] | None) -> None:
+    def __init__(self, location: str, scratch: Path | None, storage_options: Mapping[str, object] | None) -> None:
         self.folder: Folder = open_folder(location, storage_options)
         self.state: Folder = open_folder(f"{location.rstrip('/')}/{_STATE}", storage_options)
         self.target = self.where = self.folder.location
@@ -294,13 +294,13 @@ class RemoteWork:
 
     @contextlib.contextmanager
     def session(self, identity: Identity, part: Part | None) -> Iterator[None]:
-        """Check that the prefix belongs to this build; nothing of another one is ever deleted."""
-        wanted = json.dumps(identity, indent=1, sort_keys=True).encode()
+        """Check that the prefix belongs to this build; objects of another build are never deleted."""
+        plan_bytes = json.dumps(identity, indent=1, sort_keys=True).encode()
         if self.state.exists(_PLAN_NAME):
             fix = "choose another --out, or delete this prefix first"
             check_same(json.loads(self.state.read(_PLAN_NAME)), identity, self.where, fix)
         else:
-            self.state.write(_PLAN_NAME, wanted)
+            self.state.write(_PLAN_NAME, plan_bytes)
         if part is not None:
             self.state.write(f"part-{part.number}-of-{part.of}.lock", b"")
         self._stored = set(self.folder.list(".tar"))
@@ -342,7 +342,7 @@ class RemoteWork:
 
     def shares(self) -> set[int]:
         """Into how many parts the runs so far were split."""
-        return {int(found[2]) for name in self.state.list(".lock") if (found := _PART_NAME.fullmatch(name))}
+        return {int(match[2]) for name in self.state.list(".lock") if (match := _PART_NAME.fullmatch(name))}
 
     def finish(self, table: pa.Table, manifest: Manifest, skipped: bytes) -> None:
         """Write skipped.jsonl, index.parquet and, last, manifest.json."""
@@ -370,8 +370,8 @@ class RemoteWork:
 
 
 @contextlib.contextmanager
-def full_disk_named(where: str) -> Iterator[None]:
-    """File system errors inside become DataErrors that say what to do."""
+def disk_errors(where: str) -> Iterator[None]:
+    """Turn file system errors into DataErrors with a fix."""
     try:
         yield
     except OSError as error:

@@ -85,22 +85,26 @@ def make_corpus(name: str, options: Mapping[str, object]) -> Corpus:
 
 
 def option_meanings(cls: type) -> dict[str, str]:
-    """What the options of a corpus are for: the strings below its fields, and the ``Args`` of its docstring."""
-    found: dict[str, str] = {}
+    """Descriptions of a corpus's options: the strings below its fields, and the ``Args`` of its docstring."""
+    meanings: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         assert isinstance(tree, ast.ClassDef)
-        for field, below in itertools.pairwise(tree.body):
-            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(field.target, ast.Name):
-                found[field.target.id] = inspect.cleandoc(ast.literal_eval(below.value))
+        for field, docstring in itertools.pairwise(tree.body):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(docstring, ast.Expr)
+                and isinstance(field.target, ast.Name)
+            ):
+                meanings[field.target.id] = inspect.cleandoc(ast.literal_eval(docstring.value))
         arguments = (ast.get_docstring(tree) or "").partition("\nArgs:\n")[2].partition("\n\n")[0]
         for name, meaning in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", arguments, re.MULTILINE):
-            found[name] = meaning
-    return {name: " ".join(meaning.split()) for name, meaning in found.items()}
+            meanings[name] = meaning
+    return {name: " ".join(meaning.split()) for name, meaning in meanings.items()}
 
 
 def convert(value: object, hint: object, where: str) -> Any:
-    """``value`` as the type ``hint`` asks for; values that are no strings pass unchanged. Raises OptionError."""
+    """``value`` converted to the type ``hint``; values other than strings stay as they are. Raises OptionError."""
     if not isinstance(value, str):
         return value
     choices = typing.get_args(hint) if typing.get_origin(hint) not in (list, dict) else ()
@@ -120,28 +124,28 @@ def convert(value: object, hint: object, where: str) -> Any:
 
 
 def named_values(values: Iterable[str], where: str) -> dict[str, str]:
-    """``["a=1", "b=2"]`` as a dict. Raises OptionError for a value without ``=`` and for a key that comes twice."""
-    found: dict[str, str] = {}
+    """``["a=1", "b=2"]`` as a dict. Raises OptionError for a value without ``=`` and for a repeated key."""
+    pairs: dict[str, str] = {}
     for pair in values:
         key, equals, value = pair.partition("=")
         if not equals:
             raise OptionError(f"{pair!r} is not key=value", where=where, fix="write key=value")
-        add_once(found, key, value, where)
-    return found
+        add_once(pairs, key, value, where)
+    return pairs
 
 
-def add_once(found: dict[str, T], key: str, value: T, where: str) -> None:
-    """Set ``found[key]``. Raises OptionError when it is there already: the first value would be lost."""
-    if key in found:
-        raise OptionError(f"{key} is given twice: {found[key]!r} and {value!r}", where=where, fix="give it once")
-    found[key] = value
+def add_once(target: dict[str, T], key: str, value: T, where: str) -> None:
+    """Set ``target[key]``. Raises OptionError if it is set already: the first value would be lost."""
+    if key in target:
+        raise OptionError(f"{key} is given twice: {target[key]!r} and {value!r}", where=where, fix="give it once")
+    target[key] = value
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found: dict[str, object] = {}
+    members: dict[str, object] = {}
     for key, value in pairs:
-        add_once(found, key, value, "")
-    return found
+        add_once(members, key, value, "")
+    return members
 
 
 def _read_dict(value: str) -> Mapping[str, object]:
@@ -157,7 +161,7 @@ _WRITTEN: dict[type, tuple[str, str]] = {
     float: ("a number", "a number, for example 0.5"),
     int: ("a whole number", "a whole number, for example 3"),
 }
-"""Kind of value -> what it is called, how it is written; ``float`` stands before ``int``, which it includes."""
+"""Type -> its name for users, how to write it. ``float`` comes before ``int``, which it includes."""
 _READ: dict[type, Callable[[str], Any]] = {
     dict: _read_dict,
     list: lambda value: json.loads(value) if value.startswith("[") else value.split(","),
@@ -168,6 +172,6 @@ _READ: dict[type, Callable[[str], Any]] = {
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """The fix for an unknown name: what may have been meant, and what there is."""
+    """The fix for an unknown name: the nearest known one, and all known ones."""
     near = difflib.get_close_matches(name, known, n=1)
     return (f"did you mean {near[0]}? " if near else "") + f"known: {', '.join(known)}"

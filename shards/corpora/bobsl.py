@@ -6,9 +6,9 @@
     automatic_annotations/signing_aligned_subtitles/auto_sat_aligned/<episode>.vtt
     manual_annotations/signing_aligned_subtitles/<episode>.vtt
 
-Under the BBC's agreement, for academic research only. The paths are those that public code for v1.4 reads; every one
-can be given as an option. Subtitles aligned with the audio run ahead of the interpreter. Manually aligned ones exist
-for few episodes: they are the splits ``train_aligned``, ``dev_aligned`` and ``test_aligned``, asked for by name.
+Under the BBC's agreement, for academic research only. The default paths are those that public code for v1.4 reads; an
+option overrides each. Subtitles aligned with the audio run ahead of the interpreter. Few episodes have manually aligned
+ones: they form the splits ``train_aligned``, ``dev_aligned`` and ``test_aligned``, read only if named in ``splits``.
 """
 
 from __future__ import annotations
@@ -83,13 +83,13 @@ class Bobsl:
         episodes = self._episodes()
         for split in self.splits:
             aligned = split.endswith(ALIGNED)
-            given = self.root / (self.aligned_subtitles if aligned else self.subtitles)
-            files = files_by_stem(check_folder(given, "the subtitles <episode>.vtt"), _SUBTITLE_SUFFIXES)
+            subtitle_folder = self.root / (self.aligned_subtitles if aligned else self.subtitles)
+            files = files_by_stem(check_folder(subtitle_folder, "the subtitles <episode>.vtt"), _SUBTITLE_SUFFIXES)
             for episode, origin in episodes[split.removesuffix(ALIGNED)]:
-                lost = "no_video" if episode not in videos else "" if episode in files else "no_subtitles"
+                reason = "no_video" if episode not in videos else "" if episode in files else "no_subtitles"
                 video = VideoFile(videos.get(episode, folder / f"{episode}.mp4"))
-                if lost:
-                    yield self._excluded(episode, split, video, lost, origin)
+                if reason:
+                    yield self._excluded(episode, split, video, reason, origin)
                 else:
                     yield from self._subtitles(episode, split, video, files[episode])
 
@@ -128,7 +128,7 @@ class Bobsl:
     def _episodes(self) -> dict[str, list[tuple[str, str]]]:
         """Split -> (episode, where it is listed). Raises DataError for an episode that is listed twice."""
         source = self.root / self.episodes
-        listed = _listed(source) if source.is_dir() else _subsets(source)
+        listed = _from_lists(source) if source.is_dir() else _from_subsets(source)
         seen: ByName[str] = ByName()
         for split, entries in listed.items():
             for episode, origin in entries:
@@ -142,7 +142,7 @@ class Bobsl:
         return listed
 
 
-def _subsets(path: Path) -> dict[str, list[tuple[str, str]]]:
+def _from_subsets(path: Path) -> dict[str, list[tuple[str, str]]]:
     """Episodes from ``subset2episode.json``; subsets of other names (the challenge's) have no subtitles."""
     if not path.is_file():
         raise DataError(
@@ -153,7 +153,7 @@ def _subsets(path: Path) -> dict[str, list[tuple[str, str]]]:
     content = read_json(path)
     if not isinstance(content, dict):
         raise DataError(f"no object of subsets but a {type(content).__name__}", where=str(path), fix=f"use {_METADATA}")
-    found = {}
+    episodes_by_split = {}
     for split, names in EPISODE_SPLITS.items():
         subset = next((name for name in names if name in content), "")
         entries = content.get(subset)
@@ -163,13 +163,15 @@ def _subsets(path: Path) -> dict[str, list[tuple[str, str]]]:
                 where=str(path),
                 fix=f"use {_METADATA}",
             )
-        found[split] = [(file_stem(str(episode), f"{path}: {subset}"), f"{path}: {subset}") for episode in entries]
-    return found
+        episodes_by_split[split] = [
+            (file_stem(str(episode), f"{path}: {subset}"), f"{path}: {subset}") for episode in entries
+        ]
+    return episodes_by_split
 
 
-def _listed(folder: Path) -> dict[str, list[tuple[str, str]]]:
+def _from_lists(folder: Path) -> dict[str, list[tuple[str, str]]]:
     """Episodes from one text file per split."""
-    found = {}
+    episodes_by_split = {}
     for split, names in EPISODE_SPLITS.items():
         paths = [folder / pattern.format(name) for name in names for pattern in _LISTS]
         path = next((path for path in paths if path.is_file()), None)
@@ -179,9 +181,9 @@ def _listed(folder: Path) -> dict[str, list[tuple[str, str]]]:
                 where=str(folder),
                 fix="name the lists so, or use subset2episode.json",
             )
-        found[split] = [
+        episodes_by_split[split] = [
             (file_stem(text.strip(), f"{path}:{line}"), f"{path}:{line}")
             for line, text in read_lines(path)
             if text.strip()
         ]
-    return found
+    return episodes_by_split

@@ -1,4 +1,4 @@
-"""From captions to segments: ids by time, and the published reasons to leave a caption out."""
+"""Captions to segments: ids made of times, and the published reasons to leave out a caption."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shards.schema import Segment, VideoFile
 
 
 def segment_ids(video: str, captions: Iterable[Caption]) -> Iterator[str]:
-    """``video-START-END`` in milliseconds; a second caption at the very same times gets ``.2``."""
+    """``video-START-END`` in milliseconds; a second caption at the same times gets ``.2``."""
     seen: collections.Counter[str] = collections.Counter()
     for caption in captions:
         start, end = (round(seconds * 1000) for seconds in (caption.start_seconds, caption.end_seconds))
@@ -28,7 +28,7 @@ def caption_segment(
     characters: int = 0,
     sounds: bool = False,
 ) -> Segment:
-    """``base`` with a caption's text and times, and with the reason why it is left out, if there is one.
+    """``base`` with a caption's text and times, and the reason if the caption is left out.
 
     Reasons: ``end_before_start``, ``too_short`` and ``too_long`` (outside ``seconds``), ``caption_too_long`` (more than
     ``characters``; 0: no limit), ``sound_only`` (unless ``sounds``).

@@ -1,8 +1,7 @@
 """Timed texts from caption files: WebVTT, SubRip, YouTube's json3, lists of JSON objects and simple TTML.
 
-The parsers are strict: what is no caption file is a DataError with file and line, and nothing of a file is left out
-because it could not be understood. They decide no policy: captions come out as they are timed, also with an end before
-their start or overlapping another one; the corpora say what they leave out.
+The parsers are strict: anything they cannot read is a DataError with file and line, never skipped. They set no policy:
+captions keep their times, even if one ends before it starts or overlaps another; the corpora decide what to leave out.
 
 Formats: WebVTT (W3C, 2019), SubRip as players accept it, json3 as ``yt-dlp --sub-format json3`` writes it, the lists
 of ``{text, start, duration}`` of youtube-transcript-api, TTML ``<p begin end>`` with clock or offset times.
@@ -22,14 +21,14 @@ from shards.errors import DataError
 
 SUFFIXES = (".vtt", ".srt", ".json3", ".json", ".ttml")
 MAX_FILE_BYTES = 64 << 20
-"""A day of captions is a few MB; a larger file is something else."""
+"""Captions of a whole day take a few MB; a file above this is something else."""
 _FIX = "fetch the captions again, or convert them to WebVTT"
 _ARROW = "-->"
 _STAMP = r"(?:([0-9]{1,4}):)?([0-9]{1,2}):([0-5][0-9])[.,]([0-9]{1,3})"
 _CUE_TIMES = re.compile(rf"[ \t]*{_STAMP}[ \t]*-->[ \t]*{_STAMP}(?:[ \t]+(.*))?")
 _WORD_TIME = re.compile(r"<(?:[0-9]{2,4}:)?[0-9]{2}:[0-9]{2}\.[0-9]{3}>")
 _TAG = re.compile(r"</?(?:[A-Za-z][^<>]*|[0-9][0-9:.]*)?>")
-_ENDLESS = re.compile(r"&#[0-9]{9,};?")  # no character has such a number, and Python refuses to read very long ones
+_LONG_NUMBER = re.compile(r"&#[0-9]{9,};?")  # no character has such a number, and Python refuses to read very long ones
 _OVERRIDE = re.compile(r"\{\\[^{}]*\}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]")
 _INVISIBLE = re.compile("[\u200b\u2060\ufeff]")
@@ -58,7 +57,7 @@ class Track:
     captions: list[Caption]
     """Ordered by start, end and line; without empty ones."""
     automatic: bool
-    """Words carry their own times: speech recognition, not captions somebody wrote."""
+    """Words have their own times: speech recognition, not captions written by people."""
 
 
 def read_captions(path: Path) -> list[Caption]:
@@ -89,13 +88,13 @@ def read_caption_file(path: Path) -> bytes:
 
 
 def parse_track(payload: bytes, suffix: str, where: str) -> Track:
-    """:func:`read_track` of bytes at hand; ``suffix`` is one of :data:`SUFFIXES`."""
+    """:func:`read_track` of bytes in memory; ``suffix`` is one of :data:`SUFFIXES`."""
     captions, automatic = _PARSERS[suffix](caption_text(payload, where), where)
     return Track(sorted(captions, key=lambda c: (c.start_seconds, c.end_seconds, c.line)), automatic)
 
 
 def caption_text(payload: bytes, where: str) -> str:
-    """The text of a file. Raises DataError with the line for another encoding than UTF-8."""
+    """The text of a file. Raises DataError with the line if it is not UTF-8."""
     try:
         return payload.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -106,13 +105,13 @@ def caption_text(payload: bytes, where: str) -> str:
 
 
 def sound_only(text: str) -> bool:
-    """Whether a caption holds nothing that is signed: ``[Music]``, ``(applause)``, ``* Applaus *``, ``♪ la la ♪``,
+    """Whether nothing in a caption is signed: ``[Music]``, ``(applause)``, ``* Applaus *``, ``♪ la la ♪``,
     ``[NOT-SIGNED]``."""
     return not re.search(r"\w", _SOUND.sub(" ", text))
 
 
 def _parse_vtt(text: str, where: str) -> tuple[list[Caption], bool]:
-    """WebVTT. Rolling captions, which repeat the line before, yield every line once, when it appears."""
+    """WebVTT. Rolling captions repeat the previous line; each line is taken once, when it appears."""
     lines = _lines(text)
     if not re.fullmatch(r"WEBVTT(?:[ \t].*)?", lines[0]):
         raise DataError(f"the first line is {lines[0][:40]!r}, not WEBVTT", where=f"{where}:1", fix=_FIX)
@@ -157,8 +156,8 @@ def _parse_json(text: str, where: str) -> tuple[list[Caption], bool]:
     if isinstance(content, list):
         return [c for n, entry in enumerate(content, 1) if (c := _entry(entry, n, f"{where} entry {n}"))], False
     if not isinstance(content, dict) or not isinstance(content.get("events"), list):
-        found = sorted(content) if isinstance(content, dict) else type(content).__name__
-        raise DataError(f"neither json3 events nor a list of captions; found {found}", where=where, fix=_FIX)
+        shown = sorted(content) if isinstance(content, dict) else type(content).__name__
+        raise DataError(f"neither json3 events nor a list of captions; found {shown}", where=where, fix=_FIX)
     captions, automatic = [], False
     for number, event in enumerate(content["events"], 1):
         words, timed = _event_text(event, f"{where} event {number}")
@@ -187,7 +186,7 @@ def _parse_ttml(text: str, where: str) -> tuple[list[Caption], bool]:
 
 
 def xml_root(text: str, where: str, kind: str) -> ElementTree.Element:
-    """The root of an XML document without a document type or entities, which could make it grow. Raises DataError."""
+    """The root of an XML document. Raises DataError for a document type or entities, which could make it grow."""
     if re.search(r"<!(?!--)", text):
         raise DataError(f"a document type or entity in {kind}", where=where, fix=_FIX)
     try:
@@ -213,7 +212,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _blocks(lines: list[str], start: int) -> Iterator[tuple[int, list[str]]]:
-    """(line number from 1, lines) of what stands between empty lines; a line of spaces is not empty."""
+    """(line number from 1, lines) of every block between empty lines; a line of spaces is not empty."""
     block: list[str] = []
     for number, line in enumerate([*lines[start:], ""], start + 1):
         if line:
@@ -250,7 +249,7 @@ def _stamp(marks: tuple[str | None, ...]) -> float:
 
 def _unmarked(line: str) -> str:
     """A cue line without tags, its entities resolved."""
-    return html.unescape(_ENDLESS.sub("\ufffd", _TAG.sub("", line)))
+    return html.unescape(_LONG_NUMBER.sub("\ufffd", _TAG.sub("", line)))
 
 
 def one_line(text: str) -> str:
@@ -259,7 +258,7 @@ def one_line(text: str) -> str:
 
 
 def _unrolled(written: list[str], shown: list[str]) -> list[str]:
-    """The lines that are new: without the leading ones that still stand there from the caption before."""
+    """The new lines: without the leading ones that the previous caption still shows."""
     for kept in range(min(len(written), len(shown)), 0, -1):
         if written[:kept] == shown[-kept:]:
             return written[kept:]
@@ -268,14 +267,14 @@ def _unrolled(written: list[str], shown: list[str]) -> list[str]:
 
 def _entry(entry: object, number: int, where: str) -> Caption | None:
     fields = entry if isinstance(entry, dict) else {}
-    given = next((name for name in ("end", "duration") if name in fields), "")
-    if not given or "text" not in fields or "start" not in fields:
-        found = sorted(fields) if isinstance(entry, dict) else type(entry).__name__
-        raise DataError(f"no caption with text, start and duration or end; found {found}", where=where, fix=_FIX)
+    key = next((name for name in ("end", "duration") if name in fields), "")
+    if not key or "text" not in fields or "start" not in fields:
+        shown = sorted(fields) if isinstance(entry, dict) else type(entry).__name__
+        raise DataError(f"no caption with text, start and duration or end; found {shown}", where=where, fix=_FIX)
     words = one_line(_text(fields["text"], where))
     begin = _number(fields["start"], f"{where} start")
-    end = _number(fields[given], f"{where} {given}")
-    return Caption(begin, end if given == "end" else begin + end, words, number) if words else None
+    end = _number(fields[key], f"{where} {key}")
+    return Caption(begin, end if key == "end" else begin + end, words, number) if words else None
 
 
 def _event_text(event: object, where: str) -> tuple[str, bool]:
@@ -299,7 +298,7 @@ def _text(value: object, where: str) -> str:
 
 
 def _number(value: object, where: str) -> float:
-    """A finite time >= 0 below about a year, whichever the unit."""
+    """A finite time >= 0 below about a year, in either unit."""
     # a comparison with not-a-number is false
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1e11:
         raise DataError(f"{str(value)[:40]} is no time", where=where, fix=_FIX)

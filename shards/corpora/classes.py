@@ -24,7 +24,7 @@ class Classes:
 
     Raises:
         DataError: a file that cannot be read, or two words for a class.
-        OptionError: a column that is not there.
+        OptionError: no such column.
     """
 
     def __init__(self, path: Path, columns: Sequence[str] = ()) -> None:
@@ -35,20 +35,20 @@ class Classes:
                 f"{len(columns)} columns", where=f"classes {path}", fix="name two: --class-columns NUMBER,WORD"
             )
         for where, number, word in self._json() if path.suffix.lower() == ".json" else self._lines(columns):
-            known = self._words.setdefault(_plain(number), word)
+            known = self._words.setdefault(_normal_number(number), word)
             if known != word:
                 raise DataError(f"the class {number} is {known!r} and {word!r}", where=where, fix="keep one of the two")
 
     def word(self, number: str, where: str) -> str:
-        """The word of a class; ``7``, ``07`` and ``7.0`` are the same. Raises DataError for one that is not listed."""
-        found = self._words.get(_plain(number))
-        if found is None:
+        """The word of a class; ``7``, ``07`` and ``7.0`` are the same. Raises DataError for an unlisted class."""
+        word = self._words.get(_normal_number(number))
+        if word is None:
             raise DataError(
                 f"no class {number[:40]!r} among the {len(self._words)} of {self.path.name}",
                 where=where,
                 fix="use the class list of the same corpus, or choose its columns with --class-columns",
             )
-        return found
+        return word
 
     def _json(self) -> Iterator[tuple[str, str, str]]:
         content = read_json(self.path)
@@ -91,7 +91,7 @@ class Classes:
 
 
 def _places(first: list[str], columns: Sequence[str], where: str) -> tuple[tuple[int, int], bool]:
-    """Where class and word stand, and whether the first line is a header."""
+    """Positions of class and word, and whether the first line is a header."""
     if not columns:
         return (0, 1), len(first) > 1 and not any(map(_NUMBER.fullmatch, first))
     if all(map(_POSITION.fullmatch, columns)):
@@ -102,6 +102,6 @@ def _places(first: list[str], columns: Sequence[str], where: str) -> tuple[tuple
     return (first.index(columns[0]), first.index(columns[1])), True
 
 
-def _plain(number: str) -> str:
+def _normal_number(number: str) -> str:
     match = _NUMBER.fullmatch(number.strip())
     return str(int(match[1])) if match else number.strip()

@@ -21,11 +21,11 @@ COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
 """What reading a missing, unreadable, cut off or damaged file raises."""
 LONGEST_LINE = 1 << 28
-"""Bytes; a longer line is no document (a JSON array in one line, a binary file)."""
+"""Bytes; a longer line is not a document (a JSON array on one line, a binary file)."""
 
 
 def plain_suffix(path: Path) -> str:
-    """The suffix that tells the format, in small letters: ``.tsv`` of ``a.tsv`` and of ``A.TSV.gz``."""
+    """The suffix of the uncompressed format, in lower case: ``.tsv`` of ``a.tsv`` and of ``A.TSV.gz``."""
     return (Path(path.stem) if compressed(path) else path).suffix.lower()
 
 
@@ -50,7 +50,7 @@ def open_source(path: Path) -> io.BufferedReader:
 
 
 def byte_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file with their ends. Raises DataError when it is missing, damaged or no text."""
+    """The lines of a file with their ends. Raises DataError if the file is missing, damaged or not text."""
     try:
         with open_source(path) as handle:
             refuse_binary(handle.peek(HEAD_BYTES)[:HEAD_BYTES], path)
@@ -67,7 +67,7 @@ def byte_lines(path: Path) -> Iterator[bytes]:
 
 
 def cannot_read(path: Path, error: BaseException) -> DataError:
-    """The DataError of a file that cannot be opened or unpacked."""
+    """The DataError for a file that cannot be opened or unpacked."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     damaged = compressed(path) and not isinstance(error, FileNotFoundError | PermissionError)
     fix = "copy or fetch the file again: it is cut off or damaged" if damaged else "check the path"
@@ -75,7 +75,7 @@ def cannot_read(path: Path, error: BaseException) -> DataError:
 
 
 def refuse_no_table(path: Path) -> None:
-    """Raise DataError when a file that should be a table is missing, or begins like something else."""
+    """Raise DataError if a file that should be a table is missing or begins like another kind of file."""
     try:
         with open_source(path) as handle:
             head = handle.peek(HEAD_BYTES)[:HEAD_BYTES]

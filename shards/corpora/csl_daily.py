@@ -6,14 +6,14 @@
     sentence/frames_512x512/<name>/*.jpg  official frames (also found as sentence_frames-512x512/frames_512x512)
     sentence-crop/<name>.mp4              the same as 30 fps video, in some copies
 
-Two entries of the release do not fit together. ``S000005_P0004_T00`` is in the train split, but nobody annotated it;
+Two entries of the release are incomplete. ``S000005_P0004_T00`` is in the train split, but not annotated;
 ``S000007_P0003_T00`` is annotated, but in no split. Both are left out here (18,400 train samples, as in the
-sltbaselines code); with ``unlisted_to_train`` the second takes the first one's place (18,401, as in Uni-Sign).
+sltbaselines code); with ``unlisted_to_train`` the second replaces the first (18,401, as in Uni-Sign).
 
 ``labels`` takes text and gloss from a derivative instead, one file per split: ``labels.{train,dev,test}`` of Uni-Sign
 (18,401 train samples) or sltbaselines, or SLRT's ``csl-daily.{train,dev,test}``. Blanks between words are removed.
 
-The corpus is given out by USTC on a signed request, for research only.
+USTC gives out the corpus on a signed request, for research only.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class CslDaily:
             )
 
     def segments(self) -> Iterator[Segment]:
-        """The split file's entries in its order, then the annotated entry that it lacks; or the label files."""
+        """The entries of the split file in order, then the annotated entry missing from it; or the label files."""
         for split, file in self.files.items():
             for label in read_label_file(file):
                 fields = ("".join(label.text.split()), label.gloss, label.where)
@@ -128,7 +128,7 @@ class CslDaily:
             return
         text, gloss, where = fields
         file_stem(name, where)
-        parts = name.split("_")
+        name_parts = name.split("_")
         yield Segment(
             corpus=self.NAME,
             id=name,
@@ -139,7 +139,7 @@ class CslDaily:
             else FrameFolder(self.frames / name, "*.jpg", self.frames_fps),
             language="zh",
             sign_language="csl",
-            signer=parts[1] if len(parts) == 3 else "",
+            signer=name_parts[1] if len(name_parts) == 3 else "",
             gloss=gloss,
             origin=where,
             excluded=excluded,
@@ -147,14 +147,16 @@ class CslDaily:
 
     def _annotations(self) -> ByName[tuple[str, str, str]]:
         """Name -> (text, gloss, where)."""
-        found: ByName[tuple[str, str, str]] = ByName()
+        annotations: ByName[tuple[str, str, str]] = ByName()
         for name, *fields, where in self._pickled() if (self.labels / _PICKLE).is_file() else self._mapped():
-            if name in found:
+            if name in annotations:
                 raise DataError(
-                    f"{name} is annotated twice, first at {found[name][2]}", where=where, fix="remove one of the two"
+                    f"{name} is annotated twice, first at {annotations[name][2]}",
+                    where=where,
+                    fix="remove one of the two",
                 )
-            found[name] = (fields[0], fields[1], where)
-        return found
+            annotations[name] = (fields[0], fields[1], where)
+        return annotations
 
     def _pickled(self) -> Iterator[tuple[str, str, str, str]]:
         path = self.labels / _PICKLE

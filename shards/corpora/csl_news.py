@@ -3,8 +3,8 @@
     data/train/CSL_News_Labels.json       [{"video": NAME.mp4, "pose": NAME.pkl, "text": ...}], 722,711 entries
     archive_001.zip ... archive_436.zip   the videos; unpack them anywhere below one folder
 
-From Hugging Face ``ZechengLi19/CSL-News``, CC BY-NC 4.0. Texts come from speech recognition. There are no splits: all
-of it is ``train``. The csv beside the labels repeats four videos with other texts; the JSON file is the one to use.
+From Hugging Face ``ZechengLi19/CSL-News``, CC BY-NC 4.0. Texts come from speech recognition. There are no splits:
+everything is ``train``. The csv next to the labels repeats four videos with other texts; use the JSON file.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class CslNews:
 
     Args:
         labels: ``CSL_News_Labels.json``.
-        videos: folder with the unpacked archives, nested or not. Archives not fetched count as missing media: allow
-            for them with ``--max-skipped-fraction``.
+        videos: folder with the unpacked archives, nested or not. Archives you did not fetch count as missing media:
+            allow them with ``--max-skipped-fraction``.
     """
 
     NAME = "csl_news"

@@ -4,8 +4,8 @@
     dailymoth-70h/unblurred_clips/videos/00000/NAME.mp4      in folders named by the first five characters
     dailymoth-70h/blurred_clips/videos/00000/NAME.mp4
 
-Fetched and unpacked by ssvp_slt's ``download_dm70.sh``; CC BY-NC 4.0. The columns are those of ssvp_slt's manifests;
-a manifest of another corpus in that form (``video_name duration caption``, with or without a header) reads as well.
+ssvp_slt's ``download_dm70.sh`` fetches and unpacks it; CC BY-NC 4.0. The columns are those of ssvp_slt's manifests;
+manifests of other corpora in that form (``video_name duration caption``, with or without a header) work as well.
 """
 
 from __future__ import annotations

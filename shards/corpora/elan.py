@@ -1,4 +1,4 @@
-"""Timed texts from ELAN files (``.eaf``, EAF 2.x and 3.0): tiers of annotations with times, their own or a parent's.
+"""Timed texts from ELAN files (``.eaf``, EAF 2.x and 3.0): tiers of annotations, with times of their own or a parent's.
 
 Parsed as strictly as caption files (:mod:`shards.corpora.captions`): a reference to something missing is a DataError.
 """
@@ -31,16 +31,16 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class ElanFile:
-    """The tiers of a file in their order, and where its zero lies in each of its media."""
+    """The tiers of a file in order, and the time of its zero in each of its media."""
 
     tiers: list[Tier]
     origins: dict[str, float]
-    """Name of a media file without suffix -> seconds into it at which the annotations count from 0, where not 0."""
+    """Name of a media file without suffix -> second of it at which the annotations begin to count, if not 0."""
 
     def chosen(self, names: list[str], where: str) -> list[Tier]:
-        """Those of the named tiers that are there; without names the only one that has annotations.
+        """The named tiers that exist; without names, the only tier with annotations.
 
-        Raises OptionError when several have some and none is named.
+        Raises OptionError if several tiers have annotations and none is named.
         """
         if names:
             return [tier for tier in self.tiers if tier.name in names]
@@ -55,12 +55,12 @@ class ElanFile:
 
 
 def read_elan(path: Path) -> ElanFile:
-    """Parse an ELAN file. Raises DataError when it cannot be read, or is none, or contradicts itself."""
+    """Parse an ELAN file. Raises DataError if it cannot be read, is not an ELAN file, or contradicts itself."""
     return parse_elan(caption_text(read_caption_file(path), str(path)), str(path))
 
 
 def parse_elan(text: str, where: str) -> ElanFile:
-    """:func:`read_elan` of a text at hand."""
+    """:func:`read_elan` of a text in memory."""
     root = xml_root(text, where, "ELAN")
     if root.tag != "ANNOTATION_DOCUMENT":
         raise DataError(f"the document is a {str(root.tag)[:40]}, not an ANNOTATION_DOCUMENT", where=where, fix=_FIX)
@@ -79,7 +79,7 @@ def parse_elan(text: str, where: str) -> ElanFile:
         captions.sort(key=lambda caption: (caption.start_seconds, caption.end_seconds, caption.line))
         tiers.append(Tier(tier.get("TIER_ID", ""), tier.get("PARTICIPANT", "").strip(), captions))
     media = [] if header is None else header.findall("MEDIA_DESCRIPTOR")
-    origins = {_stem(item): _whole(item.get("TIME_ORIGIN"), f"{where} TIME_ORIGIN") / 1000 for item in media}
+    origins = {_stem(item): _milliseconds(item.get("TIME_ORIGIN"), f"{where} TIME_ORIGIN") / 1000 for item in media}
     return ElanFile(tiers, {name: seconds for name, seconds in origins.items() if seconds})
 
 
@@ -92,15 +92,15 @@ def _stem(media: Element) -> str:
 
 
 class _Spans:
-    """The times of every annotation: by its time slots, or as a part of the annotation that it refers to."""
+    """The times of every annotation: from its time slots, or as a part of the annotation it refers to."""
 
     def __init__(self, root: Element, where: str) -> None:
         self.where = where
         self._slots = self._read_slots(root)
         self._known: dict[str, Span] = {}
         self._parents: dict[str, str] = {}
-        self._parts: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
-        self._part_of: dict[str, tuple[str, str]] = {}
+        self._siblings: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
+        self._sibling_key: dict[str, tuple[str, str]] = {}
         for tier in root.iterfind("TIER"):
             for annotation in _annotations(tier):
                 name = annotation.get("ANNOTATION_ID", "")
@@ -109,8 +109,8 @@ class _Spans:
                     continue
                 parent = annotation.get("ANNOTATION_REF", "")
                 self._parents[name] = parent
-                self._part_of[name] = tier.get("TIER_ID", ""), parent
-                self._parts[self._part_of[name]].append(name)
+                self._sibling_key[name] = tier.get("TIER_ID", ""), parent
+                self._siblings[self._sibling_key[name]].append(name)
 
     def of(self, annotation: Element) -> Span:
         """(start, end) in seconds. The parts of one annotation in one tier share its time evenly."""
@@ -123,22 +123,22 @@ class _Spans:
             chain.append(parent)
         for child in reversed(chain[:-1]):
             start, end = self._known[self._parents[child]]
-            parts = self._parts[self._part_of[child]]
-            step, place = (end - start) / len(parts), parts.index(child)
+            siblings = self._siblings[self._sibling_key[child]]
+            step, place = (end - start) / len(siblings), siblings.index(child)
             self._known[child] = start + step * place, start + step * (place + 1)
         return self._known[name]
 
     def _read_slots(self, root: Element) -> dict[str, float]:
-        """Seconds of every time slot; those without a time lie evenly between their neighbours, as ELAN shows them."""
+        """Seconds of every time slot; slots without a time are spaced evenly between their neighbours, as in ELAN."""
         slots = root.findall("TIME_ORDER/TIME_SLOT")
         names = [slot.get("TIME_SLOT_ID", "") for slot in slots]
         times = [slot.get("TIME_VALUE") for slot in slots]
         known = [place for place, time in enumerate(times) if time is not None]
-        found = {names[place]: _whole(times[place], f"{self.where} {names[place]}") / 1000 for place in known}
+        seconds = {names[place]: _milliseconds(times[place], f"{self.where} {names[place]}") / 1000 for place in known}
         for before, after in itertools.pairwise(known):
-            start, step = found[names[before]], (found[names[after]] - found[names[before]]) / (after - before)
-            found |= {names[place]: start + step * (place - before) for place in range(before + 1, after)}
-        return found
+            start, step = seconds[names[before]], (seconds[names[after]] - seconds[names[before]]) / (after - before)
+            seconds |= {names[place]: start + step * (place - before) for place in range(before + 1, after)}
+        return seconds
 
     def _slot(self, annotation: Element, number: str) -> float:
         slot = annotation.get(f"TIME_SLOT_REF{number}", "")
@@ -152,8 +152,8 @@ class _Spans:
         return DataError(what, where=self.where, fix=_FIX)
 
 
-def _whole(value: str | None, where: str) -> int:
-    """Milliseconds; none: 0."""
+def _milliseconds(value: str | None, where: str) -> int:
+    """Milliseconds; 0 for None."""
     if value is None:
         return 0
     if not value.removeprefix("-").isdecimal() or len(value) > 12:

@@ -1,4 +1,4 @@
-"""Files that are no tables: known by their first bytes or names, with what helps instead."""
+"""Files that are not tables, recognised by their first bytes or names, and how to use them instead."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS_BY_SUFFIX = {
     **dict.fromkeys((".docx", ".doc", ".odt", ".pdf", ".rtf"), ("a text document", "copy its table into a CSV file")),
     **dict.fromkeys((".pkl", ".pickle"), ("a Python pickle", _LABELS)),
 }
-"""Suffix -> what such a file is, and what helps."""
+"""Suffix -> what such a file is, and the fix."""
 _BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
     (b"PK\3\4", "a zip archive", _UNPACK),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a file of an old office program", _SPREADSHEET),
@@ -44,7 +44,7 @@ _HTML = (b"<!doctype html", b"<html")
 
 
 def binary_kind(head: bytes, name: str) -> tuple[str, str] | None:
-    """What a file is whose first bytes no text has, and what helps; None for text and for what is not known."""
+    """What a binary file is by its first bytes, and the fix; None for text and unknown kinds."""
     office = head.startswith(b"PK\3\4") and (b"[Content_Types].xml" in head or b"opendocument" in head)
     if office or head[:4] in (b"PK\3\4", b"\xd0\xcf\x11\xe0"):
         if (known := KINDS_BY_SUFFIX.get(Path(name).suffix.lower())) is not None:
@@ -85,6 +85,6 @@ def text_kind(head: bytes) -> tuple[str, str] | None:
 
 
 def refuse_binary(head: bytes, path: Path) -> None:
-    """Raise DataError when a file that should be text begins like another kind of file."""
+    """Raise DataError if a file that should be text begins like another kind of file."""
     if (known := binary_kind(head, path.name)) is not None:
         raise DataError(f"not text but {known[0]}", where=str(path), fix=known[1])

@@ -96,10 +96,10 @@ class HfDataset(TextBase):
 
 def _entry(path: Path, key: str, optional: bool = False) -> list[object]:
     values = read_json(path)
-    found = values.get(key) if isinstance(values, dict) else None
-    if isinstance(found, list) or (optional and not found):
-        return found or []
-    raise DataError(f"{key} is {found!r}, not a list", where=str(path), fix="save the dataset again")
+    entry = values.get(key) if isinstance(values, dict) else None
+    if isinstance(entry, list) or (optional and not entry):
+        return entry or []
+    raise DataError(f"{key} is {entry!r}, not a list", where=str(path), fix="save the dataset again")
 
 
 def _read_stream(path: Path, fields: list[str]) -> Iterator[tuple[int, list[object]]]:
@@ -114,7 +114,7 @@ def _read_stream(path: Path, fields: list[str]) -> Iterator[tuple[int, list[obje
 
 
 def _check_end(path: Path, source: pa.MemoryMappedFile) -> None:
-    """A stream cut between two batches reads like a shorter one, but for its end mark."""
+    """Without its end mark, a stream cut between two batches looks like a shorter one."""
     size = source.size()
     source.seek(max(0, size - len(_STREAM_END)))
     if source.read(len(_STREAM_END)) != _STREAM_END:

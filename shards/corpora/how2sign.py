@@ -48,8 +48,8 @@ class How2Sign:
 
     Args:
         root: folder of the download.
-        splits: which of train, dev, test; default: those whose annotations are there.
-        videos: folder of the videos (or clips), when it is none of the usual ones.
+        splits: which of train, dev, test; default: those with annotations.
+        videos: folder of the videos (or clips), if it is not one of the usual ones.
         realigned: use the re-aligned annotations; false: ``how2sign_<split>.csv`` with the original START and END.
         clips: read the pre-cut clips ``<SENTENCE_NAME>.mp4`` instead of cutting whole videos.
         labels: folder with ``labels.{train,dev,test}`` (pickles that name clips) used instead of the csv files; needs
@@ -106,13 +106,13 @@ class How2Sign:
         """Every annotated row in file order, whether or not its video exists."""
         for split, path in self.files.items():
             folder = self._folder(split)
-            yield from self._labelled(split, path, folder) if self.labels else self._rows(split, path, folder)
+            yield from self._from_labels(split, path, folder) if self.labels else self._from_table(split, path, folder)
 
     def _folder(self, split: str) -> Path:
         usual = _CLIPS if self.clips else _VIDEOS
         return self.videos or first_existing(self.root / folder.format(SPLITS[split]) for folder in usual)
 
-    def _rows(self, split: str, path: Path, folder: Path) -> Iterator[Segment]:
+    def _from_table(self, split: str, path: Path, folder: Path) -> Iterator[Segment]:
         times = ("START_REALIGNED", "END_REALIGNED") if self.realigned else ("START", "END")
         needed = ("VIDEO_NAME", "SENTENCE_NAME", "SENTENCE", *times)
         for line, row in read_table(path, "\t", quoting=False, needed=needed):
@@ -126,7 +126,7 @@ class How2Sign:
             excluded = "" if end > start or self.clips else "no_duration"
             yield self._segment(split, sentence, _unquoted(row["SENTENCE"]), media, where, excluded)
 
-    def _labelled(self, split: str, path: Path, folder: Path) -> Iterator[Segment]:
+    def _from_labels(self, split: str, path: Path, folder: Path) -> Iterator[Segment]:
         for label in read_label_file(path):
             media = VideoFile(clip_path(folder, label.media))
             yield self._segment(split, label.name, label.text, media, label.where)
@@ -148,7 +148,7 @@ class How2Sign:
 
 
 def _unquoted(field: str) -> str:
-    """The text of a field quoted as in csv; a field that only begins or ends with a quote stays as it is."""
+    """The text of a field quoted as in csv; a field with a quote at one end only stays as it is."""
     text = field.strip()
     inner = text[1:-1]
     quoted = len(text) >= 2 and text[0] == text[-1] == '"' and '"' not in inner.replace('""', "")

@@ -1,7 +1,7 @@
-"""Label files of other projects: pickles of one split each, which name clips and hold no times.
+"""Label files of other projects: one pickle per split, which names clips and has no times.
 
-GFSLT-VLP, sltbaselines and Uni-Sign hand around ``labels.<split>`` (dicts by name), neccam/slt and SLRT lists under
-other names. Each entry has ``name`` and ``text``, most ``gloss`` (text, or a list of words), some ``signer`` or
+GFSLT-VLP, sltbaselines and Uni-Sign publish ``labels.<split>`` (dicts by name); neccam/slt and SLRT publish lists under
+other names. Each entry has ``name`` and ``text``, most have ``gloss`` (text, or a list of words), some ``signer`` or
 ``video_path``. They are read as data, see :mod:`shards.corpora.unpickle`.
 """
 
@@ -41,21 +41,21 @@ def find_label_files(folder: Path, patterns: Sequence[str]) -> dict[str, Path]:
         patterns: file names with ``{}`` for the split (``labels.{}``), in order of preference.
 
     Raises:
-        DataError: there is none at all.
+        DataError: there is none.
     """
-    found = {}
+    files = {}
     for split, ends in SPLIT_NAMES.items():
         candidates = [folder / pattern.format(end) for pattern in patterns for end in ends]
         if path := next((path for path in candidates if path.is_file()), None):
-            found[split] = path
-    if not found:
+            files[split] = path
+    if not files:
         looked = [pattern.format("train") for pattern in patterns]
         raise DataError(
             f"holds {'none of' if len(looked) > 1 else 'no'} {', '.join(looked)} (nor dev, val or test)",
             where=str(folder),
             fix="pass the folder with the label files, or leave `labels` out to use the official annotations",
         )
-    return found
+    return files
 
 
 def chosen_files(files: Mapping[str, Path], splits: Sequence[str] | None, folder: Path) -> dict[str, Path]:
@@ -72,9 +72,9 @@ def chosen_files(files: Mapping[str, Path], splits: Sequence[str] | None, folder
 def read_label_file(path: Path) -> Iterator[Label]:
     """The entries of a label file in its order. Raises DataError for a file or entry that cannot be used."""
     for where, entry in read_labels(path, ("name", "text"), TENSOR_PARTS):
-        given = text_field(entry, "name", where)
-        split, slash, rest = given.partition("/")
-        name = file_stem((rest if slash and split in _SPLIT_FOLDERS else given).removesuffix(".mp4"), where)
+        path_or_name = text_field(entry, "name", where)
+        split, slash, rest = path_or_name.partition("/")
+        name = file_stem((rest if slash and split in _SPLIT_FOLDERS else path_or_name).removesuffix(".mp4"), where)
         text, gloss, signer = (_optional(entry, key, where) for key in ("text", "gloss", "signer"))
         yield Label(where, name, text, gloss, signer, _media(entry, name, where))
 
@@ -84,7 +84,7 @@ def _optional(entry: Mapping[str, object], key: str, where: str) -> str:
 
 
 def _media(entry: Mapping[str, object], name: str, where: str) -> PurePosixPath:
-    """``video_path`` of an entry where it has one; else the name with ``.mp4``."""
+    """``video_path`` of an entry if it has one, else the name with ``.mp4``."""
     if not entry.get("video_path"):
         return PurePosixPath(f"{name}.mp4")
     path = PurePosixPath(text_field(entry, "video_path", where))
@@ -94,5 +94,5 @@ def _media(entry: Mapping[str, object], name: str, where: str) -> PurePosixPath:
 
 
 def clip_path(folder: Path, media: PurePosixPath) -> Path:
-    """Where a clip lies: at its path below ``folder``, or in ``folder`` itself."""
+    """Path of a clip: its own below ``folder``, or in ``folder`` itself."""
     return first_existing((folder / media, folder / media.name))

@@ -10,17 +10,17 @@ from shards.errors import DataError
 from shards.names import ByName, existing
 
 NO_MEDIA = "(no media in the annotations)"
-"""Stands for the file name of a segment whose annotation names none."""
+"""File name of a segment whose annotation has none."""
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".m4v", ".avi", ".flv", ".3gp")
-"""In order of preference where the same video lies there twice."""
+"""In order of preference if a video exists in several formats."""
 
 
 def check_folder(path: Path, what: str) -> Path:
-    """The folder ``path``, in whatever spelling it is there. Raises DataError saying ``what`` was looked for."""
-    found = existing(path)
-    if not found.is_dir():
+    """The folder ``path`` in its spelling on the disk. Raises DataError that says ``what`` should be in it."""
+    folder = existing(path)
+    if not folder.is_dir():
         raise DataError(f"no such folder; looked for {what} there", where=str(path), fix="correct the path")
-    return found
+    return folder
 
 
 def files_below(folder: Path) -> Iterator[Path]:
@@ -44,18 +44,18 @@ def files_below(folder: Path) -> Iterator[Path]:
 def files_by_stem(folder: Path, suffixes: Collection[str]) -> ByName[Path]:
     """Name without suffix -> file, for all files below ``folder`` with one of the suffixes.
 
-    Where a name has several suffixes the one that stands first in ``suffixes`` counts. Raises DataError when the same
-    file name occurs twice: in two folders, or in two spellings.
+    If a name has several suffixes, the first of ``suffixes`` counts. Raises DataError if the same file name occurs
+    twice: in two folders, or in two spellings.
     """
     order = {suffix: rank for rank, suffix in enumerate(suffixes)}
-    found: ByName[Path] = ByName()
+    files: ByName[Path] = ByName()
     for path in files_below(folder):
         if (rank := order.get(path.suffix.lower())) is None:
             continue
-        known = found.get(path.stem)
+        known = files.get(path.stem)
         if known is not None and rank > order[known.suffix.lower()]:
             continue
         if known is not None and rank == order[known.suffix.lower()]:
             raise DataError(f"two files for {path.stem!r}: {known} and {path}", where=str(folder), fix="remove one")
-        found[path.stem] = path
-    return found
+        files[path.stem] = path
+    return files

@@ -34,7 +34,7 @@ class MsAsl:
 
     Args:
         root: folder with the ``MSASL_<split>.json`` files.
-        splits: which of train, dev, test; default: those whose file is there.
+        splits: which of train, dev, test; default: those with a file.
         videos: folder of the videos; default ``videos`` in root.
         boxes: crop to the published boxes; false keeps the whole picture.
         classes: take the labels below this: 100, 200, 500 and 1000 are the published subsets.

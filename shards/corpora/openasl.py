@@ -5,14 +5,14 @@
     raw-video/<yid>.mp4      whole videos, cut by time and cropped to a square around the box
     video-clip/<vid>.mp4     clips made by the release's own script (``clips=true``): cut and cropped already
 
-``vid`` is ``<yid>-HH:MM:SS.mmm-HH:MM:SS.mmm``; because of the colons people store clips with ``%`` (the release's
-script), ``-`` or ``_`` in their place, and each of these is found. Segments without a box are left out, as by that
-script. Its squares are padded with black where they leave the picture; here they end at the picture's edge.
+``vid`` is ``<yid>-HH:MM:SS.mmm-HH:MM:SS.mmm``. People replace the colons in the names of clips by ``%`` (the release's
+script), ``-`` or ``_``; all of these are read. Segments without a box are left out, as in that script. It pads squares
+that leave the picture with black; here they end at the picture's edge.
 
 ``labels`` takes splits and texts from Uni-Sign's ``labels.{train,dev,test}`` instead of the tsv. Their names are
 ``vid`` in one of these spellings, so the times are known and whole videos can be cut by them as well.
 
-Videos vanish from YouTube: half of the segments may be missing before a build fails.
+Videos disappear from YouTube: a build fails only if more than half of the segments are missing.
 Licence: CC BY-NC-ND 4.0. About one in ten dev and test sentences occurs word for word in train.
 """
 
@@ -102,7 +102,7 @@ class OpenAsl:
         present = {same_name(path.name) for path in self.videos.glob("*.mp4")} if self.clips else set()
         for split, file in self.files.items():
             for label in read_label_file(file):
-                yield self._labelled(split, label, boxes, present)
+                yield self._from_label(split, label, boxes, present)
         for line, row in () if self.files else read_table(self.table, "\t", quoting=False, needed=COLUMNS):
             where = f"{self.table}:{line}"
             split = _SPLIT_NAMES.get(row["split"], row["split"])
@@ -114,7 +114,7 @@ class OpenAsl:
             fields = {"id": row["vid"], "text": row[self.text].strip(), "gloss": row["gloss"].strip()}
             yield self._segment(split, fields, media, where, excluded)
 
-    def _labelled(self, split: str, label: Label, boxes: ByName[Box | None], present: set[str]) -> Segment:
+    def _from_label(self, split: str, label: Label, boxes: ByName[Box | None], present: set[str]) -> Segment:
         """A clip of a label file; its name gives video and times."""
         fields = {"id": label.name, "text": label.text, "gloss": label.gloss}
         if (match := _VID.fullmatch(label.name)) is None:

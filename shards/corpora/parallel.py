@@ -31,7 +31,7 @@ class Parallel(TextBase):
     gloss: dict[str, str]
     """Split -> file of glosses, aligned with it."""
     templates: list[str] = field(default_factory=lambda: ["signs: {gloss} sentence: {text}"])
-    """What becomes of a pair: one document per template."""
+    """One document per pair and template."""
 
     def __post_init__(self) -> None:
         where = f"corpus {self.corpus}"

@@ -4,7 +4,7 @@
     PHOENIX-2014-T/features/fullFrame-210x260px/{train,dev,test}/<name>/imagesNNNN.png
 
 The csv files are separated by ``|`` without quoting. Their ``video`` column says ``<name>/1/*.png`` while the frames
-lie in ``<name>/``; whichever folder exists is used. Some folders hold a stray profiling file, which is no image.
+are in ``<name>/``; the folder that exists is used. Some folders hold a stray profiling file, which is ignored.
 
 ``labels`` takes text, gloss and signer from a derivative instead, with the frames of the official release:
 
@@ -66,8 +66,8 @@ class Phoenix14T:
 
     def _table(self, split: str) -> Path:
         folders = (self.base / _ANNOTATIONS, self.base)
-        found = next((folder for folder in folders if list(folder.glob("*.corpus.csv"))), folders[0])
-        return found / f"PHOENIX-2014-T.{split}.corpus.csv"
+        chosen = next((folder for folder in folders if list(folder.glob("*.corpus.csv"))), folders[0])
+        return chosen / f"PHOENIX-2014-T.{split}.corpus.csv"
 
     def _no_annotations(self) -> DataError:
         return DataError(
@@ -79,23 +79,23 @@ class Phoenix14T:
     def segments(self) -> Iterator[Segment]:
         """Every annotated row in file order, whether or not its frames exist."""
         for split, path in self.files.items():
-            yield from self._derived(split, path) if self.labels else self._official(split, path)
+            yield from self._from_labels(split, path) if self.labels else self._official(split, path)
 
     def _official(self, split: str, path: Path) -> Iterator[Segment]:
         for line, row in read_table(path, "|", quoting=False, needed=COLUMNS):
             where = f"{path}:{line}"
-            given = PurePosixPath(row["video"])
-            if given.is_absolute() or ".." in given.parts or len(given.parts) < 2 or "\0" in row["video"]:
+            listed = PurePosixPath(row["video"])
+            if listed.is_absolute() or ".." in listed.parts or len(listed.parts) < 2 or "\0" in row["video"]:
                 raise DataError(
                     f"the video column {row['video']!r} is not NAME/1/*.png", where=where, fix="use the official csv"
                 )
-            for part in given.parts:
+            for part in listed.parts:
                 file_stem(part, where)
             fields = {"id": row["name"], "text": row["translation"].strip(), "gloss": row["orth"].strip()}
-            media = self._frames(split, given.parent, given.name)
+            media = self._frames(split, listed.parent, listed.name)
             yield self._segment(split, fields | {"signer": row["speaker"]}, media, where)
 
-    def _derived(self, split: str, path: Path) -> Iterator[Segment]:
+    def _from_labels(self, split: str, path: Path) -> Iterator[Segment]:
         for label in read_label_file(path):
             fields = {"id": label.name, "text": label.text.removesuffix(" ."), "gloss": label.gloss}
             media = self._frames(split, PurePosixPath(label.name, "1"), "*.png")

@@ -1,4 +1,4 @@
-"""Annotation records in JSON arrays and Parquet tables, read piece by piece: a list of 200 MB needs no 2 GB."""
+"""Annotation records in JSON arrays and Parquet tables, read piece by piece, so that 200 MB of JSON need no 2 GB."""
 
 from __future__ import annotations
 
@@ -37,9 +37,8 @@ def read_json_array(path: Path, needed: Iterable[str]) -> Iterator[tuple[int, di
 def read_json_rows(path: Path, needed: Iterable[str]) -> Iterator[tuple[int, dict[str, object]]]:
     """(number from 1, row) of a JSON array of objects, or of an object of rows by name.
 
-    The name of a row is its field ``key``, unless it has one; a row that is a text or number is its field ``value``.
-
-    Raises DataError as :func:`read_json_array`, and for an object that holds lists in place of rows.
+    The field ``key`` holds a row's name, unless the row has such a field; a row that is a text or number becomes the
+    field ``value``. Raises DataError as :func:`read_json_array`, and for an object of lists instead of rows.
     """
     if _Text(path).peek() != "{":
         yield from read_json_array(path, needed)
@@ -89,19 +88,19 @@ def parquet_columns(path: Path) -> list[str]:
         raise DataError(f"not a Parquet file ({error})", where=str(path), fix="write the file again") from None
 
 
-def check_fields(needed: list[str], found: list[str], where: str) -> None:
-    """Raise DataError unless every needed field is there."""
-    missing = [name for name in needed if name not in found]
+def check_fields(needed: list[str], fields: list[str], where: str) -> None:
+    """Raise DataError if a needed field is missing."""
+    missing = [name for name in needed if name not in fields]
     if missing:
         raise DataError(
-            f"no field {', '.join(map(repr, missing))}; found {sorted(found)}",
+            f"no field {', '.join(map(repr, missing))}; found {sorted(fields)}",
             where=where,
             fix="map the field names in the corpus options, or use the original file",
         )
 
 
 def _refuse_lines(path: Path) -> None:
-    """Raise DataError for JSON lines under the name of a JSON file."""
+    """Raise DataError for JSON lines in a file named .json."""
     lines = [text for _, text in itertools.islice(read_lines(path), 2)]
     if len(lines) == 2 and lines[0].rstrip().endswith("}") and lines[1].startswith("{"):
         raise DataError("JSON lines, an object on each line", where=str(path), fix=f"name it {path.stem}.jsonl")
@@ -142,66 +141,66 @@ def _elements(path: Path) -> Iterator[tuple[int, object]]:
 
 
 class _Text:
-    """A UTF-8 file as a buffer that is refilled in front and consumed behind."""
+    """A UTF-8 file read through a buffer, refilled as its text is consumed."""
 
     def __init__(self, path: Path) -> None:
         self.where = str(path)
         self._chunks = _chunks(path)
         self._decode = json.JSONDecoder().raw_decode
-        self._buffer, self._at = "", 0
+        self._buffer, self._position = "", 0
 
     def peek(self) -> str:
         """The next character that is no space; empty at the end of the file."""
         while True:
-            while self._at < len(self._buffer) and self._buffer[self._at] in _SPACES:
-                self._at += 1
-            if self._at < len(self._buffer) or not self._refill(1):
-                return self._buffer[self._at : self._at + 1]
+            while self._position < len(self._buffer) and self._buffer[self._position] in _SPACES:
+                self._position += 1
+            if self._position < len(self._buffer) or not self._refill(1):
+                return self._buffer[self._position : self._position + 1]
 
     def skip(self) -> None:
-        self._at += 1
+        self._position += 1
 
     def expect(self, mark: str, place: str) -> None:
-        """Pass a mark, or see that the file ends (``""``). Raises DataError."""
-        if (found := self.peek()) != mark:
-            shown = repr(found) if found else "the end of the file"
+        """Consume a mark, or check that the file ends (``""``). Raises DataError."""
+        if (character := self.peek()) != mark:
+            shown = repr(character) if character else "the end of the file"
             raise DataError(f"not JSON: {shown} {place}", where=self.where, fix="fetch the file again")
         self.skip()
 
     def value(self, where: str) -> Any:
         """The JSON value that begins here."""
         self.peek()
-        wanted = 0
+        characters = 0
         while True:
             try:
-                value, end = self._decode(self._buffer, self._at)
+                value, end = self._decode(self._buffer, self._position)
             except RecursionError:
                 raise DataError("not JSON: nested too deeply", where=where, fix="fetch the file again") from None
             except ValueError as error:
-                wanted = max(2 * wanted, _CHUNK_BYTES)  # doubling: a record is parsed a few times at most
-                if len(self._buffer) - self._at > MAX_RECORD_CHARACTERS or not self._refill(wanted):
+                characters = max(2 * characters, _CHUNK_BYTES)  # doubling: a record is parsed a few times at most
+                if len(self._buffer) - self._position > MAX_RECORD_CHARACTERS or not self._refill(characters):
                     raise DataError(f"not JSON ({error})", where=where, fix="fetch the file again") from None
                 continue
             if end == len(self._buffer) and self._refill(1):
-                continue  # a number may go on behind the buffer
-            if re.search(r"\\u[dD]", self._buffer[self._at : end]):
+                continue  # a number may continue after the buffer
+            if re.search(r"\\u[dD]", self._buffer[self._position : end]):
                 _refuse_half_characters(value, where)
-            self._at = end
+            self._position = end
             return value
 
     def _refill(self, characters: int) -> bool:
-        """Append at least so many characters, as far as there are; False at the end of the file."""
-        parts = [self._buffer[self._at :]]
+        """Append at least this many characters if the file has them; False at its end."""
+        chunks = [self._buffer[self._position :]]
         added = 0
         while added < characters and (chunk := next(self._chunks, "")):
-            parts.append(chunk)
+            chunks.append(chunk)
             added += len(chunk)
-        self._buffer, self._at = "".join(parts), 0
+        self._buffer, self._position = "".join(chunks), 0
         return added > 0
 
 
 def _refuse_half_characters(value: object, where: str) -> None:
-    """JSON escapes can spell one half of a surrogate pair, which no file can store."""
+    """Refuse half a surrogate pair, which JSON escapes can spell but no file can store."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:

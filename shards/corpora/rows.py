@@ -1,4 +1,4 @@
-"""Reading annotation tables strictly: what decodes, splits or names its columns wrongly is refused with its line."""
+"""Strict readers of annotation tables: wrong encodings, fields and column names are errors with their line."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            found = "" if number > 1 or not line.startswith(UTF16_MARKS) else "UTF-16 (its byte order mark is there), "
+            utf16 = "" if number > 1 or not line.startswith(UTF16_MARKS) else "UTF-16 (its byte order mark is there), "
             raise DataError(
-                f"{found}not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}",
+                f"{utf16}not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}",
                 where=f"{path}:{number}",
-                fix=f"convert the file, e.g. iconv -f {'UTF-16' if found else 'LATIN1'} -t UTF-8 {path.name} > NEW",
+                fix=f"convert the file, e.g. iconv -f {'UTF-16' if utf16 else 'LATIN1'} -t UTF-8 {path.name} > NEW",
             ) from None
         yield number, text.rstrip("\r\n")
 
@@ -42,21 +42,21 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 def read_table(
     path: Path, delimiter: str, quoting: bool, needed: Iterable[str], names: Sequence[str] = ()
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, row as a dict) of a delimited table with a header line, or of one without whose columns are named.
+    """(line number, row as a dict) of a delimited table with a header line, or with column names from ``names``.
 
     Args:
         quoting: honour ``"``; without it a quote is an ordinary character and every line is one row.
         needed: columns that must exist.
-        names: of the columns, where the first line holds a row already.
+        names: column names, if the table has no header line.
 
     Raises:
-        DataError: wrong delimiter, missing column, or a row with another number of fields.
+        DataError: wrong delimiter, missing column, or a row with too few or too many fields.
     """
     lines = read_lines(path)
     rows = _quoted(path, lines, delimiter) if quoting else ((number, line.split(delimiter)) for number, line in lines)
     header = list(names) or next(rows, (1, [""]))[1]
     _check_header(path, header, delimiter, needed)
-    told = f"{len(header)} columns are named" if names else f"the header has {len(header)}"
+    expected = f"{len(header)} columns are named" if names else f"the header has {len(header)}"
     for number, fields in rows:
         if not any(fields):
             continue
@@ -64,7 +64,7 @@ def read_table(
             raise DataError("this line holds the columns' names", where=f"{path}:{number}", fix="leave --columns out")
         if len(fields) != len(header):
             raise DataError(
-                f"{len(fields)} fields, {told}",
+                f"{len(fields)} fields, {expected}",
                 where=f"{path}:{number}",
                 fix="repair the row (a delimiter inside a text, or a missing field)"
                 + ("" if quoting else "; if fields are quoted add --quoting true"),
@@ -73,7 +73,7 @@ def read_table(
 
 
 def _quoted(path: Path, lines: Iterator[tuple[int, str]], delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """(number of the line where the row begins, fields): a quoted field may go on over several lines."""
+    """(number of the line where the row begins, fields): a quoted field may span several lines."""
     reader = csv.reader((line + "\n" for _, line in lines), delimiter=delimiter, strict=True)
     first = 1
     try:
@@ -124,7 +124,7 @@ def split_row(line: str, delimiter: str, where: str) -> list[str]:
 
 
 def _typed(delimiter: str) -> str:
-    """How a delimiter is given on a command line."""
+    """A delimiter as written on the command line."""
     return "tab" if delimiter == "\t" else f"'{delimiter}'"
 
 
@@ -141,9 +141,9 @@ def read_jsonl(path: Path, needed: Iterable[str]) -> Iterator[tuple[int, dict[st
         _refuse_half_characters(line, values, f"{path}:{number}")
         if not isinstance(values, dict) or (missing := [name for name in columns if name not in values]):
             row = isinstance(values, dict)
-            found = sorted(values) if row else type(values).__name__
+            fields = sorted(values) if row else type(values).__name__
             raise DataError(
-                f"lacks {', '.join(missing) if row else 'everything'}; found {found}",
+                f"lacks {', '.join(missing) if row else 'everything'}; found {fields}",
                 where=f"{path}:{number}",
                 fix="map the field names in the corpus options"
                 if row
@@ -153,7 +153,7 @@ def read_jsonl(path: Path, needed: Iterable[str]) -> Iterator[tuple[int, dict[st
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file; a byte order mark is removed. Raises DataError with the line of what is wrong."""
+    """The value of a JSON file; a byte order mark is removed. Raises DataError with the line of the error."""
     text = "\n".join(line for _, line in read_lines(path))
     try:
         values = json.loads(text)
@@ -168,7 +168,7 @@ def read_json(path: Path) -> Any:
 
 
 def _refuse_half_characters(raw: str, values: object, where: str) -> None:
-    """JSON escapes can spell one half of a surrogate pair, which no file can store."""
+    """Refuse half a surrogate pair, which JSON escapes can spell but no file can store."""
     if "\\ud" not in raw and "\\uD" not in raw:
         return
     try:
@@ -197,8 +197,8 @@ def text_field(entry: Mapping[str, object], name: str, where: str) -> str:
     if isinstance(value, list | tuple) and all(isinstance(word, str) for word in value):
         value = " ".join(value)
     if not isinstance(value, str) or not _storable(value):
-        found = "broken text" if isinstance(value, str) else f"a {type(value).__name__}"
-        raise DataError(f"{name} is {found}, not text", where=where, fix="correct the annotation file")
+        kind = "broken text" if isinstance(value, str) else f"a {type(value).__name__}"
+        raise DataError(f"{name} is {kind}, not text", where=where, fix="correct the annotation file")
     return value.strip()
 
 
@@ -219,13 +219,13 @@ def _storable(text: str) -> bool:
 
 
 def first_existing(candidates: Iterable[Path]) -> Path:
-    """The first file or folder that exists, else the last: its absence is then what the report shows."""
+    """The first file or folder that exists, else the last, so that the report shows it as missing."""
     paths = [existing(path) for path in candidates]
     return next((path for path in paths if path.exists()), paths[-1])
 
 
 def known_splits(splits: list[str] | None, known: Iterable[str], corpus: str) -> list[str]:
-    """The chosen splits, all of ``known`` by default. Raises DataError for another one."""
+    """The chosen splits, all of ``known`` by default. Raises OptionError for an unknown one."""
     choices = list(known)
     unknown = sorted(set(splits or []) - set(choices))
     if unknown:

@@ -1,4 +1,4 @@
-"""Which subtitles belong to which video, by their names."""
+"""Matches subtitles to videos by their names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shards.corpora.media_files import VIDEO_SUFFIXES, files_below
 from shards.errors import DataError, OptionError
 
 FORMATS = (".eaf", ".vtt", ".srt", ".ttml", ".json3")
-"""In order of preference where the same track lies there twice."""
+"""In order of preference if a track exists in several formats."""
 _TRACK = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 
 
@@ -33,27 +33,29 @@ def match_subtitles(videos: Path, subtitles: Path, video_suffix: str, tracks: Se
     Args:
         videos: folder, nested or not.
         subtitles: folder; the same names below it, or flat.
-        video_suffix: ends the names of the videos, not those of their subtitles.
-        tracks: what may stand between a video's name and the suffix of its subtitles, the preferred first; empty: one
-            track, whichever it is.
+        video_suffix: end of the videos' names that the names of their subtitles lack.
+        tracks: names between a video's name and the suffix of its subtitles, preferred first; empty: the only track,
+            whatever its name.
 
     Raises:
         DataError: no video at all, or two videos that a flat file may belong to.
         OptionError: several tracks and none chosen, the chosen ones are not there, or no video has this suffix.
     """
-    found = _preferred(videos, VIDEO_SUFFIXES)
-    if not found:
+    video_files = _preferred(videos, VIDEO_SUFFIXES)
+    if not video_files:
         looked = ", ".join(VIDEO_SUFFIXES)
         raise DataError(f"no video in it: looked for {looked}", where=str(videos), fix="pass the videos' folder")
-    named = {name.removesuffix(video_suffix): path for name, path in found.items() if name.endswith(video_suffix)}
-    if not named:
+    videos_by_name = {
+        name.removesuffix(video_suffix): path for name, path in video_files.items() if name.endswith(video_suffix)
+    }
+    if not videos_by_name:
         raise OptionError(
-            f"none of {len(found)} videos ends in {video_suffix!r}; the first is {min(found)!r}",
+            f"none of {len(video_files)} videos ends in {video_suffix!r}; the first is {min(video_files)!r}",
             where=str(videos),
             fix="correct --video-suffix",
         )
-    of_video, alone = _assigned(named, _preferred(subtitles, FORMATS), subtitles)
-    pairs = [Video(name, path, _chosen(name, of_video[name], tracks)) for name, path in named.items()]
+    of_video, alone = _assigned(videos_by_name, _preferred(subtitles, FORMATS), subtitles)
+    pairs = [Video(name, path, _chosen(name, of_video[name], tracks)) for name, path in videos_by_name.items()]
     known = sorted({track for files in of_video.values() for track in files})
     if tracks and known and not set(tracks) & set(known):
         raise OptionError(
@@ -65,26 +67,26 @@ def match_subtitles(videos: Path, subtitles: Path, video_suffix: str, tracks: Se
 
 
 def _preferred(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """Path below ``folder`` without suffix -> file; where it has several suffixes, the one that stands first."""
+    """Path below ``folder`` without suffix -> file; of several, the one whose suffix comes first in ``suffixes``."""
     order = {suffix: rank for rank, suffix in enumerate(suffixes)}
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for path in files_below(folder):
         suffix = path.suffix.lower()
         if suffix in order and not path.name.startswith("."):
             # the names of one download may be composed, those of another decomposed: č is one character or two
             name = unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
-            known = found.setdefault(name, path)
+            known = files.setdefault(name, path)
             if known is not path and known.suffix.lower() == suffix:
                 raise DataError(f"two files for {name!r}: {known} and {path}", where=str(folder), fix="remove one")
             if order[suffix] < order[known.suffix.lower()]:
-                found[name] = path
-    return found
+                files[name] = path
+    return files
 
 
 def _assigned(
     videos: dict[str, Path], subtitles: dict[str, Path], folder: Path
 ) -> tuple[dict[str, dict[str, Path]], dict[str, Path]]:
-    """Video -> track -> file, and the files of no video by their own names."""
+    """Video -> track -> file, and the files without a video by name."""
     by_base: dict[str, list[str]] = collections.defaultdict(list)
     for name in videos:
         by_base[name.rpartition("/")[2]].append(name)
@@ -92,7 +94,7 @@ def _assigned(
     alone: dict[str, Path] = {}
     for name, path in subtitles.items():
         parent, slash, base = name.rpartition("/")
-        for stem, track in _readings(base):
+        for stem, track in _possible_names(base):
             same_place = f"{parent}{slash}{stem}"
             places = [same_place] if same_place in videos else by_base.get(stem, [])
             if len(places) > 1:
@@ -109,17 +111,17 @@ def _assigned(
     return of_video, alone
 
 
-def _readings(base: str) -> Iterator[tuple[str, str]]:
-    """(name of the video, track) in which the name of subtitles can be read, the longest name first."""
+def _possible_names(base: str) -> Iterator[tuple[str, str]]:
+    """Every (name of the video, track) that a subtitle file's name may mean, the longest name first."""
     yield base, ""
     for mark in reversed([match.start() for match in re.finditer(r"[._]", base)]):
         if _TRACK.fullmatch(base[mark + 1 :].replace("_", "-").replace(".", "-")):
             yield base[:mark], base[mark + 1 :]
 
 
-def _chosen(name: str, tracks: dict[str, Path], wanted: Iterable[str]) -> Path | None:
-    if wanted:
-        return next((tracks[track] for track in wanted if track in tracks), None)
+def _chosen(name: str, tracks: dict[str, Path], preferred: Iterable[str]) -> Path | None:
+    if preferred:
+        return next((tracks[track] for track in preferred if track in tracks), None)
     if len(tracks) > 1:
         shown = ", ".join(path.name for path in tracks.values())
         raise OptionError(

@@ -1,11 +1,11 @@
 """A folder of videos with subtitles of the same name: WMT-SLT, SwissSLi, PUCP-PSL, DGS, How2Sign's vtt, your own.
 
     videos/lesson 1.mp4            any names, folders nested or not; .mp4, .mkv, .webm and others
-    videos/lesson 1.srt            .srt, .vtt, .ttml, .json3 or ELAN's .eaf, there or in a folder of their own
+    videos/lesson 1.srt            .srt, .vtt, .ttml, .json3 or ELAN's .eaf, here or in a separate folder
     videos/lesson 1.de.srt         several tracks: ``--tracks de``; also ``lesson 1_de.srt``
-    1413451_1a1.mp4, 1413451.eaf   a video whose name goes on: ``--video-suffix _1a1``
+    1413451_1a1.mp4, 1413451.eaf   videos with longer names: ``--video-suffix _1a1``
 
-One segment per caption. Of an ELAN file the tiers are read that ``--tiers`` names; its participant is the signer.
+One segment per caption. ``--tiers`` names the tiers of ELAN files to read; a tier's participant is the signer.
 Captions without speech (``[Musik]``, ``* Applaus *``, ``[NOT-SIGNED]``) are left out.
 """
 
@@ -30,7 +30,7 @@ from shards.schema import SPLIT_NAME, Segment, VideoFile
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
+class _SignedCaption:
     """One caption and who signs it."""
 
     caption: Caption
@@ -49,12 +49,12 @@ class Subtitles:
     subtitles: Path | None = None
     """Folder with the subtitles; default: the videos' folder."""
     tracks: list[str] = field(default_factory=list)
-    """What stands between a video's name and the suffix of its subtitles (``de`` of ``a.de.srt``), the preferred first;
-    default: the only one there is."""
+    """Names between a video's name and the suffix of its subtitles (``de`` of ``a.de.srt``), preferred first; default:
+    the only one."""
     tiers: list[str] = field(default_factory=list)
     """Tiers of ELAN files that hold the text; default: the only one with annotations."""
     video_suffix: str = ""
-    """Ends the videos' names and not those of their subtitles: ``_1a1`` for ``a_1a1.mp4`` with ``a.eaf``."""
+    """End of the videos' names that their subtitles lack: ``_1a1`` for ``a_1a1.mp4`` with ``a.eaf``."""
     corpus: str = "subtitles"
     """Name of the corpus in index, metrics and errors."""
     language: str = ""
@@ -62,16 +62,16 @@ class Subtitles:
     sign_language: str = ""
     """ISO 639-3 code, for example ``gsg``."""
     split: str = ""
-    """Of all videos: train, dev, test or test_...; empty: by the lists and fractions below."""
+    """Split of all videos: train, dev, test or test_...; empty: by the lists and fractions below."""
     dev_videos: Path | None = None
-    """List of the videos of the split dev, one name without suffix a line."""
+    """List of the videos of the split dev, one name without suffix per line."""
     test_videos: Path | None = None
     dev_fraction: float = 0.0
     """Without lists: this part of the videos, chosen by a hash of the name."""
     test_fraction: float = 0.0
     split_seed: int = 0
     shift_seconds: float = 0.0
-    """Added to all times: an interpreter comes after the sound."""
+    """Added to all times: an interpreter signs after the sound."""
     min_seconds: float = 0.0
     """Shorter captions are excluded."""
     max_seconds: float = 0.0
@@ -114,9 +114,9 @@ class Subtitles:
         """
         assert self.subtitles is not None
         tiers: dict[str, bool] = {}
-        found = match_subtitles(self.videos, self.subtitles, self.video_suffix, self.tracks)
-        split_of = self._splits(found)
-        for video in found:
+        matches = match_subtitles(self.videos, self.subtitles, self.video_suffix, self.tracks)
+        split_of = self._splits(matches)
+        for video in matches:
             base = Segment(
                 corpus=self.corpus,
                 id=video.name,
@@ -131,14 +131,14 @@ class Subtitles:
                 yield dataclasses.replace(base, excluded="no_video" if video.path is None else "no_subtitles")
                 continue
             try:
-                said = self._read(video.path, video.subtitles, tiers)
+                signed = self._read(video.path, video.subtitles, tiers)
             except OptionError:
                 raise
             except DataError as error:
                 origin = f"{error.where} ({error.what})"
                 yield dataclasses.replace(base, excluded="unreadable_subtitles", origin=origin)
                 continue
-            yield from self._said(base, said)
+            yield from self._caption_segments(base, signed)
         if self.tiers and tiers and not any(tiers.values()):
             raise OptionError(
                 f"no tier {' or '.join(map(repr, self.tiers))} in any file; there are {', '.join(tiers)}",
@@ -146,44 +146,46 @@ class Subtitles:
                 fix="name tiers that are there: --tiers NAME,NAME",
             )
 
-    def _said(self, base: Segment, said: list[_Said] | None) -> Iterator[Segment]:
-        if not said:
-            yield dataclasses.replace(base, excluded="no_tier" if said is None else "no_subtitles")
+    def _caption_segments(self, base: Segment, signed: list[_SignedCaption] | None) -> Iterator[Segment]:
+        if not signed:
+            yield dataclasses.replace(base, excluded="no_tier" if signed is None else "no_subtitles")
             return
-        captions = [item.caption for item in said]
+        captions = [item.caption for item in signed]
         limits = (self.min_seconds, self.max_seconds or math.inf)
-        for item, segment_id in zip(said, segment_ids(base.id, captions), strict=True):
+        for item, segment_id in zip(signed, segment_ids(base.id, captions), strict=True):
             one = dataclasses.replace(base, id=segment_id, signer=item.signer, origin=item.origin)
             yield caption_segment(one, item.caption, limits, self.max_characters, self.sounds)
 
-    def _read(self, video: Path, path: Path, tiers: dict[str, bool]) -> list[_Said] | None:
-        """What a file says in order of time, None where it has none of the chosen tiers.
+    def _read(self, video: Path, path: Path, tiers: dict[str, bool]) -> list[_SignedCaption] | None:
+        """The captions of a file in order of time; None if it has none of the chosen tiers.
 
-        ``tiers``: receives the names of its tiers, and whether they are among the chosen ones.
+        ``tiers``: receives the names of its tiers, and whether each is among the chosen ones.
         """
         if path.suffix.lower() != SUFFIX:
-            return [_Said(self._moved(caption), "", f"{path}:{caption.line}") for caption in read_captions(path)]
+            return [
+                _SignedCaption(self._moved(caption), "", f"{path}:{caption.line}") for caption in read_captions(path)
+            ]
         elan = read_elan(path)
         tiers.update((tier.name, tier.name in self.tiers) for tier in elan.tiers)
         chosen = elan.chosen(self.tiers, str(path))
         if self.tiers and not chosen:
             return None
         begin = elan.origins.get(video.stem, 0.0)
-        found = [
-            _Said(self._moved(caption, begin), tier.participant, f"{path}: {tier.name} {caption.line}")
+        signed = [
+            _SignedCaption(self._moved(caption, begin), tier.participant, f"{path}: {tier.name} {caption.line}")
             for tier in chosen
             for caption in tier.captions
         ]
-        return sorted(found, key=lambda said: (said.caption.start_seconds, said.caption.end_seconds, said.origin))
+        return sorted(signed, key=lambda item: (item.caption.start_seconds, item.caption.end_seconds, item.origin))
 
     def _moved(self, caption: Caption, begin: float = 0.0) -> Caption:
         shift = self.shift_seconds + begin
         start, end = caption.start_seconds + shift, caption.end_seconds + shift
         return dataclasses.replace(caption, start_seconds=max(0.0, start), end_seconds=end)
 
-    def _splits(self, found: list[Video]) -> dict[str, str]:
+    def _splits(self, videos: list[Video]) -> dict[str, str]:
         """Video -> split."""
-        names = {video.name for video in found}
+        names = {video.name for video in videos}
         listed: dict[str, str] = {}
         for split, path in (("dev", self.dev_videos), ("test", self.test_videos)):
             for line, text in read_lines(path) if path else ():

@@ -1,4 +1,4 @@
-"""The synthetic sign corpus: needs no download, made in about half a minute, small enough to learn on two CPU cores.
+"""The synthetic sign corpus: no download, generated in about half a minute, small enough to learn on two CPU cores.
 
 ``generate`` writes a folder::
 
@@ -6,7 +6,7 @@
     segments.jsonl       id, split, text, gloss, signer, frames, video, boundaries (first frame of each sign)
     text/train.jsonl     {"text", "gloss"}: sentences for language modelling, without any held-out sentence
     text/dev.jsonl       a held-out set of its own
-    options.json         appears last: a folder with options.json.unfinished instead is made again
+    options.json         appears last: a folder with options.json.unfinished instead is generated again
 
 Splits: ``train``; ``dev`` and ``test`` (unseen sentences, seen signers); ``test_signer`` (unseen sentences and an
 unseen signer). A held-out sentence occurs in no other split and in no text file. ``Synthetic`` reads such a folder.
@@ -37,7 +37,7 @@ OPTIONS_FILE, SEGMENTS_FILE, VIDEO_FOLDER, TEXT_FOLDER = "options.json", "segmen
 UNFINISHED_FILE = "options.json.unfinished"
 """Written first and renamed to OPTIONS_FILE at the end."""
 MAX_DISTINCT_SENTENCES = 100_000
-"""Distinct sentences one corpus may ask for; the grammar has about a million, but drawing rare ones takes long."""
+"""Most distinct sentences of one corpus; the grammar has about a million, but drawing rare ones takes long."""
 SAMPLES_PER_TASK = 16
 
 Progress = Callable[[int, int], None]
@@ -46,7 +46,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class SyntheticOptions:
-    """What decides every byte of a corpus. Raises DataError for values that cannot work."""
+    """The options that decide every byte of a corpus. Raises DataError for values that cannot work."""
 
     seed: int = 0
     train: int = 1500
@@ -95,7 +95,7 @@ class _Sentence:
 
 @dataclass(frozen=True, slots=True)
 class _Video:
-    """All that one worker needs to make one video."""
+    """Everything a worker needs to make one video."""
 
     id: str
     split: str
@@ -105,9 +105,9 @@ class _Video:
 
 
 def generate(root: Path, options: SyntheticOptions, workers: int, on_progress: Progress | None = None) -> None:
-    """Make the corpus in `root`. The same options give the same bytes for any number of worker processes.
+    """Generate the corpus in `root`. The same options give the same bytes for any number of worker processes.
 
-    A finished corpus with the same options is left alone, an unfinished one is made again.
+    A finished corpus with the same options is kept, an unfinished one is generated again.
 
     Raises:
         DataError: `root` holds a corpus made with other options or other files, `workers` is below 1,
@@ -133,13 +133,15 @@ def generate(root: Path, options: SyntheticOptions, workers: int, on_progress: P
 def _is_finished(root: Path, options: SyntheticOptions) -> bool:
     if not (root / OPTIONS_FILE).exists():
         return False
-    found, wanted = _read_options(root), options.to_dict()
-    if found == wanted:
+    existing_options, new_options = _read_options(root), options.to_dict()
+    if existing_options == new_options:
         return True
-    keys = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
+    keys = sorted(
+        key for key in existing_options.keys() | new_options.keys() if existing_options.get(key) != new_options.get(key)
+    )
     raise DataError(
         "the folder holds a corpus made with other options: "
-        + ", ".join(f"{key} is {found.get(key)} there and {wanted.get(key)} here" for key in keys),
+        + ", ".join(f"{key} is {existing_options.get(key)} there and {new_options.get(key)} here" for key in keys),
         where=str(root / OPTIONS_FILE),
         fix="use another folder, or delete this one to make it again",
     )
@@ -147,18 +149,20 @@ def _is_finished(root: Path, options: SyntheticOptions) -> bool:
 
 def _read_options(root: Path) -> dict[str, object]:
     try:
-        found = json.loads((root / OPTIONS_FILE).read_text(encoding="utf-8"))
+        options = json.loads((root / OPTIONS_FILE).read_text(encoding="utf-8"))
     except ValueError as error:
-        found = error
-    if not isinstance(found, dict):
+        options = error
+    if not isinstance(options, dict):
         raise DataError(
-            f"not a JSON object: {found}", where=str(root / OPTIONS_FILE), fix="delete the folder and generate it again"
+            f"not a JSON object: {options}",
+            where=str(root / OPTIONS_FILE),
+            fix="delete the folder and generate it again",
         )
-    return found
+    return options
 
 
 def _start(root: Path, options: SyntheticOptions) -> None:
-    """Mark the folder as unfinished and remove what an interrupted run left; refuses any other folder with content."""
+    """Mark the folder as unfinished and remove the rest of an interrupted run; refuse a folder with other content."""
     root.mkdir(parents=True, exist_ok=True)
     entries = sorted(path.name for path in root.iterdir())
     if entries and UNFINISHED_FILE not in entries:

@@ -1,6 +1,6 @@
 """Any corpus that is a table (tsv, csv, ``|``-separated, JSON lines, JSON array, Parquet) beside a folder of videos.
 
-Option values name columns; that is how How2Sign, OpenASL, SPJ and home-made lists differ. Examples::
+Option values name columns, because How2Sign, OpenASL, SPJ and private lists differ only in these. Examples::
 
     --table sentences.tsv --media video --text translation_sk --language sk --sign-language svk --test-fraction 0.2
     --table how2sign_realigned_train.csv --delimiter tab --id SENTENCE_NAME --media VIDEO_NAME --media-suffix .mp4
@@ -53,8 +53,8 @@ class Table:
     signer: str = ""
     gloss: str = ""
     split: str = ""
-    """A column (of names like train, val, test_unseen), or train | dev | test | test_... for every row; empty: by the
-    fractions below."""
+    """A column (with names like train, val, test_unseen), or train | dev | test | test_... for every row; empty: by
+    the fractions below."""
     language: str = ""
     """A column, or one BCP-47 code for every row."""
     sign_language: str = ""
@@ -65,7 +65,7 @@ class Table:
     corpus: str = "table"
     """Name of the corpus in index, metrics and errors."""
     media_root: Path | None = None
-    """Folder the media column is relative to; default: the table's folder. Absolute paths in the column stay."""
+    """Base folder of the media column; default: the table's folder. Absolute paths in the column stay."""
     media_suffix: str = ""
     """Appended to the media column (``.mp4``)."""
     frames_fps: float = 0.0
@@ -74,9 +74,9 @@ class Table:
     columns: list[str] = field(default_factory=list)
     """Names of all columns of a file without a header line, in order: ``media,text``."""
     classes: Path | None = None
-    """List of words by class, where the text column holds the number of a class: .json, or lines of number and word."""
+    """List of words by class, if the text column holds class numbers: .json, or lines of number and word."""
     class_columns: list[str] = field(default_factory=list)
-    """Which two columns of the class list are number and word, by name or position from 1; default: the first two."""
+    """Columns of number and word in the class list, by name or position from 1; default: the first two."""
     delimiter: str = ""
     """One character or ``tab``; default by file name: .tsv tab, .csv comma, .psv |."""
     quoting: bool | None = None
@@ -210,18 +210,18 @@ class Table:
             origin=origin,
         )
 
-    def _split(self, given: str, sample_id: str, origin: str) -> str:
-        if given or "split" in self._columns:
-            split = usual_split(given)
+    def _split(self, value: str, sample_id: str, origin: str) -> str:
+        if value or "split" in self._columns:
+            split = usual_split(value)
             if not SPLIT_NAME.fullmatch(split):
-                raise DataError(f"split {given!r}", where=origin, fix="use train, dev, test or another plain word")
+                raise DataError(f"split {value!r}", where=origin, fix="use train, dev, test or another plain word")
             return split
         return drawn_split(sample_id, self.split_seed, self.dev_fraction, self.test_fraction)
 
 
-def usual_split(given: str) -> str:
+def usual_split(name: str) -> str:
     """Our name of a split: ``dev`` for ``Validation``."""
-    return _SPLIT_NAMES.get(given.lower(), given.lower())
+    return _SPLIT_NAMES.get(name.lower(), name.lower())
 
 
 def _cell(value: object) -> str:

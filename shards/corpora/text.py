@@ -2,10 +2,10 @@
 
 Templates mix sentences with sign-ordered words, e.g. ``{text}`` and ``signs: {gloss} sentence: {text}``. ``{gloss}``
 comes from an annotated field, or, for a run that must stay gloss-free, from the sentence itself without its function
-words. All but parquet may be compressed (.gz, .bz2, .xz, .zst).
+words. All formats but parquet may be compressed (.gz, .bz2, .xz, .zst).
 
-A folder that is a shard set gives a split its own samples: ``--paths train=data/ph14t`` takes the sentences of the
-videos' train split, and none that later stages are scored on.
+If a folder is a shard set, a split reads the samples of the same split: ``--paths train=data/ph14t`` takes the
+sentences of the videos' train split, and none that later stages are scored on.
 """
 
 from __future__ import annotations
@@ -66,27 +66,27 @@ class Text(TextBase):
         """One text-only segment per document, template and pass."""
         fields = [self.text, self.gloss] if self.gloss else [self.text]
         for file in self.files:
-            told = _SPLIT in self._columns(file)
+            has_split = _SPLIT in self._columns(file)
             others: collections.Counter[str] = collections.Counter()
-            wanted = [*fields, _SPLIT] if told else fields
-            read = read_documents(file.path, wanted, self.unit, self.quoting, self.columns)  # type: ignore[arg-type]
+            columns = [*fields, _SPLIT] if has_split else fields
+            read = read_documents(file.path, columns, self.unit, self.quoting, self.columns)  # type: ignore[arg-type]
             for number, values in read:
-                if told and (split := usual_split(str(values.pop() or file.split))) != file.split:
+                if has_split and (split := usual_split(str(values.pop() or file.split))) != file.split:
                     if file.of_set:
                         continue
                     others[split] += 1
                 gloss = (values[1] or "") if self.gloss else None
                 document = f"{file.split}/{file.label}:{number}"
                 yield from self.rendered(document, file.split, values[0], gloss, f"{file.path}:{number}")
-            self._tell(file, others)
+            self._note_other_splits(file, others)
 
     def _columns(self, file: TextFile) -> list[str]:
-        """Columns of a table, which has them in every row; JSON objects may differ."""
+        """Columns of a table; none for JSON lines, whose objects may differ."""
         tabular = plain_suffix(file.path) in (*DELIMITERS, PARQUET)
         return (self.columns or fields_of(file.path) or []) if tabular else []
 
-    def _tell(self, file: TextFile, others: collections.Counter[str]) -> None:
-        """Note rows that were taken into another split than they say: evaluation sentences are not to be trained on."""
+    def _note_other_splits(self, file: TextFile, others: collections.Counter[str]) -> None:
+        """Note rows taken into a split other than their own: evaluation sentences must not be trained on."""
         if not others:
             return
         note = (

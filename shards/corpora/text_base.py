@@ -20,9 +20,9 @@ class TextBase:
 
     templates: list[str] = field(default_factory=lambda: ["{text}"])
     function_words: list[str] = field(default_factory=list)
-    """Words that pseudo glosses leave out, or one file with a word per line."""
+    """Words left out of pseudo glosses, or one file with a word per line."""
     repeat_max: int = 1
-    """Each word of ``{gloss}`` is repeated 1..repeat_max times: one sign covers several visual word tokens."""
+    """Repeat each word of ``{gloss}`` 1..repeat_max times: one sign covers several visual word tokens."""
     lowercase_gloss: bool = False
     """Write glosses in lower case, so that they share tokens with the words of the sentences."""
     passes: int = 1
@@ -90,7 +90,7 @@ class TextBase:
                 )
 
     def _fill(self, template: str, text: str, gloss: str, variant: tuple[int, int]) -> str:
-        """The document; empty, hence a counted skip, when a field the template needs is empty."""
+        """The document; empty, hence a counted skip, if a field of the template is empty."""
         fields = {"text": text, "gloss": gloss}
         if any(not value for name, value in fields.items() if "{" + name in template):
             return ""

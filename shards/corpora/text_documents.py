@@ -1,6 +1,6 @@
-"""Documents of a text file, one after the other: lines, paragraphs, JSON lines, table rows, parquet and Arrow rows.
+"""Documents of a text file, one by one: lines, paragraphs, JSON lines, table rows, parquet and Arrow rows.
 
-Nothing is read whole but a single document, a parquet page or an Arrow batch.
+At most one document, parquet page or Arrow batch is in memory.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def read_documents(
     """(line or row number from 1, value of each field) of a file; the suffix tells its format.
 
     Args:
-        path: may be compressed, but for parquet, which compresses itself.
+        path: may be compressed, except parquet, which compresses itself.
         fields: names of fields or columns; ``translation.de`` is the field ``de`` of ``translation``. Plain text has
             no fields: the document is the first one.
         unit: what a document of plain text is: a line, a paragraph between blank lines, or the file.
@@ -65,7 +65,7 @@ def read_documents(
 
 
 def fields_of(path: Path) -> list[str] | None:
-    """The fields or columns that the documents of a file have, by its first row; None for plain text.
+    """The fields or columns of a file's documents, by its first row; None for plain text.
 
     Raises:
         DataError: the file cannot be read.
@@ -92,9 +92,9 @@ def value_at(row: Mapping[str, object], field: str, where: str) -> Any:
         if value is None:
             return None
         if not isinstance(value, Mapping) or name not in value:
-            found = sorted(value) if isinstance(value, Mapping) else type(value).__name__
+            fields = sorted(value) if isinstance(value, Mapping) else type(value).__name__
             raise DataError(
-                f"no field {field!r}: {name!r} is not in {found}", where=where, fix="name fields as a.b.c from the top"
+                f"no field {field!r}: {name!r} is not in {fields}", where=where, fix="name fields as a.b.c from the top"
             )
         value = value[name]
     return value

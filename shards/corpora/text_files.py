@@ -22,13 +22,13 @@ _WILD = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True, slots=True)
 class TextFile:
-    """A file of one split; ``label`` names it in ids, so that they stay the same when the folder moves."""
+    """A file of one split; ``label`` names it in ids, which therefore stay the same if the folder moves."""
 
     split: str
     label: str
     path: Path
     of_set: bool = False
-    """The index of a shard set: its rows of this split are meant."""
+    """The index of a shard set: only its rows of this split are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,9 @@ def find_files(
     """The files of every split in order; those of a folder or glob sorted by name.
 
     Args:
-        paths: split -> file, folder, glob (``dump/**/*.jsonl.gz``), or a list of them. From folders, files of the
-            known formats are taken, hidden ones (``.`` or ``_`` in front) are not. A folder that is a shard set gives
-            its index, of which the rows of this split are meant.
+        paths: split -> file, folder, glob (``dump/**/*.jsonl.gz``), or a list of them. Folders give their files of
+            known formats, without hidden ones (``.`` or ``_`` in front). A shard set gives its index, of which only
+            the rows of this split are read.
         formats: what the corpus reads.
         where: named in errors.
         notes: gets a line per folder that holds files of other types, with their number and some of their names.
@@ -61,18 +61,18 @@ def find_files(
     Raises:
         DataError: no such file, an unknown format, a bad split name, or two files of one name.
     """
-    found: dict[tuple[str, str], TextFile] = {}
-    for split, given in paths.items():
+    files: dict[tuple[str, str], TextFile] = {}
+    for split, entries in paths.items():
         check_split(split, where)
-        for entry in given if isinstance(given, list | tuple) else [given]:
+        for entry in entries if isinstance(entries, list | tuple) else [entries]:
             of_set = _set_of(existing(Path(str(entry))), split, where)
             for label, path in of_set or _expand(str(entry), formats, where, notes):
                 if not formats.known(path):
                     raise OptionError(f"{path}: unknown file type", where=where, fix=f"use {formats}")
-                if (split, label) in found:
+                if (split, label) in files:
                     raise DataError(f"two {split} files named {label}", where=where, fix="rename one: ids use it")
-                found[split, label] = TextFile(split, label, path, bool(of_set))
-    return list(found.values())
+                files[split, label] = TextFile(split, label, path, bool(of_set))
+    return list(files.values())
 
 
 def _set_of(folder: Path, split: str, where: str) -> list[tuple[str, Path]]:
@@ -98,7 +98,7 @@ def check_split(split: str, where: str) -> None:
 def _expand(entry: str, formats: Formats, where: str, notes: list[str] | None) -> list[tuple[str, Path]]:
     path = existing(Path(entry))
     if path.is_dir():
-        files = sorted(found.relative_to(path) for found in path.rglob("*") if found.is_file())
+        files = sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file())
         shown = [name for name in files if not _hidden(name)]
         chosen = [name for name in shown if formats.known(name)]
         others = [name.as_posix() for name in shown if not formats.known(name)]

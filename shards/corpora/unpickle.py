@@ -1,9 +1,9 @@
-"""Reading pickled label files without running anything in them.
+"""Reads pickled label files without running anything in them.
 
-Several corpora are handed around as (gzipped) pickles. A pickle is a program, and ``pickle.load`` runs it. Here its
-opcodes are read as data: containers, numbers and texts are rebuilt, and no class or function that the file names is
-ever imported, called or looked up. A file that needs one is refused by name. A caller may allow names whose results it
-does not need (tensors beside the texts); each becomes :data:`UNREAD`.
+Several corpora are distributed as (gzipped) pickles. A pickle is a program, and ``pickle.load`` runs it. Here its
+opcodes are read as data: containers, numbers and texts are rebuilt; classes and functions that the file names are
+never imported, called or looked up. A file that needs one is refused with its name. A caller may allow names whose
+results it does not need (tensors beside the texts); each becomes :data:`UNREAD`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import IO, Any, Final
 from shards.errors import DataError
 
 MAX_BYTES = 16 << 30
-"""Unpacked bytes that are read at most: the largest published file with features has about 4 GB."""
+"""Limit on unpacked bytes; the largest published file with features has about 4 GB."""
 MAX_OPERATIONS = 50_000_000
-"""Opcodes that are followed at most; PHOENIX-2014T's largest label file has 1.8 million."""
+"""Limit on opcodes; PHOENIX-2014T's largest label file has 1.8 million."""
 _MAX_VALUE_BYTES = 1 << 28
 _KEPT_BYTES = 1 << 12  # a longer byte string is a tensor's storage, never an annotation
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -35,7 +35,7 @@ TENSOR_PARTS = frozenset(
         "torch.storage._load_from_bytes",
     }
 )
-"""What a pickled torch tensor consists of."""
+"""The names in a pickled torch tensor."""
 
 _VALUES = frozenset(
     (
@@ -50,7 +50,7 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _PUT = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
 _GET = frozenset(("GET", "BINGET", "LONG_BINGET"))
 _CALLS = {"REDUCE": 2, "NEWOBJ": 2, "NEWOBJ_EX": 3, "BUILD": 2}
-"""Opcodes that would call or fill an object, and how many stack entries they replace by it."""
+"""Opcodes that would call or fill an object, and how many stack entries the object replaces."""
 _KEYS = (str, int, float, bytes, NoneType)
 
 
@@ -71,7 +71,7 @@ class _Malformed(Exception):
 
 
 class _Bounded:
-    """A stream that gives out a limited number of bytes; just what ``pickletools.genops`` asks for."""
+    """A stream with a limit on its bytes; only the methods that ``pickletools.genops`` calls."""
 
     def __init__(self, handle: IO[bytes] | GzipFile, limit: int) -> None:
         self.handle, self.limit, self.position = handle, limit, 0
@@ -96,8 +96,8 @@ def safe_unpickle(path: Path, allowed: Collection[str] = (), max_bytes: int = MA
 
     Args:
         path: the file; gzip is recognised by its first bytes.
-        allowed: full names (``torch._utils._rebuild_tensor_v2``) that may occur. They are not executed either: what
-            they would make is :data:`UNREAD`.
+        allowed: full names (``torch._utils._rebuild_tensor_v2``) that may occur. They are not executed either: their
+            results are :data:`UNREAD`.
         max_bytes: refuse a file that unpacks to more.
 
     Raises:
@@ -193,15 +193,15 @@ class _Machine:
     def _named(self, name: str, argument: Any) -> None:
         """Opcodes that would import or call something."""
         if name == "GLOBAL":
-            self._stand_in(argument.replace(" ", ".", 1))
+            self._refuse_or_stand_in(argument.replace(" ", ".", 1))
         elif name == "STACK_GLOBAL":
             attribute, module = self._pop(), self._pop()
-            self._stand_in(f"{module}.{attribute}")
+            self._refuse_or_stand_in(f"{module}.{attribute}")
         elif name in ("INST", "OBJ"):
             items = self._since_mark()
             if name == "OBJ" and (not items or items[0] is not UNREAD):
                 raise _Malformed("it calls something that is no class")
-            self._stand_in(argument.replace(" ", ".", 1)) if name == "INST" else self.stack.append(UNREAD)
+            self._refuse_or_stand_in(argument.replace(" ", ".", 1)) if name == "INST" else self.stack.append(UNREAD)
         elif name in _CALLS:
             replaced = [self._pop() for _ in range(_CALLS[name])]
             if replaced[-1] is not UNREAD:
@@ -214,7 +214,7 @@ class _Machine:
                 fix="ask where the file comes from; export the annotations as a table or JSON",
             )
 
-    def _stand_in(self, full_name: str) -> None:
+    def _refuse_or_stand_in(self, full_name: str) -> None:
         if full_name not in self.allowed:
             raise DataError(
                 f"the pickle wants to load {full_name!r}: refused, because loading it can run any code",
@@ -255,7 +255,7 @@ class _Machine:
 
 
 def _text_of_python_2(argument: str) -> str:
-    """A byte string of Python 2, which ``pickletools`` decodes as Latin-1: UTF-8 where it is valid."""
+    """A byte string of Python 2, which ``pickletools`` decodes as Latin-1, as UTF-8 if it is valid."""
     try:
         return argument.encode("latin-1").decode("utf-8")
     except UnicodeError:
@@ -283,8 +283,8 @@ def read_labels(
         where = f"{path}:{key}"
         missing = [name for name in columns if name not in entry] if isinstance(entry, dict) else columns
         if missing:
-            found = sorted(map(str, entry)) if isinstance(entry, dict) else type(entry).__name__
+            fields = sorted(map(str, entry)) if isinstance(entry, dict) else type(entry).__name__
             raise DataError(
-                f"the entry lacks {', '.join(missing)}; found {found}", where=where, fix="use the label file"
+                f"the entry lacks {', '.join(missing)}; found {fields}", where=where, fix="use the label file"
             )
         yield where, entry

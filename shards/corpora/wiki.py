@@ -1,10 +1,10 @@
-"""Wikipedia and other MediaWiki texts: the articles of a dump, or what WikiExtractor made of it.
+"""Wikipedia and other MediaWiki texts: the articles of a dump, or WikiExtractor's output.
 
     --paths train=dewiki-latest-pages-articles.xml.bz2 --language de   read as a stream, several files in sorted order
     --paths train=extracted --language de                              folders AA/wiki_00 ..., WikiExtractor --json
 
-Redirects and pages of other namespaces are no documents. The markup of a dump is parsed at about 3 MB of wikitext per
-second and core; for the largest wikis take WikiExtractor's output, or the parquet files of a hub through ``text``.
+Redirects and pages of other namespaces are skipped. Parsing a dump's markup takes about one second and core per 3 MB
+of wikitext; for the largest wikis use WikiExtractor's output, or the parquet files of a hub through ``text``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Page:
     title: str
     text: str
     place: str
-    """What of the file it was: ``page 12`` or a line number."""
+    """Its place in the file: ``page 12`` or a line number."""
 
 
 @dataclass(kw_only=True)

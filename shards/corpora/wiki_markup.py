@@ -1,7 +1,7 @@
 """Wikitext to plain text: paragraphs, headings and list items as lines, without tables, references, files, templates.
 
-The parser is wikitextparser; elements whose content is no running text are cut out before it and lines that only
-steer the page after it.
+The parser is wikitextparser. Elements without running text are cut out before parsing, and lines that only control
+the page after it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def plain_text(markup: str, namespaces: Collection[str] = FILES_AND_CATEGORIES) 
 
     Args:
         markup: wikitext.
-        namespaces: names of the file and category namespaces in the wiki's language; lines that only link there go.
+        namespaces: names of the file and category namespaces in the wiki's language; lines that only link to them are
+            dropped.
 
     Returns:
         Lines; sections without text are left out with their headings.
@@ -54,19 +55,19 @@ def plain_text(markup: str, namespaces: Collection[str] = FILES_AND_CATEGORIES) 
 
 
 def _without_elements(markup: str) -> str:
-    """``markup`` without comments and elements that hold no running text; in one pass, whatever is left open."""
+    """``markup`` without comments and elements without running text, in one pass, even if some are left open."""
     kept: list[str] = []
     start = 0
-    waiting: re.Match[str] | None = None  # the opening mark of what is being left out
-    for found in _ELEMENT.finditer(markup):
-        closes = found[0] == "-->" or bool(found[1])
-        name = "" if found[2] is None else found[2].lower()
-        if waiting is not None:
-            if closes and name == (waiting[2] or "").lower():
-                start, waiting = found.end(), None
+    opening: re.Match[str] | None = None  # the opening mark of what is being left out
+    for mark in _ELEMENT.finditer(markup):
+        closes = mark[0] == "-->" or bool(mark[1])
+        name = "" if mark[2] is None else mark[2].lower()
+        if opening is not None:
+            if closes and name == (opening[2] or "").lower():
+                start, opening = mark.end(), None
             continue
-        kept.append(markup[start : found.start()])
-        start = found.end()
-        if not closes and not found[3]:
-            waiting = found
+        kept.append(markup[start : mark.start()])
+        start = mark.end()
+        if not closes and not mark[3]:
+            opening = mark
     return "".join(kept) + markup[start:]

@@ -5,11 +5,11 @@
     raw_videos_mp4/<name>.mp4   whole videos (``clips=false``): named by YouTube id, or by video_id from other sites
 
 Frame numbers count from 1 at 25 frames per second, whatever the video's own rate; ``frame_end`` -1 means to the end.
-They become times: frame 1 begins at 0 s. The boxes are in pixels of a picture size that the file does not tell, so
+They become times: frame 1 begins at 0 s. The boxes are in pixels of a picture size that the file does not give, so
 they are not used. Meant for contrastive warm-up: single words teach no grammar.
 
 ``labels`` takes video, split and gloss from Uni-Sign's ``labels-2000.{train,dev,test}`` instead (``labels-100`` with
-``glosses=100``, and so on), which name clips; nothing is said about signers there.
+``glosses=100``, and so on), which name clips and no signers.
 
 Many links are dead: up to 70 % may be missing before a build fails. Licence: C-UDA, research only.
 """
@@ -41,8 +41,8 @@ class Wlasl:
         root: folder with ``WLASL_v0.3.json``.
         splits: which of train, dev, test; all by default.
         videos: folder of the videos; default ``videos``, or ``raw_videos_mp4`` without ``clips``.
-        clips: one video per sign, cut already; false: cut whole videos by frame numbers.
-        glosses: take the first so many glosses: 100, 300, 1000 and 2000 are the published subsets.
+        clips: one video per sign, already cut; false: cut whole videos by frame numbers.
+        glosses: how many glosses to take, from the first: 100, 300, 1000 and 2000 are the published subsets.
         labels: folder with Uni-Sign's label files, used instead of the json; needs ``clips``.
     """
 
@@ -88,10 +88,10 @@ class Wlasl:
         self.splits, self.settings = list(self.files), {**self.settings, "annotations": "derivative"}
 
     def _no_json(self) -> DataError:
-        found = sorted(path.name for path in self.root.glob("*.json"))
-        there = f"; there is {first_few(found, 3)}" if found else ""
+        names = sorted(path.name for path in self.root.glob("*.json"))
+        others = f"; there is {first_few(names, 3)}" if names else ""
         return DataError(
-            f"no {_JSON} in it{there}",
+            f"no {_JSON} in it{others}",
             where=str(self.root),
             fix="pass the folder start_kit of a clone of dxli94/WLASL, which holds it, as root",
         )
@@ -100,11 +100,11 @@ class Wlasl:
         """Every instance in file order, whether or not its video exists."""
         for split, file in self.files.items():
             for label in read_label_file(file):
-                yield self._labelled(split, label)
+                yield self._from_label(split, label)
         if not self.files:
             yield from self._official()
 
-    def _labelled(self, split: str, label: Label) -> Segment:
+    def _from_label(self, split: str, label: Label) -> Segment:
         return Segment(
             corpus=self.NAME,
             id=label.name,
@@ -134,16 +134,16 @@ class Wlasl:
         missing = [name for name in _NEEDED if not isinstance(instance, dict) or name not in instance]
         if missing or not isinstance(instance, dict):
             raise DataError(f"the instance lacks {', '.join(missing)}", where=where, fix="use the official file")
-        if (given := text_field(instance, "split", where)) not in SPLITS:
-            raise DataError(f"split {given!r}", where=where, fix=f"use one of {', '.join(SPLITS)}")
-        if SPLITS[given] not in self.splits:
+        if (split := text_field(instance, "split", where)) not in SPLITS:
+            raise DataError(f"split {split!r}", where=where, fix=f"use one of {', '.join(SPLITS)}")
+        if SPLITS[split] not in self.splits:
             return
         video_id = file_stem(instance["video_id"], where)
         media, excluded = self._media(instance, video_id, where)
         yield Segment(
             corpus=self.NAME,
             id=video_id,
-            split=SPLITS[given],
+            split=SPLITS[split],
             text=gloss,
             media=media,
             language="en",
@@ -167,6 +167,6 @@ class Wlasl:
 
 
 def signer_name(entry: dict[str, object], where: str) -> str:
-    """``signer_id`` as text; empty for -1, which stands for unknown."""
+    """``signer_id`` as text; empty for -1, which means unknown."""
     number = number_field(entry, "signer_id", where)
     return "" if number < 0 else f"{number:.0f}"

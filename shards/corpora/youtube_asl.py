@@ -1,6 +1,6 @@
 """YouTube-ASL (Uthus et al., 2023) and YouTube-SL-25 (Tanzer and Zhang, 2024): lists of video ids.
 
-    youtube_asl_video_ids.txt     one id a line; 11,093 videos, 610,193 captions when published
+    youtube_asl_video_ids.txt     one id per line; 11,093 videos, 610,193 captions when published
     youtube-sl-25-metadata.csv    id,ISO 639-3 code of the sign language, without header
     videos/<id>.mp4               fetched by yourself, e.g. with yt-dlp; .webm, .mkv and others as well
     videos/<id>.en.vtt            captions: .vtt, .srt, .json3, .json or .ttml, with the language in the name or without
@@ -8,7 +8,7 @@
 The ids are CC BY 4.0, the videos belong to their uploaders, and some are gone: an id without video or without captions
 is one excluded segment, so that the report says how many. Captions are filtered as the YouTube-ASL paper does: at most
 300 characters, 0.2 to 60 seconds. Its third filter, exactly one person in the picture, needs a detector: ``people``
-takes the counts of one. There are no official splits: everything is ``train`` but what the id lists say.
+reads a detector's counts. There are no official splits: everything is ``train``, except what the id lists name.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ class YouTubeASL:
     table: Path | None = None
     """Captions from one tsv with the columns video_name, start_time, end_time, caption instead of caption files."""
     languages: list[str] = field(default_factory=list)
-    """Caption languages, the preferred first (``en`` takes ``en-GB`` too); default: by the sign language."""
+    """Caption languages, preferred first (``en`` includes ``en-GB``); default: by the sign language."""
     spoken_languages: Path | None = None
     """tsv with the columns sign_language and language, in addition to the built-in pairs (ase: en, gsg: de)."""
     sign_languages: list[str] = field(default_factory=list)
     """Only videos in these sign languages; the others are excluded. Default: all."""
     automatic: bool = False
-    """Accept speech recognition where nobody wrote captions."""
+    """Accept speech recognition for videos without written captions."""
     sounds: bool = False
     """Keep captions that describe only sounds, like ``[Music]``."""
     max_characters: int = 300
@@ -130,8 +130,8 @@ class YouTubeASL:
         if not files:
             yield dataclasses.replace(base, excluded="no_captions")
             return
-        wanted = context.caption_languages(base.sign_language)
-        ranked = sorted((rank, file) for file in files if (rank := file.rank(wanted)) is not None)
+        languages = context.caption_languages(base.sign_language)
+        ranked = sorted((rank, file) for file in files if (rank := file.rank(languages)) is not None)
         reason, detail = "no_captions_in_language", f"{base.origin}: {', '.join(file.path.name for file in files)}"
         for _, file in ranked:
             try:
@@ -145,7 +145,7 @@ class YouTubeASL:
             if not track.captions:
                 reason, detail = "no_captions", str(file.path)
                 continue
-            base = dataclasses.replace(base, language=file.text_language or wanted[0])
+            base = dataclasses.replace(base, language=file.text_language or languages[0])
             for caption, segment_id in zip(track.captions, segment_ids(base.id, track.captions), strict=True):
                 yield context.segment(base, caption, segment_id, f"{file.path}:{caption.line}")
             return
@@ -176,7 +176,7 @@ class YouTubeASL:
 
 
 class _Context:
-    """What the options' files say, read once per pass over the corpus."""
+    """Contents of the files that the options name, read once per pass over the corpus."""
 
     def __init__(self, corpus: YouTubeASL) -> None:
         self.corpus = corpus
@@ -196,7 +196,7 @@ class _Context:
         self.people = read_people(corpus.people)
 
     def video(self, video: str, sign_language: str, origin: str) -> Segment:
-        """What all segments of a listed video share, with the reason if the whole video is left out."""
+        """The fields that all segments of a listed video share, and the reason if the whole video is left out."""
         corpus = self.corpus
         code = sign_language or DEFAULT_SIGN_LANGUAGE
         reason = "no_video" if video not in self.files else ""
@@ -230,12 +230,12 @@ class _Context:
         return self.corpus.languages or self.spoken.get(sign_language, [""])
 
     def check_listed(self, listed: dict[str, Segment]) -> None:
-        """Refuse evaluation videos that the list of ids does not have."""
+        """Refuse evaluation videos that are not in the list of ids."""
         for split, path in (("dev", self.corpus.dev_ids), ("test", self.corpus.test_ids)):
-            if lost := self.lists[split] - listed.keys():
+            if unlisted := self.lists[split] - listed.keys():
                 raise DataError(
-                    f"{len(lost)} of {len(self.lists[split])} {split} videos are not in {self.corpus.ids.name}, "
-                    f"first {min(lost)}",
+                    f"{len(unlisted)} of {len(self.lists[split])} {split} videos are not in {self.corpus.ids.name}, "
+                    f"first {min(unlisted)}",
                     where=str(path),
                     fix="use lists of the same corpus",
                 )

@@ -39,23 +39,23 @@ class CaptionFile:
 
     @property
     def automatic(self) -> bool:
-        """Named as YouTube names recognised speech (``en-orig``) or a machine translation (``en-de``)."""
+        """Whether YouTube's name says recognised speech (``en-orig``) or machine translation (``en-de``)."""
         return bool(re.fullmatch(r"[A-Za-z]+-(?:.*-)?(?:orig|[a-z]{2,3})", self.language))
 
     @property
     def text_language(self) -> str:
-        """The tag without what is no language: YouTube appends the track's key (``en-j3PyPqV-e1s``)."""
+        """The tag without the track's key, which YouTube appends (``en-j3PyPqV-e1s``)."""
         match = re.match(r"[A-Za-z]{2,3}(?:-[A-Z][a-z]{3})?(?:-(?:[A-Z]{2}|[0-9]{3}))?(?![^-])", self.language)
         return match[0] if match else self.language.partition("-")[0]
 
     def rank(self, languages: list[str]) -> tuple[bool, int, int, int] | None:
-        """What to try first: written by people, the preferred language, exactly that one, the safest format.
+        """Sorts files: written by people first, then by language, exact match, and safety of the format.
 
-        A name without language stands for any; None: another language.
+        A name without a language matches any; None: another language.
         """
-        for position, wanted in enumerate(languages):
-            exact = self.language == wanted
-            if exact or not self.language or self.language.startswith(f"{wanted}-"):
+        for position, language in enumerate(languages):
+            exact = self.language == language
+            if exact or not self.language or self.language.startswith(f"{language}-"):
                 where = position if self.language else len(languages)
                 return self.automatic, where, int(not exact), SUFFIXES.index(self.path.suffix)
         return None
@@ -80,8 +80,8 @@ def read_ids(path: Path) -> Iterator[tuple[int, str, str]]:
 
 
 def caption_files(folder: Path) -> dict[str, list[CaptionFile]]:
-    """Video id -> its caption files, in sorted order. Files named otherwise (``<id>.info.json``) are no captions."""
-    found: dict[str, list[CaptionFile]] = {}
+    """Video id -> its caption files, in sorted order. Other names (``<id>.info.json``) are ignored."""
+    files_by_video: dict[str, list[CaptionFile]] = {}
     for path in files_below(folder):
         video, tag = path.stem[:11], path.stem[11:]
         if (
@@ -89,8 +89,8 @@ def caption_files(folder: Path) -> dict[str, list[CaptionFile]]:
             and _ID.fullmatch(video)
             and (not tag or (tag[0] == "." and _TAG.fullmatch(tag[1:])))
         ):
-            found.setdefault(video, []).append(CaptionFile(path, tag[1:]))
-    return found
+            files_by_video.setdefault(video, []).append(CaptionFile(path, tag[1:]))
+    return files_by_video
 
 
 def read_spoken_languages(path: Path | None) -> dict[str, list[str]]:
@@ -112,17 +112,17 @@ def read_spoken_languages(path: Path | None) -> dict[str, list[str]]:
 
 def read_openasl_evaluation(path: Path | None) -> dict[str, list[tuple[float, float]]]:
     """Video id -> (start, end) in seconds of OpenASL's clips that are not in its train split."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    clips: dict[str, list[tuple[float, float]]] = {}
     if path is None:
-        return found
+        return clips
     for line, row in read_table(path, "\t", quoting=False, needed=("yid", "start", "end", "split")):
         if row["split"] == "train":
             continue
         start, end = (seconds(row[key], f"{path}:{line} {key}") for key in ("start", "end"))
         if start is None or end is None:
             raise DataError("a clip without times", where=f"{path}:{line}", fix="use the official openasl-v1.0.tsv")
-        found.setdefault(row["yid"], []).append((start, end))
-    return found
+        clips.setdefault(row["yid"], []).append((start, end))
+    return clips
 
 
 def read_people(path: Path | None) -> ByName[int] | None:

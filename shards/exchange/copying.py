@@ -22,7 +22,7 @@ from shards.errors import DataError, OptionError
 from shards.format.index import ShardSet, fingerprint, rows_to_table, write_index
 from shards.format.opening import media_type
 from shards.format.verify import verify
-from shards.format.writer import TarWriter, Written, add_documents, dump_json, shard_key
+from shards.format.writer import MemberLocation, TarWriter, add_documents, dump_json, shard_key
 from shards.schema import ANNOTATION, IndexRow, Manifest, Segment
 from shards.storage.store import Folder
 
@@ -177,17 +177,17 @@ def _media(source: Source, tar: TarWriter, rows: list[IndexRow]) -> Iterator[lis
         yield [row._replace(**place)]
 
 
-def _video(tar: TarWriter, key: str, payload: bytes) -> Written:
+def _video(tar: TarWriter, key: str, payload: bytes) -> MemberLocation:
     return tar.add(f"{key}.{_SUFFIXES[media_type(payload[:64])]}", payload)
 
 
-def _array(tar: TarWriter, key: str, row: IndexRow, payload: bytes) -> Written:
+def _array(tar: TarWriter, key: str, row: IndexRow, payload: bytes) -> MemberLocation:
     """Features: the index addresses the data inside an ``.npy`` member."""
     buffer = io.BytesIO()
     values = np.frombuffer(payload, "<f2").reshape(row.frames, row.width)
     np.lib.format.write_array(buffer, values, version=(1, 0), allow_pickle=False)
     member = tar.add(f"{key}.npy", buffer.getvalue())
-    return Written(member.offset + member.size - len(payload), len(payload), zlib.crc32(payload))
+    return MemberLocation(member.offset + member.size - len(payload), len(payload), zlib.crc32(payload))
 
 
 def _documents(source: Source, tar: TarWriter, rows: list[IndexRow]) -> Iterator[list[IndexRow]]:

@@ -1,8 +1,8 @@
-"""A corpus without the texts that do not help: too short, too long, in another language, duplicated, or leaked.
+"""A corpus without harmful texts: too short, too long, in another language, duplicated, or leaked.
 
-:func:`filtered` wraps any corpus. Segments keep their order and number; those that go carry the reason in ``excluded``,
-so that a build counts them. Decisions need the whole corpus: it is read once (twice with contamination) when the
-segments are first asked for, keeping hashes only, and read again to yield.
+:func:`filtered` wraps any corpus. Segments keep their order and number; excluded ones have the reason in ``excluded``,
+so that a build counts them. Decisions need the whole corpus: the first call of ``segments`` reads it once (twice with
+contamination), keeps only hashes, and reads it again to yield.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -37,16 +36,16 @@ _ADVICE = "add --filter against_text=COLUMN"
 
 
 def filtered(corpus: Corpus, options: FilterOptions) -> Filtered:
-    """``corpus`` with the reason of every text that goes in ``Segment.excluded``.
+    """``corpus`` with a reason in ``Segment.excluded`` of every text that a rule excludes.
 
     Args:
         corpus: of any kind; must yield the same segments each time.
         options: the rules.
 
     Raises:
-        DataError: an unknown language, or evaluation texts that cannot be read. Iterating raises DataError when the
-            corpus yields other segments than before, and OptionError when there is nothing that the rules work on:
-            no such split, or no evaluation texts.
+        DataError: an unknown language, or unreadable evaluation texts. Iterating raises DataError if the corpus yields
+            other segments than before, and OptionError if the rules have nothing to work on: no such split, or no
+            evaluation texts.
     """
     return Filtered(corpus, options)
 
@@ -63,7 +62,7 @@ class Filtered:
             recorded["language_library"] = language_library()
         if options.against:
             recorded["against"] = sorted(map(identity, options.against))  # by content: the folder may move
-        self.settings: dict[str, Any] = {**getattr(corpus, "settings", {}), "filter": recorded}
+        self.settings: dict[str, object] = {**getattr(corpus, "settings", {}), "filter": recorded}
         for name in ("published", "max_skipped_fraction", "notes"):
             if hasattr(corpus, name):
                 setattr(self, name, getattr(corpus, name))
@@ -83,12 +82,12 @@ class Filtered:
         if position != len(decided.codes):
             raise self._changed()
 
-    def report(self) -> dict[str, Any]:
-        """Segments, how many each rule excludes, and the contamination report; reads the corpus if need be."""
+    def report(self) -> dict[str, object]:
+        """Number of segments, of exclusions per rule, and the contamination report; reads the corpus if needed."""
         decided = self._decisions()
         counts = Counter(decided.codes)
         excluded = {_REASONS[code]: number for code, number in sorted(counts.items()) if code}
-        report: dict[str, Any] = {"segments": len(decided.codes), "excluded": excluded}
+        report: dict[str, object] = {"segments": len(decided.codes), "excluded": excluded}
         if decided.contamination is not None:
             report["contamination"] = decided.contamination.to_dict()
         return report
@@ -117,7 +116,7 @@ class _Decisions:
 
 
 class _Candidates:
-    """The texts of one split among which duplicates are looked for."""
+    """The texts of one split, to be searched for duplicates."""
 
     def __init__(self, options: FilterOptions) -> None:
         self.positions, self.hashes = array("Q"), array("Q")
@@ -131,7 +130,7 @@ class _Candidates:
             self.signatures.append(folded)
 
     def mark(self, codes: bytearray, options: FilterOptions) -> None:
-        """Write the codes of the texts that go."""
+        """Write the codes of the duplicates."""
         positions = np.frombuffer(self.positions, dtype=np.uint64)
         first = first_of_equals(np.frombuffer(self.hashes, dtype=np.uint64))
         view = np.frombuffer(codes, dtype=np.uint8)
@@ -183,8 +182,8 @@ def _decide(corpus: Corpus, options: FilterOptions, rules: TextRules) -> _Decisi
             where="--filter splits",
             fix=f"add --filter splits={','.join(splits) or 'train'}",
         )
-    for found in candidates.values():
-        found.mark(decided.codes, options)
+    for split_candidates in candidates.values():
+        split_candidates.mark(decided.codes, options)
     if evaluation is not None:
         decided.contamination = evaluation.report()
     return decided
@@ -197,7 +196,7 @@ def _leaked(
     sentences: Sentences,
     codes: bytearray,
 ) -> list[int]:
-    """Numbers of the block's training texts that stay so far and occur in evaluation texts."""
+    """Numbers of the block's training texts, not yet excluded, that occur in evaluation texts."""
     train = [number for number in folded if folded[number] and segments[number].split == TRAIN and not codes[number]]
     texts = [segments[number].text for number in train]
     origins = [segments[number].origin or segments[number].id for number in train]
@@ -206,14 +205,14 @@ def _leaked(
 
 
 def _evaluation(corpus: Corpus, options: FilterOptions, sentences: Sentences) -> tuple[EvaluationTexts | None, bool]:
-    """(the evaluation texts, or None when there are none or they are not wanted; whether contamination excludes)."""
+    """(the evaluation texts, or None if contamination is off; whether contaminated texts are excluded)."""
     mode = options.contamination_mode
     if mode == "off":
         return None, False
-    found = EvaluationTexts(options.contamination_words, options.contamination_overlap)
+    evaluation = EvaluationTexts(options.contamination_words, options.contamination_overlap)
     for location in options.against:
         for block in evaluation_texts(location, column=options.against_text, advice=_ADVICE):
-            found.add(block.split, block.texts, block.origins)
+            evaluation.add(block.split, block.texts, block.origins)
     text_only = True
     for segments in _blocks(corpus.segments()):
         text_only &= all(segment.media is None for segment in segments)
@@ -221,14 +220,14 @@ def _evaluation(corpus: Corpus, options: FilterOptions, sentences: Sentences) ->
         for split in dict.fromkeys(segment.split for segment in others):
             part = [segment for segment in others if segment.split == split]
             texts = [sentences.inner(segment.text) for segment in part]
-            found.add(split, texts, [segment.origin or segment.id for segment in part])
-    if not len(found):
+            evaluation.add(split, texts, [segment.origin or segment.id for segment in part])
+    if not len(evaluation):
         raise OptionError(
             f"contamination={mode}, but there are no evaluation texts",
             where="--filter",
             fix="add --filter against=FILE_OR_SHARD_SET, or build with another split than train",
         )
-    return found, mode == "exclude" or (mode == "auto" and text_only)
+    return evaluation, mode == "exclude" or (mode == "auto" and text_only)
 
 
 def contamination(
@@ -241,7 +240,7 @@ def contamination(
     """Evaluation texts that occur in the training texts of finished shard sets.
 
     Args:
-        train: shard sets whose ``train`` split is looked through.
+        train: shard sets whose ``train`` split is searched.
         evaluation: shard sets or text files; none: the other splits of the training sets.
         words: per n-gram.
         overlap: part of an evaluation text's n-grams that must occur in one training text.
@@ -251,13 +250,13 @@ def contamination(
         DataError: something cannot be read, or there are no evaluation or no training texts.
     """
     options = FilterOptions(contamination_words=words, contamination_overlap=overlap)
-    folders, found = list(train), EvaluationTexts(options.contamination_words, options.contamination_overlap)
-    given = list(evaluation)
-    for location in given or [folder.location for folder in folders]:
+    folders, overlaps = list(train), EvaluationTexts(options.contamination_words, options.contamination_overlap)
+    locations = list(evaluation)
+    for location in locations or [folder.location for folder in folders]:
         # no set is compared with itself
-        for block in evaluation_texts(location, bool(given), column, "add --against-text COLUMN"):
-            found.add(block.split, block.texts, block.origins)
-    if not len(found):
+        for block in evaluation_texts(location, bool(locations), column, "add --against-text COLUMN"):
+            overlaps.add(block.split, block.texts, block.origins)
+    if not len(overlaps):
         raise DataError(
             "no evaluation texts: no split but train",
             where="evaluation",
@@ -266,14 +265,14 @@ def contamination(
     for folder in folders:
         sentences = set_sentences(folder)
         for block in shard_set_texts(folder):
-            folded = {number: text for number, given in enumerate(block.texts) if (text := fold_text(given))}
+            folded = {number: text for number, locations in enumerate(block.texts) if (text := fold_text(locations))}
             if block.split == TRAIN:
                 texts = [block.texts[number] for number in folded]
                 origins = [block.origins[number] for number in folded]
-                found.check(list(folded.values()), texts, origins, list(map(sentences.of, texts)))
-    if not found.train_texts:
+                overlaps.check(list(folded.values()), texts, origins, list(map(sentences.of, texts)))
+    if not overlaps.train_texts:
         raise DataError("no training texts", where="train", fix="name shard sets with a train split")
-    return found.report()
+    return overlaps.report()
 
 
 def _blocks(segments: Iterable[Segment]) -> Iterator[list[Segment]]:

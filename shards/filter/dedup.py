@@ -1,8 +1,8 @@
-"""Duplicate texts by the million: hashes and MinHash signatures in flat arrays, computed for blocks of texts at once.
+"""Finds duplicates among millions of texts: hashes and MinHash signatures in flat arrays, computed in blocks of texts.
 
 Exact duplicates have the same :func:`shards.text.fold_text`. Near duplicates share most of their word n-grams: MinHash
 (Broder 1997) estimates the share, banding (Leskovec et al., Mining of Massive Datasets, 3.4) finds the pairs worth
-estimating, and a text goes only when the estimate with an earlier, kept text reaches the threshold.
+estimating, and a text is dropped only if the estimate with an earlier, kept text reaches the threshold.
 
 Hashes depend on the text alone: equal on every machine, for every block size and library version.
 """
@@ -142,11 +142,11 @@ def bands(threshold: float, permutations: int) -> tuple[int, int]:
 
 
 def near_duplicates(signatures: np.ndarray, chosen: np.ndarray, threshold: float) -> np.ndarray:
-    """Which texts are near duplicates of an earlier text that stays.
+    """Which texts are near duplicates of an earlier, kept text.
 
     Args:
         signatures: uint8 [D, permutations].
-        chosen: int64 [C], the texts to compare, in order; the others take no part.
+        chosen: int64 [C], the texts to compare, in order; the others are ignored.
         threshold: estimated similarity, 0.5..1.
 
     Returns:
@@ -156,14 +156,14 @@ def near_duplicates(signatures: np.ndarray, chosen: np.ndarray, threshold: float
     pairs = np.empty(0, dtype=np.int64)
     for band in range(number):
         keys = _band_keys(signatures[:, band * rows : (band + 1) * rows], chosen)
-        found = _pairs_of_band(signatures, chosen, keys, threshold)
-        pairs = np.union1d(pairs, found)
-    gone = np.zeros(len(chosen), dtype=bool)
-    # Sorted by the later text: whether the earlier one stays is known when its pair is reached.
+        band_pairs = _pairs_of_band(signatures, chosen, keys, threshold)
+        pairs = np.union1d(pairs, band_pairs)
+    dropped = np.zeros(len(chosen), dtype=bool)
+    # Sorted by the later text, so that the fate of the earlier one is known when its pair is reached.
     for later, earlier in zip(*(part.tolist() for part in np.divmod(pairs, max(1, len(chosen)))), strict=True):
-        if not gone[earlier]:
-            gone[later] = True
-    return gone
+        if not dropped[earlier]:
+            dropped[later] = True
+    return dropped
 
 
 def _band_keys(columns: np.ndarray, chosen: np.ndarray) -> np.ndarray:
@@ -182,7 +182,7 @@ def _pairs_of_band(signatures: np.ndarray, chosen: np.ndarray, keys: np.ndarray,
     and those unlike it with the first of the rest, and so on."""
     order = np.argsort(keys, kind="stable")
     bucket = np.cumsum(np.diff(keys[order], prepend=keys[order[:1]]) != 0)
-    found = []
+    pairs = []
     for _ in range(_ROUNDS):
         starts = np.flatnonzero(np.diff(bucket, prepend=-1))
         sizes = np.diff(np.append(starts, len(bucket)))
@@ -198,9 +198,9 @@ def _pairs_of_band(signatures: np.ndarray, chosen: np.ndarray, keys: np.ndarray,
                 for part in [slice(start, start + _COMPARED_AT_ONCE)]
             ]
         )
-        found.append(order[similar] * len(chosen) + leaders[similar])
+        pairs.append(order[similar] * len(chosen) + leaders[similar])
         order, bucket = order[~similar], bucket[~similar]
-    return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+    return np.concatenate(pairs) if pairs else np.empty(0, dtype=np.int64)
 
 
 def _pieces(encoded: bytes) -> Iterator[bytes]:

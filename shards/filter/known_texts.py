@@ -1,6 +1,6 @@
-"""Evaluation sentences that stand in the texts a language model was trained on.
+"""Finds evaluation sentences in the texts a language model was trained on.
 
-Reads the index of text sets, at most :data:`MOST` documents: the warning has to come before a run starts, not after.
+Reads the index of text sets, at most :data:`MOST` documents, so that the warning comes before a run starts.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ MOST = 2_000_000
 
 @dataclass(slots=True)
 class KnownTexts:
-    """How many samples have a text that a training document is equal to, or was made from by a template."""
+    """How many samples have a text that equals a training document or the sentence inside one."""
 
     samples: int
     known: int = 0
     example: str = ""
     documents: int = 0
-    """Training documents that were looked at."""
+    """Training documents that were read."""
     complete: bool = True
-    """Whether these were all."""
+    """Whether all were read."""
 
 
 def known_texts(texts: Sequence[str], sources: Iterable[tuple[Folder, str]], most: int = MOST) -> KnownTexts:
@@ -34,26 +34,26 @@ def known_texts(texts: Sequence[str], sources: Iterable[tuple[Folder, str]], mos
     Args:
         texts: one per sample.
         sources: text sets with the split that was trained on.
-        most: look at so many documents.
+        most: limit on the documents read.
 
     Raises:
         DataError: an index that cannot be read.
     """
-    wanted: dict[int, list[int]] = {}
+    places_of: dict[int, list[int]] = {}
     for place, text in enumerate(texts):
         if number := folded_hash(text):
-            wanted.setdefault(number, []).append(place)
-    found = KnownTexts(len(texts))
+            places_of.setdefault(number, []).append(place)
+    counts = KnownTexts(len(texts))
     for document, inside in _documents(sources):
-        if found.documents == most:
-            found.complete = False
+        if counts.documents == most:
+            counts.complete = False
             break
-        found.documents += 1
+        counts.documents += 1
         for number in (folded_hash(document), *map(folded_hash, inside)):
-            if places := wanted.pop(number, []):
-                found.known += len(places)
-                found.example = found.example or texts[places[0]]
-    return found
+            if places := places_of.pop(number, []):
+                counts.known += len(places)
+                counts.example = counts.example or texts[places[0]]
+    return counts
 
 
 def _documents(sources: Iterable[tuple[Folder, str]]) -> Iterable[tuple[str, list[str]]]:

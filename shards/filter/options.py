@@ -14,7 +14,7 @@ CONTAMINATION_MODES = ("auto", "off", "report", "exclude")
 
 @dataclass(frozen=True, slots=True)
 class FilterOptions:
-    """Rules for the texts of a corpus; each acts when it is asked for, and by default none is."""
+    """Rules for the texts of a corpus; by default all are off."""
 
     splits: list[str] = field(default_factory=lambda: ["train"])
     """The splits that are filtered; published evaluation splits stay as they are."""
@@ -26,21 +26,21 @@ class FilterOptions:
     max_words: int = 0
     """0: no limit. In scripts without spaces a character is a word."""
     max_symbol_fraction: float = 1.0
-    """Of the characters that are no spaces: this part may be neither letter nor digit; 1: no limit."""
+    """Most of the non-space characters that may be neither letter nor digit, as a fraction; 1: no limit."""
     max_digit_fraction: float = 1.0
-    """Of the characters that are no spaces; 1: no limit."""
+    """Most of the non-space characters that may be digits, as a fraction; 1: no limit."""
     max_repeated_line_fraction: float = 1.0
-    """This part of the lines may repeat an earlier line of the same text; 1: no limit."""
+    """Most of the lines that may repeat an earlier line of the same text, as a fraction; 1: no limit."""
 
     languages: list[str] = field(default_factory=list)
-    """BCP-47 codes that stay (``de``); empty: every language."""
+    """BCP-47 codes to keep (``de``); empty: every language."""
     language_confidence: float = 0.6
-    """A text goes only when another language is at least this sure."""
+    """Exclude a text only if it is in another language with at least this confidence."""
     language_min_characters: int = 40
-    """Shorter texts are not judged: no library tells the language of three words."""
+    """Shorter texts are not judged: no library identifies the language of three words."""
 
     exact_duplicates: bool = False
-    """Leave out texts that are equal to an earlier one but for case, white space and punctuation around words."""
+    """Leave out texts equal to an earlier one, except for case, white space and punctuation around words."""
     near_duplicates: float = 0.0
     """Leave out texts whose word n-grams are this similar (Jaccard, 0.5..1) to an earlier one; 0: keep them."""
     near_duplicate_words: int = 3
@@ -52,7 +52,7 @@ class FilterOptions:
     """Training texts that occur in evaluation texts: off | report | exclude; auto excludes them from text corpora and
     reports them for videos, whose official splits are never changed. Default: auto with ``against``, else off."""
     contamination_words: int = 8
-    """Words per n-gram of the overlap; shorter evaluation texts count when they are equal."""
+    """Words per n-gram of the overlap; shorter evaluation texts count only if equal."""
     contamination_overlap: float = 0.8
     """This part of an evaluation text's n-grams must occur in one training text."""
     against: list[str] = field(default_factory=list)
@@ -106,12 +106,12 @@ class FilterOptions:
                 fix="0.8 is usual; 0 keeps near duplicates",
             )
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         """The options that differ from their defaults, for the manifest."""
-        found: dict[str, Any] = {}
+        changed: dict[str, object] = {}
         for option in dataclasses.fields(self):
             factory: Any = option.default_factory
             usual = option.default if factory is dataclasses.MISSING else factory()
             if (value := getattr(self, option.name)) != usual:
-                found[option.name] = sorted(value) if isinstance(value, list) else value
-        return found
+                changed[option.name] = sorted(value) if isinstance(value, list) else value
+        return changed

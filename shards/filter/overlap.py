@@ -1,13 +1,12 @@
 """Training texts that occur in evaluation texts: equal, or with most n-grams of an evaluation text inside one of them.
 
-Only hashes of the evaluation texts are held, and the texts themselves for examples; training texts pass in blocks.
+Keeps hashes of the evaluation texts, and their beginnings for examples; training texts are read in blocks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -27,28 +26,28 @@ class Example:
     train_text: str
     train_origin: str
     overlap: float
-    """Part of the evaluation text's n-grams found there; 1.0 with ``exact`` for equal texts."""
+    """Part of the evaluation text's n-grams in it; 1.0 with ``exact`` for equal texts."""
     exact: bool
 
 
 @dataclass(slots=True)
 class SplitOverlap:
-    """What of one evaluation split occurs in the training texts."""
+    """The texts of one evaluation split that occur in the training texts."""
 
     name: str
     texts: int = 0
     exact: int = 0
-    """Evaluation texts that are equal to a training text but for case, white space and outer punctuation."""
+    """Evaluation texts equal to a training text, except for case, white space and outer punctuation."""
     near: int = 0
-    """Others whose n-grams occur to the given part in one training text."""
+    """Other texts of which at least the part ``overlap`` of the n-grams occurs in one training text."""
     short: int = 0
-    """Texts with fewer words than an n-gram: only equality is looked for."""
+    """Texts with fewer words than an n-gram: only checked for equality."""
     examples: list[Example] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class ContaminationReport:
-    """Per evaluation split, and how many training texts are concerned."""
+    """Overlap per evaluation split, and the number of training texts concerned."""
 
     words: int
     overlap: float
@@ -59,7 +58,7 @@ class ContaminationReport:
     """Other training texts that hold most of an evaluation text."""
     splits: list[SplitOverlap] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
         import dataclasses
 
@@ -80,15 +79,15 @@ class EvaluationTexts:
         self._hashes: list[np.ndarray] = []
         self._grams: list[np.ndarray] = []
         self._owners: list[np.ndarray] = []
-        self._frozen: _Frozen | None = None
+        self._sorted_texts: _SortedTexts | None = None
         self.train_texts = self.train_exact = self.train_near = 0
 
     def __len__(self) -> int:
         return len(self._texts)
 
     def add(self, name: str, texts: Sequence[str], origins: Sequence[str]) -> None:
-        """More texts of the evaluation split ``name``; empty ones count as nothing."""
-        assert self._frozen is None, "training texts have been checked already"
+        """Add texts of the evaluation split ``name``; empty ones are ignored."""
+        assert self._sorted_texts is None, "training texts have been checked already"
         if name not in self._names:
             self._names.append(name)
         kept = [entry for entry in zip(texts, origins, map(fold_text, texts), strict=True) if entry[2]]
@@ -118,22 +117,22 @@ class EvaluationTexts:
             sentences: folded sentences inside each (:class:`shards.filter.template_texts.Sentences`); one that is equal
                 counts as the text itself.
         """
-        if self._frozen is None:
-            self._frozen = self._freeze()
-        frozen = self._frozen
-        inside = [(number, text) for number, found in enumerate(sentences) for text in found]
+        if self._sorted_texts is None:
+            self._sorted_texts = self._freeze()
+        evaluation = self._sorted_texts
+        inside = [(number, text) for number, folded_sentences in enumerate(sentences) for text in folded_sentences]
         owners_of = np.array([*range(len(folded)), *(number for number, _ in inside)], dtype=np.int64)
-        rows, same = frozen.equal(text_hashes([*folded, *(text for _, text in inside)]))
+        rows, same = evaluation.equal(text_hashes([*folded, *(text for _, text in inside)]))
         exact = np.zeros(len(folded), dtype=bool)
         exact[owners_of[rows]] = True
         near = np.zeros(len(folded), dtype=bool)
         pairs = [(int(owners_of[row]), int(number), 1.0, True) for row, number in zip(rows, same, strict=True)]
         for grams, owners in self._hasher.blocks(folded):
-            for text, number, part in frozen.overlapping(grams, owners, self.overlap):
+            for text, number, part in evaluation.overlapping(grams, owners, self.overlap):
                 near[text] = True
                 pairs.append((text, number, part, False))
         for text, number, part, is_exact in pairs:
-            frozen.note(number, part, is_exact, (texts[text][:_SHOWN_CHARACTERS], origins[text]))
+            evaluation.note(number, part, is_exact, (texts[text][:_SHOWN_CHARACTERS], origins[text]))
         near &= ~exact
         self.train_texts += len(folded)
         self.train_exact += int(exact.sum())
@@ -141,32 +140,32 @@ class EvaluationTexts:
         return exact | near
 
     def report(self) -> ContaminationReport:
-        """What has been found so far."""
-        frozen = self._frozen = self._frozen or self._freeze()
+        """The result so far."""
+        evaluation = self._sorted_texts = self._sorted_texts or self._freeze()
         report = ContaminationReport(self.words, self.overlap, self.train_texts, self.train_exact, self.train_near)
         report.splits = [SplitOverlap(name) for name in self._names]
         for number, (split, text, origin) in enumerate(zip(self._split, self._texts, self._origins, strict=True)):
-            found = report.splits[split]
-            found.texts += 1
-            found.short += not frozen.sizes[number]
-            if number not in frozen.found:
+            split_report = report.splits[split]
+            split_report.texts += 1
+            split_report.short += not evaluation.sizes[number]
+            if number not in evaluation.best:
                 continue
-            part, is_exact, (train_text, train_origin) = frozen.found[number]
-            found.exact += is_exact
-            found.near += not is_exact
-            if len(found.examples) < _EXAMPLES:
-                found.examples.append(Example(text, origin, train_text, train_origin, round(part, 3), is_exact))
+            part, is_exact, (train_text, train_origin) = evaluation.best[number]
+            split_report.exact += is_exact
+            split_report.near += not is_exact
+            if len(split_report.examples) < _EXAMPLES:
+                split_report.examples.append(Example(text, origin, train_text, train_origin, round(part, 3), is_exact))
         return report
 
-    def _freeze(self) -> _Frozen:
+    def _freeze(self) -> _SortedTexts:
         empty = [np.empty(0, dtype=np.uint64)]
         grams, owners = np.concatenate(empty + self._grams), np.concatenate([np.empty(0, np.int64), *self._owners])
         self._grams, self._owners = [], []
-        return _Frozen(np.concatenate(empty + self._hashes), grams, owners)
+        return _SortedTexts(np.concatenate(empty + self._hashes), grams, owners)
 
 
-class _Frozen:
-    """Sorted hashes of the evaluation texts, and what has been found of each."""
+class _SortedTexts:
+    """Sorted hashes of the evaluation texts, and the best training text for each."""
 
     def __init__(self, hashes: np.ndarray, grams: np.ndarray, owners: np.ndarray) -> None:
         self._order = np.argsort(hashes, kind="stable")
@@ -177,13 +176,14 @@ class _Frozen:
         new[1:] = (grams[1:] != grams[:-1]) | (owners[1:] != owners[:-1])
         self._grams, self._owners = grams[new], owners[new]
         self.sizes = np.bincount(self._owners, minlength=len(hashes))
-        self.found: dict[int, tuple[float, bool, tuple[str, str]]] = {}
+        self.best: dict[int, tuple[float, bool, tuple[str, str]]] = {}
+        """Number of an evaluation text -> (part, whether equal, (text, origin)) of its best training text."""
 
     def note(self, number: int, part: float, is_exact: bool, place: tuple[str, str]) -> None:
         """Keep the best training text of an evaluation text: an equal one, else the largest part, else the first."""
-        best = self.found.get(number)
+        best = self.best.get(number)
         if best is None or (is_exact, part) > (best[1], best[0]):
-            self.found[number] = (part, is_exact, place)
+            self.best[number] = (part, is_exact, place)
 
     def equal(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(row of ``hashes``, evaluation number) of every equal pair."""

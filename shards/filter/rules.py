@@ -1,4 +1,4 @@
-"""Rules that judge one text by itself: length, symbols, repeated lines, language."""
+"""Rules that judge a single text: length, symbols, repeated lines, language."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shards.errors import OptionError
 from shards.filter.options import FilterOptions
 
 _JUDGED_CHARACTERS = 200
-"""The beginning tells the language; the rest only costs time."""
+"""The beginning is enough to identify the language."""
 
 TOO_SHORT, TOO_LONG, SYMBOLS, DIGITS = "too_short", "too_long", "symbols", "digits"
 REPEATED_LINES, LANGUAGE = "repeated_lines", "language"
@@ -19,7 +19,7 @@ REASONS = (TOO_SHORT, TOO_LONG, SYMBOLS, DIGITS, REPEATED_LINES, LANGUAGE)
 
 
 class TextRules:
-    """The reason why a text goes, or ``""``. Raises OptionError for a language the library does not know."""
+    """Finds the reason to exclude a text. Raises OptionError for a language the library does not know."""
 
     def __init__(self, options: FilterOptions) -> None:
         self.options = options
@@ -58,13 +58,13 @@ class TextRules:
     def _language(self, text: str) -> str:
         if self._identifier is None or len(text) < self.options.language_min_characters:
             return ""
-        found, confidence = self._identifier.classify(" ".join(text[:_JUDGED_CHARACTERS].split()))
-        other = found not in self._languages and confidence >= self.options.language_confidence
+        language, confidence = self._identifier.classify(" ".join(text[:_JUDGED_CHARACTERS].split()))
+        other = language not in self._languages and confidence >= self.options.language_confidence
         return LANGUAGE if other else ""
 
 
 def language_library() -> str:
-    """Name and version of what tells languages: its model decides which texts stay."""
+    """Name and version of the language identifier, whose model decides which texts stay."""
     return f"py3langid {version('py3langid')}"
 
 

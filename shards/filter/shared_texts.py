@@ -1,7 +1,7 @@
-"""Texts of other splits that also occur in train: one rule for reports, figures and lint, that of ``contamination``.
+"""Texts of other splits that also occur in train: one rule for reports, figures, lint and ``contamination``.
 
-Two texts are the same when they are equal but for case, white space and punctuation around words
-(:func:`shards.text.fold_text`). Without a train split nobody knows, and None says so.
+Two texts are the same if they differ only in case, white space and punctuation around words
+(:func:`shards.text.fold_text`). Without a train split the answer is unknown: None.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TRAIN = "train"
 
 
 def folded_hash(text: str) -> int:
-    """64 bits: equal for texts that are the same; 0 for a text without a single word, which is no text."""
+    """64 bits, equal for texts that are the same; 0 for a text without words."""
     folded = fold_text(text)
     return int(text_hashes([folded])[0]) if folded else 0
 
@@ -40,7 +40,9 @@ def shared_with_train(table: pa.Table) -> NDArray[np.bool_] | None:
 
 
 def counted(splits: Iterable[str], table: pa.Table) -> dict[str, int | None]:
-    """Samples of each split but train whose text occurs in train; None where no train split is known."""
-    found = shared_with_train(table)
+    """Samples of each split but train whose text occurs in train; None without a train split."""
+    is_shared = shared_with_train(table)
     names = np.asarray(table["split"].to_pylist(), dtype=object)
-    return {split: None if found is None else int(found[names == split].sum()) for split in splits if split != TRAIN}
+    return {
+        split: None if is_shared is None else int(is_shared[names == split].sum()) for split in splits if split != TRAIN
+    }

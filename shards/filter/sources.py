@@ -1,4 +1,4 @@
-"""Texts of finished shard sets and text files, in bounded blocks: what corpora are compared with."""
+"""Texts of finished shard sets and text files, in bounded blocks, to compare corpora with."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ def evaluation_texts(location: str, train_too: bool = True, column: str = "text"
 
     Args:
         location: a shard set (all splits but train), or a text file.
-        train_too: of a set that has no other split take train.
-        column: field or column of the text in a file that has such.
-        advice: how the caller lets ``column`` be chosen.
+        train_too: take train from a set that has no other split.
+        column: field or column of the text, in files that have columns.
+        advice: how a user of the caller chooses ``column``, for errors.
 
     Raises:
-        DataError: there is neither, or it cannot be read.
+        DataError: the location is neither, or cannot be read.
         OptionError: a file without that column.
     """
     if _is_text_file(location):
@@ -80,10 +80,10 @@ def evaluation_texts(location: str, train_too: bool = True, column: str = "text"
         return
     folder = open_folder(location)
     splits = _manifest(folder)["splits"]
-    wanted = [split for split in splits if split != TRAIN] or [TRAIN] * train_too
+    chosen = [split for split in splits if split != TRAIN] or [TRAIN] * train_too
     sentences = set_sentences(folder)
     for block in shard_set_texts(folder):
-        if block.split in wanted:
+        if block.split in chosen:
             yield Block(f"{location} {block.split}", list(map(sentences.inner, block.texts)), block.origins)
 
 
@@ -101,26 +101,26 @@ def _file_texts(path: Path, name: str, column: str, advice: str) -> Iterator[Blo
         yield Block(name, texts, origins)
     except OptionError:
         raise
-    except DataError as error:  # its advice may name options that only a corpus has
+    except DataError as error:  # its fix may name options that only a corpus has
         raise DataError(
             error.what, where=error.where, fix="repair the file, or write its texts into a .txt file"
         ) from None
 
 
 def _check_column(path: Path, column: str, advice: str) -> None:
-    found = fields_of(path)
-    if found is None or column in found or column.partition(".")[0] in found:
+    columns = fields_of(path)
+    if columns is None or column in columns or column.partition(".")[0] in columns:
         return
-    others = [suffix for suffix, mark in DELIMITERS.items() if len(found) == 1 and mark in found[0]]
+    others = [suffix for suffix, mark in DELIMITERS.items() if len(columns) == 1 and mark in columns[0]]
     if others:
         fix = f"link it under a name that ends in {others[0]}: the suffix tells what separates fields"
-        raise OptionError(f"its header is one field, {found[0]!r}", where=str(path), fix=fix)
-    there = ", ".join(map(repr, found)) or "none"
-    raise OptionError(f"no column {column!r}; there are {there}", where=str(path), fix=advice)
+        raise OptionError(f"its header is one field, {columns[0]!r}", where=str(path), fix=fix)
+    known = ", ".join(map(repr, columns)) or "none"
+    raise OptionError(f"no column {column!r}; there are {known}", where=str(path), fix=advice)
 
 
 def identity(location: str) -> str:
-    """What tells whether the texts at a location have changed: a fingerprint or checksum."""
+    """A fingerprint or checksum that changes when the texts at a location change."""
     if _is_text_file(location):
         try:
             return file_sha256(existing(Path(location)))

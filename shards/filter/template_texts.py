@@ -1,6 +1,6 @@
 """The sentence inside a document that a template made: ``signs: REGEN sentence: es regnet`` -> ``es regnet``.
 
-Texts are compared by their sentences: a short test sentence that was trained on inside a pair is known all the same.
+Texts are compared by their sentences, so that a short test sentence is recognised inside a training pair.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Sentences:
     """Finds the texts that templates put into documents.
 
     Args:
-        templates: as in ``shards.text.render_pair``; those that are the text alone add nothing.
+        templates: as in ``shards.text.render_pair``; a template that is only the text is ignored.
     """
 
     def __init__(self, templates: Sequence[str]) -> None:
@@ -28,7 +28,7 @@ class Sentences:
         return [folded for text in self._matches(document) if (folded := fold_text(text))]
 
     def inner(self, document: str) -> str:
-        """The text in a document of an evaluation split; the document itself where no template made it."""
+        """The text in a document of an evaluation split; the document itself if no template made it."""
         return next(self._matches(document), document)
 
     def _matches(self, document: str) -> Iterator[str]:
@@ -38,7 +38,7 @@ class Sentences:
 
 
 def _pattern(template: str) -> str:
-    """A regular expression of what a template makes; a field that comes again has the same value."""
+    """A regular expression for the documents of a template; a repeated field has the same value."""
     parts: list[str] = []
     seen: set[str] = set()
     for literal, name, _, _ in string.Formatter().parse(template.strip()):

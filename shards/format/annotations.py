@@ -1,4 +1,4 @@
-"""The member that holds a sample's annotation: a JSON object, or in tars made elsewhere the text alone."""
+"""The member with a sample's annotation: a JSON object, or only the text in tars made elsewhere."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 
 def parse_annotation(payload: bytes, text: str) -> dict[str, Any]:
-    """What the member says: the object of a ``.json``, ``{"text": ...}`` for a ``.txt``.
+    """The annotation in a member: the object of a ``.json``, ``{"text": ...}`` for a ``.txt``.
 
-    The index does not tell the two apart: a ``.txt`` is known by holding nothing but the text of its index row.
+    The index does not say which of the two it is: a ``.txt`` holds exactly the text of its index row.
 
     Args:
         payload: content of the member.

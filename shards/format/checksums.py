@@ -1,8 +1,8 @@
-"""The CRC-32 of byte strings laid one after another, from the CRC-32 of each: many are then checked by one pass.
+"""The CRC-32 of concatenated byte strings from the CRC-32 of each, so that one pass checks many of them.
 
-CRC(A + B) is CRC(A) x^(8 |B|) + CRC(B) over GF(2), modulo the polynomial of CRC-32: what ``crc32_combine`` of zlib
-computes. A product by a fixed power is linear in the other factor, so four tables of 256 make it four look-ups, for
-all strings at once.
+CRC(A + B) is CRC(A) x^(8 |B|) + CRC(B) over GF(2), modulo the polynomial of CRC-32, as in ``crc32_combine`` of zlib.
+Multiplying by a fixed power is linear in the other factor, so four tables of 256 entries reduce it to four look-ups,
+for all strings at once.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from shards.storage.spans import Ints
 _POLYNOMIAL = 0xEDB88320  # bits reflected, as zlib keeps them: bit 31 is x^0
 _ONE = 1 << 31
 UNIT = 2
-"""Lengths are counted in so many bytes."""
+"""Bytes in which lengths are counted."""
 _NEAR = 64  # powers in the first table; the second holds every 64th
 
 
 class Joiner:
-    """Joins CRC-32s; keeps the tables of powers, which grow with the longest distance asked for."""
+    """Joins CRC-32s; keeps the tables of powers, which grow with the longest distance needed."""
 
     def __init__(self) -> None:
         unit = _ONE
@@ -51,12 +51,12 @@ class Joiner:
 
 
 def _moved(tables: Ints, power: Ints, crcs: Ints) -> Ints:
-    """Every CRC-32 times the power chosen for it."""
+    """Every CRC-32 times its power."""
     base = power << 10
-    found = tables[base + (crcs & 255)]
+    product = tables[base + (crcs & 255)]
     for byte in (1, 2, 3):
-        found ^= tables[base + (256 * byte) + (crcs >> (8 * byte) & 255)]
-    return found
+        product ^= tables[base + (256 * byte) + (crcs >> (8 * byte) & 255)]
+    return product
 
 
 def _times_x(value: int) -> int:
@@ -64,20 +64,20 @@ def _times_x(value: int) -> int:
 
 
 def _product(left: int, right: int) -> int:
-    found = 0
+    product = 0
     for bit in range(31, -1, -1):
         if left >> bit & 1:
-            found ^= right
+            product ^= right
         right = _times_x(right)
-    return found
+    return product
 
 
 def _powers(base: int, count: int) -> list[int]:
     """The powers 0 .. count - 1."""
-    found = [_ONE]
-    while len(found) < count:
-        found.append(_product(base, found[-1]))
-    return found
+    powers = [_ONE]
+    while len(powers) < count:
+        powers.append(_product(base, powers[-1]))
+    return powers
 
 
 def _tables(factors: list[int]) -> Ints:

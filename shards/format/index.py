@@ -27,9 +27,9 @@ from shards.storage.files import put_file, write_atomic
 
 INDEX_NAME, MANIFEST_NAME = "index.parquet", "manifest.json"
 NAMES = ("shard", "split", "corpus", "language", "sign_language", "signer")
-"""Columns of few different texts: an opened index holds them as numbers into a list of names."""
+"""Columns with few distinct texts: an opened index stores them as numbers into a list of names."""
 MAPPED_ABOVE = 64 << 20
-"""Bytes of an index, uncompressed, from which on it is memory-mapped."""
+"""Uncompressed bytes above which an index is memory-mapped."""
 BATCH_ROWS = 1 << 16
 _UINT32 = ("crc32", "meta_crc32")
 _INT32 = ("frames", "width", "height", "tokens")
@@ -108,9 +108,9 @@ def read_manifest(folder: Path) -> Manifest:
         ) from error
     known = {field.name for field in dataclasses.fields(Manifest)}
     if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION or set(values) != known:
-        found = values if isinstance(values, dict) else {}
+        fields = values if isinstance(values, dict) else {}
         raise DataError(
-            f"format version {found.get('format_version')!r} with fields {sorted(found)}, expected {FORMAT_VERSION} "
+            f"format version {fields.get('format_version')!r} with fields {sorted(fields)}, expected {FORMAT_VERSION} "
             f"with {sorted(known)}",
             where=str(path),
             fix="build the shards with this version of the program",
@@ -142,7 +142,7 @@ def read_index(folder: Path | str, columns: Sequence[str] | None = None) -> Shar
     manifest = read_manifest(folder)
     path = folder / INDEX_NAME
     try:
-        with path.open("rb") as handle:  # given a path, Arrow keeps the file open until the garbage collector comes
+        with path.open("rb") as handle:  # given a path, Arrow keeps the file open until garbage collection
             table = pq.read_table(handle, columns=list(columns) if columns is not None else None)
         table.validate(full=True)  # texts that are not UTF-8 would surface anywhere later
     except (OSError, pa.ArrowException) as error:
@@ -166,14 +166,14 @@ def _check_index(table: pa.Table, columns: list[str], manifest: Manifest, path: 
 
 
 def open_index(folder: Path | str, cache: Path | str | None = None) -> ShardSet:
-    """Open a shard set to read from it for long, in many processes: what training and evaluation use.
+    """Open a shard set for long use in many processes, as in training and evaluation.
 
     A large index (64 MiB and more) is memory-mapped, so that all processes of a host share it: an uncompressed copy,
-    ``index-<fingerprint>.arrow``, is made once beside ``index.parquet``, or in ``cache`` where the folder is
-    read-only. A smaller one is read as :func:`read_index` does. The columns NAMES may come as Arrow dictionaries.
+    ``index-<fingerprint>.arrow``, is made once beside ``index.parquet``, or in ``cache`` if the folder is read-only.
+    A smaller one is read as :func:`read_index` does. The columns NAMES may be Arrow dictionaries.
 
     Raises:
-        DataError: as :func:`read_index`; or the copy is needed and can be written nowhere.
+        DataError: as :func:`read_index`; or the copy is needed and no folder for it is writable.
     """
     folder, cache = Path(folder), Path(cache) if cache is not None else None
     manifest = read_manifest(folder)
@@ -209,7 +209,7 @@ def _uncompressed_bytes(path: Path) -> int:
 
 
 def _mapped_copy(folder: Path, manifest: Manifest, cache: Path | None) -> Path:
-    """The memory-mapped copy of an index, made when there is none."""
+    """The memory-mapped copy of an index, made if missing."""
     name = f"index-{manifest.fingerprint[:16]}.arrow"
     places = [folder / name, *([cache / name] if cache is not None else [])]
     for place in places:
@@ -223,7 +223,7 @@ def _mapped_copy(folder: Path, manifest: Manifest, cache: Path | None) -> Path:
             fix="open it once as a user who may write there, or name an existing cache folder that is writable",
         )
     with (folder / INDEX_NAME).open("rb") as handle:
-        with contextlib.suppress(OSError):  # where files cannot be locked, several processes make one copy each
+        with contextlib.suppress(OSError):  # if files cannot be locked, each process makes a copy
             fcntl.flock(handle, fcntl.LOCK_EX)
         if not writable[0].exists():
             _write_mapped(handle, writable[0])
@@ -233,7 +233,7 @@ def _mapped_copy(folder: Path, manifest: Manifest, cache: Path | None) -> Path:
 
 
 def _drop_copies(folder: Path, kept: Path) -> None:
-    """Delete the copies of what the index was before; whoever still reads one keeps its bytes."""
+    """Delete the copies of earlier indices; processes that still read one keep its bytes."""
     for other in folder.glob("index-*.arrow"):
         if other != kept:
             other.unlink(missing_ok=True)
@@ -269,10 +269,10 @@ def _write_mapped(source: BinaryIO, target: Path) -> None:
 
 def _distinct(parquet: pq.ParquetFile, name: str) -> pa.Array:
     """The values of a column in the order of their first row."""
-    found: dict[str, None] = {}
+    distinct: dict[str, None] = {}
     for batch in parquet.iter_batches(BATCH_ROWS, columns=[name]):
-        found.update(dict.fromkeys(batch.column(0).unique().to_pylist()))
-    return pa.array(found, pa.string())
+        distinct.update(dict.fromkeys(batch.column(0).unique().to_pylist()))
+    return pa.array(distinct, pa.string())
 
 
 def rows_to_table(rows: Iterable[IndexRow]) -> pa.Table:

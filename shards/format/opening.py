@@ -1,11 +1,10 @@
-"""Opening a shard set wherever it lies: for training and evaluation, or for a tool that looks at it once."""
+"""Opens a shard set on a disk or an object store: for training and evaluation, or for a tool that reads it once."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from shards.errors import DataError
 from shards.format.index import INDEX_NAME, MANIFEST_NAME, ShardSet, open_index, read_index
@@ -16,7 +15,7 @@ from shards.storage.store import Folder, is_remote
 def open_shards(
     location: str | Path,
     cache_dir: str | Path | None = None,
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, object] | None = None,
 ) -> ShardSet:
     """The shard set at a path or URL, its index shared by all processes of the host.
 
@@ -24,10 +23,10 @@ def open_shards(
         location: folder, or URL in an object store.
         cache_dir: node-local folder for the index (and shards) of remote sets, and for mapped copies of large
             indices whose folder is read-only.
-        storage_options: of the object store's fsspec file system.
+        storage_options: for the object store's fsspec file system.
 
     Raises:
-        DataError: no intact shard set there, or a remote one without ``cache_dir``.
+        DataError: no intact shard set, or a remote one without ``cache_dir``.
     """
     if not is_remote(location):
         return open_index(Path(str(location).removeprefix("file://")), cache_dir)
@@ -44,7 +43,7 @@ def open_set(folder: Folder) -> ShardSet:
     """The shard set in a folder, local or on an object store, with all columns of its index.
 
     Raises:
-        DataError: no manifest or index there, or they are damaged.
+        DataError: manifest or index missing or damaged.
     """
     if folder.is_local:
         return read_index(folder.location)

@@ -1,7 +1,7 @@
-"""Parse any WebDataset tar: every member with its payload address and checksum, every damage named.
+"""Parse any WebDataset tar: every member with its payload address and checksum; any damage is an error.
 
-Headers are parsed here rather than by ``tarfile``, which takes a damaged header past the first member for the end
-of the archive and thereby loses every later sample without a word.
+Headers are parsed here rather than by ``tarfile``, which treats a damaged header after the first member as the end of
+the archive and silently loses every later sample.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Compare every byte of a shard set with its index and manifest."""
+"""Compares every byte of a shard set with its index and manifest."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Problem:
         return f"{self.shard}{':' + self.key if self.key else ''}: {self.rule}: {self.detail}"
 
 
-def verify(location: Path | str, storage_options: Mapping[str, Any] | None = None) -> list[Problem]:
+def verify(location: Path | str, storage_options: Mapping[str, object] | None = None) -> list[Problem]:
     """Re-read every byte of a shard set and compare it with index and manifest; an empty list means intact.
 
     Args:
-        location: folder or URL; shards of an object store are copied to a temporary folder one after another.
+        location: folder or URL; shards of an object store are copied to a temporary folder one by one.
         storage_options: see :func:`shards.storage.store.open_folder`.
 
     Raises DataError only when the set cannot be opened at all.
@@ -52,8 +52,8 @@ def verify(location: Path | str, storage_options: Mapping[str, Any] | None = Non
 def _verify(folder: Folder, local: Path) -> list[Problem]:
     shard_set = read_index(local)
     problems = []
-    if (found := fingerprint(shard_set.manifest.shards, shard_set.table)) != shard_set.fingerprint:
-        problems.append(Problem(INDEX_NAME, "", "fingerprint", f"content is {found}, manifest says otherwise"))
+    if (actual := fingerprint(shard_set.manifest.shards, shard_set.table)) != shard_set.fingerprint:
+        problems.append(Problem(INDEX_NAME, "", "fingerprint", f"content is {actual}, manifest says otherwise"))
     listed = {shard["name"]: shard for shard in shard_set.manifest.shards}
     for name in sorted(set(shard_set.table.column("shard").unique().to_pylist()) - set(listed)):
         problems.append(Problem(name, "", "unlisted_shard", "in the index but not in the manifest"))
@@ -82,7 +82,7 @@ def verify_shard(path: Path, shard: dict[str, Any], rows: list[dict[str, Any]]) 
     members: dict[int, Member] = {}
     try:
         members = {member.offset: member for member in index_tar(path)}
-    except DataError as error:  # go on: the rows below tell which samples are affected
+    except DataError as error:  # continue: the rows below show which samples are affected
         problems.append(Problem(name, "", error.what.split(":", 1)[0], f"{error.where}: {error.what}"))
     if file_sha256(path) != shard["sha256"]:
         problems.append(Problem(name, "", "sha256", "the bytes differ from those the manifest was written for"))
@@ -102,11 +102,11 @@ def _verify_row(handle: BinaryIO, members: dict[int, Member], row: dict[str, Any
             continue
         member = members.get(offset)
         if member is not None and member.size == size:
-            found = member.crc32
+            actual = member.crc32
         else:
             handle.seek(offset)
-            found = crc32(handle.read(size))
-        if found != crc:
+            actual = crc32(handle.read(size))
+        if actual != crc:
             problems.append(
                 Problem(row["shard"], row["key"], "crc32", f"bytes {offset}+{size} of {row['sample_id']} were changed")
             )

@@ -1,6 +1,6 @@
-"""Writing one shard: a plain WebDataset tar with known byte offsets, the same bytes every time.
+"""Writes one shard: a plain WebDataset tar with known byte offsets, the same bytes every time.
 
-Headers are ustar with mtime, uid and gid 0. Keys hold no dot, because WebDataset cuts a name at its first one.
+Headers are ustar with mtime, uid and gid 0. Keys have no dots, because WebDataset cuts a name at the first dot.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _WRITE_BYTES, _WRITE_PARTS, _SYNC_BYTES = (
     512,
     16 << 20,
 )  # gathered for one writev, which takes up to 1024 parts
-_BEHIND = 2  # pieces a thread may be behind; more would be fetched back from memory
+_MAX_WAITING = 2  # buffers waiting for a thread; more would leave the CPU cache
 
 
 def shard_key(sample_id: str) -> str:
@@ -49,7 +49,7 @@ def shard_key(sample_id: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class MemberLocation:
     """Where a member's payload lies."""
 
     offset: int
@@ -60,8 +60,8 @@ class Written:
 class TarWriter:
     """Append members to ``<path>.tmp``; leaving the context closes the tar, syncs it and gives it its final name.
 
-    Two threads write and compute the checksum a little behind the caller; nothing is copied on the way. What is
-    written is synced from time to time, so that the end need not wait for all of it.
+    Two threads write and compute the checksum a little behind the caller, without copies. Written bytes are synced
+    from time to time, so that the end need not wait for all of them.
     An exception inside the context removes the partial file instead.
     """
 
@@ -76,7 +76,7 @@ class TarWriter:
         self._gathered: list[bytes] = []
         self._gathered_bytes = 0
         self._unsynced = 0
-        self._hashing, self._writing = _Behind("tar-checksum"), _Behind("tar-write")
+        self._hashing, self._writing = _BackgroundThread("tar-checksum"), _BackgroundThread("tar-write")
 
     def __enter__(self) -> TarWriter:
         self._handle = self.partial.open("wb", buffering=0)
@@ -89,7 +89,7 @@ class TarWriter:
             if kind is None:
                 self._put(b"\0" * (2 * BLOCK))
                 self._put(b"\0" * (-self.size % _RECORD))
-                self._pass_on()
+                self._flush()
                 self._writing.wait()
                 self._hashing.wait()
                 os.fsync(handle.fileno())
@@ -102,7 +102,7 @@ class TarWriter:
                 handle.close()
             self.partial.unlink(missing_ok=True)
 
-    def add(self, name: str, payload: bytes) -> Written:
+    def add(self, name: str, payload: bytes) -> MemberLocation:
         """Append one file. Raises DataError for a name that is already in this shard."""
         if name in self._names:
             raise DataError(f"two members named {name}", where=self.path.name, fix="give every sample an id of its own")
@@ -111,17 +111,17 @@ class TarWriter:
         offset = self.size
         self._put(payload)
         self._put(b"\0" * (-len(payload) % BLOCK))
-        return Written(offset, len(payload), crc32(payload))
+        return MemberLocation(offset, len(payload), crc32(payload))
 
     def _put(self, data: bytes) -> None:
         self._gathered.append(data)
         self.size += len(data)
         self._gathered_bytes += len(data)
         if self._gathered_bytes >= _WRITE_BYTES or len(self._gathered) >= _WRITE_PARTS:
-            self._pass_on()
+            self._flush()
 
-    def _pass_on(self) -> None:
-        """Have what was gathered written and its checksum computed."""
+    def _flush(self) -> None:
+        """Pass the gathered bytes to the writing and the checksum thread."""
         parts, self._gathered, self._gathered_bytes = self._gathered, [], 0
         self._writing.do(self._write, parts)
         self._hashing.do(_update, self.digest, parts)
@@ -142,7 +142,7 @@ class TarWriter:
 
 
 def _header(name: str, size: int) -> bytes:
-    """What ``tarfile`` writes for a file, without the cost of a TarInfo for plain names and sizes."""
+    """The header that ``tarfile`` writes for a file, without the cost of a TarInfo for plain names and sizes."""
     if len(name) >= tarfile.LENGTH_NAME or not name.isascii() or size >= 8**11:
         return _info(name, size).tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
     fields = bytearray(_plain_header())
@@ -168,8 +168,8 @@ def _update(digest: Any, parts: list[bytes]) -> None:
         digest.update(part)
 
 
-class _Behind:
-    """Work done in order by one thread, a few pieces behind the caller. Its errors are raised by ``do`` or ``wait``."""
+class _BackgroundThread:
+    """A thread that works in order, a little behind the caller; ``do`` and ``wait`` raise its errors."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -177,25 +177,27 @@ class _Behind:
         self._waiting: collections.deque[Future[None]] = collections.deque()
 
     def do(self, work: Callable[..., None], *arguments: Any) -> None:
-        """Begin a piece of work; wait for an earlier one when too many are under way."""
+        """Submit work; wait for earlier work if too much is waiting."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix=self.name)
         self._waiting.append(self._pool.submit(work, *arguments))
-        while len(self._waiting) > _BEHIND:
+        while len(self._waiting) > _MAX_WAITING:
             self._waiting.popleft().result()
 
     def wait(self) -> None:
-        """Until all is done."""
+        """Wait until all work is done."""
         while self._waiting:
             self._waiting.popleft().result()
 
     def close(self) -> None:
-        """Drop what is not begun."""
+        """Drop the work that has not begun."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
 
-def _row(segment: Segment, shard: str, key: str, payload: Written, meta: Written, **values: Any) -> IndexRow:
+def _row(
+    segment: Segment, shard: str, key: str, payload: MemberLocation, meta: MemberLocation, **values: Any
+) -> IndexRow:
     stored: dict[str, Any] = {"frames": 0, "fps": 0.0, "duration_seconds": 0.0, "width": 0, "height": 0, "tokens": 0}
     annotation: dict[str, Any] = _annotation(segment)
     return IndexRow(
@@ -261,6 +263,6 @@ def add_documents(
     rows = []
     for segment, start, ids in zip(segments, starts, tokens, strict=False):
         begin = header + start * joined.itemsize
-        part = Written(member.offset + begin, ids.nbytes, crc32(payload[begin : begin + ids.nbytes]))
-        rows.append(_row(segment, tar.path.name, key, part, Written(-1, 0, 0), tokens=len(ids)))
+        part = MemberLocation(member.offset + begin, ids.nbytes, crc32(payload[begin : begin + ids.nbytes]))
+        rows.append(_row(segment, tar.path.name, key, part, MemberLocation(-1, 0, 0), tokens=len(ids)))
     return rows

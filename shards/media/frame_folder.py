@@ -17,7 +17,7 @@ from shards.schema import FrameFolder
 from shards.wording import first_few
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
-_NO_RANGE = frozenset({"I", "F"})  # what is white is not defined
+_NO_RANGE = frozenset({"I", "F"})  # modes that do not define which value is white
 
 
 class MissingFrames(DataError):
@@ -25,12 +25,12 @@ class MissingFrames(DataError):
 
 
 def is_frame(path: Path) -> bool:
-    """Whether a file of a folder is one of its images; hidden ones are leftovers of file managers."""
+    """Whether a file is an image of its folder. Hidden files are leftovers of file managers."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def frame_files(media: FrameFolder) -> list[Path]:
-    """The images of a folder in playing order: by the number in their names where there is one, else by name.
+    """The images of a folder in playing order: by the number in their names if they have one, else by name.
 
     Raises:
         DataError: no such folder, or no image in it.
@@ -45,12 +45,12 @@ def frame_files(media: FrameFolder) -> list[Path]:
     if numbers is None:
         return files
     order = sorted(range(len(files)), key=lambda place: numbers[place])
-    counted = sorted(numbers)
-    step = min((later - earlier for earlier, later in itertools.pairwise(counted)), default=1)
+    ordered = sorted(numbers)
+    step = min((later - earlier for earlier, later in itertools.pairwise(ordered)), default=1)
     if step == 0:
-        twice = next(number for number, later in itertools.pairwise(counted) if number == later)
+        twice = next(number for number, later in itertools.pairwise(ordered) if number == later)
         raise DataError(f"two images have the number {twice}", where=str(media.path), fix="remove one of the two")
-    missing = sorted(set(range(counted[0], counted[-1] + 1, step)) - set(counted))
+    missing = sorted(set(range(ordered[0], ordered[-1] + 1, step)) - set(ordered))
     if missing:
         shown = first_few(missing, 5)
         raise MissingFrames(
@@ -62,11 +62,11 @@ def frame_files(media: FrameFolder) -> list[Path]:
 
 
 def _numbers(stems: list[str]) -> list[int] | None:
-    """The one number in which the names differ; None when they differ otherwise."""
-    parts = [re.split(r"(\d+)", stem) for stem in stems]
-    if len({len(part) for part in parts}) != 1:
+    """The one number in which the names differ; None when they differ in anything else."""
+    splits = [re.split(r"(\d+)", stem) for stem in stems]
+    if len({len(part) for part in splits}) != 1:
         return None
-    columns = list(zip(*parts, strict=True))
+    columns = list(zip(*splits, strict=True))
     differing = [place for place, column in enumerate(columns) if len(set(column)) > 1]
     if len(differing) != 1 or differing[0] % 2 == 0:  # odd places hold the digits
         return None
@@ -74,7 +74,7 @@ def _numbers(stems: list[str]) -> list[int] | None:
 
 
 def folder_frames(media: FrameFolder) -> Iterator[Timed]:
-    """(seconds, frame) of a folder of equally large images, and the end; other files in the folder are ignored."""
+    """(seconds, frame) of a folder of images of one size, and the end. Other files in the folder are ignored."""
     shape: tuple[int, ...] | None = None
     files = frame_files(media)
     for number, path in enumerate(files):

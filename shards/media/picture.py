@@ -30,14 +30,14 @@ _UPRIGHT: dict[tuple[int, int, int, int], _Filters] = {
     (0, 1, 1, 0): [("transpose", "cclock_flip")],
     (0, -1, -1, 0): [("transpose", "clock_flip")],
 }
-"""What a display matrix asks for, by where it takes the first (a, b) and the second axis (c, d)."""
+"""The filters for a display matrix, by where it maps the first (a, b) and the second axis (c, d)."""
 _FIELD: _Filters = [("field", "type=top")]
-"""Of interlaced pictures only the first field is kept. Its lines are of one moment, and at the stored sizes half the
-lines are enough; two moments in one picture show a moving hand as a comb."""
+"""Only the first field of interlaced pictures is kept. Its lines show one moment, and half the lines are enough at the
+stored sizes; two moments in one picture show a moving hand as a comb."""
 
 
 def upright(frame: av.VideoFrame) -> _Filters:
-    """The filters that undo the turn or the mirror that phones store instead of turning the pixels."""
+    """The filters that undo the rotation or mirroring that phones store instead of turning the pixels."""
     side_data: Any = frame.side_data  # PyAV's types call it a dict of numbers
     data = side_data.get(SideDataType.DISPLAYMATRIX)
     if data is None:
@@ -62,7 +62,7 @@ def crop_box(crop: Crop, width: int, height: int, aspect: float) -> tuple[int, i
     """``(left, top, width, height)`` in whole pixels of an upright picture; even sizes of at least 2.
 
     Args:
-        crop: the wanted part.
+        crop: the part to keep.
         width, height: of the picture.
         aspect: width of a pixel / its height.
 
@@ -87,7 +87,7 @@ def crop_box(crop: Crop, width: int, height: int, aspect: float) -> tuple[int, i
 
 
 def _widen(low: float, high: float, side: float, limit: float) -> tuple[float, float]:
-    """The interval grown around its centre to ``side``, as far as 0..limit reaches."""
+    """The interval widened around its centre to ``side``, within 0..limit."""
     missing = max(0.0, side - (high - low)) / 2
     return max(0.0, low - missing), min(limit, high + missing)
 
@@ -106,18 +106,18 @@ def stored_size(width: int, height: int, aspect: float, short_side: int) -> tupl
     return max(2, round(wide * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
 
 
-def _lies(turns: _Filters) -> bool:
-    """Whether the upright picture is as wide as the stored one is high."""
+def _swaps_sides(turns: _Filters) -> bool:
+    """Whether turning upright swaps width and height."""
     return any(name == "transpose" for name, _ in turns)
 
 
-def _lines_per_line(filters: _Filters) -> int:
-    """Lines of the picture that one line of the filtered one stands for."""
+def _lines_per_output_line(filters: _Filters) -> int:
+    """Lines of the picture per line after the filters."""
     return 2 if filters is _FIELD else 1
 
 
 class Pictures:
-    """Converts the frames of one segment. All results have the size of the first one, also when the source changes.
+    """Converts the frames of one segment. All results have the size of the first one, even if the source changes size.
 
     Args:
         crop: part of the upright picture to keep; None = all.
@@ -131,11 +131,11 @@ class Pictures:
         self.size: tuple[int, int] | None = None
         self._reformatter = VideoReformatter()
         self._graph: Any = None
-        self._graph_for: tuple[Any, ...] = ()
+        self._graph_key: tuple[Any, ...] = ()
         self._last: tuple[av.VideoFrame, av.VideoFrame] | None = None
 
     def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
-        """The stored picture of ``frame``; the same object again for a repeated frame."""
+        """The stored picture of ``frame``; a repeated frame returns the same object."""
         if self._last is not None and self._last[0] is frame:
             return self._last[1]
         try:
@@ -152,10 +152,10 @@ class Pictures:
     def _convert(self, frame: av.VideoFrame) -> av.VideoFrame:
         tag_colours(frame)
         filters = upright(frame) or (_FIELD if frame.interlaced_frame else [])
-        aspect = 1 / self.aspect if _lies(filters) else self.aspect
+        aspect = 1 / self.aspect if _swaps_sides(filters) else self.aspect
         part = self._upright_part(frame, filters, aspect)
         if self.size is None:
-            self.size = stored_size(part.width, part.height * _lines_per_line(filters), aspect, self.short_side)
+            self.size = stored_size(part.width, part.height * _lines_per_output_line(filters), aspect, self.short_side)
         rgb = part.format.is_rgb or part.colorspace == _RGB
         picture = self._reformatter.reformat(
             part,
@@ -174,9 +174,9 @@ class Pictures:
         """Undo the display rotation that phones store instead of turning the pixels, or take one field, then crop."""
         if not filters and self.crop is None:
             return frame
-        kind = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, *filters)
-        if kind != self._graph_for:
-            self._graph, self._graph_for = self._build_graph(frame, filters, aspect), kind
+        key = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, *filters)
+        if key != self._graph_key:
+            self._graph, self._graph_key = self._build_graph(frame, filters, aspect), key
         self._graph.vpush(frame)
         return self._graph.vpull()
 
@@ -194,8 +194,8 @@ class Pictures:
         )
         nodes = [source, *(graph.add(name, settings) for name, settings in filters)]
         if self.crop is not None:
-            width, height = (frame.height, frame.width) if _lies(filters) else (frame.width, frame.height)
-            lines = _lines_per_line(filters)
+            width, height = (frame.height, frame.width) if _swaps_sides(filters) else (frame.width, frame.height)
+            lines = _lines_per_output_line(filters)
             x, y, wide, high = crop_box(self.crop, width, height // lines, aspect / lines)
             nodes.append(graph.add("crop", f"{wide}:{high}:{x}:{y}"))
         graph.link_nodes(*nodes, graph.add("buffersink")).configure()

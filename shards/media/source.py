@@ -22,21 +22,21 @@ FIX_MEDIA = "fetch the file again, or convert it (ffmpeg -i IN OUT.mp4)"
 _FIX_PATH = "fetch the file, or check the path"
 _FIX_TIMES = "check the times: they may be those of another video; or fetch the file again, it may be cut off"
 _EXPLODE = {"err_detect": "explode"}
-_LEAST_INSIDE = 0.5  # of a segment; subtitles often outlast the video, and a text without its signing teaches nonsense
+_LEAST_INSIDE = 0.5  # of a segment; subtitles often outlast the video, and text without its signing is a wrong example
 _SEEK_EARLY_SECONDS = 0.2  # containers seek by decoding time, which is a few frames before display time
-_SLOT_EARLY = 0.25  # a frame up to a quarter slot early still counts for its slot: absorbs time stamp jitter
-_TOGETHER_SECONDS = 0.1  # sound begins a little before the picture in most files; players show no difference
-_LONGEST_GAP_SECONDS = 60.0  # a slide may stand for long; more is a jump of the time stamps
-_BACK_SECONDS, _MOST_BACK = 1.0, 5  # where two recordings were joined, a few frames may repeat
-_CLOCK = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
+_SLOT_EARLY = 0.25  # a frame up to a quarter slot early counts for its slot, which absorbs time stamp jitter
+_TOGETHER_SECONDS = 0.1  # in most files, sound begins a little before the picture; players show no difference
+_LONGEST_GAP_SECONDS = 60.0  # a still slide may last long; a longer gap is a jump of the time stamps
+_BACK_SECONDS, _MOST_BACK = 1.0, 5  # a few frames may repeat where two recordings were joined
+_CLOCK_TIME = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 _SAME = 1e-6  # seconds; times are compared after a division
 
 Timed: TypeAlias = "tuple[float, av.VideoFrame | None]"
-"""(seconds, frame). The last one of a piece has no frame: it says until when the one before it is shown."""
+"""(seconds, frame). The last one of a piece has no frame: it marks the end of the one before it."""
 
 
 def no_file(path: Path) -> str:
-    """What a path is instead of a file that can be opened (``does not exist``); empty when it is one."""
+    """Why a path is not a file that can be opened (``does not exist``); empty when it is one."""
     if path.is_file():
         return ""
     if path.is_symlink() and not path.exists():
@@ -47,7 +47,7 @@ def no_file(path: Path) -> str:
 
 
 def no_file_error(path: Path) -> DataError:
-    """The error for a path of which :func:`no_file` tells something."""
+    """The error for a path that :func:`no_file` rejects."""
     what = no_file(path)
     fix = f"name the files in it, for example {path}/*.mp4" if path.is_dir() else _FIX_PATH
     return DataError("the file does not exist" if not path.exists() else f"this {what}", where=str(path), fix=fix)
@@ -74,7 +74,7 @@ class OpenVideo:
         except FileNotFoundError:
             raise DataError("the file does not exist", where=self.where, fix=_FIX_PATH) from None
         except (av.FFmpegError, OSError) as error:
-            raise DataError(f"not a readable video ({_said(error)})", where=self.where, fix=FIX_MEDIA) from error
+            raise DataError(f"not a readable video ({_reason(error)})", where=self.where, fix=FIX_MEDIA) from error
         if not container.streams.video:
             kinds = ", ".join(sorted({str(stream.type) for stream in container.streams})) or "nothing"
             container.close()
@@ -90,13 +90,13 @@ class OpenVideo:
             self.container.close()
 
 
-def _said(error: Any) -> str:
-    """The reason alone; FFmpeg's numbers mean nothing to anybody."""
+def _reason(error: Any) -> str:
+    """The reason alone, without FFmpeg's error number."""
     return str(error.strerror or error)
 
 
 def _main_stream(container: Any) -> Any:
-    """The video stream that players show: no cover picture, and the one marked as default where there are several."""
+    """The video stream that players show: no cover picture; of several, the one marked as default."""
     best = container.streams.best("video")
     films = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
     return best if best in films or not films else films[0]
@@ -107,33 +107,33 @@ def packets(container: Any, stream: Any, where: str) -> Iterator[Any]:
     try:
         yield from container.demux(stream)
     except av.FFmpegError as error:
-        raise DataError(f"damaged or truncated video ({_said(error)})", where=where, fix=FIX_MEDIA) from error
+        raise DataError(f"damaged or truncated video ({_reason(error)})", where=where, fix=FIX_MEDIA) from error
 
 
 def decoded(container: Any, stream: Any, where: str, after_seek: bool = False) -> Iterator[av.VideoFrame]:
     """Decoded frames in display order.
 
-    ``after_seek``: frames that are shown before the first key frame are left out; they may refer to frames before it.
+    ``after_seek``: leave out frames shown before the first key frame; they may refer to frames before it.
     """
-    found = packets(container, stream, where)
-    yield from decoded_packets(_without_leading(found) if after_seek else found, where)
+    demuxed = packets(container, stream, where)
+    yield from decoded_packets(_without_leading(demuxed) if after_seek else demuxed, where)
 
 
-def decoded_packets(found: Iterable[Any], where: str) -> Iterator[av.VideoFrame]:
-    """Decoded frames of packets in display order; the last packet of a stream, an empty one, flushes the decoder."""
+def decoded_packets(demuxed: Iterable[Any], where: str) -> Iterator[av.VideoFrame]:
+    """Decoded frames of packets in display order. The last packet of a stream is empty and flushes the decoder."""
     try:
-        for packet in found:
+        for packet in demuxed:
             for frame in packet.decode():
                 if frame.is_corrupt:
                     raise DataError(f"damaged frame at {frame.time} s", where=where, fix=FIX_MEDIA)
                 yield frame
     except av.FFmpegError as error:
-        raise DataError(f"damaged or truncated video ({_said(error)})", where=where, fix=FIX_MEDIA) from error
+        raise DataError(f"damaged or truncated video ({_reason(error)})", where=where, fix=FIX_MEDIA) from error
 
 
-def _without_leading(found: Iterator[Any]) -> Iterator[Any]:
+def _without_leading(demuxed: Iterator[Any]) -> Iterator[Any]:
     first: int | None = None
-    for packet in found:
+    for packet in demuxed:
         if first is None:
             first = packet.pts
         if first is None or packet.pts is None or packet.pts >= first:
@@ -149,12 +149,12 @@ def stream_rate(stream: Any, where: str) -> float:
 
 
 class DecodingPass:
-    """One pass over a media file that hands out the frames of pieces whose starts do not decrease.
+    """One pass over a media file that yields the frames of pieces in order of their starts.
 
-    Neighbouring pieces share the decoding of the frames that lead to them. Between two pieces the pass jumps to a key
-    frame when the file's index names a later one than the position reached.
+    Neighbouring pieces share the decoding of the frames that lead to them. Between two pieces, the pass jumps to a key
+    frame if the file's index has one after the current position.
 
-    Times count from where a player begins: at the first picture, or at the sound when that begins clearly earlier.
+    Times count from where a player begins: at the first picture, or at the sound if it begins clearly earlier.
 
     Args:
         container, stream, where: from :class:`OpenVideo`.
@@ -164,7 +164,7 @@ class DecodingPass:
         self.container, self.stream, self.where = container, stream, where
         self.frame_seconds = 1 / stream_rate(stream, where)
         self._numbered = container.format.name == "avi" and bool(stream.codec_context.has_b_frames)
-        """The times of such files are those of decoding; only the order of the frames is sure."""
+        """Such files store decoding times, so only the order of the frames is known."""
         self._can_seek = not self._numbered and container.format.name != "mpeg"
         first = 0.0 if self._numbered else float((stream.start_time or 0) * stream.time_base)
         begin = first if container.start_time is None or self._numbered else container.start_time / av.time_base
@@ -174,18 +174,18 @@ class DecodingPass:
         self.position = -math.inf
         """Time of the last decoded frame."""
         self._frames = self._decode()
-        self._held: list[tuple[float, av.VideoFrame]] = []
-        """The last frame before the next piece and, where pieces overlap, its first ones."""
+        self._kept_frames: list[tuple[float, av.VideoFrame]] = []
+        """The last frame before the next piece and, if the pieces overlap, the first frames of that piece."""
 
     def begin(self, media: VideoFile) -> float:
-        """Where a piece begins: the first picture, unless its start is given."""
+        """Where a piece begins: at its start time, or at the first picture if it has none."""
         return self.first if media.start_seconds is None else media.start_seconds
 
     def seek(self, start: float) -> bool:
-        """Go to the key frame before ``start``; False when the media landed behind it (a file with a poor index)."""
+        """Go to the key frame before ``start``; False if the media landed after it (a file with a poor index)."""
         if not self._can_seek:
             return True  # the next frames come from the beginning
-        self._held, self.position = [], -math.inf
+        self._kept_frames, self.position = [], -math.inf
         try:
             self.container.seek(self._ticks(start), stream=self.stream, backward=True, any_frame=False)
         except av.FFmpegError:  # formats without time stamps in their packets cannot seek: read from the start
@@ -195,20 +195,20 @@ class DecodingPass:
         self._frames = self._decode(after_seek=True)
         first = next(self._frames, None)
         if first is None:
-            return True  # nothing there: reading the piece reports it
+            return True  # no frame: reading the piece reports it
         self._frames = itertools.chain([first], self._frames)
         return first[0] <= max(start, self.first) + _SAME
 
     def skip_to(self, start: float) -> None:
-        """Jump ahead when that saves decoding; never backwards. Raises DataError when the media landed too late."""
-        if not self._can_seek or (self._held and self._held[-1][0] >= start - _SAME):
+        """Jump ahead, never back, if that saves decoding. Raises DataError if the media landed too late."""
+        if not self._can_seek or (self._kept_frames and self._kept_frames[-1][0] >= start - _SAME):
             return  # the piece begins in frames that are decoded already
         entries = self.stream.index_entries
-        found = entries.search_timestamp(self._ticks(start), backward=True, any_frame=False) if len(entries) else -1
-        if found < 0:
+        entry = entries.search_timestamp(self._ticks(start), backward=True, any_frame=False) if len(entries) else -1
+        if entry < 0:
             return
-        there = float(entries[found].timestamp * self.stream.time_base) - self.origin
-        if there > self.position + self.frame_seconds and not self.seek(start):
+        seconds = float(entries[entry].timestamp * self.stream.time_base) - self.origin
+        if seconds > self.position + self.frame_seconds and not self.seek(start):
             raise DataError(f"no way to {start:.2f} s by the file's index", where=self.where, fix=FIX_MEDIA)
 
     def _ticks(self, start: float) -> int:
@@ -216,15 +216,15 @@ class DecodingPass:
         return int((self.origin + max(0.0, start - _SEEK_EARLY_SECONDS)) / self.stream.time_base)
 
     def piece(self, media: VideoFile, following: float = math.inf) -> Iterator[Timed]:
-        """The frames inside one piece, with the one that is shown when it begins; checks that the media reaches its
-        end and that no time stamps jump.
+        """The frames of one piece, from the one shown when it begins; checks that the media reaches its end and that
+        no time stamps jump.
 
         Args:
             media: the piece.
-            following: start of the next piece; its frames are kept when this one reaches into it.
+            following: start of the next piece; its frames are kept if this piece overlaps it.
         """
         start, end = self.begin(media), math.inf if media.end_seconds is None else media.end_seconds
-        waiting, self._held = iter(self._held), []
+        waiting, self._kept_frames = iter(self._kept_frames), []
         before: tuple[float, av.VideoFrame] | None = None
         for item in itertools.chain(waiting, self._frames):
             seconds = item[0]
@@ -247,9 +247,9 @@ class DecodingPass:
 
     def _keep(self, item: tuple[float, av.VideoFrame], following: float) -> None:
         if item[0] < following - _SAME:
-            self._held = [item]
+            self._kept_frames = [item]
         else:
-            self._held.append(item)
+            self._kept_frames.append(item)
 
     def _decode(self, after_seek: bool = False) -> Iterator[tuple[float, av.VideoFrame]]:
         back = 0
@@ -282,7 +282,7 @@ class DecodingPass:
             raise self._jump(last, seconds)
 
     def explained(self, media: VideoFile, error: DataError) -> DataError:
-        """The error, or the plainer one that a piece beyond the end of the media deserves."""
+        """The error, or a plainer one if the piece begins after the end of the media."""
         declared, start = self._declared(), self.begin(media)
         if declared is None or start < declared:
             return error
@@ -293,7 +293,7 @@ class DecodingPass:
         )
 
     def _check_end(self, media: VideoFile) -> None:
-        """The media is over: was that to be expected? A segment that is cut by it must lie inside for the most part."""
+        """Check that the media ended where its header says, and not before most of the segment."""
         if self.position == -math.inf:
             raise DataError("no frame can be decoded", where=self.where, fix=FIX_MEDIA)
         end = math.inf if media.end_seconds is None else media.end_seconds
@@ -311,12 +311,12 @@ class DecodingPass:
             )
 
     def _declared(self) -> float | None:
-        """End of the video by the header: of the stream, or of a file that holds nothing else."""
+        """End of the video by the header of the stream, or of the file if it holds nothing else."""
         if self.stream.duration:
             return self.first + float(self.stream.duration * self.stream.time_base)
         for name, value in self.stream.metadata.items():  # Matroska, per stream: DURATION or DURATION-eng
-            if name.startswith("DURATION") and (found := _CLOCK.fullmatch(value)):
-                hours, minutes, seconds = map(float, found.groups())
+            if name.startswith("DURATION") and (clock := _CLOCK_TIME.fullmatch(value)):
+                hours, minutes, seconds = map(float, clock.groups())
                 return 3600 * hours + 60 * minutes + seconds - self.origin
         alone = len(self.container.streams) == 1 and self.container.duration
         return self.container.duration / av.time_base if alone else None
@@ -325,9 +325,9 @@ class DecodingPass:
 def constant_rate(timed: Iterator[Timed], rate: float, start: float, frame_seconds: float) -> Iterator[av.VideoFrame]:
     """Frames at a constant rate: slot k shows the first frame that falls into it, or else the frame before.
 
-    A gap before the first frame of all is filled with that frame; the last one is shown until the given end.
+    The first frame also fills the gap before it; the last one is shown until the given end.
     """
-    early = min(_SLOT_EARLY, frame_seconds * rate / 2)  # of fast media, the frame nearest to the slot's time
+    early = min(_SLOT_EARLY, frame_seconds * rate / 2)  # fast media: the frame nearest to the slot's time
     shown: av.VideoFrame | None = None
     done = 0
     for seconds, frame in timed:

@@ -37,8 +37,8 @@ from shards.media.source import (
 from shards.schema import FrameFolder, VideoFile
 
 _FURTHER_BACK_SECONDS = 30.0
-_HOLE = b"\0" * 15
-"""H.264 never holds three zero bytes in a row inside a unit; a decoder shows such a hole as a picture all the same."""
+_ZEROS = b"\0" * 15
+"""H.264 has no three zero bytes in a row inside a unit; decoders show a zeroed part as a picture without an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +58,15 @@ class VideoOptions:
     """The stored form. Every field decides bytes and is recorded in the manifest."""
 
     short_side: int = 256
-    """Pixels of the shorter side; smaller media is never enlarged. 0 keeps the size."""
+    """Pixels of the shorter side; smaller media is not enlarged. 0 keeps the size."""
     fps: float = 25.0
     """Constant frame rate; faster media is decimated, slower media repeats frames. 0 keeps the source rate."""
     crf: int = 20
     gop: int = 12
-    """Most frames between two key frames: what reading a piece from the middle costs."""
+    """Most frames between two key frames: the cost of reading from the middle."""
     preset: str = "medium"
     keep_ready: bool = True
-    """Store files that already have this form unchanged instead of encoding them a second time."""
+    """Store files that already have this form unchanged instead of encoding them again."""
 
     def __post_init__(self) -> None:
         if self.short_side < 0 or self.fps < 0 or self.gop < 1 or not 0 <= self.crf <= 51:
@@ -78,14 +78,14 @@ class VideoOptions:
 
     @classmethod
     def from_record(cls, values: Mapping[str, Any]) -> VideoOptions:
-        """The options a manifest or an export names. Raises TypeError for names that are none."""
+        """The options of a manifest or an export. Raises TypeError for unknown names."""
         known = {**values}
-        known.pop("validate", None)  # says how files were checked, which decides no picture
+        known.pop("validate", None)  # how files were checked; does not change a picture
         return cls(**known)
 
     def record(self) -> dict[str, Any]:
-        """What a manifest says: every field, and how files that are stored unchanged were checked."""
-        return asdict(self) | {"validate": "full"}  # sets of 0.1.0 name it, and are compared by what they name
+        """The options for a manifest: every field, and how files stored unchanged were checked."""
+        return asdict(self) | {"validate": "full"}  # sets of 0.1.0 have it, and records are compared
 
     def accepts_size(self, width: int, height: int) -> bool:
         """Whether video of this size is stored without scaling."""
@@ -143,15 +143,15 @@ def transcode_pieces(pieces: Sequence[VideoFile], options: VideoOptions) -> list
     results: list[bytes | DataError] = []
     while len(results) < len(pieces):
         rest = pieces[len(results) :]
-        found = _transcode_pass(rest, options, back=0.0)
-        if isinstance(found[-1], DataError):
-            if len(found) > 1:
-                found.pop()  # the damage may lie between the pieces: try this one again alone
+        encoded = _transcode_pass(rest, options, back=0.0)
+        if isinstance(encoded[-1], DataError):
+            if len(encoded) > 1:
+                encoded.pop()  # the damage may lie between the pieces: try this one again alone
             elif rest[0].start_seconds:
                 # the key frame before the piece may be unusable, or the file's index poor: decode from further back
                 [again] = _transcode_pass(rest[:1], options, back=_FURTHER_BACK_SECONDS)
-                found = found if isinstance(again, DataError) else [again]
-        results += found
+                encoded = encoded if isinstance(again, DataError) else [again]
+        results += encoded
     return results
 
 
@@ -162,7 +162,7 @@ def decode(
 
     Args:
         payload: the mp4 bytes.
-        frames: how many frames the index says; another number is an error.
+        frames: number of frames in the index; any other number is an error.
         wanted: increasing frame numbers to return; None = all.
         size: resize the short side to this many pixels (fast bilinear) and crop the centre square; None = stored size.
         where: shard and key for error messages.
@@ -171,7 +171,7 @@ def decode(
         uint8 [T, H, W, 3] with T = number of wanted frames.
 
     Raises:
-        DataError: damaged bytes, another number of frames, or a wanted frame that does not exist.
+        DataError: damaged bytes, wrong number of frames, or a wanted frame that does not exist.
     """
     order = list(range(frames)) if wanted is None else [int(number) for number in wanted]
     if not order or order[0] < 0 or order[-1] >= frames or any(a >= b for a, b in itertools.pairwise(order)):
@@ -183,31 +183,31 @@ def decode(
             raise _count_error(stream.frames, frames, where)
         early = stream.frames > 0 and order[-1] < frames - 1
         first = _seek(container, stream, order[0]) if early else 0
-        found, count = _collect(decoded(container, stream, where), first, order, size, early)
+        images, count = _collect(decoded(container, stream, where), first, order, size, early)
     if not early and count != frames:
         raise _count_error(count, frames, where)
-    if len(found) != len(order):
+    if len(images) != len(order):
         raise _count_error(count, frames, where)
-    return np.stack(found)
+    return np.stack(images)
 
 
 def _collect(
     frames: Iterator[av.VideoFrame], first: int, order: list[int], size: int | None, early: bool
 ) -> tuple[list[np.ndarray], int]:
-    """The wanted frames as RGB arrays, and how many frames were seen; ``early`` stops after the last wanted one."""
-    found: list[np.ndarray] = []
+    """The wanted frames as RGB arrays, and the number of decoded frames; ``early`` stops after the last wanted one."""
+    images: list[np.ndarray] = []
     reformatter, number = VideoReformatter(), first
     for frame in frames:
-        if len(found) < len(order) and number == order[len(found)]:
-            found.append(_to_rgb(frame, reformatter, size))
+        if len(images) < len(order) and number == order[len(images)]:
+            images.append(_to_rgb(frame, reformatter, size))
         number += 1
-        if early and len(found) == len(order):
+        if early and len(images) == len(order):
             break
-    return found, number
+    return images, number
 
 
-def _count_error(found: int, frames: int, where: str) -> DataError:
-    return DataError(f"{found} frames, the index says {frames}", where=where, fix="rebuild this shard set")
+def _count_error(counted: int, frames: int, where: str) -> DataError:
+    return DataError(f"{counted} frames, the index says {frames}", where=where, fix="rebuild this shard set")
 
 
 def _seek(container: Any, stream: Any, frame: int) -> int:
@@ -243,41 +243,42 @@ def _to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter, size: int | Non
 
 def ready_payload(media: VideoFile, options: VideoOptions) -> tuple[bytes, VideoInfo] | None:
     """A file that already has the stored form; None when it must be encoded. Damage raises DataError."""
-    found = ready_or_why(media, options)
-    return None if isinstance(found, str) else found
+    payload_or_reason = ready_or_why(media, options)
+    return None if isinstance(payload_or_reason, str) else payload_or_reason
 
 
 def ready_or_why(media: VideoFile, options: VideoOptions) -> tuple[bytes, VideoInfo] | str:
-    """A file that already has the stored form, or the word of ``shards.build.encoded.REASONS`` that says why it must be
-    encoded; no word where that is plain: a part of the file or picture, or ``keep_ready`` off. Damage raises DataError.
+    """A file that already has the stored form, or a reason of ``shards.build.encoded.REASONS`` why it must be encoded.
+
+    The reason is empty for a part of the file or picture and when ``keep_ready`` is off. Damage raises DataError.
     """
     if not options.keep_ready or (media.start_seconds, media.end_seconds, media.crop) != (None, None, None):
         return ""
     with OpenVideo(media.path, str(media.path)) as (container, stream, where):
-        if why := _other_form(container, stream, options):
-            return why
-        found = list(packets(container, stream, where))
-        if any(packet.is_discard for packet in found):
+        if reason := _other_form(container, stream, options):
+            return reason
+        demuxed = list(packets(container, stream, where))
+        if any(packet.is_discard for packet in demuxed):
             return "edit_list"
-        if holes := [place for place, packet in enumerate(found) if _HOLE in bytes(packet)]:
+        if holes := [place for place, packet in enumerate(demuxed) if _ZEROS in bytes(packet)]:
             raise DataError(f"damaged or truncated video: zeros in frame {holes[0]}", where=where, fix=FIX_MEDIA)
-        times = [packet.pts for packet in found if packet.pts is not None]
-        keys = [place for place, packet in enumerate(found) if packet.is_keyframe and packet.pts is not None]
+        times = [packet.pts for packet in demuxed if packet.pts is not None]
+        keys = [place for place, packet in enumerate(demuxed) if packet.is_keyframe and packet.pts is not None]
         if len(set(np.diff(sorted(times)))) > 1:
             return "uneven_times"
         if not keys or keys[0] or max(np.diff([*keys, len(times)])) > options.gop:
             return "key_frames"
         count, turned = 0, False
-        for frame in decoded_packets(found, where):
+        for frame in decoded_packets(demuxed, where):
             count, turned = count + 1, turned or bool(upright(frame)) or frame.interlaced_frame
         if count != len(times) or (stream.frames and len(times) != stream.frames):
-            said = f"{count} frames decode of {len(times)} stored, the header says {stream.frames or 'nothing'}"
-            raise DataError(f"damaged or truncated video: {said}", where=where, fix=FIX_MEDIA)
+            counts = f"{count} frames decode of {len(times)} stored, the header says {stream.frames or 'nothing'}"
+            raise DataError(f"damaged or truncated video: {counts}", where=where, fix=FIX_MEDIA)
         return "turned" if turned else (media.path.read_bytes(), _info(stream, len(times)))
 
 
 def _other_form(container: Any, stream: Any, options: VideoOptions) -> str:
-    """In what the header says something else than the stored form; empty when it promises that."""
+    """What differs from the stored form according to the header; empty if nothing does."""
     context = stream.codec_context
     size = context.width, context.height
     differences = {
@@ -285,19 +286,19 @@ def _other_form(container: Any, stream: Any, options: VideoOptions) -> str:
         "container": "mp4" not in container.format.name,
         "size": not options.accepts_size(*size),
         "rate": not options.accepts_rate(stream.average_rate),
-        # scalers that keep sides even write aspects such as 1136:1135, which square pixels would not change
+        # scalers that keep sides even write aspects such as 1136:1135, which do not change the size
         "pixels": stored_size(*size, float(stream.sample_aspect_ratio or 1), options.short_side) != size,
         "late_start": bool(stream.start_time),
         "streams": len(container.streams) > 1,
     }
-    return next((why for why, differs in differences.items() if differs), "")
+    return next((name for name, differs in differences.items() if differs), "")
 
 
 def _transcode_pass(pieces: Sequence[VideoFile], options: VideoOptions, back: float) -> list[bytes | DataError]:
     """The pieces up to and including the first unusable one.
 
-    ``back``: decode from this many seconds before the first piece, and from further back where the file's index names
-    no key frame there.
+    ``back``: decode from this many seconds before the first piece, and from further back if the file's index has no
+    key frame there.
     """
     results: list[bytes | DataError] = []
     source = None
@@ -340,7 +341,7 @@ def _encode(frames: Iterator[av.VideoFrame], fps: float, pictures: Pictures, opt
 
 def _new_stream(output: Any, rate: Fraction, options: VideoOptions, first: av.VideoFrame) -> Any:
     settings = {"crf": str(options.crf), "preset": options.preset, "tune": "fastdecode", "flags": "+bitexact"}
-    settings["a53cc"] = "0"  # captions of the broadcast would be copied into the pictures
+    settings["a53cc"] = "0"  # do not copy broadcast captions into the stream
     # Without cpu-independent, x264's float SIMD for macroblock trees differs between CPUs, and even between two runs
     # on one CPU (measured: 1 encoding in 30 had other bytes).
     settings["x264-params"] = "threads=1:lookahead-threads=1:sync-lookahead=0:cpu-independent=1"

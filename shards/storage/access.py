@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 Access = Literal["auto", "ranged", "cache"]
 Bytes = NDArray[np.uint8]
 
-LOCAL_GAP = 8 << 10  # a read call costs as much as copying so many bytes
-REMOTE_GAP = 256 << 10  # a request costs as much as receiving so many bytes
+LOCAL_GAP = 8 << 10  # a read call costs as much as copying this many bytes
+REMOTE_GAP = 256 << 10  # a request costs as much as receiving this many bytes
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Remote:
     """How the shards of remote sets are read; local sets need none of it."""
 
     access: Access = "auto"
-    """``cache``: whole shards are downloaded into the cache folder; ``ranged``: only the bytes wanted are read, every
-    time; ``auto``: ``cache`` when ``cache_gib`` is positive, else ``ranged``."""
+    """``cache``: download whole shards into the cache folder; ``ranged``: read only the bytes needed, every time;
+    ``auto``: ``cache`` when ``cache_gib`` is positive, else ``ranged``."""
     cache_gib: float = 0.0
-    """Most that the shards of the cache folder may take, over all sets."""
+    """Limit on the shards in the cache folder, over all sets."""
     storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
     """For the fsspec file system: ``endpoint_url``, ``key``, ``secret``, ``profile``."""
 
@@ -65,11 +65,11 @@ class Source(Protocol):
         ...
 
     def views(self, names: Sequence[Path], offsets: Sequence[int], sizes: Sequence[int]) -> Iterator[memoryview]:
-        """Large ranges one by one, each read when it is asked for. Raises as ``read``."""
+        """Large ranges one by one, each read on demand. Raises as ``read``."""
         ...
 
     def refresh(self, name: Path) -> bool:
-        """Fetch a shard whose bytes are wrong once more; False when that is no use."""
+        """Fetch a shard with wrong bytes again; False when that cannot help."""
         ...
 
     def close(self) -> None:
@@ -78,7 +78,7 @@ class Source(Protocol):
 
 
 class LocalFiles:
-    """Shards on a file system. At most ``open_files`` stay open; the one unused longest is closed."""
+    """Shards on a file system. At most ``open_files`` stay open; the least recently used one is closed."""
 
     gap = LOCAL_GAP
     worth_merging = 8 * LOCAL_GAP
@@ -209,14 +209,14 @@ class RangedObjects:
 
 
 def _fill(handle: int, view: memoryview, offset: int) -> None:
-    """Read as many bytes as the view holds. Raises EOFError or OSError."""
+    """Fill the view from ``offset`` on. Raises EOFError or OSError."""
     size = len(view)
-    found = os.preadv(handle, [view], offset)
-    while found < size:  # a network file system may deliver less than asked
-        more = os.preadv(handle, [view[found:]], offset + found)
+    filled = os.preadv(handle, [view], offset)
+    while filled < size:  # a network file system may deliver less than asked
+        more = os.preadv(handle, [view[filled:]], offset + filled)
         if not more:
             raise EOFError(f"bytes {offset}..{offset + size} reach past the end of the file")
-        found += more
+        filled += more
 
 
 class ShardBytes:
@@ -225,9 +225,9 @@ class ShardBytes:
     File handles belong to the process that opened them: after a fork the child opens its own.
 
     Args:
-        shards: path of every shard; its number is what ranges are asked by.
+        shards: path of every shard; ranges name a shard by its position here.
         remote: how shards of remote sets are read.
-        open_files: most shard files kept open per set; all local sets count as one.
+        open_files: limit on open shard files per set; all local sets count as one.
     """
 
     def __init__(self, shards: Sequence[Path], remote: Remote, open_files: int) -> None:
@@ -258,8 +258,8 @@ class ShardBytes:
         self._forget()
 
     def read(self, shards: Ints, offsets: Ints, sizes: Ints) -> tuple[Bytes, Ints]:
-        """The bytes of ranges given by shard number, offset and size, and where each begins in them. For many small
-        ranges: those close together are read as one.
+        """The joined bytes of ranges given by shard number, offset and size, and where each range begins in them. Small
+        ranges close to each other are read as one.
 
         Raises OSError, EOFError (a range reaches past the end of its shard) or DataError.
         """
@@ -267,7 +267,7 @@ class ShardBytes:
         if len(self._distinct) == 1:
             return self._joined(self._distinct[0], shards, offsets, sizes)
         begins = np.zeros(len(shards), dtype=np.int64)
-        found: list[Bytes] = []
+        blocks: list[Bytes] = []
         total = 0
         of = np.asarray([self._distinct.index(self._sources[number]) for number in shards.tolist()])
         for number in np.unique(of).tolist():
@@ -275,13 +275,13 @@ class ShardBytes:
             joined, starts = self._joined(self._distinct[number], shards[mine], offsets[mine], sizes[mine])
             begins[mine] = starts + total
             total += len(joined)
-            found.append(joined)
-        joined = np.concatenate(found)
+            blocks.append(joined)
+        joined = np.concatenate(blocks)
         joined.flags.writeable = False
         return joined, begins
 
     def views(self, shards: Sequence[int], offsets: Sequence[int], sizes: Sequence[int]) -> Iterator[memoryview]:
-        """Large ranges, those of local files each read when it is asked for. Raises as ``read``, then or now."""
+        """Large ranges; those of local files are read on demand. Raises as ``read``, now or on demand."""
         self._connect()
         names = [self.shards[number] for number in shards]
         if len(self._distinct) == 1:
@@ -294,7 +294,7 @@ class ShardBytes:
         )
 
     def refresh(self, shard: int) -> bool:
-        """Fetch a shard whose bytes are wrong once more; False when that is no use."""
+        """Fetch a shard with wrong bytes again; False when that cannot help."""
         return self._sources[shard].refresh(self.shards[shard])
 
     def _joined(self, source: Source, shards: Ints, offsets: Ints, sizes: Ints) -> tuple[Bytes, Ints]:

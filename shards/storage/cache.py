@@ -10,8 +10,8 @@ Layout::
         train-000000.tar.lock       held while the shard is downloaded
         train-000000.tar.part       reserves the room of a download
 
-Locks are ``flock``: the kernel drops them when a process dies, so a killed download leaves nothing behind that the next
-one does not clean up. Only names that are complete are ever read.
+Locks are ``flock``: the kernel drops them when a process dies, so the next download cleans up after a killed one. Only
+complete shards are ever read.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ WAIT_SECONDS = 600.0
 """Longest wait for another process: its download, or a shard it is reading."""
 
 
-def mirror(location: str, cache_dir: Path, storage_options: Mapping[str, Any] | None = None) -> Path:
+def mirror(location: str, cache_dir: Path, storage_options: Mapping[str, object] | None = None) -> Path:
     """The local folder of a remote shard set, with its manifest and index; the shards come when they are read.
 
     Args:
         location: URL of the shard set.
-        cache_dir: of this host; see the module's description.
+        cache_dir: on this host; its layout is above.
         storage_options: see :func:`shards.storage.store.open_folder`.
 
     Raises:
@@ -71,8 +71,8 @@ def mirror(location: str, cache_dir: Path, storage_options: Mapping[str, Any] | 
                 remote.download(file, folder / file)
             values = {"location": location.rstrip("/"), "fingerprint": fingerprint}
             open_folder(folder).write(REMOTE_NAME, json.dumps(values).encode())
-    found = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))["fingerprint"]
-    if found != fingerprint:  # the set was rebuilt between the two reads
+    copied = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))["fingerprint"]
+    if copied != fingerprint:  # the set was rebuilt between the two reads
         shutil.rmtree(folder)
         raise DataError(
             "the shard set changed while it was opened",
@@ -82,7 +82,7 @@ def mirror(location: str, cache_dir: Path, storage_options: Mapping[str, Any] | 
     return folder
 
 
-def remote_of(folder: Path, storage_options: Mapping[str, Any] | None = None) -> Folder | None:
+def remote_of(folder: Path, storage_options: Mapping[str, object] | None = None) -> Folder | None:
     """The remote folder that a mirror stands for; None for an ordinary shard set."""
     try:
         values = json.loads((folder / REMOTE_NAME).read_text(encoding="utf-8"))
@@ -97,13 +97,13 @@ class ShardCache:
     Args:
         folder: what :func:`mirror` returned.
         remote: where the shards come from.
-        limit_gib: most that all shards of the cache folder (of every set) may take.
+        limit_gib: limit on all shards in the cache folder, over all sets.
     """
 
     def __init__(self, folder: Path, remote: Folder, limit_gib: float) -> None:
         self.folder, self.remote, self.limit = folder, remote, int(limit_gib * _GIB)
         manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
-        self._damaged: dict[str, DataError] = {}  # no sample of such a shard downloads it again
+        self._damaged: dict[str, DataError] = {}  # these shards are not downloaded again
         self.entries: dict[str, dict[str, Any]] = {entry["name"]: entry for entry in manifest["shards"]}
 
     def open(self, name: str) -> int:
@@ -125,7 +125,7 @@ class ShardCache:
         return (self.folder / name).exists()
 
     def fetch(self, name: str) -> None:
-        """Download a shard unless it is here; one process of the host does, the others wait for it.
+        """Download a shard unless it is here; one process of the host downloads, the others wait.
 
         Raises DataError: it cannot be downloaded, is not what the manifest says, or there is no room for it.
         """
@@ -177,7 +177,7 @@ class ShardCache:
         return self.entries[name]
 
     def _reserve(self, part: Path, size: int) -> None:
-        """Make room for a download by evicting the shards unused longest, and take it."""
+        """Reserve room for a download; evict the least recently used shards if needed."""
         root = self.folder.parent
         if size > self.limit:
             raise StoreError(
@@ -215,7 +215,7 @@ def unpin(handle: int) -> None:
 
 
 def _make_room(root: Path, size: int, limit: int) -> int:
-    """Evict until ``size`` more bytes fit; returns how many bytes are still missing (0 or less = it fits)."""
+    """Evict until ``size`` more bytes fit; returns the bytes still missing (0 or less = it fits)."""
     shards = []
     taken = 0
     for path in root.glob("*/*.tar*"):
@@ -260,7 +260,7 @@ def _evicted(path: Path) -> bool:
 
 
 def _abandoned(partial: Path) -> bool:
-    """Whether the download a partial file belongs to has ended without finishing."""
+    """Whether no process is downloading this partial file any more."""
     lock = partial.with_name(partial.name.partition(".tar")[0] + ".tar.lock")
     try:
         handle = os.open(lock, os.O_RDWR | os.O_CLOEXEC)

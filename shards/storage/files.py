@@ -14,13 +14,13 @@ _CHUNK = 8 << 20
 
 
 def pieces(handle: Any, offset: int, size: int) -> list[bytes]:
-    """``size`` bytes from ``offset`` on in the pieces that reads deliver; fewer at the end of the file."""
+    """``size`` bytes from ``offset`` on, in the pieces that reads return; fewer at the end of the file."""
     handle.seek(offset)
-    found = []
+    chunks = []
     while size and (piece := handle.read(size)):
-        found.append(piece)
+        chunks.append(piece)
         size -= len(piece)
-    return found
+    return chunks
 
 
 def copy_file(source: Path, target: Path) -> str:
@@ -41,7 +41,7 @@ def write_atomic(path: Path, payload: bytes) -> None:
 
 
 def put_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write under a name of its own in the same folder, flush to the disk, rename."""
+    """Write to a temporary file in the same folder, flush it to the disk, rename it."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         with temporary.open("wb") as handle:

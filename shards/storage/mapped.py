@@ -1,7 +1,7 @@
-"""Files in memory: bytes of the page cache in place, without a copy and without the danger of touching missing pages.
+"""Mapped files: bytes of the page cache without a copy, and without the risk of touching pages that cannot be read.
 
-A page that cannot be read (a truncated file, a failing disk) kills the process that touches it. Pages that are not in
-memory are therefore asked for first, where that is an error like any other.
+A process that touches an unreadable page (truncated file, failing disk) is killed. Pages that are not in memory are
+therefore populated first, which reports such a page as an ordinary error.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ _Bytes = ctypes.c_char * 0
 
 
 class MappedFile:
-    """An open file, mapped once its first bytes are asked for.
+    """An open file, mapped when its first bytes are read.
 
     Args:
-        handle: file descriptor, closed by whoever opened it; the views stay good.
+        handle: file descriptor, closed by whoever opened it; the views stay valid.
     """
 
-    __slots__ = ("_address", "_asked", "_found", "_mincore", "_view", "_whole", "handle")
+    __slots__ = ("_address", "_asked", "_flags", "_mincore", "_view", "_whole", "handle")
 
     def __init__(self, handle: int) -> None:
         self.handle = handle
         self._whole: mmap.mmap | None = None
         self._asked: set[int] = set()
-        """Where ranges begin that were asked for before; their pages are most likely still there, and mapped."""
+        """Where earlier ranges began; their pages are most likely still in memory and mapped."""
 
     def view(self, offset: int, size: int) -> memoryview:
         """Bytes ``[offset, offset + size)``, read-only.
 
-        Raises EOFError when the file ends before, and OSError when it cannot be read: EINVAL where the kernel is too
-        old to be asked for pages (Linux < 5.14) and some are not in memory.
+        Raises EOFError when the file ends earlier and OSError when it cannot be read: EINVAL when some pages are not
+        in memory and the kernel cannot populate them (Linux < 5.14).
         """
         whole = self._whole or self._map()
         if offset + size > len(whole):
@@ -56,22 +56,22 @@ class MappedFile:
         whole = self._whole = mmap.mmap(self.handle, 0, prot=mmap.PROT_READ)
         self._view = memoryview(whole)
         self._address = int(np.frombuffer(whole, dtype=np.uint8).ctypes.data)
-        self._found = bytearray(64)
+        self._flags = bytearray(64)
         self._mincore = _mincore()
         return whole
 
     def _resident(self, begin: int, length: int) -> bool:
-        """Whether all of these pages are in memory; asking costs a fraction of what populating mapped pages does."""
+        """Whether all of these pages are in memory; cheaper than populating pages that are mapped already."""
         pages = -(-length // _PAGE)
-        if pages > len(self._found):
-            self._found = bytearray(2 * pages)
-        found = _Bytes.from_buffer(self._found)
-        return not self._mincore(self._address + begin, length, found) and self._found.count(1, 0, pages) == pages
+        if pages > len(self._flags):
+            self._flags = bytearray(2 * pages)
+        flags = _Bytes.from_buffer(self._flags)
+        return not self._mincore(self._address + begin, length, flags) and self._flags.count(1, 0, pages) == pages
 
 
 @functools.cache
 def _mincore() -> Callable[[int, int, ctypes.Array[ctypes.c_char]], int]:
-    """The call of that name: which pages of a mapping are in memory (man mincore)."""
-    found = ctypes.CDLL(None).mincore
-    found.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
-    return found
+    """mincore(2): tells which pages of a mapping are in memory."""
+    function = ctypes.CDLL(None).mincore
+    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+    return function

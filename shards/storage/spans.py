@@ -1,4 +1,4 @@
-"""Many ranges of shards as few spans: what lies close together is read together."""
+"""Merges many ranges of shards into few spans: ranges close to each other are read together."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _SHARD = 1 << 44  # bytes; no shard is longer
 
 
 class Spans(NamedTuple):
-    """What to read, and where each wanted range then lies in the joined bytes."""
+    """What to read, and where each range begins in the joined bytes."""
 
     shards: Ints
     offsets: Ints
     sizes: Ints
     begins: Ints
-    """[ranges] position of every wanted range in the spans joined one after another."""
+    """[ranges] position of every range in the joined spans."""
 
 
 def merge(shards: Ints, offsets: Ints, sizes: Ints, gap: int) -> Spans:
     """Ranges in any order as few spans, sorted by address; neighbours at most ``gap`` bytes apart are read together."""
     addresses = shards * _SHARD + offsets
-    order = np.argsort(addresses, kind="stable")  # quick where they are in order already
+    order = np.argsort(addresses, kind="stable")  # quick when they are sorted already
     sorted_shards, begins, addresses = shards[order], offsets[order], addresses[order]
     ends = begins + sizes[order]
     reach = np.maximum.accumulate(addresses + sizes[order])  # overlapping ranges may end before earlier ones
@@ -46,7 +46,7 @@ def merge(shards: Ints, offsets: Ints, sizes: Ints, gap: int) -> Spans:
 
 
 def _too_long(begins: Ints, starts: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Where a merged span would exceed the longest one: cut at multiples of it, counted from the span's beginning."""
+    """Where to cut merged spans that are too long: at multiples of LONGEST_SPAN from the span's beginning."""
     first = np.flatnonzero(starts)
     block = (begins - begins[first][np.cumsum(starts) - 1]) // LONGEST_SPAN
     cut = np.zeros(len(begins), dtype=bool)

@@ -1,7 +1,7 @@
 """Folders of shards: a directory, or a prefix of an object store behind fsspec (``s3://``, ``gs://``, ``memory://``).
 
-Local paths never go through fsspec. Remote calls are tried again with growing pauses when the cause may pass (5xx
-answers, resets, timeouts, cut answers), a bounded number of times. Objects and files appear complete or not at all.
+Local paths never go through fsspec. Remote calls are retried a bounded number of times, with growing pauses, when the
+cause may pass (5xx answers, resets, timeouts, cut answers). Objects and files appear complete or not at all.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Entries = list[dict[str, Any]]
 
 
 class StoreError(DataError):
-    """The storage does not answer, or there is no room: no single sample is to blame, and none may replace another."""
+    """The storage does not answer or is full. No single sample is to blame, so none is replaced by another."""
 
 
 def is_remote(location: str | Path) -> bool:
@@ -51,7 +51,7 @@ def is_remote(location: str | Path) -> bool:
     return "://" in str(location) and not str(location).startswith("file://")
 
 
-def open_folder(location: str | Path, storage_options: Mapping[str, Any] | None = None) -> Folder:
+def open_folder(location: str | Path, storage_options: Mapping[str, object] | None = None) -> Folder:
     """The folder at a path or URL. Nothing is read, and the folder need not exist yet.
 
     Args:
@@ -100,11 +100,11 @@ class Folder(ABC):
 
     @abstractmethod
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> Chunks:
-        """The bytes of several (name, offset, size); remote ones at the same time."""
+        """The bytes of several (name, offset, size). Remote ranges are fetched concurrently."""
 
     @abstractmethod
     def open(self, name: str) -> BinaryIO:
-        """A file to read from front to back with a few jumps, in large pieces."""
+        """A file for sequential reading in large pieces, with few seeks."""
 
     @abstractmethod
     def write(self, name: str, payload: bytes) -> None:
@@ -120,7 +120,7 @@ class Folder(ABC):
 
     @abstractmethod
     def delete(self, name: str) -> None:
-        """Remove a file; one that is absent already is fine."""
+        """Remove a file. A missing file is no error."""
 
 
 class LocalFolder(Folder):
@@ -150,7 +150,7 @@ class LocalFolder(Folder):
         return self._guarded(name, (self.root / name).read_bytes)
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> Chunks:
-        return [self._guarded(wanted[0], partial(self._range, *wanted)) for wanted in ranges]
+        return [self._guarded(span[0], partial(self._range, *span)) for span in ranges]
 
     def open(self, name: str) -> BinaryIO:
         return self._guarded(name, lambda: (self.root / name).open("rb", buffering=_LOCAL_BUFFER))
@@ -188,7 +188,7 @@ class RemoteFolder(Folder):
 
     is_local = False
 
-    def __init__(self, location: str, storage_options: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, location: str, storage_options: Mapping[str, object] | None = None) -> None:
         self.location = location.rstrip("/")
         self.storage_options = dict(storage_options or {})
         self._connected: tuple[int, Any, str] | None = None
@@ -209,18 +209,18 @@ class RemoteFolder(Folder):
             except FileNotFoundError:
                 return []
 
-        found = [entry for entry in self._call("list", "", entries) if entry["type"] == "file"]
-        names = [str(entry["name"]).rstrip("/").rpartition("/")[2] for entry in found]
+        files = [entry for entry in self._call("list", "", entries) if entry["type"] == "file"]
+        names = [str(entry["name"]).rstrip("/").rpartition("/")[2] for entry in files]
         return sorted(name for name in names if name.endswith(suffix))
 
     def read(self, name: str) -> bytes:
         return bytes(self._call("read", name, lambda fs, path: fs.cat_file(path)))
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> Chunks:
-        found: Sequence[Any] = self._many(ranges) if len(ranges) > 1 else [None]
+        answers: Sequence[Any] = self._many(ranges) if len(ranges) > 1 else [None]
         return [
             data if isinstance(data, bytes) and len(data) == size else self._range(name, offset, size)
-            for data, (name, offset, size) in zip(found, ranges, strict=True)
+            for data, (name, offset, size) in zip(answers, ranges, strict=True)
         ]
 
     def open(self, name: str) -> BinaryIO:
@@ -266,7 +266,7 @@ class RemoteFolder(Folder):
         self._call("delete", name, remove)
 
     def _many(self, ranges: Sequence[tuple[str, int, int]]) -> Chunks:
-        """The ranges in one go; what fails comes back as its exception and is read again one by one."""
+        """All ranges in one request; a range that fails returns its exception and is read again alone."""
         fs, root = self._file_system()
         paths = [f"{root}/{name}" for name, _, _ in ranges]
         starts, ends = [start for _, start, _ in ranges], [start + size for _, start, size in ranges]
@@ -302,7 +302,7 @@ class RemoteFolder(Folder):
         return self._connected[1], self._connected[2]
 
     def _call(self, verb: str, name: str, call: Callable[[Any, str], Result]) -> Result:
-        """``call(file system, path)``, tried again while the cause may pass."""
+        """``call(file system, path)``, retried while the cause may pass."""
         fs, root = self._file_system()
         path = f"{root}/{name}"
         for attempt in range(1, ATTEMPTS + 1):
@@ -347,8 +347,8 @@ class _Object(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         end = min(self._at + len(buffer), self._size)
-        parts = [(self._name, start, min(_PART, end - start)) for start in range(self._at, end, _PART)]
-        data = b"".join(self._folder.read_ranges(parts)) if parts else b""
+        ranges = [(self._name, start, min(_PART, end - start)) for start in range(self._at, end, _PART)]
+        data = b"".join(self._folder.read_ranges(ranges)) if ranges else b""
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
@@ -376,9 +376,9 @@ def _short_name(problem: BaseException) -> str:
     return f"{type(problem).__name__}: {problem}"[:300].rstrip(": ")
 
 
-def _short(where: str, offset: int, size: int, found: int) -> DataError:
+def _short(where: str, offset: int, size: int, received: int) -> DataError:
     return DataError(
-        f"bytes {offset}..{offset + size} reach past the end, {found} of {size} came",
+        f"bytes {offset}..{offset + size} reach past the end, {received} of {size} came",
         where=where,
         fix="copy the file again, or rebuild the shard set",
     )
