@@ -18,8 +18,9 @@ endif
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 SOURCES := shards pipeline launch tests benchmarks
-# Two ranks share few cores in the tests, so one thread each; benchmarks and the demo choose their own.
-TEST_ENV := DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+# Two ranks share few cores in the tests, so one thread each; benchmarks and the demo choose their own. The many
+# processes of the tests compile our modules once, also on machines where Python is told to keep no compiled files.
+TEST_ENV := DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=
 
 # A test that hangs shows every thread's stack after a quarter of an hour instead of nothing until CI's own limit.
 PYTEST := $(BIN)/python -m pytest -o faulthandler_timeout=900

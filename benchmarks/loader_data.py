@@ -39,7 +39,10 @@ def make_blocks(folder: Path, count: int, tokens: int = 2048) -> Path:
     random = np.random.default_rng(0)
 
     def add(tar: TarWriter, numbers: range) -> list[IndexRow]:
-        return [_block_row(tar, number, random.integers(0, 60_000, tokens).astype("<u2")) for number in numbers]
+        return [
+            _npy_row(tar, number, random.integers(0, 60_000, tokens).astype("<u2"), {"tokens": tokens})
+            for number in numbers
+        ]
 
     return _write(folder, "text", count, BLOCKS_PER_SHARD, add)
 
@@ -60,20 +63,45 @@ def make_documents(folder: Path, count: int) -> Path:
     return _write(folder, "text", count, DOCUMENTS_PER_SHARD, add)
 
 
+def make_features(folder: Path, count: int, width: int = 768) -> Path:
+    """Clips of 120 +- 40 frames as float16 features of a width, one ``.npy`` member each."""
+    random = np.random.default_rng(0)
+    noise = random.standard_normal((200, width)).astype("<f2")
+
+    def add(tar: TarWriter, numbers: range) -> list[IndexRow]:
+        frames = np.clip(random.normal(120, 40, len(numbers)), 20, 200).astype(int).tolist()
+        return [
+            _npy_row(tar, number, noise[:length], {"frames": length, "width": width, "height": 1, "fps": 25.0})
+            for number, length in zip(numbers, frames, strict=True)
+        ]
+
+    return _write(folder, "features", count, CLIPS_PER_SHARD, add)
+
+
+def make_videos(folder: Path, payloads: list[bytes], frames: int, count: int) -> Path:
+    """Clips that are real videos: these payloads in turn, ``frames`` each."""
+    info = VideoInfo(frames, 25.0, 256, 256, frames / 25, "h264")
+
+    def add(tar: TarWriter, numbers: range) -> list[IndexRow]:
+        return [add_video(tar, _segment(number), payloads[number % len(payloads)], info) for number in numbers]
+
+    return _write(folder, "video", count, CLIPS_PER_SHARD, add)
+
+
 def _segment(number: int) -> Segment:
     return Segment("bench", f"{number:08d}", "train", f"ein kurzer satz mit der nummer {number}", language="de")
 
 
-def _block_row(tar: TarWriter, number: int, ids: np.ndarray) -> IndexRow:
+def _npy_row(tar: TarWriter, number: int, array: np.ndarray, more: dict[str, Any]) -> IndexRow:
     """One member without json, and its row."""
     buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, ids, version=(1, 0), allow_pickle=False)
+    np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
     payload = buffer.getvalue()
     written = tar.add(f"{number:08d}.npy", payload)
-    data, text = ids.tobytes(), f"block {number}"
+    data, text = array.tobytes(), f"block {number}"
     values: dict[str, Any] = {name: kind() for name, kind in get_type_hints(IndexRow).items()}
     values |= {"shard": tar.path.name, "key": f"{number:08d}", "sample_id": f"{number:08d}", "split": "train"}
-    values |= {"corpus": "bench", "text": text, "text_hash": text_hash(text), "tokens": len(ids), "meta_offset": -1}
+    values |= {"corpus": "bench", "text": text, "text_hash": text_hash(text), "meta_offset": -1, **more}
     values |= {"offset": written.offset + len(payload) - len(data), "size": len(data), "crc32": zlib.crc32(data)}
     return IndexRow(**values)
 

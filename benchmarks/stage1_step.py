@@ -47,24 +47,28 @@ def bare(world: Path, run_dir: Path, steps: int) -> None:
     from pipeline.config.load import load_recipe
     from pipeline.config.resolve import resolve
     from pipeline.engine.setup import parameter_groups, quiet_deepspeed
-    from pipeline.stages.base import to_device
+    from pipeline.stages.batches import to_device
     from pipeline.stages.continued_pretraining import ContinuedPretraining
-    from shards.load.loader import LoaderOptions, StepLoader
+    from pipeline.stages.data import StageContext
+    from shards.load.loader import StepLoader
+    from shards.load.requests import LoaderOptions
 
     ranks = dist.init()
     recipe = load_recipe("demo_continued_pretraining", sets(world, run_dir, steps))
     resolved = resolve(recipe, ranks.world_size)
     torch.manual_seed(0)
-    stage = ContinuedPretraining(recipe, ranks.rank, ranks.world_size, torch.device("cpu"))
     from transformers.integrations import HfDeepSpeedConfig
 
     keep_alive = HfDeepSpeedConfig(resolved.ds_config)
-    model = stage.build().llm
+    plans = ContinuedPretraining.plans(recipe)
+    context = StageContext(recipe, ranks.rank, ranks.world_size, torch.device("cpu"), zero_stage=3)
+    stage = ContinuedPretraining.build(context, plans)
+    model = stage.module.llm
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), lr=1e-3)
     with quiet_deepspeed():
         engine = deepspeed.initialize(model=model, optimizer=optimizer, config=resolved.ds_config)[0]
     options = LoaderOptions(ranks.rank, ranks.world_size, 16, 4)
-    loader = StepLoader(stage.plan(recipe.data.train, train=True), stage.fetch(), stage.collate(), options)
+    loader = StepLoader(plans.train, stage.fetch(), stage.collate(), options)
     batches = [batch for _, batch in zip(range(steps), loader, strict=False)]
     seconds, start = [], time.perf_counter()
     for number, step_batch in enumerate(batches, 1):

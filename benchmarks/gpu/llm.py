@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.rows import Probe, run_section
-from benchmarks.gpu.training import make_trainer, peak_gib, reset_memory, run_sets, synchronise
+from benchmarks.gpu.training import fit, make_training, peak_gib, reset_memory, resolved_recipe, run_sets, synchronise
 
 VOCABULARY = 32000
 
@@ -89,15 +89,12 @@ def sets(probe: Probe, size: Size, zero: int) -> list[str]:
 def ours(probe: Probe, size: Size, zero: int) -> dict[str, float]:
     """Our trainer with its loader, metrics and agreement between ranks."""
     from pipeline.engine.metrics import read_metrics
-    from pipeline.engine.signals import StopFlag
 
     reset_memory(probe)
-    trainer = make_trainer("demo_continued_pretraining", sets(probe, size, zero), probe)
-    trainer.prepare()
-    trainer.fit(StopFlag())
+    training = make_training("demo_continued_pretraining", sets(probe, size, zero), probe)
+    fit(training)
     peak = peak_gib(probe)
-    trainer.engine.destroy()
-    rows = [row for row in read_metrics(trainer.run_dir) if "perf/mfu" in row][size.steps // 3 :]
+    rows = [row for row in read_metrics(training.run_dir) if "perf/mfu" in row][size.steps // 3 :]
     found = {"tokens_per_second": statistics.median(row["perf/tokens_per_second"] for row in rows)}
     found |= {"mfu": statistics.median(row["perf/mfu"] for row in rows), "peak_gib": peak}
     seconds = sorted(row["perf/seconds_per_step"] for row in rows)
@@ -109,19 +106,26 @@ def bare(probe: Probe, size: Size, zero: int) -> dict[str, Any]:
     import deepspeed
 
     from pipeline.engine.setup import parameter_groups, quiet_deepspeed
-    from pipeline.stages.base import Normaliser, to_device
+    from pipeline.stages.base import Normaliser
+    from pipeline.stages.batches import to_device
+    from pipeline.stages.continued_pretraining import ContinuedPretraining
+    from pipeline.stages.data import StageContext
+    from shards.load.loader import StepLoader
+    from shards.load.requests import LoaderOptions
 
     reset_memory(probe)
-    trainer = make_trainer("demo_continued_pretraining", sets(probe, size, zero), probe)
-    stage, config = trainer.stage, trainer.resolved.ds_config
-    trainer.plan = stage.plan(trainer.recipe.data.train, train=True)
+    resolved = resolved_recipe("demo_continued_pretraining", sets(probe, size, zero))
+    plans = ContinuedPretraining.plans(resolved.recipe)
+    context = StageContext(resolved.recipe, rank=0, world_size=1, device=torch.device(probe.device, 0))
     with torch.device(probe.device):  # random weights are drawn far faster there
-        model = stage.build()
-    stage.attach(model)
+        stage = ContinuedPretraining.build(context, plans)
+    model, config = stage.module, resolved.ds_config
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), lr=1e-3)
     with quiet_deepspeed():
         engine = deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
-    steps = [batch.micro_batches for _, batch in zip(range(size.steps), trainer._loader(), strict=False)]
+    options = LoaderOptions(0, 1, size.global_batch, size.micro_batch)
+    loader = StepLoader(plans.train, stage.fetch(), stage.collate(), options)
+    steps = [batch.micro_batches for _, batch in zip(range(size.steps), loader, strict=False)]
     flops = stage.flops_per_step([micro for micros in steps for micro in micros]) / size.steps
     valid = [sum(micro["valid_tokens"] for micro in micros) for micros in steps]
     steps = [[to_device(micro, stage.device) for micro in micros] for micros in steps]
@@ -136,7 +140,7 @@ def bare(probe: Probe, size: Size, zero: int) -> dict[str, Any]:
         seconds.append(time.perf_counter() - start)
     engine.destroy()
     typical = statistics.median(seconds[size.steps // 3 :])
-    peak_flops = trainer.recipe.train.peak_tflops * 1e12
+    peak_flops = resolved.recipe.train.peak_tflops * 1e12
     found = {"tokens_per_second": statistics.median(valid) / typical, "mfu": flops / typical / peak_flops}
     return found | {"peak_gib": peak_gib(probe), "seconds_per_step": typical}
 

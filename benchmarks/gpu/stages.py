@@ -152,7 +152,7 @@ class Job:
 
     def write_export(self) -> dict[str, str]:
         """Exported and compared with the live model's outputs; the largest difference per output."""
-        arguments = ["pipeline", "export", str(self.folder), "--which", "latest", "--out", str(self.export)]
+        arguments = ["launch", "export", str(self.folder), "--which", "latest", "--out", str(self.export)]
         said = self.commands.finish(arguments, True, self.folder.with_name(self.stage + "-export.log"))
         marker = ": largest difference to the live model "
         return dict(line.split(marker) for line in said.splitlines() if marker in line)
@@ -226,7 +226,7 @@ def check_generation(probe: Probe, commands: Commands, llm: Path, llava: Path) -
 
     def translate() -> None:
         arguments = [
-            "pipeline",
+            "launch",
             "evaluate",
             str(llava),
             "--shards",

@@ -17,8 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu.rows import ROOT, Probe, run_section, world
 from benchmarks.gpu.stages import LLM, STAGES, VISUAL
-from benchmarks.gpu.training import UnsavedTrainer, make_trainer, run_sets
-from pipeline.engine.signals import StopFlag
+from benchmarks.gpu.training import fit, make_training, run_sets
+from pipeline.engine.observers.base import FinishedStep, Observer, Wishes
+from pipeline.engine.training import Training
 
 COUNTED_STEP, PROFILED_STEP, STEPS = 3, 4, 6
 TOP = 10
@@ -71,27 +72,30 @@ def synchronisations(probe: Probe) -> Iterator[collections.Counter[str]]:
             torch.cuda.set_sync_debug_mode("default")
 
 
-class WatchedTrainer(UnsavedTrainer):
+class Watch(Observer):
     """Counts one whole step, from the agreement between ranks to the optimizer, and profiles the next."""
 
-    probe: Probe
     lines: collections.Counter[str]
     profiler: profile
 
-    def _agree(self, batch: Any, stop_requested: Any) -> Any:
-        self.watching = contextlib.ExitStack()
-        if self.state.step == COUNTED_STEP:
+    def __init__(self, training: Training, probe: Probe) -> None:
+        super().__init__(training)
+        self.probe, self.watching = probe, contextlib.ExitStack()
+
+    def vote(self) -> int:
+        step = self.training.state.step
+        if step == COUNTED_STEP:
             self.lines = self.watching.enter_context(synchronisations(self.probe))
-        if self.state.step == PROFILED_STEP:
+        if step == PROFILED_STEP:
             activities = [ProfilerActivity.CPU] + ([] if self.probe.dry else [ProfilerActivity.CUDA])
             self.profiler = self.watching.enter_context(profile(activities=activities))
-        return super()._agree(batch, stop_requested)
+        return 0
 
-    def _step(self, step_batch: Any, normaliser: Any) -> None:
-        super()._step(step_batch, normaliser)
-        if self.state.step == PROFILED_STEP and not self.probe.dry:
+    def on_step(self, step: FinishedStep, wishes: Wishes, votes: int) -> dict[str, float]:
+        if self.training.state.step == PROFILED_STEP + 1 and not self.probe.dry:
             torch.cuda.synchronize()
         self.watching.close()
+        return {}
 
 
 def top(profiler: Any, attribute: str) -> list[dict[str, Any]]:
@@ -119,16 +123,14 @@ def sets(probe: Probe, stage: str) -> list[str]:
 
 def run(probe: Probe) -> None:
     for stage in STAGES:
-        trainer = make_trainer(f"demo_{stage}", sets(probe, stage), probe, WatchedTrainer)
-        trainer.probe = probe
-        trainer.prepare()
-        trainer.fit(StopFlag())
-        trainer.engine.destroy()
-        lines = dict(trainer.lines.most_common())
+        training = make_training(f"demo_{stage}", sets(probe, stage), probe)
+        watch = Watch(training, probe)
+        fit(training, watch)
+        lines = dict(watch.lines.most_common())
         probe.add(f"{stage} host synchronisations a step", True, sum(lines.values()), "", by_line=lines)
         kernels = "self_cpu_time_total" if probe.dry else "self_device_time_total"
         for name, attribute in (("kernels", kernels), ("CPU calls", "self_cpu_time_total")):
-            entries = top(trainer.profiler, attribute)
+            entries = top(watch.profiler, attribute)
             first = f"{entries[0]['name'][:40]} {entries[0]['ms']} ms" if entries else "none"
             probe.add(f"{stage} {name}", bool(entries), first, top=entries)
 

@@ -44,15 +44,15 @@ def main() -> int:
     options = parser.parse_args()
     set_defaults()
     from launch.train import run_rank
-    from pipeline.engine import setup
+    from pipeline.stages import base
 
-    freeze = setup.apply_freeze_plan
+    freeze = base.apply_freeze_plan
 
     def fill_and_freeze(module: nn.Module, plan: dict[str, bool]) -> list[str]:
         fill(module, plan)
         return freeze(module, plan)
 
-    setup.apply_freeze_plan = fill_and_freeze
+    base.apply_freeze_plan = fill_and_freeze
     return run_rank(options.recipe, options.sets)
 
 

@@ -7,33 +7,47 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks.gpu.rows import Probe
 from pipeline import dist
-from pipeline.engine.trainer import Trainer
+from pipeline.config.resolve import ResolvedRecipe
+from pipeline.engine.observers.base import Observer
+from pipeline.engine.training import Training
 
 
-class UnsavedTrainer(Trainer):
-    """Our trainer without checkpoints, which would take longer than all that is measured."""
-
-    def _save(self, improved: bool) -> None:
-        del improved
-
-
-def make_trainer(recipe: str, sets: list[str], probe: Probe, kind: type[Trainer] = UnsavedTrainer) -> Any:
-    """A trainer of class ``kind`` that has joined its process group; call `prepare` next."""
+def resolved_recipe(recipe: str, sets: list[str]) -> ResolvedRecipe:
+    """The recipe with its run directory, behind joining the process group."""
     from pipeline.config.load import load_recipe
     from pipeline.config.resolve import resolve
+
+    resolved = resolve(load_recipe(recipe, sets), dist.init().world_size)
+    Path(resolved.recipe.run_dir).mkdir(parents=True, exist_ok=True)
+    return resolved
+
+
+def make_training(recipe: str, sets: list[str], probe: Probe) -> Training:
+    """A run of the recipe that stands before its first step."""
+    from pipeline.engine.prepare import prepare
+    from pipeline.engine.signals import StopFlag
     from pipeline.stages.registry import STAGES
 
-    ranks = dist.init()
-    resolved = resolve(load_recipe(recipe, sets), ranks.world_size)
-    stage = STAGES[resolved.recipe.stage](resolved.recipe, ranks.rank, ranks.world_size, torch.device(probe.device, 0))
-    Path(resolved.recipe.run_dir).mkdir(parents=True, exist_ok=True)
-    return kind(resolved, stage, ranks)
+    resolved = resolved_recipe(recipe, sets)
+    stage, ranks = STAGES[resolved.recipe.stage], dist.ranks_from_environment()
+    return prepare(resolved, stage, ranks, torch.device(probe.device, 0), StopFlag())
+
+
+def fit(training: Training, *observers: Observer) -> None:
+    """Train without checkpoints, which would take longer than all that is measured; ``observers`` come first."""
+    from pipeline.engine.observers.registry import observers_of
+    from pipeline.engine.observers.save import Save
+    from pipeline.engine.sinks.registry import sinks_of
+    from pipeline.engine.trainer import Trainer
+
+    others = [observer for observer in observers_of(training) if not isinstance(observer, Save)]
+    Trainer(training, [*observers, *others], sinks_of(training)).fit()
+    training.engine.destroy()
 
 
 def run_sets(probe: Probe, run_dir: Path, zero: int, steps: int) -> list[str]:

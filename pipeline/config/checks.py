@@ -11,15 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pipeline.config.names import is_secret
 from pipeline.config.schema import Recipe, SourceConfig
 from pipeline.config.source import Problem
+from pipeline.config.stage_needs import STAGE_NEEDS
 from pipeline.config.unread import unread
 
 VIDEO_PLACEHOLDER = "{video}"
-
-_NEEDED_PARTS = {
-    "continued_pretraining": ("llm",),
-    "contrastive": ("visual", "text_encoder"),
-    "connector": ("llm", "visual"),
-}
 
 
 def cross_field_problems(recipe: Recipe) -> list[Problem]:
@@ -45,7 +40,7 @@ def _length(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _parts(recipe: Recipe) -> Iterator[Problem]:
-    for part in _NEEDED_PARTS[recipe.stage]:
+    for part in STAGE_NEEDS[recipe.stage].parts:
         if getattr(recipe.model, part) is None:
             yield Problem(f"stage {recipe.stage} needs model.{part}", (f"model.{part}", "stage"))
 

@@ -18,12 +18,12 @@ from pipeline.config.load import LoadedRecipe, problem_message
 from pipeline.config.names import nearest
 from pipeline.config.schema import Recipe, SourceConfig
 from pipeline.config.source import Problem, shown_path
+from pipeline.config.stage_needs import STAGE_NEEDS
 from pipeline.errors import RecipeError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_KINDS = {"continued_pretraining": ("text",), "contrastive": ("video", "features"), "connector": ("video", "features")}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -66,7 +66,8 @@ def input_problems(recipe: Recipe) -> Iterator[Problem]:
     for name, sources in (("data.train", recipe.data.train), ("data.eval", recipe.data.eval)):
         for number, source in enumerate(sources):
             place = f"{name}.{number}"
-            problem = None if is_remote(source.shards) else _source_problem(place, source, _KINDS[recipe.stage])
+            kinds = STAGE_NEEDS[recipe.stage].shards
+            problem = None if is_remote(source.shards) else _source_problem(place, source, kinds)
             if problem is not None:
                 yield problem
             sound[place] = problem is None

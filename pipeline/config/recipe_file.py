@@ -7,8 +7,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config.resolve import ResolvedRecipe, write_atomic
+from pipeline.config.resolve import ResolvedRecipe
 from pipeline.errors import StorageError
+from shards.atomic import write_atomic
 
 RESOLVED_RECIPE, RESOLVED_DS_CONFIG = "recipe.resolved.yaml", "ds_config.resolved.json"
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
-import os
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -135,21 +133,6 @@ def resolve_loaded(loaded: LoadedRecipe, world_size: int, sets: Sequence[str] = 
     return replace(resolved, ds_config=recorded)
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a text file so that readers see the old or the new content (temporary file, fsync, rename)."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes files private, but other users read run folders
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def installed_versions() -> dict[str, str]:
     """Versions of the packages that decide results, without importing them."""
     versions = {}
@@ -182,5 +165,4 @@ def _git(root: Path, *arguments: str) -> str:
 
 __all__ = [
     "ResolvedRecipe", "accumulation_steps", "installed_versions", "project_commit", "resolve", "resolve_loaded",
-    "write_atomic",
 ]  # fmt: skip

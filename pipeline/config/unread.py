@@ -6,23 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.config.schema import Recipe
+from pipeline.config.stage_needs import STAGE_NEEDS
 
-UNREAD = {
-    "continued_pretraining": (
-        "contrastive", "connector", "model.visual", "model.text_encoder", "model.connector",
-        "data.max_frames", "data.frame_stride", "data.image_pixels", "data.frame_budget", "data.length_window",
-        "data.unique_texts",
-    ),
-    "contrastive": (
-        "continued_pretraining", "connector", "model.llm", "model.connector", "model.attention",
-        "data.block_tokens", "data.frame_budget", "train.peak_tflops",
-    ),
-    "connector": (
-        "continued_pretraining", "contrastive", "model.text_encoder", "model.attention", "data.block_tokens",
-        "data.unique_texts", "train.peak_tflops",
-    ),
-}  # fmt: skip
-"""What each stage never reads, sections or single settings."""
 _NEW_ENCODER = ("width", "dropout", "max_frames", "centre_clips", "word", "sentence")
 _REMOTE = ("access", "cache_gib", "storage_options")
 _HELD_OUT = (
@@ -38,11 +23,11 @@ def unread(recipe: Recipe, origins: Mapping[str, str]) -> Iterator[str]:
         recipe: a sound recipe.
         origins: where each setting was written.
     """
-    for name in UNREAD[recipe.stage]:
+    for name in STAGE_NEEDS[recipe.stage].unread:
         if origin := _written(recipe, origins, name):
             yield f"{name} ({origin}) is not read by the {recipe.stage} stage"
     for name, reason in _left_out(recipe):
-        covered = any(f"{name}.".startswith(f"{known}.") for known in UNREAD[recipe.stage])
+        covered = any(f"{name}.".startswith(f"{known}.") for known in STAGE_NEEDS[recipe.stage].unread)
         if not covered and (origin := _written(recipe, origins, name)):
             yield f"{name} ({origin}) is not read: {reason}"
 

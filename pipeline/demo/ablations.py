@@ -50,7 +50,8 @@ class Trial:
             f"model.llm.tokenizer={self.data.tokenizer}",
         ]  # fmt: skip
 
-    def video(self, **paths: Path) -> list[str]:
+    def video(self, paths: dict[str, Path]) -> list[str]:
+        """``paths``: part of the model -> the export it is loaded from."""
         source = self.data.video
         fixed = [f"data.train=[{{shards: {source}}}]", f"data.eval=[{{shards: {source}, split: dev}}]"]
         return fixed + [f"model.{part}.path={path}" for part, path in paths.items()]
@@ -71,7 +72,7 @@ def without_stage_1(trial: Trial) -> Path:
     """The LLM keeps its random weights; the encoder is the full pipeline's, the connector is trained as usual."""
     name = "without_stage_1"
     llm = trial.stage(name, "continued_pretraining", trial.text(trial.data.text), untrained=True)
-    return trial.stage(name, "connector", trial.video(llm=llm, visual=trial.full("contrastive")))
+    return trial.stage(name, "connector", trial.video({"llm": llm, "visual": trial.full("contrastive")}))
 
 
 def without_sign_pairs(trial: Trial) -> Path:
@@ -80,20 +81,20 @@ def without_sign_pairs(trial: Trial) -> Path:
     name = "without_sign_pairs"
     prepare_plain_text(trial.out, trial.data, trial.num_procs)
     llm = trial.stage(name, "continued_pretraining", trial.text(trial.data.text_plain))
-    return trial.stage(name, "connector", trial.video(llm=llm, visual=trial.full("contrastive")))
+    return trial.stage(name, "connector", trial.video({"llm": llm, "visual": trial.full("contrastive")}))
 
 
 def without_stage_2(trial: Trial) -> Path:
     """The visual encoder keeps its random weights (it is frozen in stage 3, as in the paper)."""
     name, llm = "without_stage_2", trial.full("continued_pretraining")
-    encoder = trial.stage(name, "contrastive", trial.video(text_encoder=llm), untrained=True)
-    return trial.stage(name, "connector", trial.video(llm=llm, visual=encoder))
+    encoder = trial.stage(name, "contrastive", trial.video({"text_encoder": llm}), untrained=True)
+    return trial.stage(name, "connector", trial.video({"llm": llm, "visual": encoder}))
 
 
 def frame_tokens(trial: Trial) -> Path:
     """The LLM reads frame-level tokens of the same encoder instead of word-level ones."""
     paths = {"llm": trial.full("continued_pretraining"), "visual": trial.full("contrastive")}
-    return trial.stage("frame_tokens", "connector", [*trial.video(**paths), "model.connector.tokens=frame"])
+    return trial.stage("frame_tokens", "connector", [*trial.video(paths), "model.connector.tokens=frame"])
 
 
 VARIANTS: dict[str, Callable[[Trial], Path]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -72,11 +73,17 @@ def print_report(report: DemoReport, out: Path) -> None:
     console.print(f"BLEU signature: {report.bleu_signature}")
     for pair in report.translations:
         console.print(f"[bold]{pair['id']}[/]\n  reference   {pair['reference']}\n  translation {pair['hypothesis']}")
-    console.print(f"total {seconds.get('total', 0):.0f} s; report {out / 'report.json'}, curves {out / 'curves.png'}")
+    console.print(f"total {seconds.get('total', 0):.0f} s; report {out / 'report.json'}")
 
 
-def draw_curves(runs: list[StageRun], path: Path) -> None:
-    """One panel per stage: training loss, and the held-out metric that chose the checkpoint."""
+def draw_curves(runs: list[StageRun], path: Path) -> str:
+    """One panel per stage: training loss, and the held-out metric that chose the checkpoint.
+
+    Returns:
+        A sentence that says where they are, or what is missing to draw them.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        return "no curves: matplotlib is not installed (pip install 'llava-slt[plots]')"
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -100,6 +107,7 @@ def draw_curves(runs: list[StageRun], path: Path) -> None:
         if metric == "eval/perplexity":
             right.set_yscale("log")
     FigureCanvasAgg(figure).print_png(str(path))
+    return f"curves {path}"
 
 
 def _line(axes: Any, rows: list[dict[str, object]], name: str, color: str, label: str, marker: str = "") -> None:

@@ -14,6 +14,7 @@ from pipeline.demo.report import DemoReport, draw_curves, print_report
 from pipeline.demo.settings import SIZES, DemoSize
 from pipeline.demo.stages import StageRun, run_stage
 from pipeline.errors import EXIT_OK, RecipeError
+from shards.terminal import table_console
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +38,8 @@ def run_demo(out: Path, seed: int, num_procs: int, size: str, gloss_free: bool =
     fill_report(report, out, data, runs)
     report.seconds["total"] = time.monotonic() - start
     report.write(out / "report.json")
-    draw_curves(runs, out / "curves.png")
     print_report(report, out)
+    table_console().print(draw_curves(runs, out / "curves.png"), markup=False)
     return EXIT_OK
 
 

@@ -8,14 +8,16 @@ the global batch is cut into ranks and micro-batches.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from pipeline.engine.setup import TrainEngine
-from pipeline.stages.base import AnyStage, CachedStage, LossParts, MicroBatch, Normaliser
+from pipeline.stages.base import AnyStage, CachedStage, LossParts, Normaliser
 
 
 def accumulate(
-    engine: TrainEngine, stage: AnyStage, batches: list[MicroBatch], normaliser: Normaliser
+    engine: TrainEngine, stage: AnyStage, batches: list[Any], normaliser: Normaliser
 ) -> dict[str, torch.Tensor]:
     """Forward, backward and step all micro-batches; returns the stage's local sums (detached scalars)."""
     if isinstance(stage, CachedStage):
@@ -31,7 +33,7 @@ def accumulate(
     return sums
 
 
-def _single(engine: TrainEngine, stage: CachedStage, batches: list[MicroBatch]) -> LossParts:
+def _single(engine: TrainEngine, stage: CachedStage[Any], batches: list[Any]) -> LossParts:
     """One micro-batch needs no cache: the graph of the only forward is still there."""
     parts = stage.contrast([stage.features(engine.forward, batches[0])], batches)
     engine.backward(parts.loss)
@@ -39,7 +41,7 @@ def _single(engine: TrainEngine, stage: CachedStage, batches: list[MicroBatch]) 
     return parts
 
 
-def _cached(engine: TrainEngine, stage: CachedStage, batches: list[MicroBatch]) -> LossParts:
+def _cached(engine: TrainEngine, stage: CachedStage[Any], batches: list[Any]) -> LossParts:
     states, leaves = [], []
     for batch in batches:
         states.append(_random_state())

@@ -33,7 +33,8 @@ from pipeline.engine.durable import failed_writes_as_os_error, sha256_of, write_
 from pipeline.engine.setup import TrainEngine, quiet_deepspeed
 from pipeline.engine.state import TrainState, restore_rng, rng_state
 from pipeline.errors import CheckpointError, DamagedCheckpointError
-from pipeline.stages.base import Stage, frozen_names
+from pipeline.stages.base import AnyStage
+from pipeline.stages.freezing import frozen_names
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +214,7 @@ def _part_problem(file: Path, part: dict[str, Any]) -> str:
         return f"{file} cannot be read: {error.strerror}"
 
 
-def save(engine: TrainEngine, stage: Stage, run_dir: Path, resolved: ResolvedRecipe, state: TrainState) -> Path:
+def save(engine: TrainEngine, stage: AnyStage, run_dir: Path, resolved: ResolvedRecipe, state: TrainState) -> Path:
     """Write one checkpoint. All ranks must call.
 
     Raises:
@@ -235,7 +236,7 @@ def save(engine: TrainEngine, stage: Stage, run_dir: Path, resolved: ResolvedRec
             _write_shards(engine, temporary)
             if dist.is_main():
                 _write_files(temporary, resolved, state, probe)
-                _write_export_files(stage, module, temporary / "hf")
+                _write_export_files(stage, temporary / "hf")
             dist.barrier()
             parts = _hash_parts(temporary)
         with _clean_after_failure(temporary, final) if dist.is_main() else contextlib.nullcontext():
@@ -290,10 +291,10 @@ def _write_files(folder: Path, resolved: ResolvedRecipe, state: TrainState, prob
         save_file({key: value.contiguous() for key, value in probe.items()}, folder / "probe.safetensors")
 
 
-def _write_export_files(stage: Stage, module: torch.nn.Module, folder: Path) -> None:
+def _write_export_files(stage: AnyStage, folder: Path) -> None:
     folder.mkdir()
     with failed_writes_as_os_error("the export files"):
-        plan = stage.write_export_files(module, folder)
+        plan = stage.write_export_files(folder)
         (folder / "export.json").write_text(json.dumps(dataclasses.asdict(plan)), encoding="utf-8")
 
 

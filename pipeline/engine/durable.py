@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from pipeline.errors import StorageError
+from shards.atomic import write_atomic
 
 # What torch.save (in both of its formats) and tokenizers say when a disk is full or a folder cannot be written: errors
 # without errno.
@@ -57,17 +57,8 @@ def named_if_unwritable(path: Path) -> Iterator[None]:
 
 def write_durably(path: Path, text: str) -> None:
     """Write a small file so that a crash leaves either the old content or the new."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    with failed_writes_as_os_error(path.name), temporary.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    with failed_writes_as_os_error(path.name):
+        write_atomic(path, text)
 
 
 def sha256_of(path: Path) -> str:

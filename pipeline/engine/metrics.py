@@ -1,7 +1,6 @@
-"""Metrics of a run: JSONL always, TensorBoard and Weights & Biases beside it, one progress line for people.
+"""Metrics of a run: the file they are in, their text for people, the peak that utilisation refers to.
 
 Names: ``train/loss``, ``train/grad_norm``, ``data/wait_seconds``, ``perf/tokens_per_second``, ``eval/...``.
-Only rank 0 writes.
 """
 
 from __future__ import annotations
@@ -9,14 +8,11 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import time
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import TrainConfig
-from pipeline.engine.durable import named_if_unwritable
-from pipeline.errors import RecipeError
+from shards.atomic import write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -29,65 +25,6 @@ def peak_tflops(config: TrainConfig, device_name: str) -> float | None:
     if config.peak_tflops is not None:
         return config.peak_tflops
     return next((peak for name, peak in PEAK_TFLOPS.items() if name in device_name), None)
-
-
-class MetricWriter:
-    """Writes one JSON object per call; rows of steps that a resumed run will repeat are dropped first."""
-
-    def __init__(self, run_dir: Path, config: TrainConfig, name: str, resume_step: int, enabled: bool) -> None:
-        self.enabled = enabled
-        self._tensorboard: Any = None
-        self._wandb: Any = None
-        if not enabled:
-            return
-        self.path = run_dir / "metrics.jsonl"
-        with named_if_unwritable(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            drop_rows_after(self.path, resume_step)
-            self._file = self.path.open("a", encoding="utf-8")
-        if config.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            with named_if_unwritable(run_dir / "tensorboard"):
-                self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
-        if config.wandb_project is not None:
-            self._wandb = _start_wandb(config.wandb_project, name, run_dir)
-
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Write metrics of a finished step."""
-        if not self.enabled:
-            return
-        row = {"step": step, "time": round(time.time(), 3), **metrics}
-        with named_if_unwritable(self.path):
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
-        if self._tensorboard is not None:
-            with named_if_unwritable(self.path.with_name("tensorboard")):
-                for name, value in metrics.items():
-                    self._tensorboard.add_scalar(name, value, step)
-        if self._wandb is not None:
-            self._wandb.log(metrics, step=step)
-
-    def close(self) -> None:
-        if not self.enabled:
-            return
-        with named_if_unwritable(self.path):
-            self._file.close()
-        if self._tensorboard is not None:
-            with named_if_unwritable(self.path.with_name("tensorboard")):
-                self._tensorboard.close()
-        if self._wandb is not None:
-            self._wandb.finish()
-
-
-def _start_wandb(project: str, name: str, run_dir: Path) -> Any:
-    try:
-        import wandb
-    except ImportError as error:
-        raise RecipeError(
-            "train.wandb_project is set but wandb is not installed; pip install 'llava-slt[wandb]' or remove the field"
-        ) from error
-    return wandb.init(project=project, name=name, dir=str(run_dir), resume="allow")
 
 
 def drop_rows_after(path: Path, step: int) -> None:
@@ -103,9 +40,7 @@ def drop_rows_after(path: Path, step: int) -> None:
             continue
         if row["step"] <= step:
             kept.append(line)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomic(path, "".join(line + "\n" for line in kept))
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

@@ -15,13 +15,17 @@ from typing import Any
 
 from pipeline import dist
 from pipeline.config.recipe_file import RecipeFile
-from pipeline.config.resolve import ResolvedRecipe, write_atomic
+from pipeline.config.resolve import ResolvedRecipe
 from pipeline.engine.durable import named_if_unwritable
+from pipeline.engine.observers.registry import observers_of
+from pipeline.engine.prepare import prepare
 from pipeline.engine.recipe import Guard, Unresolved, file_of_run, read_alike
 from pipeline.engine.signals import StopFlag
+from pipeline.engine.sinks.registry import sinks_of
 from pipeline.engine.trainer import Trainer
 from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK
 from pipeline.stages.registry import STAGES
+from shards.atomic import write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -77,17 +81,15 @@ def train(resolved: ResolvedRecipe, ranks: dist.Ranks, stop: StopFlag) -> tuple[
     recipe, run_dir = resolved.recipe, Path(resolved.recipe.run_dir)
     with named_if_unwritable(run_dir):
         setup_logging(ranks, run_dir)
-    stage = STAGES[recipe.stage](recipe, ranks.rank, ranks.world_size, dist.device_for(ranks))
-    trainer = Trainer(resolved, stage, ranks)
-    trainer.prepare()
-    state = trainer.fit(stop)
-    stopped = "" if trainer.exit_code == EXIT_OK else f"saved at step {state.step}"
+    training = prepare(resolved, STAGES[recipe.stage], ranks, dist.device_for(ranks), stop)
+    code, state = Trainer(training, observers_of(training), sinks_of(training)).fit(), training.state
+    stopped = "" if code == EXIT_OK else f"saved at step {state.step}"
     if ranks.is_main and stopped:
-        logger.info("%s: stopped, %s of %d", recipe.name, stopped, trainer.total_steps)
+        logger.info("%s: stopped, %s of %d", recipe.name, stopped, training.total_steps)
     elif ranks.is_main:
         logger.info("%s: %d steps, %s samples", recipe.name, state.step, f"{state.samples_seen:,}")
     dist.barrier()
-    return trainer.exit_code, stopped
+    return code, stopped
 
 
 def main(given: RecipeFile | Unresolved, stop: StopFlag, launcher: Launcher) -> int:

@@ -14,7 +14,8 @@ from pipeline.config.resolve import ResolvedRecipe
 from pipeline.config.schema import OptimizerConfig
 from pipeline.engine.schedule import learning_rate
 from pipeline.errors import RecipeError
-from pipeline.stages.base import Stage, apply_freeze_plan, check_layers
+from pipeline.stages.base import AnyStage
+from pipeline.stages.freezing import check_layers
 
 logger = logging.getLogger(__name__)
 
@@ -94,10 +95,13 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     return [group for group in groups if group["params"]]
 
 
-def start_engine(stage: Stage, resolved: ResolvedRecipe, total_steps: int, load_universal: bool = False) -> TrainEngine:
-    """Build the model (partitioned from the start under ZeRO-3), freeze, and initialise DeepSpeed.
+def start_engine(
+    build: Callable[[], AnyStage], resolved: ResolvedRecipe, total_steps: int, load_universal: bool = False
+) -> tuple[AnyStage, TrainEngine]:
+    """Build the stage (its model partitioned from the start under ZeRO-3) and initialise DeepSpeed.
 
     Args:
+        build: called where transformers knows of ZeRO-3.
         load_universal: the checkpoint to load comes from another world size and was converted.
 
     Raises:
@@ -109,8 +113,9 @@ def start_engine(stage: Stage, resolved: ResolvedRecipe, total_steps: int, load_
     config = resolved.ds_config | ({"checkpoint": {"load_universal": True}} if load_universal else {})
     zero_stage = int(config["zero_optimization"]["stage"])
     keep_alive = HfDeepSpeedConfig(config) if zero_stage == 3 else None
-    module = stage.build()
-    trainable = apply_freeze_plan(module, stage.freeze_plan())
+    stage = build()
+    module = stage.module
+    trainable = stage.trainable
     check_layers(module)
     total = sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
     training = sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters() if p.requires_grad)
@@ -126,7 +131,8 @@ def start_engine(stage: Stage, resolved: ResolvedRecipe, total_steps: int, load_
     with quiet_deepspeed():
         engine, _, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
     check_engine(engine, resolved)
-    return TrainEngine(engine, optimizer_config, total_steps, keep_alive)
+    assert engine.module is module, "a stage keeps the module that the engine trains"
+    return stage, TrainEngine(engine, optimizer_config, total_steps, keep_alive)
 
 
 def check_engine(engine: Any, resolved: ResolvedRecipe) -> None:

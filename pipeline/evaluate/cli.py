@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -51,11 +52,11 @@ def evaluate(
     from pipeline.evaluate.options import parse_sets
     from pipeline.evaluate.run import EvaluateOptions, evaluate_export
 
-    generation, rest = parse_sets(sets, EvaluateOptions, reserved=("split", "protocol", "generation"))
+    defaults = EvaluateOptions(split=split, protocol=protocol, device="auto")
+    generation, options = parse_sets(sets, defaults, reserved=("split", "protocol", "generation"))
     ranks, default_device = _join()
-    if rest.get("device", "auto") == "auto":
-        rest["device"] = default_device
-    options = EvaluateOptions(split=split, protocol=protocol, generation=generation, **rest)
+    device = default_device if options.device == "auto" else options.device
+    options = dataclasses.replace(options, device=device, generation=generation)
     target = out or model / "evaluation" / split
     quiet = as_json or ranks.rank != 0
     with contextlib.nullcontext() if quiet else progress("translating samples") as on_progress:
@@ -84,9 +85,8 @@ def translate(
     from pipeline.inference.translate import Translator
     from shards.schema import VideoFile
 
-    generation, rest = parse_sets(sets, PlaceOptions)
+    generation, place = parse_sets(sets, PlaceOptions())
     start, end = parse_between(between)
-    place = PlaceOptions(**rest)
     device = str(device_for(Ranks(0, 0, 1))) if place.device == "auto" else place.device
     translator = Translator.from_export(model, device, place.precision)
     if prompt is not None:

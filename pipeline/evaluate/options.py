@@ -6,12 +6,13 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from pipeline.errors import RecipeError
 from pipeline.inference.generate import GenerationOptions
 from pipeline.inference.load import PRECISIONS, Precision
 
+Options = TypeVar("Options")
 _READ: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str, "str | None": str}
 _CALLERS_BUSINESS = ("synced",)
 """Follows from how the model is held, not from what the user wants."""
@@ -26,23 +27,24 @@ class PlaceOptions:
 
 
 def parse_sets(
-    sets: Iterable[str], options: type, reserved: Sequence[str] = ()
-) -> tuple[GenerationOptions, dict[str, Any]]:
+    sets: Iterable[str], defaults: Options, reserved: Sequence[str] = ()
+) -> tuple[GenerationOptions, Options]:
     """Read ``name=value`` settings of `GenerationOptions` and of another option dataclass.
 
     Args:
         sets: as given on the command line; of equal names the last one counts.
-        options: the other dataclass.
+        defaults: of the other dataclass.
         reserved: its fields that come from elsewhere.
 
     Returns:
-        The generation options (4 beams unless set: what published systems use) and the fields given for ``options``.
+        The generation options (4 beams unless set: what published systems use) and ``defaults`` with what was set.
 
     Raises:
         RecipeError: unknown names (with the nearest known one) and values that cannot be read, all at once.
     """
     generation = {f.name: str(f.type) for f in dataclasses.fields(GenerationOptions) if f.name not in _CALLERS_BUSINESS}
-    others = {f.name: str(f.type) for f in dataclasses.fields(options) if f.name not in reserved}
+    fields: Any = dataclasses.fields(cast(Any, defaults))
+    others = {f.name: str(f.type) for f in fields if f.name not in reserved}
     known = generation | others
     values: dict[str, Any] = {"num_beams": 4}
     problems = []
@@ -60,7 +62,8 @@ def parse_sets(
     if problems:
         raise RecipeError("\n".join(problems))
     given = {name: value for name, value in values.items() if name in others}
-    return GenerationOptions(**{name: value for name, value in values.items() if name in generation}), given
+    read = GenerationOptions(**{name: value for name, value in values.items() if name in generation})
+    return read, dataclasses.replace(cast(Any, defaults), **given)
 
 
 def parse_between(text: str | None) -> tuple[float | None, float | None]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +14,7 @@ from pipeline.evaluate import metrics
 from pipeline.evaluate.metrics import Scores
 from pipeline.evaluate.protocols import Protocol, get_protocol
 from pipeline.inference.generate import Prediction
+from shards.atomic import put_file, write_atomic
 from shards.errors import DataError
 
 PREDICTIONS = "predictions.parquet"
@@ -34,7 +34,7 @@ def write_part(out_dir: Path, rank: int, world_size: int, predictions: Sequence[
     """Write one rank's predictions (possibly none); the file is complete or absent."""
     path = part_path(out_dir, rank, world_size)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, lambda target: pq.write_table(_to_table(predictions), target))
+    put_file(path, lambda target: pq.write_table(_to_table(predictions), target))
     return path
 
 
@@ -92,12 +92,12 @@ def write_predictions(out_dir: Path, predictions: Sequence[Prediction], protocol
     out_dir.mkdir(parents=True, exist_ok=True)
     bleus = [metrics.sentence_bleu(p.hypothesis, [p.reference], protocol) for p in predictions]
     table = _to_table(predictions).append_column("sentence_bleu", pa.array(bleus, pa.float64()))
-    _replace(out_dir / PREDICTIONS, lambda target: pq.write_table(table, target))
+    put_file(out_dir / PREDICTIONS, lambda target: pq.write_table(table, target))
     lines = ["\t".join((*_COLUMNS, "sentence_bleu"))]
     for prediction, bleu in zip(predictions, bleus, strict=True):
         fields = [" ".join(str(getattr(prediction, name)).split()) for name in _COLUMNS]
         lines.append("\t".join((*fields, f"{bleu:.2f}")))
-    _replace(out_dir / TABLE, lambda target: target.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+    write_atomic(out_dir / TABLE, "\n".join(lines) + "\n")
 
 
 def write_scores(out_dir: Path, scores: Scores, about: Mapping[str, object]) -> Path:
@@ -111,20 +111,9 @@ def write_scores(out_dir: Path, scores: Scores, about: Mapping[str, object]) -> 
     }
     text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
     path = out_dir / SCORES
-    _replace(path, lambda target: target.write_text(text, encoding="utf-8"))
+    write_atomic(path, text)
     return path
 
 
 def _to_table(predictions: Sequence[Prediction]) -> pa.Table:
     return pa.table({name: pa.array([getattr(p, name) for p in predictions], pa.string()) for name in _COLUMNS})
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside ``path``, then rename: a reader sees the old file or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(beside)
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise

@@ -7,15 +7,16 @@ cannot deadlock on uneven shares and never scores a sample twice.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import cast
 
 from pipeline.evaluate.metrics import Scores, score
 from pipeline.evaluate.protocols import get_protocol
 from pipeline.evaluate.report import merge_predictions, write_part, write_predictions, write_scores
-from pipeline.inference.clips import CollatePrompts, FetchFrames, check_fingerprints
+from pipeline.inference.clips import CollatePrompts, FetchFrames, PromptBatch, check_fingerprints
 from pipeline.inference.generate import GenerationOptions, check_fits, translate
 from pipeline.inference.load import Precision, load_export
 from pipeline.models.processing import LlavaSltProcessor
@@ -103,7 +104,8 @@ def evaluate_export(
         if on_progress is not None:
             on_progress(done, len(range(ranks.rank, loader.n_items, ranks.world_size)))
 
-    predictions = translate(model, processor, loader.padded(), options.generation, count)
+    batches = cast(Iterator[tuple[PromptBatch, list[int]]], loader.padded())
+    predictions = translate(model, processor, batches, options.generation, count)
     write_part(out_dir, ranks.rank, ranks.world_size, predictions)
     ranks.barrier()
     if ranks.rank != 0:

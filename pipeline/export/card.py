@@ -8,25 +8,7 @@ from pathlib import Path
 from pipeline.config.resolve import ResolvedRecipe
 from pipeline.engine.checkpoint import Checkpoint
 from pipeline.engine.metrics import read_metrics
-
-_WHAT = {
-    "continued_pretraining": "A causal language model adapted to the sign domain by continued pretraining.",
-    "contrastive": "A hierarchical visual encoder (frames, word tokens, sentence) aligned with a text encoder.",
-    "connector": "A sign language translation model: visual encoder, connector and language model.",
-}
-_PIPELINE_TAG = {
-    "continued_pretraining": "text-generation",
-    "contrastive": "feature-extraction",
-    "connector": "video-text-to-text",
-}
-_LOAD = {
-    "continued_pretraining": "from transformers import AutoModelForCausalLM\n"
-    "model = AutoModelForCausalLM.from_pretrained(FOLDER)",
-    "contrastive": "from pipeline.models.visual import HierarchicalVisualEncoder\n"
-    "encoder = HierarchicalVisualEncoder.from_pretrained(FOLDER)",
-    "connector": "from pipeline.models.llava_slt import LlavaSltForConditionalGeneration\n"
-    "model = LlavaSltForConditionalGeneration.from_pretrained(FOLDER)\n# or: slt translate video.mp4 --model FOLDER",
-}
+from pipeline.stages.registry import STAGES
 
 
 def run_metrics(source: Path, checkpoint: Checkpoint) -> dict[str, float]:
@@ -43,6 +25,7 @@ def write_card(
 ) -> None:
     """README.md, recipe.resolved.yaml and provenance.json into ``folder``."""
     stage = resolved.recipe.stage
+    card = STAGES[stage].card
     metrics = run_metrics(source, checkpoint)
     provenance = {
         "stage": stage, "step": checkpoint.step, "seed": resolved.recipe.seed, "world_size": checkpoint.world_size,
@@ -54,10 +37,10 @@ def write_card(
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in sorted(metrics.items())) or "| none logged | |"
     checked = ", ".join(f"{name} within {value:.2g}" for name, value in differences.items()) or "not checked"
     (folder / "README.md").write_text(
-        f"---\nlibrary_name: transformers\npipeline_tag: {_PIPELINE_TAG[stage]}\n"
+        f"---\nlibrary_name: transformers\npipeline_tag: {card.pipeline_tag}\n"
         "tags: [sign-language-translation, llava-slt]\n---\n\n"
-        f"# {resolved.recipe.name}\n\n{_WHAT[stage]} Trained with llava-slt after arXiv:2412.16524.\n\n"
-        f"```python\n{_LOAD[stage]}\n```\n\n"
+        f"# {resolved.recipe.name}\n\n{card.what} Trained with llava-slt after arXiv:2412.16524.\n\n"
+        f"```python\n{card.load}\n```\n\n"
         f"## Held-out metrics at step {checkpoint.step}\n\n| metric | value |\n| --- | --- |\n{rows}\n\n"
         f"## Provenance\n\nCommit `{resolved.git_commit}`, seed {resolved.recipe.seed}, {checkpoint.world_size} "
         "ranks. Recipe: `recipe.resolved.yaml`; versions and data fingerprint: `provenance.json`.\n"

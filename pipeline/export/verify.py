@@ -6,11 +6,11 @@ import logging
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from pipeline.config.resolve import ResolvedRecipe
 from pipeline.engine.checkpoint import Checkpoint
 from pipeline.errors import CheckpointError
+from pipeline.stages.registry import STAGES
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +27,8 @@ def verify_export(folder: Path, checkpoint: Checkpoint, resolved: ResolvedRecipe
     """
     probe = checkpoint.probe()
     dtype = torch.bfloat16 if resolved.recipe.train.precision == "bf16" else torch.float32
-    run = {"continued_pretraining": _llm, "contrastive": _visual, "connector": _llava}[resolved.recipe.stage]
     with torch.no_grad():
-        outputs = run(folder, probe, dtype)
+        outputs = STAGES[resolved.recipe.stage].exported(folder, probe, dtype)
     differences = {}
     for name, output in outputs.items():
         live = probe[name].float()
@@ -43,30 +42,3 @@ def verify_export(folder: Path, checkpoint: Checkpoint, resolved: ResolvedRecipe
         differences[name] = difference
     logger.info("export equals the live model: %s", {k: f"{v:.2g}" for k, v in differences.items()})
     return differences
-
-
-def _llm(folder: Path, probe: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-    return {"logits": model(input_ids=probe["input_ids"], use_cache=False).logits}
-
-
-def _visual(folder: Path, probe: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    from pipeline.models.visual import HierarchicalVisualEncoder
-
-    model = HierarchicalVisualEncoder.from_pretrained(folder, dtype=dtype).eval()
-    output = model(probe["frames"], probe["frame_lengths"])
-    heads = load_file(folder / "heads.safetensors")
-    return {
-        "video_BE": output.sentence_BD @ heads["sentence_head.weight"].T,
-        "words_BSE": output.words_BSD @ heads["word_head.weight"].T,
-    }
-
-
-def _llava(folder: Path, probe: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
-
-    model = LlavaSltForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
-    inputs = {name: probe[name] for name in ("input_ids", "attention_mask", "frames")}
-    return {"logits": model(frame_lengths=probe["frame_lengths"], **inputs).logits}

@@ -6,17 +6,43 @@ Legend: N packed frames, T frames, H W C image.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
 
 from pipeline.errors import RecipeError
-from pipeline.models.processing import LlavaSltProcessor
+from pipeline.models.processing import LlavaSltProcessor, Prompts
 from shards.format.index import MANIFEST_NAME
 from shards.load.features import read_features
 from shards.load.reader import SampleReader
 from shards.order.plan import Plan
+from shards.schema import IndexRow
+
+Clip = tuple[np.ndarray, IndexRow]
+"""Decoded frames [T, H, W, 3] of a clip, or its stored frame features [T, P], and its index row."""
+
+
+class Clips(TypedDict):
+    """Clips of a micro-batch, one after another."""
+
+    frames_NHWC: torch.Tensor
+    """uint8 [N, H, W, 3], or stored frame features [N, P]."""
+    frame_lengths_B: torch.Tensor
+    rows: list[IndexRow]
+
+
+class VideoPrompts(Prompts):
+    """What a translation is generated from: left padded prompts and the frames of their videos."""
+
+    frames_NHWC: torch.Tensor
+    frame_lengths_B: torch.Tensor
+
+
+class PromptBatch(VideoPrompts):
+    """Prompts of samples, with the index rows of the samples."""
+
+    rows: list[IndexRow]
 
 
 def holds_features(plan: Plan) -> bool:
@@ -55,7 +81,7 @@ class FetchFrames:
     frame_stride: int
     image_pixels: int
 
-    def __call__(self, reader: SampleReader, item: np.ndarray) -> list[tuple[np.ndarray, Any]]:
+    def __call__(self, reader: SampleReader, item: np.ndarray) -> list[Clip]:
         return [(self._frames(reader, int(sample)), reader.row(int(sample))) for sample in item["sample"]]
 
     def _frames(self, reader: SampleReader, sample: int) -> np.ndarray:
@@ -64,18 +90,22 @@ class FetchFrames:
         return reader.frames(sample, self.max_frames, self.frame_stride, self.image_pixels)
 
 
+def pack_clips(items: list[list[Clip]]) -> Clips:
+    """Clips of all items -> one micro-batch."""
+    clips = [clip for item in items for clip in item]
+    return {
+        "frames_NHWC": torch.from_numpy(np.concatenate([frames_THWC for frames_THWC, _ in clips])),
+        "frame_lengths_B": torch.tensor([len(frames_THWC) for frames_THWC, _ in clips]),
+        "rows": [row for _, row in clips],
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class CollatePrompts:
     """Clips -> packed frames and left padded prompts, with the index rows; runs in loader processes."""
 
     processor: LlavaSltProcessor
 
-    def __call__(self, items: list[list[tuple[np.ndarray, Any]]]) -> dict[str, Any]:
-        clips = [clip for item in items for clip in item]
-        lengths = [len(frames_THWC) for frames_THWC, _ in clips]
-        return {
-            "frames_NHWC": torch.from_numpy(np.concatenate([frames_THWC for frames_THWC, _ in clips])),
-            "frame_lengths_B": torch.tensor(lengths),
-            "rows": [row for _, row in clips],
-            **self.processor(lengths),
-        }
+    def __call__(self, items: list[list[Clip]]) -> PromptBatch:
+        clips = pack_clips(items)
+        return {**clips, **self.processor(clips["frame_lengths_B"].tolist())}

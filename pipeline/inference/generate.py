@@ -15,17 +15,10 @@ from transformers import GenerationConfig
 
 from pipeline.config.schema import ConnectorStageConfig
 from pipeline.errors import RecipeError
+from pipeline.inference.clips import PromptBatch, VideoPrompts
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
 from pipeline.models.pretrained import check_positions
 from pipeline.models.processing import LlavaSltProcessor
-
-_INPUTS = {
-    "input_ids": "input_ids",
-    "attention_mask": "attention_mask",
-    "frames": "frames_NHWC",
-    "frame_lengths": "frame_lengths_B",
-}
-"""Argument of `generate` -> key of the batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +79,7 @@ def check_fits(
 def translate_batch(
     model: LlavaSltForConditionalGeneration,
     processor: LlavaSltProcessor,
-    batch: dict[str, Any],
+    batch: VideoPrompts,
     options: GenerationOptions,
 ) -> list[str]:
     """Texts of one batch, in its order.
@@ -94,13 +87,19 @@ def translate_batch(
     Args:
         model: in eval mode, on the device to use.
         processor: the one that made the batch.
-        batch: left padded ``input_ids`` and ``attention_mask`` [B, L], ``frames_NHWC`` uint8, ``frame_lengths_B``.
+        batch: anywhere; it is moved to the model's device.
         options: search options.
     """
-    inputs = {name: batch[key].to(model.device, non_blocking=True) for name, key in _INPUTS.items()}
-    ends = end_ids(model, processor)
-    settings = options.config(ends if len(ends) > 1 else ends[0], processor.pad_id)
-    return processor.decode(model.generate(**inputs, generation_config=settings, synced_gpus=options.synced), ends)
+    here, ends = model.device, end_ids(model, processor)
+    new_ids_BL = model.generate(
+        input_ids=batch["input_ids"].to(here, non_blocking=True),
+        attention_mask=batch["attention_mask"].to(here, non_blocking=True),
+        frames=batch["frames_NHWC"].to(here, non_blocking=True),
+        frame_lengths=batch["frame_lengths_B"].to(here, non_blocking=True),
+        generation_config=options.config(ends if len(ends) > 1 else ends[0], processor.pad_id),
+        synced_gpus=options.synced,
+    )
+    return processor.decode(new_ids_BL, ends)
 
 
 def end_ids(model: LlavaSltForConditionalGeneration, processor: LlavaSltProcessor) -> list[int]:
@@ -131,7 +130,7 @@ class Prediction:
 def translate(
     model: LlavaSltForConditionalGeneration,
     processor: LlavaSltProcessor,
-    batches: Iterable[tuple[dict[str, Any], Sequence[int]]],
+    batches: Iterable[tuple[PromptBatch, Sequence[int]]],
     options: GenerationOptions,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[Prediction]:
@@ -141,8 +140,7 @@ def translate(
         model: put into eval mode while this runs.
         processor: the one that made the batches.
         batches: pairs of a batch and the samples it stands for, as `shards.load.loader.EvalLoader.padded` gives them.
-            A batch that stands for no sample only keeps ranks in step and leaves no prediction. Besides the inputs of
-            `translate_batch` a batch holds ``rows``, the index rows of its samples.
+            A batch that stands for no sample only keeps ranks in step and leaves no prediction.
         options: search options.
         on_batch: called after each batch with the number of samples done.
     """

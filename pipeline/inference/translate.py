@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from pipeline.errors import CheckpointError
+from pipeline.inference.clips import VideoPrompts
 from pipeline.inference.generate import GenerationOptions, check_fits, translate_batch
 from pipeline.inference.load import VIDEO_FORM, Precision, load_export
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
@@ -111,7 +112,7 @@ class Translator:
         media = [located(video) for video in media]
         clips = [self.read(video) for video in media]
         lengths = [len(frames_THWC) for frames_THWC in clips]
-        batch = {
+        batch: VideoPrompts = {
             "frames_NHWC": torch.from_numpy(np.concatenate(clips)),
             "frame_lengths_B": torch.tensor(lengths),
             **self.processor(lengths),

@@ -23,7 +23,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -97,7 +97,18 @@ def register() -> None:
         AttentionMaskInterface.register(implementation(backend), _no_mask)
 
 
-def packed_kwargs(document_ids_BL: Tensor) -> dict[str, object]:
+class Packed(TypedDict):
+    """Model arguments of packed rows, under the names that transformers passes to its attention functions."""
+
+    position_ids: Tensor
+    cu_seq_lens_q: Tensor
+    cu_seq_lens_k: Tensor
+    max_length_q: int
+    max_length_k: int
+    use_cache: bool
+
+
+def packed_kwargs(document_ids_BL: Tensor) -> Packed:
     """Model arguments for packed rows; call it in the collator, on the CPU (it needs Python numbers).
 
     Args:

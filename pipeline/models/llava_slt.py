@@ -209,6 +209,7 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         frames: Tensor | None = None,
         frame_lengths: Tensor | None = None,
+        min_chunks: int = 0,
         **kwargs: Any,
     ) -> LlavaSltOutput:
         """Logits, or with ``labels`` the summed loss.
@@ -219,8 +220,9 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
             labels: [B, L], -100 = not scored; the shift by one happens in the loss.
             frames: uint8 [N, H, W, 3], all samples' frames one after another.
             frame_lengths: [B], frames per sample.
-            kwargs: passed on to the LLM (`position_ids`, `past_key_values`, `use_cache`, `logits_to_keep`), except
-                `min_chunks`, which goes to `token_cross_entropy`.
+            min_chunks: how often the head is called at least for the loss (`token_cross_entropy`).
+            kwargs: transformers' own, passed on to the LLM (`position_ids`, `past_key_values`, `use_cache`,
+                `logits_to_keep`).
 
         Under ZeRO-3 every rank must take the same path: either all pass frames or none, and with labels all pass the
         same `min_chunks` (the largest `losses.label_chunks` of the ranks).
@@ -229,10 +231,8 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if labels is None:
             result = self.llm(inputs_embeds=embeds_BLE, attention_mask=attention_mask, **kwargs)
             return LlavaSltOutput(logits=result.logits, past_key_values=result.past_key_values)
-        kwargs["use_cache"] = False
-        min_chunks = kwargs.pop("min_chunks", 0)
         hidden_BLE = self.get_decoder()(
-            inputs_embeds=embeds_BLE, attention_mask=attention_mask, **kwargs
+            inputs_embeds=embeds_BLE, attention_mask=attention_mask, **{**kwargs, "use_cache": False}
         ).last_hidden_state
         loss_sum, valid = token_cross_entropy(
             hidden_BLE, output_head(self.llm), labels, self.config.loss_chunk_tokens, min_chunks
@@ -246,17 +246,19 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         frames: Tensor | None = None,
         frame_lengths: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
         **options: Any,
     ) -> Tensor:
         """Translates; returns the new tokens only, [B * num_return_sequences, new].
 
         The encoder runs once, before decoding. Prompts of unequal length are left padded with their
-        ``attention_mask``. ``options`` go to the LLM's `generate` (`num_beams`, `max_new_tokens`, `synced_gpus`, ...).
+        ``attention_mask``. ``options`` are transformers' own and go to the LLM's `generate` (`num_beams`,
+        `max_new_tokens`, `synced_gpus`, ...).
         """
         embeds_BLE = self.embed_inputs(input_ids, frames, frame_lengths)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        settings = copy.deepcopy(options.pop("generation_config", self.generation_config))
+        settings = copy.deepcopy(self.generation_config if generation_config is None else generation_config)
         rest = settings.update(**options)
         llm: Any = self.llm
         return llm.generate(inputs_embeds=embeds_BLE, attention_mask=attention_mask, generation_config=settings, **rest)

@@ -20,6 +20,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TypedDict, overload
 
 import torch
 from torch import Tensor
@@ -36,6 +37,20 @@ VIDEO_FIELD = "{video}"
 IGNORE_LABEL = -100
 STAND_IN = "X"
 """Rendered in place of the video while the template is tokenised; its tokens are dropped."""
+
+
+class Prompts(TypedDict):
+    """Tokenised prompts, int64 [B, L]."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+
+
+class Answers(Prompts):
+    """Prompts with their answers behind them."""
+
+    labels: Tensor
+    """int64 [B, L], -100 except answer and eos."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +93,13 @@ class LlavaSltProcessor:
         self._texts = TextTokens(tokenizer)
         self.before_ids, self.after_ids = self._cut_prompt()
 
-    def __call__(self, frame_lengths: Sequence[int], texts: Sequence[str] | None = None) -> dict[str, Tensor]:
+    @overload
+    def __call__(self, frame_lengths: Sequence[int], texts: None = None) -> Prompts: ...
+
+    @overload
+    def __call__(self, frame_lengths: Sequence[int], texts: Sequence[str]) -> Answers: ...
+
+    def __call__(self, frame_lengths: Sequence[int], texts: Sequence[str] | None = None) -> Prompts | Answers:
         """A batch for clips of these lengths in frames (as the encoder will see them).
 
         With ``texts``: right padded ``input_ids``, ``attention_mask`` and ``labels`` (-100 except answer and eos).
@@ -169,7 +190,7 @@ class LlavaSltProcessor:
         """The rendered prompt an answer is tokenised behind."""
         return self.options.prompt.replace(VIDEO_FIELD, STAND_IN).rstrip()
 
-    def _pad(self, rows: list[list[int]], left: bool) -> dict[str, Tensor]:
+    def _pad(self, rows: list[list[int]], left: bool) -> Prompts:
         longest = max(map(len, rows))
         ids_BL = torch.full((len(rows), longest), self.pad_id)
         mask_BL = torch.zeros(len(rows), longest, dtype=torch.long)

@@ -48,7 +48,7 @@ def _value(recipe: Any, *names: str) -> Any:
 
 
 def tell_known_texts(
-    export: str | Path | None, texts: Sequence[str], storage_options: Mapping[str, Any] | None = None
+    export: str | Path | None, texts: Sequence[str], storage_options: Mapping[str, object] | None = None
 ) -> dict[str, object] | None:
     """Warn of evaluation texts that the language model in an export has read.
 

@@ -1,25 +1,54 @@
-"""Raw samples -> micro-batches, run in loader workers: picklable callables without a model.
+"""What the micro-batches of each stage hold, and how raw samples become them: picklable callables without a model,
+run in loader workers.
 
-Shape suffixes: B items of the micro-batch, L tokens, D documents of a row, N frames packed over samples, H W C image.
+Shape suffixes: B items of the micro-batch, L tokens, D documents of a row.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 import torch
 
-from pipeline.errors import RecipeError
-from pipeline.inference.clips import check_fingerprints, holds_features
+from pipeline.inference.clips import Clip, Clips, pack_clips
 from pipeline.losses import IGNORE_LABEL
-from pipeline.models.attention import packed_kwargs
-from pipeline.models.processing import LlavaSltProcessor
-from pipeline.models.visual import HierarchicalVisualEncoder
+from pipeline.models.attention import Packed, packed_kwargs
+from pipeline.models.processing import Answers, LlavaSltProcessor
 from shards.load.documents import Pack
 from shards.load.reader import SampleReader
-from shards.order.plan import Plan
+
+T = TypeVar("T")
+
+
+class MicroBatch(TypedDict):
+    """What the trainer counts in the micro-batches of any stage."""
+
+    valid_tokens: int
+    """Label tokens (or samples) of the micro-batch: what its loss is a sum over."""
+    samples: int
+
+
+class PackedBatch(MicroBatch):
+    """Rows of packed documents."""
+
+    input_ids_BL: torch.Tensor
+    labels_BL: torch.Tensor
+    packed: Packed
+    document_lengths: torch.Tensor
+    """int64 [documents of all rows]."""
+
+
+class ContrastiveBatch(Clips, MicroBatch):
+    """Clips with the identity of their texts."""
+
+    text_ids_B: torch.Tensor
+    """int64, `shards.schema.text_hash`."""
+
+
+class TranslationBatch(Clips, Answers, MicroBatch):
+    """Clips with tokenised prompts and answers."""
 
 
 def fetch_pack(reader: SampleReader, item: np.ndarray) -> list[Pack]:
@@ -35,7 +64,7 @@ class PackCollate:
     block_tokens: int
     pad_id: int
 
-    def __call__(self, items: list[list[Pack]]) -> dict[str, Any]:
+    def __call__(self, items: list[list[Pack]]) -> PackedBatch:
         """``items``: of every row its packs, more than one where a document was replaced."""
         shape = (len(items), self.block_tokens)
         ids_BL = np.full(shape, self.pad_id, dtype=np.int64)
@@ -60,40 +89,15 @@ class PackCollate:
         }
 
 
-def check_features(plan: Plan, encoder: HierarchicalVisualEncoder) -> None:
-    """Refuse stored frame features that are not what this encoder's frozen backbone would compute.
-
-    Raises RecipeError when the backbone trains, or the features come from another backbone or preprocessing.
-    """
-    if not holds_features(plan):
-        return
-    if encoder.backbone.trains:
-        raise RecipeError(
-            f"{plan.sources[0].shard_set.dir}: these shards hold frame features, but model.visual.backbone.train lets"
-            " the backbone change; set it to frozen, or train on the video shards."
-        )
-    check_fingerprints(plan, encoder.config.backbone_fingerprint)
-
-
-def clip_tensors(items: list[list[tuple[np.ndarray, Any]]]) -> dict[str, Any]:
-    """(frames or features, index row) of every clip -> packed over the samples of the micro-batch, and the rows."""
-    clips = [clip for item in items for clip in item]
-    return {
-        "frames_NHWC": torch.from_numpy(np.concatenate([frames_THWC for frames_THWC, _ in clips])),
-        "frame_lengths_B": torch.tensor([len(frames_THWC) for frames_THWC, _ in clips]),
-        "rows": [row for _, row in clips],
-        "text_ids_B": torch.tensor([row.text_hash for _, row in clips], dtype=torch.int64),
-        "samples": len(clips),
-    }
-
-
 @dataclass(frozen=True, slots=True)
 class ContrastiveCollate:
     """Clips with the identity of their texts; the text features come from the frozen-text cache."""
 
-    def __call__(self, items: list[list[tuple[np.ndarray, Any]]]) -> dict[str, Any]:
-        batch = clip_tensors(items)
-        return {**batch, "valid_tokens": batch["samples"]}
+    def __call__(self, items: list[list[Clip]]) -> ContrastiveBatch:
+        clips = pack_clips(items)
+        count = len(clips["rows"])
+        text_ids_B = torch.tensor([row.text_hash for row in clips["rows"]], dtype=torch.int64)
+        return {**clips, "text_ids_B": text_ids_B, "valid_tokens": count, "samples": count}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,18 @@ class TranslationCollate:
 
     processor: LlavaSltProcessor
 
-    def __call__(self, items: list[list[tuple[np.ndarray, Any]]]) -> dict[str, Any]:
-        batch = clip_tensors(items)
-        tokens = self.processor(batch["frame_lengths_B"].tolist(), [row.text for row in batch["rows"]])
-        return {**batch, **tokens, "valid_tokens": int((tokens["labels"][:, 1:] != IGNORE_LABEL).sum())}
+    def __call__(self, items: list[list[Clip]]) -> TranslationBatch:
+        clips = pack_clips(items)
+        tokens = self.processor(clips["frame_lengths_B"].tolist(), [row.text for row in clips["rows"]])
+        valid = int((tokens["labels"][:, 1:] != IGNORE_LABEL).sum())
+        return {**clips, **tokens, "valid_tokens": valid, "samples": len(clips["rows"])}
+
+
+def to_device(batch: T, device: torch.device) -> T:
+    """Tensors of a (nested) micro-batch moved without blocking; everything else as it is."""
+    moved: Any = batch
+    if isinstance(batch, torch.Tensor):
+        moved = batch.to(device, non_blocking=True)
+    elif isinstance(batch, dict):
+        moved = {key: to_device(value, device) for key, value in batch.items()}
+    return moved

@@ -8,186 +8,149 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Self
 
 import torch
-from torch import nn
 
 from pipeline import dist
+from pipeline.config.schema import ConnectorStageConfig, Recipe
 from pipeline.evaluate.metrics import score
-from pipeline.inference.clips import CollatePrompts, FetchFrames
+from pipeline.inference.clips import CollatePrompts
 from pipeline.inference.generate import GenerationOptions, translate_batch
 from pipeline.inference.load import VIDEO_FORM
 from pipeline.losses import label_chunks
-from pipeline.models.pretrained import check_positions, position_limit
+from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
+from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.registry import build_llava_slt
-from pipeline.stages.base import (
-    ExportPlan,
-    LossParts,
-    MicroBatch,
-    Normaliser,
-    SummedStage,
-    frozen_names,
-    probe_frames,
-    to_device,
-)
-from pipeline.stages.batches import TranslationCollate, check_features
-from shards.order.options import PlanOptions, kept_frames
-from shards.order.plan import Plan
+from pipeline.stages.base import ExportCard, ExportPlan, LossParts, Normaliser, SummedStage, checkpoint_gradients
+from pipeline.stages.batches import TranslationBatch, TranslationCollate
+from pipeline.stages.connector_positions import check_answers, check_prompt
+from pipeline.stages.data import Plans, StageContext, open_set
+from pipeline.stages.freezing import frozen_names
+from pipeline.stages.video import VideoStage, check_video, of_all_ranks
+from shards.order.options import PlanOptions
 
 
-class ConnectorStage(SummedStage):
+class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]):
     """Stage 3."""
 
-    name: ClassVar[str] = "connector"
-    best_metric: ClassVar[tuple[str, Literal["min", "max"]] | None] = ("eval/bleu4", "max")
-    headline: ClassVar[tuple[str, ...]] = ("eval/bleu4", "eval/rouge_l")
+    name = "connector"
+    card = ExportCard(
+        what="A sign language translation model: visual encoder, connector and language model.",
+        pipeline_tag="video-text-to-text",
+        load="from pipeline.models.llava_slt import LlavaSltForConditionalGeneration\n"
+        "model = LlavaSltForConditionalGeneration.from_pretrained(FOLDER)\n"
+        "# or: slt translate video.mp4 --model FOLDER",
+    )
+    best_metric = ("eval/bleu4", "max")
+    headline = ("eval/bleu4", "eval/rouge_l")
+    module: LlavaSltForConditionalGeneration
 
-    def build(self) -> nn.Module:
-        model = self.recipe.model
-        llava, self.processor = build_llava_slt(model, self.recipe.data, self.recipe.connector.prompt, self.dtype)
-        self._check_positions(llava.llm)
-        llava.generation_config = self._generation().config(llava.generation_config.eos_token_id, self.processor.pad_id)
+    def __init__(
+        self, context: StageContext, module: LlavaSltForConditionalGeneration, processor: LlavaSltProcessor
+    ) -> None:
+        super().__init__(context, module)
+        self.processor = processor
+
+    @classmethod
+    def plan_options(cls, recipe: Recipe, train: bool) -> PlanOptions:
+        options = super().plan_options(recipe, train)
+        budget = recipe.data.frame_budget
+        return replace(options, kind="group" if budget and train else "clip", frame_budget=budget)
+
+    @classmethod
+    def build(cls, context: StageContext, plans: Plans) -> Self:
+        recipe, model = context.recipe, context.recipe.model
+        llava, processor = build_llava_slt(model, recipe.data, recipe.connector.prompt, context.dtype)
+        check_prompt(llava.llm, processor, recipe)
+        ends = llava.generation_config.eos_token_id
+        llava.generation_config = generation(recipe.connector).config(ends, processor.pad_id)
         if model.gradient_checkpointing:
-            llava.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.loss_chunk_tokens = llava.config.loss_chunk_tokens
-        return llava
-
-    def _check_positions(self, llm: Any) -> None:
-        """Prompt, word tokens of the longest clip and answer must fit the LLM."""
-        data, config = self.recipe.data, self.recipe.connector
-        prompt = len(self.processor.prompt_ids(data.max_frames))
-        check_positions(
-            llm, prompt + config.max_new_tokens,
-            f"connector.prompt with data.max_frames={data.max_frames} ({prompt} tokens) and"
-            f" connector.max_new_tokens={config.max_new_tokens}", "model.llm",
-            "lower data.max_frames or connector.max_new_tokens",
-        )  # fmt: skip
-
-    def _generation(self) -> GenerationOptions:
-        config = self.recipe.connector
-        return GenerationOptions(num_beams=config.num_beams, max_new_tokens=config.max_new_tokens)
+            checkpoint_gradients(llava)
+        check_answers(llava.llm, processor, plans)
+        stage = cls(context, llava, processor)
+        # the encoder may be one that trained its backbone: stored features fit now that it is frozen
+        check_video(context, plans, llava.visual, model.llm.path if model.llm is not None else None)
+        return stage
 
     def freeze_plan(self) -> dict[str, bool]:
         return {"visual": False, "connector": True, "llm": False}
 
-    def plan_options(self, train: bool) -> PlanOptions:
-        data = self.recipe.data
-        return PlanOptions(
-            seed=self.recipe.seed,
-            kind="group" if data.frame_budget and train else "clip",
-            frame_budget=data.frame_budget,
-            length_window=data.length_window if train else 0,
-            epoch_samples=data.epoch_samples if train else 0,
-            shuffle=train,
-            max_frames=data.max_frames,
-            frame_stride=data.frame_stride,
-        )
-
-    def attach(self, module: Any) -> None:
-        self.module = module
-
-    def check_data(self, plan: Plan) -> None:
-        check_features(plan, self.module.visual)
-
-    def prepare(self, plans: list[Plan]) -> None:
-        self._check_answers(plans[0])
-        super().prepare(plans)
-
-    def _check_answers(self, plan: Plan) -> None:
-        """Answers of the training data are not cut: where the LLM has a table of positions each must fit behind the
-        prompt of its clip. Raises RecipeError naming the longest."""
-        llm, data = self.module.llm, self.recipe.data
-        if position_limit(llm) is None:
-            return
-        kept = kept_frames(plan.samples.column("frames").to_numpy(), data.max_frames, data.frame_stride)
-        lengths = [
-            len(self.processor.prompt_ids(int(frames))) + len(self.processor.answer_ids(text))
-            for frames, text in zip(kept, plan.samples.column("text").to_pylist(), strict=True)
-        ]
-        longest = lengths.index(max(lengths))
-        row = plan.samples.row(longest)
-        check_positions(
-            llm, lengths[longest],
-            f"{row.corpus}/{row.sample_id}: the prompt and the text of this training sample"
-            f" ({len(self.processor.answer_ids(row.text))} tokens with eos)", "model.llm",
-            "take an LLM with more positions, lower data.max_frames, or build the shards without such long texts",
-        )  # fmt: skip
-
-    def text_model(self) -> str | None:
-        return self.recipe.model.llm.path if self.recipe.model.llm is not None else None
-
-    def fetch(self) -> Callable[..., Any]:
-        data = self.recipe.data
-        return FetchFrames(data.max_frames, data.frame_stride, data.image_pixels)
-
-    def collate(self) -> Callable[..., MicroBatch]:
+    def collate(self) -> TranslationCollate:
         return TranslationCollate(self.processor)
 
-    def loss(self, model: Callable[..., Any], batch: MicroBatch, normaliser: Normaliser) -> LossParts:
-        output = self._forward(model, batch)
+    def loss(self, model: Callable[..., Any], batch: TranslationBatch, normaliser: Normaliser) -> LossParts:
+        chunks = label_chunks(batch["labels"], self.module.config.loss_chunk_tokens)
+        if (
+            self.context.zero_stage == 3
+        ):  # every call of the head is a collective there: all ranks call it equally often
+            chunks = int(dist.all_reduce_max(torch.tensor(chunks, device=self.device)))
+        output = model(
+            min_chunks=chunks,
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            labels=batch["labels"],
+            frames=batch["frames_NHWC"],
+            frame_lengths=batch["frame_lengths_B"],
+        )
         return LossParts(
             normaliser.scale(output.loss_sum),
             {"loss": output.loss_sum.detach(), "valid_tokens": output.valid_tokens.float()},
         )
 
-    def _forward(self, model: Callable[..., Any], batch: MicroBatch) -> Any:
-        labels = batch["labels"]
-        chunks = label_chunks(labels, self.loss_chunk_tokens)
-        if self.zero_stage == 3:  # every call of the head is a collective there: all ranks call it equally often
-            chunks = int(dist.all_reduce_max(torch.tensor(chunks, device=self.device)))
-        return model(
-            min_chunks=chunks,
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            labels=labels,
-            frames=batch["frames_NHWC"],
-            frame_lengths=batch["frame_lengths_B"],
-        )
-
     def reduce(self, sums: dict[str, float]) -> dict[str, float]:
         return {"loss": sums["loss"] / max(sums["valid_tokens"], 1), "tokens": sums["valid_tokens"]}
 
-    def evaluate(self, model: Callable[..., Any], module: Any) -> dict[str, float]:
+    def evaluate(self, model: Callable[..., Any], stop_requested: Callable[[], bool]) -> dict[str, float]:
         """Dev BLEU and ROUGE of real generation, scored once over all ranks' samples keyed by sample."""
-        config = self.recipe.connector
-        if not self.recipe.data.eval:
+        sources, config = self.recipe.data.eval, self.recipe.connector
+        if not sources:
             return {}
-        loader = self.held_out(self.recipe.data.eval, CollatePrompts(self.processor), config.eval_samples)
-        options = replace(self._generation(), synced=self.world_size > 1 and self.zero_stage == 3)
+        synced = self.context.world_size > 1 and self.context.zero_stage == 3
+        options = replace(generation(config), synced=synced)
         found: dict[int, tuple[str, str]] = {}
-        module.eval()
-        for batch, samples in self.held_out_batches(loader):
-            texts = translate_batch(module, self.processor, to_device(batch, self.device), options)
-            for at, sample in enumerate(samples):
-                found[sample] = (texts[at], batch["rows"][at].text)
-        merged = {key: value for part in dist.gather_objects(found) for key, value in part.items()}
-        hypotheses = [merged[key][0] for key in sorted(merged)]
-        references = [merged[key][1] for key in sorted(merged)]
-        scores = score(hypotheses, references, config.score_protocol)
-        return {"eval/bleu4": scores.bleu4, "eval/rouge_l": scores.rouge_l, "eval/samples": float(len(merged))}
+        for batch, samples in self.held_out(
+            sources, CollatePrompts(self.processor), stop_requested, config.eval_samples
+        ):
+            texts = translate_batch(self.module, self.processor, batch, options)
+            for sample, text, row in zip(samples, texts, batch["rows"], strict=False):  # padding stands for no sample
+                found[sample] = (text, row.text)
+        pairs = of_all_ranks(found)
+        scores = score([text for text, _ in pairs], [reference for _, reference in pairs], config.score_protocol)
+        return {"eval/bleu4": scores.bleu4, "eval/rouge_l": scores.rouge_l, "eval/samples": float(len(pairs))}
 
-    def probe(self, model: Callable[..., Any]) -> dict[str, torch.Tensor]:
-        frames_NHWC, lengths_B = probe_frames(self.recipe.data.image_pixels, self.device)
+    def outputs(
+        self, model: Callable[..., Any], frames_NHWC: torch.Tensor, lengths_B: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         tokens = self.processor(frame_lengths=lengths_B.tolist(), texts=["a b", "c"])
-        inputs = {name: tokens[name].to(self.device) for name in ("input_ids", "attention_mask")}
-        with torch.no_grad():
-            output = model(frames=frames_NHWC, frame_lengths=lengths_B, **inputs)
-        return {
-            "frames": frames_NHWC.cpu(),
-            "frame_lengths": lengths_B.cpu(),
-            **{name: value.cpu() for name, value in inputs.items()},
-            "logits": output.logits.float().cpu(),
-        }
+        ids_BL, mask_BL = tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)
+        output = model(frames=frames_NHWC, frame_lengths=lengths_B, input_ids=ids_BL, attention_mask=mask_BL)
+        return {"input_ids": ids_BL, "attention_mask": mask_BL, "logits": output.logits.float()}
 
-    def write_export_files(self, module: Any, folder: Path) -> ExportPlan:
-        module.config.save_pretrained(folder)
-        if module.generation_config is not None:
-            module.generation_config.save_pretrained(folder)
+    def write_export_files(self, folder: Path) -> ExportPlan:
+        self.module.config.save_pretrained(folder)
+        if self.module.generation_config is not None:
+            self.module.generation_config.save_pretrained(folder)
         self.processor.save_pretrained(folder)
         # how the training shards store video: `slt translate` brings any other video into this form first
-        stored = self.open_shards(self.recipe.data.train[0].shards).manifest.options
+        stored = open_set(self.recipe.data, self.recipe.data.train[0].shards).manifest.options
         if "video" in stored:
             (folder / VIDEO_FORM).write_text(json.dumps(stored["video"], indent=1), encoding="utf-8")
-        tied = ["llm.lm_head.weight"] if getattr(module.llm.config, "tie_word_embeddings", False) else []
-        return ExportPlan(prefix="", tied=tied, frozen=frozen_names(module))
+        tied = ["llm.lm_head.weight"] if getattr(self.module.llm.config, "tie_word_embeddings", False) else []
+        return ExportPlan(prefix="", tied=tied, frozen=frozen_names(self.module))
+
+    @classmethod
+    def exported(cls, folder: Path, probe: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        model = LlavaSltForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
+        output = model(
+            probe["input_ids"],
+            attention_mask=probe["attention_mask"],
+            frames=probe["frames"],
+            frame_lengths=probe["frame_lengths"],
+        )
+        return {"logits": output.logits}
+
+
+def generation(config: ConnectorStageConfig) -> GenerationOptions:
+    """How held-out texts are searched for."""
+    return GenerationOptions(num_beams=config.num_beams, max_new_tokens=config.max_new_tokens)

@@ -1,190 +1,149 @@
 """Visual contrastive pretraining: align the hierarchical visual encoder with a frozen text encoder, at sentence
 level (CLIP, arXiv 2103.00020) and at word level (CiCo, arXiv 2303.12793), so that word tokens become compatible
 with token embeddings (arXiv 2412.16524).
-
-Negatives are the whole global batch, whatever the number of ranks and micro-batches: local loss with
-gather-with-grad, cached-gradient accumulation (GradCache, arXiv 2101.06983).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Self
 
 import torch
-from torch import nn
-from torch.nn import functional
+from safetensors.torch import load_file
 
 from pipeline import dist
 from pipeline.config.inputs import too_few_texts
+from pipeline.config.schema import Recipe
 from pipeline.errors import RecipeError
-from pipeline.inference.clips import FetchFrames
-from pipeline.losses import Tokens, clamped_scale, sentence_contrastive, token_contrastive
+from pipeline.losses import clamped_scale
 from pipeline.models.contrastive import ContrastiveModel
 from pipeline.models.registry import build_text_encoder, build_visual
 from pipeline.models.text_cache import TextFeatureCache
-from pipeline.stages.base import CachedStage, ExportPlan, LossParts, MicroBatch, frozen_names, probe_frames, to_device
-from pipeline.stages.batches import ContrastiveCollate, check_features
-from pipeline.stages.held_out_retrieval import SENTENCE, TOKEN, TRAINED, HeldOutPair, held_out_metrics, pairs_of
+from pipeline.models.visual import HierarchicalVisualEncoder
+from pipeline.stages.base import CachedStage, ExportCard, ExportPlan, LossParts, checkpoint_gradients
+from pipeline.stages.batches import ContrastiveBatch, ContrastiveCollate
+from pipeline.stages.contrastive_loss import contrastive_loss
+from pipeline.stages.data import Plans, StageContext
+from pipeline.stages.freezing import frozen_names
+from pipeline.stages.held_out_retrieval import HeldOutPair, held_out_metrics, pairs_of
+from pipeline.stages.video import VideoStage, check_video, of_all_ranks
 from shards.order.options import PlanOptions
 from shards.order.plan import Plan
 
 
-class Contrastive(CachedStage):
+class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
     """Stage 2."""
 
-    name: ClassVar[str] = "contrastive"
-    best_metric: ClassVar[tuple[str, Literal["min", "max"]] | None] = ("eval/video_to_text/r1", "max")
-    headline: ClassVar[tuple[str, ...]] = (
+    name = "contrastive"
+    card = ExportCard(
+        what="A hierarchical visual encoder (frames, word tokens, sentence) aligned with a text encoder.",
+        pipeline_tag="feature-extraction",
+        load="from pipeline.models.visual import HierarchicalVisualEncoder\n"
+        "encoder = HierarchicalVisualEncoder.from_pretrained(FOLDER)",
+    )
+    best_metric = ("eval/video_to_text/r1", "max")
+    headline = (
         "eval/video_to_text/r1",
         "eval/text_to_video/r1",
         "eval/video_to_text/median_rank",
     )
+    module: ContrastiveModel
 
-    def build(self) -> nn.Module:
-        model = self.recipe.model
+    def __init__(self, context: StageContext, module: ContrastiveModel, texts: TextFeatureCache) -> None:
+        super().__init__(context, module)
+        self.texts = texts
+
+    @classmethod
+    def plan_options(cls, recipe: Recipe, train: bool) -> PlanOptions:
+        window = recipe.train.global_batch if train and recipe.data.unique_texts else 0
+        return replace(super().plan_options(recipe, train), unique_texts_window=window)
+
+    @classmethod
+    def build(cls, context: StageContext, plans: Plans) -> Self:
+        """Encodes every distinct text once, each rank its share; the text encoder does not stay."""
+        recipe, model = context.recipe, context.recipe.model
         assert model.visual is not None and model.text_encoder is not None  # checked when the recipe was loaded
-        self.text_encoder = build_text_encoder(model.text_encoder, self.device)
-        visual = build_visual(model.visual, self.recipe.data.image_pixels, self.dtype)
+        encoder = build_text_encoder(model.text_encoder, context.device)
+        visual = build_visual(model.visual, recipe.data.image_pixels, context.dtype)
         if model.gradient_checkpointing:
-            visual.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return ContrastiveModel(visual, self.text_encoder.width, self.recipe.contrastive)
-
-    def attach(self, module: Any) -> None:
-        self.module = module
+            checkpoint_gradients(visual)
+        module = ContrastiveModel(visual, encoder.width, recipe.contrastive)
+        check_texts(plans.train)
+        check_video(context, plans, visual, model.text_encoder.path)
+        texts = sorted({text for plan in plans.all() for text in plan.samples.column("text").unique().to_pylist()})
+        cache = TextFeatureCache(Path(recipe.run_dir) / "text_features")
+        cache.build(texts, encoder, context.rank, context.world_size, dist.barrier)
+        module.set_text_statistics(cache.statistics())
+        return cls(context, module, cache)
 
     def freeze_plan(self) -> dict[str, bool]:
         parts = ("visual", "sentence_head", "word_head", "text_sentence_head", "text_token_head")
         return {part: True for part in (*parts, "log_scale", "log_token_scale")}
 
-    def plan_options(self, train: bool) -> PlanOptions:
-        data = self.recipe.data
-        return PlanOptions(
-            seed=self.recipe.seed,
-            kind="clip",
-            length_window=data.length_window if train else 0,
-            epoch_samples=data.epoch_samples if train else 0,
-            unique_texts_window=self.recipe.train.global_batch if train and data.unique_texts else 0,
-            shuffle=train,
-            max_frames=data.max_frames,
-            frame_stride=data.frame_stride,
-        )
-
-    def check_data(self, plan: Plan) -> None:
-        check_features(plan, self.module.visual)
-        # sets in object stores are looked at here for the first time, all others before the ranks start, too
-        batch = plan.options.unique_texts_window
-        if batch and (text := too_few_texts(batch, len(plan.samples.column("text_hash").unique()))):
-            raise RecipeError(text)
-
-    def text_model(self) -> str | None:
-        return self.recipe.model.text_encoder.path if self.recipe.model.text_encoder is not None else None
-
-    def fetch(self) -> Callable[..., Any]:
-        data = self.recipe.data
-        return FetchFrames(data.max_frames, data.frame_stride, data.image_pixels)
-
-    def collate(self) -> Callable[..., MicroBatch]:
+    def collate(self) -> ContrastiveCollate:
         return ContrastiveCollate()
 
-    def prepare(self, plans: list[Plan]) -> None:
-        """Encode every distinct text once, each rank its share; then the text encoder is dropped."""
-        super().prepare(plans)
-        texts = sorted({text for plan in plans for text in plan.samples.column("text").unique().to_pylist()})
-        self.cache = TextFeatureCache(Path(self.recipe.run_dir) / "text_features")
-        self.cache.build(texts, self.text_encoder, self.rank, self.world_size, dist.barrier)
-        del self.text_encoder  # a large model nobody needs any more
-        self.module.set_text_statistics(self.cache.statistics())
-
-    def features(self, model: Callable[..., Any], batch: MicroBatch) -> dict[str, torch.Tensor]:
-        text_BD, tokens_BLD, mask_BL = self.cache.lookup(batch["text_ids_B"].tolist())
+    def features(self, model: Callable[..., Any], batch: ContrastiveBatch) -> dict[str, torch.Tensor]:
+        text_BD, tokens_BLD, mask_BL = self.texts.lookup(batch["text_ids_B"].tolist())
         features = model(
             batch["frames_NHWC"], batch["frame_lengths_B"], text_BD.to(self.device), tokens_BLD.to(self.device)
         )
         return {**features, "tokens_mask_BL": mask_BL.to(self.device)}
 
-    def contrast(self, features: list[dict[str, torch.Tensor]], batches: list[MicroBatch]) -> LossParts:
-        config = self.recipe.contrastive
-        scale = clamped_scale(features[0]["log_scale"].float(), config.max_logit_scale)
-        token_scale = clamped_scale(features[0]["log_token_scale"].float(), config.max_logit_scale)
+    def contrast(self, features: list[dict[str, torch.Tensor]], batches: list[ContrastiveBatch]) -> LossParts:
         text_ids_B = torch.cat([batch["text_ids_B"] for batch in batches])
-        total = torch.zeros((), device=self.device)
-        sums = {"samples": torch.tensor(float(len(text_ids_B)), device=self.device)}
-        count = len(text_ids_B)
-        if SENTENCE in TRAINED[config.objective]:
-            video_BE, text_BE = (torch.cat([f[name].float() for f in features]) for name in ("video_BE", "text_BE"))
-            sentence = sentence_contrastive(
-                video_BE, text_BE, text_ids_B, scale, dist.gather, rank=self.rank, row_chunk=config.row_chunk
-            )
-            total = total + sentence
-            sums["sentence_loss"] = sentence.detach() * count
-        if TOKEN in TRAINED[config.objective]:
-            words, tokens = self._padded(features)
-            token = token_contrastive(
-                words, tokens, text_ids_B, (scale, token_scale), dist.gather,
-                rank=self.rank, row_chunk=config.row_chunk,
-            )  # fmt: skip
-            total = total + token * (config.token_weight if config.objective == "both" else 1.0)
-            sums["token_loss"] = token.detach() * count
-        sums["loss"] = total.detach() * count
-        sums["logit_scale"] = scale.detach().sum() * count
-        return LossParts(total, sums)
-
-    def _padded(self, features: list[dict[str, torch.Tensor]]) -> tuple[Tokens, Tokens]:
-        """Word and text tokens of all micro-batches, padded to the longest of all ranks (gathering needs it)."""
-        sizes = torch.tensor(
-            [max(f["words_BSE"].shape[1] for f in features), max(f["tokens_BLE"].shape[1] for f in features)],
-            device=self.device,
-        )
-        longest_S, longest_L = dist.all_reduce_max(sizes).tolist()
-
-        def join(values: str, mask: str, length: int) -> Tokens:
-            return Tokens(
-                torch.cat(
-                    [functional.pad(f[values].float(), (0, 0, 0, length - f[values].shape[1])) for f in features]
-                ),
-                torch.cat([functional.pad(f[mask], (0, length - f[mask].shape[1])) for f in features]),
-            )
-
-        return join("words_BSE", "words_mask_BS", longest_S), join("tokens_BLE", "tokens_mask_BL", longest_L)
+        return contrastive_loss(features, text_ids_B, self.recipe.contrastive, self.context.rank)
 
     def reduce(self, sums: dict[str, float]) -> dict[str, float]:
         samples = max(sums["samples"], 1)
         names = ("loss", "sentence_loss", "token_loss", "logit_scale")
         return {name: sums[name] / samples for name in names if name in sums}
 
-    def evaluate(self, model: Callable[..., Any], module: Any) -> dict[str, float]:
+    def evaluate(self, model: Callable[..., Any], stop_requested: Callable[[], bool]) -> dict[str, float]:
         """Retrieval on the held-out sources in both directions, by what the objective trains (`held_out_metrics`)."""
-        data, config = self.recipe.data, self.recipe.contrastive
-        if not data.eval:
+        sources, config = self.recipe.data.eval, self.recipe.contrastive
+        if not sources:
             return {}
         found: dict[int, HeldOutPair] = {}
         token_scale = 0.0
         with torch.no_grad():
-            for batch, samples in self.held_out_batches(self.held_out(data.eval)):
-                features = self.features(model, to_device(batch, self.device))
+            for batch, samples in self.held_out(sources, self.collate(), stop_requested):
+                features = self.features(model, batch)
                 token_scale = float(clamped_scale(features["log_token_scale"].float(), config.max_logit_scale))
                 pairs = pairs_of(features, batch["text_ids_B"], config)
                 found.update(zip(samples, pairs[: len(samples)], strict=True))  # a padding batch stands for no sample
-            merged = {key: value for part in dist.gather_objects(found) for key, value in part.items()}
-            metrics = held_out_metrics([merged[key] for key in sorted(merged)], config, token_scale, self.device)
+            metrics = held_out_metrics(of_all_ranks(found), config, token_scale, self.device)
         # every rank must find the same checkpoint the best one, also where devices round differently
-        metrics = dist.broadcast_object(metrics)
-        return {f"eval/{name}": value for name, value in metrics.items()}
+        return {f"eval/{name}": value for name, value in dist.broadcast_object(metrics).items()}
 
-    def probe(self, model: Callable[..., Any]) -> dict[str, torch.Tensor]:
-        frames_NHWC, lengths_B = probe_frames(self.recipe.data.image_pixels, self.device)
-        text_BD, tokens_BLD, _ = self.cache.lookup(self.cache.hashes()[:2])
-        with torch.no_grad():
-            features = model(frames_NHWC, lengths_B, text_BD.to(self.device), tokens_BLD.to(self.device))
-        names = ("video_BE", "words_BSE", "words_mask_BS")
+    def outputs(
+        self, model: Callable[..., Any], frames_NHWC: torch.Tensor, lengths_B: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        text_BD, tokens_BLD, _ = self.texts.lookup(self.texts.hashes()[:2])
+        features = model(frames_NHWC, lengths_B, text_BD.to(self.device), tokens_BLD.to(self.device))
+        return {name: features[name].float() for name in ("video_BE", "words_BSE", "words_mask_BS")}
+
+    def write_export_files(self, folder: Path) -> ExportPlan:
+        self.module.visual.config.save_pretrained(folder)
+        return ExportPlan(prefix="visual.", tied=[], frozen=frozen_names(self.module))
+
+    @classmethod
+    def exported(cls, folder: Path, probe: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        model = HierarchicalVisualEncoder.from_pretrained(folder, dtype=dtype).eval()
+        output, heads = model(probe["frames"], probe["frame_lengths"]), load_file(folder / "heads.safetensors")
         return {
-            "frames": frames_NHWC.cpu(),
-            "frame_lengths": lengths_B.cpu(),
-            **{name: features[name].float().cpu() for name in names},
+            "video_BE": output.sentence_BD @ heads["sentence_head.weight"].T,
+            "words_BSE": output.words_BSD @ heads["word_head.weight"].T,
         }
 
-    def write_export_files(self, module: Any, folder: Path) -> ExportPlan:
-        module.visual.config.save_pretrained(folder)
-        return ExportPlan(prefix="visual.", tied=[], frozen=frozen_names(module))
+
+def check_texts(plan: Plan) -> None:
+    """Refuse a training plan that cannot fill a batch with distinct texts. Raises RecipeError.
+
+    Sets in object stores are looked at here for the first time, all others before the ranks start, too.
+    """
+    batch = plan.options.unique_texts_window
+    if batch and (text := too_few_texts(batch, len(plan.samples.column("text_hash").unique()))):
+        raise RecipeError(text)

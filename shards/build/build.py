@@ -69,7 +69,7 @@ class BuildRun:
     engine: Literal["local", "ray"] = "local"
     scratch: Path | None = None
     """Local folder for shards before their upload to an object store; None = the system's temporary folder."""
-    storage_options: Mapping[str, Any] | None = None
+    storage_options: Mapping[str, object] | None = None
     """fsspec options of the object store; None = its configuration files."""
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.atomic import write_atomic
 from shards.build.build import SKIPPED_NAME
 from shards.build.encoded import encoded_lines
 from shards.build.layout import nothing_to_build, segment_identity, wrong_times
@@ -25,7 +26,6 @@ from shards.corpora.media_files import NO_MEDIA
 from shards.filter.shared_texts import TRAIN, folded_hash, shared
 from shards.format.index import read_index, read_manifest
 from shards.schema import Corpus, Segment, VideoFile
-from shards.storage.files import write_atomic
 
 MISSING_FILES_NAME, MISSING_SEGMENTS_NAME = "missing.txt", "missing.jsonl"
 _REPORT_EVERY = 1000

@@ -23,13 +23,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from shards.atomic import sync_folder, write_atomic
 from shards.build.encoded import Stored
 from shards.build.layout import ShardTask
 from shards.errors import DataError, OptionError
 from shards.format.index import INDEX_NAME, MANIFEST_NAME, read_manifest, write_index
 from shards.format.writer import TarWriter
 from shards.schema import FrameFolder, IndexRow, Manifest, VideoFile
-from shards.storage.files import write_atomic
 from shards.storage.store import Folder, is_remote, open_folder
 
 SKIPPED_NAME = "skipped.jsonl"
@@ -64,7 +64,7 @@ class Part:
 
 
 def open_work(
-    out: Path | str, scratch: Path | None = None, storage_options: Mapping[str, Any] | None = None
+    out: Path | str, scratch: Path | None = None, storage_options: Mapping[str, object] | None = None
 ) -> LocalWork | RemoteWork:
     """The work place for a target path or URL; ``scratch`` holds shards before their upload to an object store."""
     if is_remote(out):
@@ -272,7 +272,7 @@ class RemoteWork:
     two builds into one prefix waste work and do no harm.
     """
 
-    def __init__(self, location: str, scratch: Path | None, storage_options: Mapping[str, Any] | None) -> None:
+    def __init__(self, location: str, scratch: Path | None, storage_options: Mapping[str, object] | None) -> None:
         self.folder: Folder = open_folder(location, storage_options)
         self.state: Folder = open_folder(f"{location.rstrip('/')}/{_STATE}", storage_options)
         self.target = self.where = self.folder.location
@@ -382,15 +382,6 @@ def disk_errors(where: str) -> Iterator[None]:
                 fix="free some space and run the same command again: finished shards are kept",
             ) from error
         raise DataError(f"cannot write ({error})", where=where, fix="choose a folder you can write to") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside ``folder`` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 Work = LocalWork | RemoteWork

@@ -35,7 +35,7 @@ def contamination(
 
     report = run([open_folder(location) for location in train], against or [], words, overlap, against_text)
     if out is not None:
-        from shards.storage.files import write_atomic
+        from shards.atomic import write_atomic
 
         write_atomic(out, json.dumps(report.to_dict(), ensure_ascii=False, indent=1).encode() + b"\n")
     if as_json:

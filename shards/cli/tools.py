@@ -41,9 +41,9 @@ def lint(
     Errors break the set or make a sample unusable: exit code 4. Warnings are
     samples that look wrong: they fail only with --strict.
     """
+    from shards.atomic import write_atomic
     from shards.inspect.lint import lint as run
     from shards.inspect.lint_shard import LintOptions
-    from shards.storage.files import write_atomic
 
     options = LintOptions(decode=decode, tokenizer=tokenizer)
     with progress(f"lint {Path(location).name}") as show:
@@ -99,11 +99,13 @@ def stats(
     from shards.inspect.stats import describe
     from shards.storage.store import open_folder
 
+    if plots is not None:
+        from shards.inspect.plots import need_matplotlib, write_plots
+
+        need_matplotlib("--plots")
     shard_set = open_set(open_folder(location))
     figures = describe(shard_set, location)
     if plots is not None:
-        from shards.inspect.plots import write_plots
-
         written = write_plots(shard_set, figures, plots)
         typer.echo(f"{written[-1]} and {len(written) - 1} charts written", err=True)
     if as_json:

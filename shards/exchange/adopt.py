@@ -36,7 +36,7 @@ def adopt(
     location: Path | str,
     corpus: str = "",
     on_progress: Callable[[int, int], None] | None = None,
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, object] | None = None,
     split: str = "",
     on_note: Note = logger.warning,
 ) -> Manifest:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from shards.errors import DataError, OptionError
 from shards.format.index import INDEX_NAME, MANIFEST_NAME
@@ -42,7 +41,7 @@ def is_one_tar(location: str) -> bool:
 
 
 def open_tars(
-    location: Path | str, storage_options: Mapping[str, Any] | None = None, on_note: Note | None = None
+    location: Path | str, storage_options: Mapping[str, object] | None = None, on_note: Note | None = None
 ) -> tuple[Folder, list[str]]:
     """The folder at a path or URL and the sorted names of its tars; for the path of one tar, only that one.
 

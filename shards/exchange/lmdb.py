@@ -66,7 +66,7 @@ def _database(path: Path, name: str) -> Iterator[tuple[str, str, bytes | list[by
     try:
         import lmdb
     except ImportError:
-        raise DataError("needs the package lmdb", where=str(path), fix="pip install lmdb") from None
+        raise DataError("needs the package lmdb", where=str(path), fix="pip install 'llava-slt[lmdb]'") from None
     try:
         with (
             lmdb.open(str(path), readonly=True, lock=False, readahead=False, subdir=path.is_dir()) as database,
@@ -140,7 +140,7 @@ def _unpickle(data: bytes, where: str) -> Any:
         ) from None
 
 
-def _frames(value: Any, where: str) -> list[bytes]:
+def _frames(value: object, where: str) -> list[bytes]:
     """Encoded images of an unpickled value; raw pixels become PNG."""
     if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 4 and value.shape[-1] == 3:
         return [_png(picture) for picture in value]

@@ -13,7 +13,6 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -63,7 +62,7 @@ class Filtered:
             recorded["language_library"] = language_library()
         if options.against:
             recorded["against"] = sorted(map(identity, options.against))  # by content: the folder may move
-        self.settings: dict[str, Any] = {**getattr(corpus, "settings", {}), "filter": recorded}
+        self.settings: dict[str, object] = {**getattr(corpus, "settings", {}), "filter": recorded}
         for name in ("published", "max_skipped_fraction", "notes"):
             if hasattr(corpus, name):
                 setattr(self, name, getattr(corpus, name))
@@ -83,12 +82,12 @@ class Filtered:
         if position != len(decided.codes):
             raise self._changed()
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> dict[str, object]:
         """Number of segments, of exclusions per rule, and the contamination report; reads the corpus if needed."""
         decided = self._decisions()
         counts = Counter(decided.codes)
         excluded = {_REASONS[code]: number for code, number in sorted(counts.items()) if code}
-        report: dict[str, Any] = {"segments": len(decided.codes), "excluded": excluded}
+        report: dict[str, object] = {"segments": len(decided.codes), "excluded": excluded}
         if decided.contamination is not None:
             report["contamination"] = decided.contamination.to_dict()
         return report

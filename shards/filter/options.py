@@ -106,9 +106,9 @@ class FilterOptions:
                 fix="0.8 is usual; 0 keeps near duplicates",
             )
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         """The options that differ from their defaults, for the manifest."""
-        changed: dict[str, Any] = {}
+        changed: dict[str, object] = {}
         for option in dataclasses.fields(self):
             factory: Any = option.default_factory
             usual = option.default if factory is dataclasses.MISSING else factory()

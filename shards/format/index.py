@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from shards.atomic import put_file, write_atomic
 from shards.errors import DataError
 from shards.schema import FORMAT_VERSION, IndexRow, Manifest
-from shards.storage.files import put_file, write_atomic
 
 INDEX_NAME, MANIFEST_NAME = "index.parquet", "manifest.json"
 NAMES = ("shard", "split", "corpus", "language", "sign_language", "signer")

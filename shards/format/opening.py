@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from shards.errors import DataError
 from shards.format.index import INDEX_NAME, MANIFEST_NAME, ShardSet, open_index, read_index
@@ -16,7 +15,7 @@ from shards.storage.store import Folder, is_remote
 def open_shards(
     location: str | Path,
     cache_dir: str | Path | None = None,
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, object] | None = None,
 ) -> ShardSet:
     """The shard set at a path or URL, its index shared by all processes of the host.
 

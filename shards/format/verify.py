@@ -31,7 +31,7 @@ class Problem:
         return f"{self.shard}{':' + self.key if self.key else ''}: {self.rule}: {self.detail}"
 
 
-def verify(location: Path | str, storage_options: Mapping[str, Any] | None = None) -> list[Problem]:
+def verify(location: Path | str, storage_options: Mapping[str, object] | None = None) -> list[Problem]:
     """Re-read every byte of a shard set and compare it with index and manifest; an empty list means intact.
 
     Args:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -128,7 +128,7 @@ class LintReport:
         others = [rule for rule in problems if rule not in RULES]
         return {rule: problems[rule] for rule in [*others, *RULES] if rule in problems}
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         problems = [{**dataclasses.asdict(p), "severity": rule_of(p.rule).severity} for p in self.problems]
         rules = {rule: len(problems) for rule, problems in self.by_rule().items()}
         counts = {"errors": self.errors, "warnings": self.warnings, "rules": rules}

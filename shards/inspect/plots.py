@@ -6,6 +6,7 @@ Every split has one colour in every chart. The charts of the page are inline SVG
 from __future__ import annotations
 
 import collections
+import importlib.util
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from shards.atomic import write_atomic
+from shards.errors import OptionError
 from shards.format.index import ShardSet
 from shards.inspect.stats import all_words, lengths, word_counts
-from shards.storage.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,6 +63,13 @@ def ordered(splits: Sequence[str]) -> list[str]:
     """Splits in reading order: train, dev, test, then the others by name."""
     known = [split for split in _FIXED if split in splits]
     return known + sorted(set(splits) - set(known))
+
+
+def need_matplotlib(where: str) -> None:
+    """Raise OptionError when charts cannot be drawn here; asked before the work whose charts are wanted."""
+    if importlib.util.find_spec("matplotlib") is None:
+        fix = "pip install 'llava-slt[plots]'"
+        raise OptionError("charts need matplotlib, which is not installed", where=where, fix=fix)
 
 
 def draw(shard_set: ShardSet, figures: dict[str, Any]) -> list[Chart]:

@@ -34,7 +34,7 @@ from shards.storage.access import Remote
 
 logger = logging.getLogger(__name__)
 
-Batch = dict[str, Any]
+Batch = Mapping[str, Any]
 Collate = Callable[[list[list[Any]]], Batch]
 """``collate(items)``: per item its raw samples -> one micro-batch. Runs in the worker."""
 

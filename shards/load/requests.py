@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -47,7 +47,7 @@ class LoaderOptions:
 class StepBatch(NamedTuple):
     """This rank's share of one optimizer step."""
 
-    micro_batches: list[dict[str, Any]]
+    micro_batches: list[Mapping[str, Any]]
     cursor_after: Cursor
     """Where the next step begins; the same on every rank."""
     skipped: list[BadSample]

@@ -41,7 +41,7 @@ WAIT_SECONDS = 600.0
 """Longest wait for another process: its download, or a shard it is reading."""
 
 
-def mirror(location: str, cache_dir: Path, storage_options: Mapping[str, Any] | None = None) -> Path:
+def mirror(location: str, cache_dir: Path, storage_options: Mapping[str, object] | None = None) -> Path:
     """The local folder of a remote shard set, with its manifest and index; the shards come when they are read.
 
     Args:
@@ -82,7 +82,7 @@ def mirror(location: str, cache_dir: Path, storage_options: Mapping[str, Any] | 
     return folder
 
 
-def remote_of(folder: Path, storage_options: Mapping[str, Any] | None = None) -> Folder | None:
+def remote_of(folder: Path, storage_options: Mapping[str, object] | None = None) -> Folder | None:
     """The remote folder that a mirror stands for; None for an ordinary shard set."""
     try:
         values = json.loads((folder / REMOTE_NAME).read_text(encoding="utf-8"))

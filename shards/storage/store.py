@@ -19,8 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from shards.atomic import put_file
 from shards.errors import DataError
-from shards.storage.files import copy_file, pieces, put_file
+from shards.storage.files import copy_file, pieces
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def is_remote(location: str | Path) -> bool:
     return "://" in str(location) and not str(location).startswith("file://")
 
 
-def open_folder(location: str | Path, storage_options: Mapping[str, Any] | None = None) -> Folder:
+def open_folder(location: str | Path, storage_options: Mapping[str, object] | None = None) -> Folder:
     """The folder at a path or URL. Nothing is read, and the folder need not exist yet.
 
     Args:
@@ -188,7 +189,7 @@ class RemoteFolder(Folder):
 
     is_local = False
 
-    def __init__(self, location: str, storage_options: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, location: str, storage_options: Mapping[str, object] | None = None) -> None:
         self.location = location.rstrip("/")
         self.storage_options = dict(storage_options or {})
         self._connected: tuple[int, Any, str] | None = None

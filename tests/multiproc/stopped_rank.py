@@ -12,26 +12,27 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from launch.train import main
-from pipeline.engine.trainer import Trainer
+from pipeline.engine.observers.base import Wishes
+from pipeline.engine.observers.evaluate import Evaluate
 from pipeline.stages.base import Stage
 
-evaluate, batches = Trainer._evaluate, Stage.held_out_batches
+evaluate, batches = Evaluate.evaluate, Stage.held_out
 step = -1
 
 
-def noting_the_step(trainer: Trainer) -> bool:
+def noting_the_step(observer: Evaluate, wishes: Wishes) -> dict[str, float]:
     global step
-    step = trainer.state.step
-    return evaluate(trainer)
+    step = observer.training.state.step
+    return evaluate(observer, wishes)
 
 
-def signalled_after_one(stage: Stage, loader: Any) -> Iterator[Any]:
-    for batch in batches(stage, loader):
+def signalled_after_one(stage: Stage[Any], *given: Any) -> Iterator[Any]:
+    for batch in batches(stage, *given):
         yield batch
-        if stage.rank == 1 and step == 2:
+        if stage.context.rank == 1 and step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":
-    Trainer._evaluate, Stage.held_out_batches = noting_the_step, signalled_after_one  # type: ignore[method-assign]
+    Evaluate.evaluate, Stage.held_out = noting_the_step, signalled_after_one  # type: ignore[method-assign]
     sys.exit(main())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,31 +19,30 @@ pytestmark = pytest.mark.multiproc
 DAMAGED = [((), (5,)), ((5,), ()), ((), ()), ((), (9,)), ((), ())]
 
 
-def _steps_until_the_budget_is_spent(rank: int, world_size: int, run_dir: str) -> tuple[int, list[int], dict[str, str]]:
+def _steps_until_the_budget_is_spent(rank: int, world_size: int) -> tuple[int, list[int], dict[str, str]]:
     """Steps this rank agreed to, the damaged samples it knows of, and the error that stopped it."""
     from pipeline import dist
-    from pipeline.engine.trainer import Trainer
+    from pipeline.engine.agreement import agree
+    from pipeline.engine.state import TrainState
     from shards.errors import DataError
 
-    train = SimpleNamespace(checkpoint=SimpleNamespace(every_minutes=0))
-    recipe = SimpleNamespace(name="a-run", run_dir=run_dir, train=train, data=SimpleNamespace(max_bad_samples=1))
-    resolved: Any = SimpleNamespace(recipe=recipe, accumulation_steps=1)
-    stage: Any = SimpleNamespace(device=torch.device("cpu"))
-    trainer = Trainer(resolved, stage, dist.Ranks(rank, rank, world_size))
-    trainer.last_save, trainer.wait_seconds = time.monotonic(), 0.0
+    training: Any = SimpleNamespace(
+        recipe=SimpleNamespace(name="a-run", data=SimpleNamespace(max_bad_samples=1)), state=TrainState(),
+        ranks=dist.Ranks(rank, rank, world_size), device=torch.device("cpu"), stop=SimpleNamespace(requested=False),
+    )  # fmt: skip
     for step, damaged in enumerate(DAMAGED):
         bad = [BadSample(sample, "train-000000.tar", f"clip{sample}", "torn", 77) for sample in damaged[rank]]
         batch = StepBatch([{"valid_tokens": 3, "samples": 1}], Cursor(), bad, 0.0, 2)
         try:
-            normaliser, _, _ = trainer._agree(batch, False)
+            agreed = agree(training, batch, [rank, 5])
         except DataError as error:
-            return step, trainer.state.bad_samples, {"what": error.what, "where": error.where, "fix": error.fix}
-        assert normaliser.valid_tokens == 6
+            return step, training.state.bad_samples, {"what": error.what, "where": error.where, "fix": error.fix}
+        assert agreed.normaliser.valid_tokens == 6 and agreed.votes == [1, 10] and not agreed.stop
     raise AssertionError("the budget was never spent")
 
 
-def test_a_budget_exceeded_on_one_rank_stops_all_ranks_at_the_same_step(tmp_path: Path) -> None:
-    for step, known, error in run_ranks(_steps_until_the_budget_is_spent, 2, str(tmp_path)):
+def test_a_budget_exceeded_on_one_rank_stops_all_ranks_at_the_same_step() -> None:
+    for step, known, error in run_ranks(_steps_until_the_budget_is_spent, 2):
         assert step == 3 and known == [5, 9]
         assert error["what"] == "2 damaged samples, more than data.max_bad_samples=1" and error["where"] == "a-run"
         assert "slt shards lint" in error["fix"]

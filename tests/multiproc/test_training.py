@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -66,6 +67,37 @@ def killed(world: World, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return run
 
 
+@dataclass(frozen=True)
+class Alone:
+    """Run folders of two jobs of one rank."""
+
+    big: Path
+    """The whole global batch as one micro-batch."""
+    resumed: Path
+    """The killed run of two ranks, continued."""
+
+
+@pytest.fixture(scope="session")
+def alone(world: World, killed: Runs, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Alone]:
+    """A rank is one thread, so two jobs of one rank run side by side."""
+
+    @cache
+    def run(stage: str) -> Alone:
+        folder = tmp_path_factory.mktemp("alone")
+        made = Alone(folder / "big", folder / "resumed")
+        shutil.copytree(killed(stage), made.resumed)
+        big = {"train__micro_batch": 8, "train__peak_tflops": 1.0}
+        jobs = [
+            start_ranks(stage, world.sets(stage, made.big, 1, **SETTINGS, **big), 1),
+            start_ranks(stage, world.sets(stage, made.resumed, 1, **SETTINGS), 1),
+        ]
+        for codes, output in [finish(job) for job in jobs]:
+            assert codes == [0], output[-6000:]
+        return made
+
+    return run
+
+
 def newest(run_dir: Path) -> Checkpoint:
     found = latest_checkpoint(run_dir)
     assert found is not None
@@ -97,12 +129,10 @@ def test_killed_run_resumes_bit_equal(stage: str, world: World, whole: Runs, kil
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_one_big_batch_is_the_oracle(stage: str, world: World, whole: Runs, tmp_path: Path) -> None:
+def test_one_big_batch_is_the_oracle(stage: str, whole: Runs, alone: Callable[[str], Alone]) -> None:
     """One process with the whole global batch as one micro-batch gives the losses and gradient norms of two ranks
     with accumulation: the loss is normalised over the global batch, and negatives span it."""
-    run_dir = tmp_path / "one"
-    run_job(stage, world.sets(stage, run_dir, 1, **SETTINGS, train__micro_batch=8, train__peak_tflops=1.0), 1)
-    two = whole(stage)
+    run_dir, two = alone(stage).big, whole(stage)
     if stage == "continued_pretraining":  # the peak above is made up; only that the utilisation is derived from it
         assert all(0 < value < 1 for value in rows(run_dir, "perf/mfu").values())
         assert len(rows(run_dir, "perf/mfu")) == 6
@@ -115,11 +145,9 @@ def test_one_big_batch_is_the_oracle(stage: str, world: World, whole: Runs, tmp_
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_resume_at_another_world_size(stage: str, world: World, whole: Runs, killed: Runs, tmp_path: Path) -> None:
+def test_resume_at_another_world_size(stage: str, whole: Runs, alone: Callable[[str], Alone]) -> None:
     """Two ranks, killed, continued on one: the same samples in the same order, losses equal to rounding."""
-    run_dir = tmp_path / "resumed"
-    shutil.copytree(killed(stage), run_dir)
-    run_job(stage, world.sets(stage, run_dir, 1, **SETTINGS), 1)
+    run_dir = alone(stage).resumed
     assert rows(run_dir) == pytest.approx(rows(whole(stage)), rel=TO_ROUNDING)
     assert newest(run_dir).world_size == 1
     assert newest(run_dir).state().data == newest(whole(stage)).state().data
@@ -181,13 +209,14 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(world: World, 
     assert (run_dir / "checkpoints" / "damaged-step-000004").is_dir() and newest(run_dir).step == 6
 
 
-def test_full_disk_during_a_save_leaves_the_earlier_checkpoint(world: World, killed: Runs, tmp_path: Path) -> None:
+def test_full_disk_during_a_save_leaves_the_earlier_checkpoint(
+    world: World, alone: Callable[[str], Alone], tmp_path: Path
+) -> None:
     """The write of a later checkpoint fails half way: a clear error, nothing half-written that counts, and the run
     continues from the earlier checkpoint once there is room."""
     run_dir, stage = tmp_path / "run", "continued_pretraining"
-    shutil.copytree(killed(stage), run_dir)
+    shutil.copytree(alone(stage).resumed, run_dir)  # its checkpoint of step 3 is converted for one rank
     sets = world.sets(stage, run_dir, 1, **SETTINGS)
-    run_job(stage, [*sets, "train.steps=6"], 1, env={})  # converts the checkpoint for one rank first
     shutil.rmtree(run_dir / "checkpoints" / "step-000006")
     limit = 40_000  # bytes a file may have: enough for logs, not for weights; the kernel's answer is like a full disk's
     ranks = start_ranks(
@@ -202,18 +231,29 @@ def test_full_disk_during_a_save_leaves_the_earlier_checkpoint(world: World, kil
     assert [found.step for found in list_checkpoints(run_dir)] == [3, 6]
 
 
-def test_divergence_stops_the_run(world: World, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def failing(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[int], str]]:
+    """Exit codes and output of two jobs of one rank that must fail, side by side."""
+    settings: dict[str, dict[str, object]] = {
+        "divergence": {"train__steps": 40, "train__optimizer__lr": "1.0e+30", "train__max_skipped_steps": 2},
+        "require": {"train__steps": 2, "train__checkpoint__resume": "require"},
+    }
     stage = "continued_pretraining"
-    values = {"train__steps": 40, "train__optimizer__lr": "1.0e+30", "train__max_skipped_steps": 2}
-    codes, output = finish(start_ranks(stage, world.sets(stage, tmp_path, 1, **values), 1))
+    jobs = {
+        name: start_ranks(stage, world.sets(stage, tmp_path_factory.mktemp(name), 1, **values), 1)
+        for name, values in settings.items()
+    }
+    return {name: finish(job) for name, job in jobs.items()}
+
+
+def test_divergence_stops_the_run(failing: dict[str, tuple[list[int], str]]) -> None:
+    codes, output = failing["divergence"]
     assert codes == [EXIT_DIVERGED], output[-3000:]
     assert "gradients were not finite in 3 consecutive steps" in output
 
 
-def test_required_checkpoint_missing(world: World, tmp_path: Path) -> None:
-    stage = "continued_pretraining"
-    values = {"train__steps": 2, "train__checkpoint__resume": "require"}
-    codes, output = finish(start_ranks(stage, world.sets(stage, tmp_path, 1, **values), 1))
+def test_required_checkpoint_missing(failing: dict[str, tuple[list[int], str]]) -> None:
+    codes, output = failing["require"]
     assert codes == [EXIT_USER]
     assert "`require` but" in output and "Traceback" not in output
 

@@ -15,7 +15,7 @@ import pytest
 from pydantic import BaseModel
 
 from pipeline.config.schema import Recipe
-from pipeline.config.unread import UNREAD
+from pipeline.config.stage_needs import STAGE_NEEDS
 from tests.source_tree import LIBRARY, FunctionNode, Source, sources, within
 
 SCHEMA = "pipeline/config/schema.py"
@@ -96,7 +96,11 @@ _OTHER_CODE = (
     "pipeline.evaluate.run", "pipeline.evaluate.cli", "launch.cli", "pipeline.config.inputs",
     "pipeline.export",
 )  # fmt: skip
-_STAGE_FILES = {stage: f"pipeline.stages.{stage}" for stage in UNREAD}
+_STAGE_FILES = {f"pipeline.stages.{stage}": (stage,) for stage in STAGE_NEEDS} | {
+    "pipeline.stages.video": ("contrastive", "connector"),
+    "pipeline.stages.contrastive_loss": ("contrastive",),
+}
+"""File -> the stages that pass through it."""
 
 
 CHECKED_BEFORE = frozenset({"train.world_sizes"})
@@ -105,7 +109,7 @@ CHECKED_BEFORE = frozenset({"train.world_sizes"})
 
 @functools.cache
 def _stage_sources(stage: str) -> tuple[Source, ...]:
-    others = [module for name, module in _STAGE_FILES.items() if name != stage]
+    others = [module for module, stages in _STAGE_FILES.items() if stage not in stages]
     return tuple(s for s in sources("pipeline", "launch") if not within(s.module, *_OTHER_CODE, *others))
 
 
@@ -171,14 +175,14 @@ def _is_read_by(stage: str, section: str, field: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize("stage", sorted(UNREAD))
+@pytest.mark.parametrize("stage", sorted(STAGE_NEEDS))
 def test_every_stage_reads_what_it_accepts_without_a_word(stage: str) -> None:
-    """What a stage does not read is named in `pipeline.config.unread`, so that a recipe that sets it is told."""
+    """What a stage does not read is named in `pipeline.config.stage_needs`, so that a recipe that sets it is told."""
     dead = [
         path
         for path, section, field in _paths(Recipe)
         if path not in CHECKED_BEFORE
-        and not any(f"{path}.".startswith(f"{name}.") for name in UNREAD[stage])
+        and not any(f"{path}.".startswith(f"{name}.") for name in STAGE_NEEDS[stage].unread)
         and not _is_read_by(stage, section, field)
     ]
     assert not dead, f"the {stage} stage does not read these settings:\n" + "\n".join(dead)
@@ -186,12 +190,12 @@ def test_every_stage_reads_what_it_accepts_without_a_word(stage: str) -> None:
 
 LEFT_OUT = [
     (stage, path, section, field)
-    for stage, names in sorted(UNREAD.items())
+    for stage, needs in sorted(STAGE_NEEDS.items())
     for path, section, field in _paths(Recipe)
-    if path in names and path != "train.peak_tflops"  # the trainer reads it, for stages that count FLOPs
+    if path in needs.unread and path != "train.peak_tflops"  # the trainer reads it, for stages that count FLOPs
 ]
 
 
 @pytest.mark.parametrize(("stage", "path", "section", "field"), LEFT_OUT, ids=[f"{c[0]}-{c[1]}" for c in LEFT_OUT])
 def test_the_search_sees_that_a_setting_is_left_out(stage: str, path: str, section: str, field: str) -> None:
-    assert not _is_read_by(stage, section, field), f"{stage} may read {path}: take it off UNREAD"
+    assert not _is_read_by(stage, section, field), f"{stage} may read {path}: take it off STAGE_NEEDS"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.config.resolve import RESOLVED_RECIPE
+from pipeline.config.recipe_file import RESOLVED_RECIPE
 from tests.source_tree import ROOT
 
 FORMS = sorted(file for file in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if file.name != "config.yml")

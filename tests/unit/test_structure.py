@@ -56,6 +56,9 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
         "pipeline.engine",
         (
             "pipeline.stages.base",
+            "pipeline.stages.batches",
+            "pipeline.stages.data",
+            "pipeline.stages.freezing",
             "pipeline.config",
             "pipeline.dist",
             "pipeline.errors",
@@ -68,6 +71,8 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
         "pipeline.export",
         (
             *("pipeline.models", "pipeline.config", "pipeline.errors", "shards"),
+            # a stage says what its export must repeat
+            "pipeline.stages.registry",
             # the modules that read what a run left behind
             *(
                 "pipeline.engine.checkpoint",
@@ -93,10 +98,10 @@ SHARDS_FLOORS: tuple[tuple[str, ...], ...] = (
     ("shards.format",),
     ("shards.media", "shards.storage", "shards.text", "shards.names"),
     ("shards.schema", "shards.text_tokens"),
-    ("shards.errors", "shards.wording", "shards.terminal"),
+    ("shards.errors", "shards.wording", "shards.terminal", "shards.atomic"),
 )
 
-FOR_ALL = ("shards.errors", "shards.terminal")
+FOR_ALL = ("shards.errors", "shards.terminal", "shards.atomic")
 """Small modules that import nothing of ours."""
 
 # Calls a module may make while it is imported: they build a value and do nothing else.

@@ -15,7 +15,6 @@ from pipeline.config.resolve import (
     project_commit,
     resolve,
     resolve_loaded,
-    write_atomic,
 )
 from pipeline.config.source import read_document
 from pipeline.errors import RecipeError
@@ -93,18 +92,6 @@ def test_batch_arithmetic_is_exact_or_refused(tmp_path: Path) -> None:
         accumulation_steps(recipe, 3)
     with pytest.raises(RecipeError, match="a world size must be at least 1, got 0"):
         resolve(recipe, 0)
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_atomic(tmp_path / "f", "old")
-
-    def broken(source: object, target: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.replace", broken)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomic(tmp_path / "f", "new")
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("f", "old")]
 
 
 def test_versions_need_no_import() -> None:

@@ -72,7 +72,7 @@ def test_the_printed_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_curves_are_one_panel_per_stage(runs: list[StageRun], tmp_path: Path) -> None:
-    draw_curves(runs, tmp_path / "curves.png")
+    assert draw_curves(runs, tmp_path / "curves.png") == f"curves {tmp_path / 'curves.png'}"
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     with Image.open(tmp_path / "curves.png") as image:
         assert image.format == "PNG" and image.size == (1500, 360)
@@ -81,6 +81,13 @@ def test_curves_are_one_panel_per_stage(runs: list[StageRun], tmp_path: Path) ->
         part = pixels[:, 500 * panel : 500 * (panel + 1)]
         for colour in ((31, 119, 180), (255, 127, 14)):  # matplotlib's C0, the loss, and C1, the held-out metric
             assert (abs(part - colour).sum(-1) < 30).sum() > 100, f"panel {panel} lacks a curve"
+
+
+def test_curves_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    said = draw_curves([], tmp_path / "curves.png")
+    assert said == "no curves: matplotlib is not installed (pip install 'llava-slt[plots]')"
+    assert not (tmp_path / "curves.png").exists()
 
 
 def test_translations_of_an_evaluation(tmp_path: Path) -> None:

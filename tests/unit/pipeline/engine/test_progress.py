@@ -1,4 +1,4 @@
-"""Progress: a bar for people at a terminal, lines for logs, silence on the other ranks."""
+"""Progress: a bar for people at a terminal, lines for logs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import sys
 
 import pytest
 
-from pipeline.dist import Ranks
 from pipeline.engine.progress import Progress
 
 METRICS = {"train/loss": 0.5, "train/lr": 1e-3, "data/bad_samples": 3.0, "perf/samples_per_second": 12.5}
@@ -19,14 +18,16 @@ class Terminal(io.StringIO):
         return True
 
 
-def run(rank: int) -> None:
-    with Progress("tiny", total=10, done=2, ranks=Ranks(rank, 0, 2)) as progress:
-        progress.update(3, METRICS)
+def run() -> None:
+    progress = Progress("tiny", total=10, done=2)
+    progress.update(3, METRICS)
+    progress.close()
+    progress.close()
 
 
 def test_plain_lines_name_run_step_and_the_few_metrics_people_watch(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        run(rank=0)
+        run()
     assert [record.getMessage() for record in caplog.records] == [
         "tiny step 3/10  loss 0.5  lr 0.001  samples_per_second 12.5"
     ]
@@ -38,14 +39,6 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Log
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERM", "xterm")
     with caplog.at_level(logging.INFO):
-        run(rank=0)
+        run()
     assert "tiny" in terminal.getvalue() and "3/10" in terminal.getvalue() and "loss 0.5" in terminal.getvalue()
     assert not caplog.records, "the bar replaces the lines"
-
-
-def test_other_ranks_are_silent(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    with caplog.at_level(logging.INFO):
-        run(rank=1)
-    assert terminal.getvalue() == "" and not caplog.records

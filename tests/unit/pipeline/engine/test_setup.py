@@ -14,9 +14,7 @@ from pipeline.config.load import load_recipe
 from pipeline.config.resolve import ResolvedRecipe, resolve
 from pipeline.config.schema import OptimizerConfig
 from pipeline.engine.setup import TrainEngine, check_engine, parameter_groups, quiet_deepspeed
-from pipeline.engine.state import TrainState
-from pipeline.engine.trainer import Trainer
-from pipeline.errors import DivergedError, RecipeError
+from pipeline.errors import RecipeError
 
 
 def resolved() -> ResolvedRecipe:
@@ -94,18 +92,3 @@ def test_deepspeeds_loggers_get_their_level_back() -> None:
         assert logger.level == logging.WARNING
         raise ValueError
     assert logger.level == before
-
-
-def test_a_diverged_run_stops_after_consecutive_skipped_steps() -> None:
-    recipe = load_recipe("demo_contrastive", ["train.max_skipped_steps=2"])
-    trainer: Any = SimpleNamespace(state=TrainState(step=41), recipe=recipe)
-    for skipped in (True, True, False, True, True):
-        Trainer._watch(trainer, skipped)
-    assert trainer.state.skipped_steps == 2, "an applied step starts the count again"
-    message = (
-        rf"{recipe.name}: gradients were not finite in 3 consecutive steps up to step 42; "
-        "lower train.optimizer.lr, lengthen warmup_steps, or check the data"
-    )
-    with pytest.raises(DivergedError, match=message) as error:
-        Trainer._watch(trainer, True)
-    assert error.value.exit_code == 5

@@ -51,7 +51,7 @@ class OneStage:
         del model
         return {"logits": torch.zeros(self.numbers)}
 
-    def write_export_files(self, module: object, folder: Path) -> Any:
+    def write_export_files(self, folder: Path) -> Any:
         from pipeline.stages.base import ExportPlan
 
         (folder / "config.json").write_text("{}")
@@ -140,7 +140,7 @@ def test_a_tokenizer_that_does_not_fit(tmp_path: Path) -> None:
     """tokenizers raises a bare Exception."""
 
     class Stage(OneStage):
-        def write_export_files(self, module: object, folder: Path) -> Any:
+        def write_export_files(self, folder: Path) -> Any:
             raise Exception("No space left on device (os error 28)")
 
     with pytest.raises(

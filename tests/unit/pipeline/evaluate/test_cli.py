@@ -88,16 +88,17 @@ def test_help_ends_with_an_example(app: typer.Typer) -> None:
 
 
 def test_settings() -> None:
-    generation, rest = parse_sets(["num_beams=2", "length_penalty=0.6", "corpus=a", "micro_batch=3"], EvaluateOptions)
+    given = EvaluateOptions(split="dev")
+    generation, options = parse_sets(["num_beams=2", "length_penalty=0.6", "corpus=a", "micro_batch=3"], given)
     assert (generation.num_beams, generation.length_penalty) == (2, 0.6)
-    assert rest == {"corpus": "a", "micro_batch": 3}
-    assert parse_sets([], PlaceOptions)[0].num_beams == 4
+    assert options == EvaluateOptions(split="dev", corpus="a", micro_batch=3)
+    assert parse_sets([], PlaceOptions())[0].num_beams == 4
 
 
 def test_wrong_settings_are_told_at_once() -> None:
     with pytest.raises(RecipeError) as caught:
         parse_sets(["beams=3", "max_new_tokens=many", "precision=fp8", "workers", "synced=1", "split=dev"],
-                   EvaluateOptions, reserved=("split",))  # fmt: skip
+                   EvaluateOptions(), reserved=("split",))  # fmt: skip
     lines = str(caught.value).splitlines()
     assert "`beams` is not a setting; did you mean `num_beams`?" in lines[0]
     assert "--set max_new_tokens=many: invalid literal" in lines[1]

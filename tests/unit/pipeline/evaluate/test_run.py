@@ -22,7 +22,8 @@ from shards.errors import DataError
 from shards.exchange.adopt import adopt
 from shards.format.index import read_index, write_index
 from shards.load.loader import EvalLoader
-from shards.order.plan import Plan, PlanOptions, Source
+from shards.order.options import PlanOptions, Source
+from shards.order.plan import Plan
 from tests.unit.pipeline.exported import TEXTS
 from tests.unit.shards.exchange.test_adopt import npy, write_tar
 from tests.unit.shards.shard_sets import in_memory

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from pipeline.errors import CheckpointError
 from pipeline.export import verify
 from pipeline.models.registry import build_visual, load_llm
-from pipeline.stages.base import probe_frames
+from pipeline.stages.continued_pretraining import ContinuedPretraining
+from pipeline.stages.video import probe_frames
 from tests.unit.pipeline.export.runs import finished_run, recipe_of
 from tests.unit.pipeline.models.tiny import PIXELS, bpe_tokenizer, llm_config, shake, visual_config
 
@@ -26,7 +27,7 @@ def compare(tmp_path: Path, patch: pytest.MonkeyPatch, exported: torch.Tensor, p
         asked.append((folder, dtype))
         return {"logits": exported}
 
-    patch.setattr(verify, "_llm", outputs)
+    patch.setattr(ContinuedPretraining, "exported", outputs)
     checkpoint = finished_run(tmp_path, resolved, probe={"logits": LIVE})
     found = verify.verify_export(tmp_path, checkpoint, resolved)
     assert asked == [(tmp_path, torch.bfloat16 if precision == "bf16" else torch.float32)]

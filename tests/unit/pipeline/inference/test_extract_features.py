@@ -12,18 +12,19 @@ from typer.testing import CliRunner
 from launch.slt import app
 from pipeline.config.schema import BackboneConfig
 from pipeline.errors import RecipeError
-from pipeline.inference.clips import FetchFrames, holds_features
+from pipeline.inference.clips import FetchFrames, holds_features, pack_clips
 from pipeline.inference.extract_features import extract
 from pipeline.models.frame_level import new_backbone
 from pipeline.models.registry import build_visual
 from pipeline.models.visual import HierarchicalVisualEncoder
-from pipeline.stages.batches import check_features, clip_tensors
+from pipeline.stages.video import check_features
 from shards.build.build import BuildOptions, build
 from shards.build.features import FeatureOptions
 from shards.errors import DataError
 from shards.format.index import read_index
 from shards.load.reader import Reader
-from shards.order.plan import Plan, PlanOptions, Source
+from shards.order.options import PlanOptions, Source
+from shards.order.plan import Plan
 from tests.unit.pipeline.config.recipes import CONTRASTIVE, PRETRAINING, write
 from tests.unit.pipeline.models.tiny import PIXELS, visual_config
 from tests.unit.shards.making import video_corpus
@@ -66,7 +67,7 @@ def test_batches_of_features_give_what_batches_of_frames_give(world: Path) -> No
         reader = Reader(plan(world / name))
         assert holds_features(reader.plan) == (name == "features")
         items = [reader.plan.epoch(0).item(number) for number in range(5)]
-        batch = clip_tensors([fetch(reader, item) for item in items])
+        batch = pack_clips([fetch(reader, item) for item in items])
         assert batch["frame_lengths_B"].tolist() == [6] * 5 and len(batch["rows"]) == 5
         with torch.no_grad():
             outputs.append(model(batch["frames_NHWC"], batch["frame_lengths_B"]))

@@ -20,7 +20,8 @@ from shards.errors import DataError
 from shards.format.index import read_index
 from shards.load.reader import Reader
 from shards.media.video import VideoOptions, transcode
-from shards.order.plan import Plan, PlanOptions, Source
+from shards.order.options import PlanOptions, Source
+from shards.order.plan import Plan
 from shards.schema import VideoFile
 from tests.unit.pipeline.exported import FORM, PROMPT, TEXTS, write_frames
 

@@ -24,7 +24,7 @@ from pipeline.models.pretrained import check_positions, position_limit, tell_tok
 from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.registry import build_llava_slt, build_visual
 from pipeline.models.text_encoder import TextEncoder
-from pipeline.stages.base import check_layers, frozen_buffers
+from pipeline.stages.freezing import check_layers, frozen_buffers
 from tests.unit.pipeline.models.tiny import bpe_tokenizer, clips, data_config, shake, visual_config
 
 GREEDY_WORDS = {"min_new_tokens": 20, "early_stopping": True, "suppress_tokens": [5], "repetition_penalty": 1.3}

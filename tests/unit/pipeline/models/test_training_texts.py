@@ -6,14 +6,16 @@ import json
 import logging
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
 import yaml
-from torch import nn
 
 from pipeline.models.training_texts import tell_known_texts, training_texts
-from pipeline.stages.connector import ConnectorStage
+from pipeline.stages.data import Plans, StageContext
+from pipeline.stages.video import check_video
 from shards.format.index import INDEX_NAME, write_index
 from tests.unit.shards.shard_sets import in_memory
 
@@ -82,15 +84,15 @@ def test_texts_that_cannot_be_compared(llm: Path, texts: Path, caplog: pytest.Lo
 
 
 def test_a_stage_tells_it_once_before_training(llm: Path, caplog: pytest.LogCaptureFixture) -> None:
-    stage = object.__new__(ConnectorStage)
-    stage.module = SimpleNamespace(llm=nn.Identity())
-    model, data = SimpleNamespace(llm=SimpleNamespace(path=str(llm))), SimpleNamespace(storage_options={})
-    stage.recipe = SimpleNamespace(model=model, data=data)  # type: ignore[assignment]
+    recipe: Any = SimpleNamespace(data=SimpleNamespace(storage_options={}))
+    videos = [SimpleNamespace(shard_set=SimpleNamespace(manifest=SimpleNamespace(kind="video")))]
     train, dev = (
-        SimpleNamespace(samples=SimpleNamespace(column=lambda _, t=t: pa.chunked_array([t])))
+        SimpleNamespace(samples=SimpleNamespace(column=lambda _, t=t: pa.chunked_array([t])), sources=videos)
         for t in (KNOWN, ["sun", "new"])
     )
-    for stage.rank in (1, 0):
-        stage.prepare([train, dev])  # type: ignore[list-item]
+    encoder: Any = None  # asked only about stored features
+    for rank in (1, 0):
+        context = StageContext(recipe, rank, 2, torch.device("cpu"))
+        check_video(context, Plans(train, [dev]), encoder, str(llm))  # type: ignore[arg-type, list-item]
     assert caplog.text.count("1 of 2 evaluation texts are among") == 1
     assert json.dumps(tell_known_texts(llm, ["sun"]))

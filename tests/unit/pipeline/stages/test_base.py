@@ -10,16 +10,14 @@ from torch import nn
 
 from pipeline.config.schema import Recipe
 from pipeline.errors import RecipeError
-from pipeline.stages.base import (
-    Normaliser,
-    apply_freeze_plan,
-    frozen_names,
-    move_all,
-    probe_frames,
-    to_device,
-)
+from pipeline.stages.base import Normaliser, Stage
+from pipeline.stages.batches import MicroBatch, to_device
+from pipeline.stages.data import StageContext, held_out_loader
+from pipeline.stages.freezing import apply_freeze_plan, frozen_names
 from pipeline.stages.registry import STAGES
-from shards.order.plan import Plan, PlanOptions, Source
+from pipeline.stages.video import probe_frames
+from shards.order.options import PlanOptions, Source
+from shards.order.plan import Plan
 from tests.unit.shards.shard_sets import collate_lists, fetch_numbers, in_memory
 
 
@@ -35,6 +33,18 @@ def test_parts_train_as_planned_and_a_frozen_backbone_stays_frozen() -> None:
     assert apply_freeze_plan(module, {"visual": True, "llm": False}) == ["visual.head.weight"]
     assert frozen_names(module) == ["visual.backbone.weight", "llm.weight"]
     assert [name for name, p in module.named_parameters() if p.requires_grad] == ["visual.head.weight"]
+
+
+def test_a_stage_is_frozen_as_planned_once_it_is_constructed() -> None:
+    class Frozen(Stage[MicroBatch]):
+        def freeze_plan(self) -> dict[str, bool]:
+            return {"visual": True, "llm": False}
+
+    Frozen.__abstractmethods__ = frozenset()
+    recipe: Any = None
+    stage = Frozen(StageContext(recipe, 0, 1, torch.device("cpu")), model())  # type: ignore[abstract]
+    assert stage.trainable == ["visual.head.weight"]
+    assert frozen_names(stage.module) == ["visual.backbone.weight", "llm.weight"]
 
 
 def test_a_plan_that_trains_nothing_is_refused() -> None:
@@ -62,9 +72,7 @@ def test_scaled_parts_add_up_to_the_global_mean(shares: list[list[int]]) -> None
 
 
 @pytest.mark.parametrize("name", sorted(STAGES))
-def test_held_out_samples_are_limited_by_batches_and_read_by_workers(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_held_out_samples_are_limited_by_batches_and_read_by_workers(name: str) -> None:
     """`train.eval_batches` global batches of 8 at any world size, and a stage's own limit where it is smaller."""
     recipe = Recipe.model_validate(
         {
@@ -74,13 +82,11 @@ def test_held_out_samples_are_limited_by_batches_and_read_by_workers(
     )  # fmt: skip
     plan = Plan([Source(in_memory("video", [4] * 30))], PlanOptions("clip", shuffle=False))
     for world_size in (1, 4):
-        stage = STAGES[name](recipe, 0, world_size, torch.device("cpu"))
-        monkeypatch.setattr(stage, "plan", lambda sources, train: plan)
-        monkeypatch.setattr(stage, "fetch", lambda: fetch_numbers)
-        loader = stage.held_out([], collate_lists)
+        context = StageContext(recipe, 0, world_size, torch.device("cpu"))
+        loader = held_out_loader(context, plan, fetch_numbers, collate_lists)
         assert (loader.workers, loader.n_items, len(loader)) == (3, 16, 8 // world_size)
-        assert stage.held_out([], collate_lists, max_samples=5).n_items == 5
-        assert stage.held_out([], collate_lists, max_samples=50).n_items == 16
+        assert held_out_loader(context, plan, fetch_numbers, collate_lists, max_samples=5).n_items == 5
+        assert held_out_loader(context, plan, fetch_numbers, collate_lists, max_samples=50).n_items == 16
 
 
 def test_a_batch_without_labels_is_a_loss_of_zero() -> None:
@@ -99,7 +105,6 @@ def test_nested_tensors_move_and_everything_else_stays() -> None:
     assert moved["ids"].device.type == moved["packed"]["positions"].device.type == "meta"
     assert moved["packed"]["longest"] == 3 and moved["rows"] is rows and moved["samples"] == 2
     assert batch["ids"].device.type == "cpu", "the loader's batch is left as it was"
-    assert [part["ids"].device.type for part in move_all(iter([batch, batch]), torch.device("meta"))] == ["meta"] * 2
 
 
 def test_the_probe_is_the_same_in_every_process() -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.inference.clips import pack_clips
 from pipeline.models.processing import LlavaSltProcessor, ProcessorOptions
-from pipeline.stages.batches import ContrastiveCollate, PackCollate, TranslationCollate, clip_tensors
+from pipeline.stages.batches import ContrastiveCollate, PackCollate, TranslationCollate
 from shards.load.documents import Pack
 from tests.unit.pipeline.models.tiny import bpe_tokenizer
 
@@ -86,7 +87,7 @@ def test_clips_are_packed_over_items() -> None:
     assert batch["samples"] == batch["valid_tokens"] == 3 and [row.text for row in batch["rows"]] == [
         "one", "three", "one",
     ]  # fmt: skip
-    assert clip_tensors(items)["samples"] == 3
+    assert len(pack_clips(items)["rows"]) == 3
 
 
 def test_translation_batches_count_the_answer(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,36 +11,34 @@ from pipeline.config.schema import LlmConfig
 from pipeline.errors import RecipeError
 from pipeline.models.language import load_language
 from pipeline.models.processing import LlavaSltProcessor, ProcessorOptions
-from pipeline.stages.connector import ConnectorStage
-from shards.order.plan import Plan, PlanOptions, Source
+from pipeline.stages.connector_positions import check_answers
+from pipeline.stages.data import Plans
+from shards.order.options import PlanOptions, Source
+from shards.order.plan import Plan
 from tests.unit.pipeline.models.test_pretrained import gpt2
 from tests.unit.shards.shard_sets import in_memory
 
 
 def test_the_longest_training_answer_fits_the_table_of_positions(tmp_path: Path) -> None:
-    stage = ConnectorStage.__new__(ConnectorStage)
     llm, tokenizer = load_language(LlmConfig(path=str(gpt2(tmp_path, positions=24))), torch.float32)
-    stage.processor = LlavaSltProcessor(tokenizer, ProcessorOptions(prompt="signs: {video} sentence:"))
-    stage.module = SimpleNamespace(llm=llm)
-    stage.rank = 1
-    model = SimpleNamespace(llm=SimpleNamespace(path=str(tmp_path)))
-    stage.recipe = SimpleNamespace(data=SimpleNamespace(max_frames=16, frame_stride=1), model=model)  # type: ignore
+    processor = LlavaSltProcessor(tokenizer, ProcessorOptions(prompt="signs: {video} sentence:"))
     options = PlanOptions(seed=0, kind="clip", max_frames=16)
 
     def plan(text: str, frames: int = 8, name: str = "videos") -> Plan:
         return Plan([Source(in_memory("video", [100, frames], name, text=["rain", text]), "train")], options)
 
-    room = 24 - len(stage.processor.prompt_ids(8))
+    room = 24 - len(processor.prompt_ids(8))
     text = "the north " * 20
-    while len(stage.processor.answer_ids(text)) > room:
+    while len(processor.answer_ids(text)) > room:
         text = text[:-1]
-    assert len(stage.processor.answer_ids(text)) == room
-    stage.prepare([plan(text), plan("a held-out text is no input of the model " * 9)])
+    assert len(processor.answer_ids(text)) == room
+    held_out = plan("a held-out text is no input of the model " * 9)
+    check_answers(llm, processor, Plans(plan(text), [held_out]))
     said = (
         rf"videos/videos1: the prompt and the text of this training sample \({room} tokens with eos\): 25 positions,"
         r" but the model of model\.llm has a table of 24; take an LLM with more positions, lower data"
     )
     with pytest.raises(RecipeError, match=said):
-        stage.prepare([plan(text, frames=9)])
-    stage.module.llm = torch.nn.Linear(1, 1)  # computed positions
-    stage.prepare([plan(text * 9)])
+        check_answers(llm, processor, Plans(plan(text, frames=9), []))
+    computed = torch.nn.Linear(1, 1)  # has no table
+    check_answers(computed, processor, Plans(plan(text * 9), []))

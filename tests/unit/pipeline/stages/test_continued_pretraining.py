@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from pipeline.errors import RecipeError
-from pipeline.stages.continued_pretraining import ContinuedPretraining
+from pipeline.stages.continued_pretraining import check_tokenizer
 from shards.order.options import PlanOptions, Source
 from shards.order.plan import Plan
 from tests.unit.pipeline.models.tiny import bpe_tokenizer
@@ -18,6 +16,5 @@ from tests.unit.shards.shard_sets import in_memory
 
 def test_shards_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
     plan = Plan([Source(in_memory("text", [5, 6], "other"))], PlanOptions("pack", block_tokens=8))
-    stage: Any = SimpleNamespace(tokenizer=bpe_tokenizer(tmp_path))
     with pytest.raises(RecipeError, match=r"/nowhere/other: was tokenised with another tokenizer \(fingerprint None\)"):
-        ContinuedPretraining.check_data(stage, plan)
+        check_tokenizer([plan], bpe_tokenizer(tmp_path))

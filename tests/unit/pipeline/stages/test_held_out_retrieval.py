@@ -13,6 +13,7 @@ from pipeline.config.schema import ContrastiveConfig, Recipe
 from pipeline.errors import DivergedError
 from pipeline.stages import held_out_retrieval
 from pipeline.stages.contrastive import Contrastive
+from pipeline.stages.data import StageContext
 from pipeline.stages.held_out_retrieval import held_out_metrics, pairs_of
 from tests.unit.pipeline.models.tiny import model_config
 
@@ -73,13 +74,11 @@ def test_similarities_that_are_not_finite_are_no_ranking() -> None:
         metrics(found, objective="token")
 
 
-class Loader:
+def batches() -> Iterator[tuple[dict[str, Any], list[int]]]:
     """Two batches and one that only fills up, as a rank with fewer samples gets it."""
-
-    def padded(self) -> Iterator[tuple[dict[str, Any], list[int]]]:
-        for samples in ([0, 2], [1, 3], []):
-            rows = samples or [0, 2]
-            yield {"rows": torch.tensor(rows), "text_ids_B": torch.tensor(rows)}, samples
+    for samples in ([0, 2], [1, 3], []):
+        rows = samples or [0, 2]
+        yield {"rows": torch.tensor(rows), "text_ids_B": torch.tensor(rows)}, samples
 
 
 @pytest.mark.parametrize(("objective", "r1"), [("sentence", 0.0), ("token", 100.0)])
@@ -94,14 +93,16 @@ def test_the_stage_chooses_its_checkpoint_by_what_it_trains(
             "contrastive": {"objective": objective},
         }
     )  # fmt: skip
-    stage = Contrastive(recipe, 0, 1, CPU)
+    module: Any = torch.nn.ModuleDict({"visual": torch.nn.Linear(1, 1)})
+    texts: Any = None
+    stage = Contrastive(StageContext(recipe, 0, 1, CPU), module, texts)
     found = features(sentence_right=False, token_right=True)
-    monkeypatch.setattr(stage, "held_out", lambda sources: Loader())
+    monkeypatch.setattr(stage, "held_out", lambda sources, collate, stop_requested: batches())
     monkeypatch.setattr(
         stage,
         "features",
         lambda model, batch: {n: v if n.startswith("log") else v[batch["rows"]] for n, v in found.items()},
     )
-    measured = stage.evaluate(lambda: None, None)
+    measured = stage.evaluate(lambda: None, lambda: False)
     assert stage.best_metric == ("eval/video_to_text/r1", "max")
     assert measured["eval/video_to_text/r1"] == measured[f"eval/{objective}/video_to_text/r1"] == r1

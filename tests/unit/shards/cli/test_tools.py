@@ -75,6 +75,14 @@ def test_stats_and_plots(built: Path, tmp_path: Path) -> None:
     assert json.loads(run("stats", built, "--json").stdout)["sizes"] == {"64x48": 3}
 
 
+def test_plots_without_matplotlib(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = run("stats", built, "--plots", tmp_path / "plots")
+    assert result.exit_code == 2 and not (tmp_path / "plots").exists()
+    assert "charts need matplotlib, which is not installed" in result.output
+    assert "pip install 'llava-slt[plots]'" in result.output
+
+
 def test_preview_serves_until_interrupted(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server answers while the verb runs; Ctrl-C ends it with exit code 0."""
     from shards.inspect.preview import PreviewServer

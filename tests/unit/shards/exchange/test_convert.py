@@ -169,7 +169,7 @@ def test_damaged_or_missing_databases(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(DataError, match="damaged LMDB database"):
         run(tmp_path / "in", "lmdb", tmp_path / "set")
     monkeypatch.setitem(__import__("sys").modules, "lmdb", None)
-    with pytest.raises(DataError, match="needs the package lmdb"):
+    with pytest.raises(DataError, match=r"needs the package lmdb\n  fix: pip install 'llava-slt\[lmdb\]'"):
         run(tmp_path / "in", "lmdb", tmp_path / "set")
 
 

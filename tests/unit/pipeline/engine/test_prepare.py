@@ -1,4 +1,4 @@
-"""What the trainer refuses before its first step."""
+"""What is refused before the first step."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ import pytest
 import torch
 
 from pipeline.engine.checkpoint import TAG, load
-from pipeline.engine.trainer import Trainer
+from pipeline.engine.prepare import steps_of
 from pipeline.errors import CheckpointError, RecipeError
 
 
 def test_epochs_that_are_less_than_a_batch() -> None:
-    train = SimpleNamespace(steps=None, epochs=0.5, global_batch=64)
-    trainer: Any = SimpleNamespace(recipe=SimpleNamespace(train=train), plan=SimpleNamespace(items_per_epoch=100))
+    recipe: Any = SimpleNamespace(train=SimpleNamespace(steps=None, epochs=0.5, global_batch=64))
+    plan: Any = SimpleNamespace(items_per_epoch=100)
     with pytest.raises(RecipeError, match=r"train\.epochs=0\.5 of 100 items is less than one global batch of 64"):
-        Trainer._total_steps(trainer)
+        steps_of(recipe, plan)
+    recipe.train.epochs = 1.5
+    assert steps_of(recipe, plan) == 2
+    recipe.train.steps = 7
+    assert steps_of(recipe, plan) == 7
 
 
 def test_a_checkpoint_in_which_deepspeed_finds_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+"""What the ranks agree on before every step, in its one all-reduce."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pipeline import dist
+from pipeline.engine.training import Training
+from pipeline.stages.base import Normaliser
+from shards.errors import DataError
+from shards.load.requests import StepBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Equal on every rank."""
+
+    normaliser: Normaliser
+    samples: int
+    """Of the whole global batch."""
+    stop: bool
+    """Some rank was asked to stop."""
+    votes: list[int]
+    """Of every observer, summed over the ranks."""
+
+
+def agree(training: Training, batch: StepBatch, votes: list[int]) -> Agreement:
+    """Global token count, wishes to stop, votes of observers, damaged samples. All ranks must call.
+
+    Raises:
+        DataError: more damaged samples than `data.max_bad_samples`, on every rank.
+    """
+    valid = sum(int(micro["valid_tokens"]) for micro in batch.micro_batches)
+    samples = sum(int(micro["samples"]) for micro in batch.micro_batches)
+    mine = [valid, samples, int(training.stop.requested), len(batch.skipped), *votes]
+    counts = dist.all_reduce_sum(torch.tensor(mine, dtype=torch.int64).to(training.device))
+    valid, samples, stop, bad, *votes = (int(value) for value in counts.tolist())
+    if bad:
+        _note_bad_samples(training, batch)
+    _check_bad_samples(training)
+    return Agreement(Normaliser(valid, training.ranks.world_size), samples, stop > 0, votes)
+
+
+def _note_bad_samples(training: Training, batch: StepBatch) -> None:
+    found = dist.gather_objects([skipped.sample for skipped in batch.skipped])
+    known = {*training.state.bad_samples, *(sample for part in found for sample in part)}
+    training.state.bad_samples = sorted(known)
+
+
+def _check_bad_samples(training: Training) -> None:
+    bad, limit = len(training.state.bad_samples), training.recipe.data.max_bad_samples
+    if bad > limit:
+        raise DataError(
+            f"{bad} damaged samples, more than data.max_bad_samples={limit}",
+            where=training.recipe.name,
+            fix="run `slt shards lint` on the shard sets; the log names every damaged sample",
+        )

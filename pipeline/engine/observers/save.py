@@ -1,0 +1,43 @@
+"""Checkpoints: by steps, by minutes, behind the best evaluation, before a stop and at the end."""
+
+from __future__ import annotations
+
+import time
+
+from pipeline.engine import checkpoint as checkpoints
+from pipeline.engine.observers.base import FinishedStep, Observer, Wishes
+from pipeline.engine.sinks.base import Metrics
+from pipeline.engine.training import Training
+
+
+class Save(Observer):
+    """Saves when something is due or somebody wishes it. The minutes are those of rank 0's clock."""
+
+    def __init__(self, training: Training) -> None:
+        super().__init__(training)
+        self.last_save = time.monotonic()
+
+    def on_start(self, wishes: Wishes) -> Metrics:
+        if wishes.save:
+            self.training.stop.begin()  # from here on a request to stop waits for the save
+            self._save(wishes.best)
+        return {}
+
+    def vote(self) -> int:
+        minutes = self.training.recipe.train.checkpoint.every_minutes
+        return int(self.training.ranks.is_main and minutes > 0 and time.monotonic() - self.last_save > minutes * 60)
+
+    def on_step(self, step: FinishedStep, wishes: Wishes, votes: int) -> Metrics:
+        every = self.training.recipe.train.checkpoint.every_steps
+        due = votes > 0 or step.last or bool(every and self.training.state.step % every == 0)
+        if due or wishes.save or wishes.stop:
+            self._save(wishes.best)
+        return {}
+
+    def _save(self, best: bool) -> None:
+        training = self.training
+        path = checkpoints.save(training.engine, training.stage, training.run_dir, training.resolved, training.state)
+        if best:
+            checkpoints.mark_best(training.run_dir, path)
+        checkpoints.prune(training.run_dir, training.recipe.train.checkpoint.keep)
+        self.last_save = time.monotonic()

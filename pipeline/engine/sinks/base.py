@@ -1,0 +1,35 @@
+"""What takes the metrics of a run: files, services, the terminal."""
+
+from __future__ import annotations
+
+from pipeline.config.schema import Recipe
+from pipeline.engine.training import Training
+
+Metrics = dict[str, float]
+"""Name -> value, of the step that the run stands at."""
+
+
+class Sink:
+    """Takes rows of metrics. Sinks are on rank 0 alone: no collectives.
+
+    Per run: `write` for every row, in the order of `registry.SINKS`, then `end` in reverse order unless an error ended
+    the run, and always `close`.
+    """
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+
+    @classmethod
+    def wanted(cls, recipe: Recipe) -> bool:
+        """Whether the recipe asks for it."""
+        del recipe
+        return True
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        """A row of a finished step."""
+
+    def end(self) -> None:
+        """There are no more rows."""
+
+    def close(self) -> None:
+        """Give back what is held; also behind an error."""

@@ -1,0 +1,33 @@
+"""``metrics.jsonl`` in the run directory: one JSON object per row, whatever else is written."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from pipeline.engine.durable import named_if_unwritable
+from pipeline.engine.metrics import drop_rows_after
+from pipeline.engine.sinks.base import Metrics, Sink
+from pipeline.engine.training import Training
+
+
+class JsonLines(Sink):
+    """Appends every row; those of steps that a resumed run will repeat are dropped first."""
+
+    def __init__(self, training: Training) -> None:
+        super().__init__(training)
+        self.path = training.run_dir / "metrics.jsonl"
+        with named_if_unwritable(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            drop_rows_after(self.path, training.state.step)
+            self._file = self.path.open("a", encoding="utf-8")
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        row = {"step": step, "time": round(time.time(), 3), **metrics}
+        with named_if_unwritable(self.path):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+
+    def end(self) -> None:
+        with named_if_unwritable(self.path):
+            self._file.close()

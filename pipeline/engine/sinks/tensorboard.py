@@ -1,0 +1,33 @@
+"""The rows of metrics as TensorBoard events, where `train.tensorboard` asks for them."""
+
+from __future__ import annotations
+
+from pipeline.config.schema import Recipe
+from pipeline.engine.durable import named_if_unwritable
+from pipeline.engine.sinks.base import Metrics, Sink
+from pipeline.engine.training import Training
+
+
+class TensorBoard(Sink):
+    """Writes to ``run_dir/tensorboard``."""
+
+    def __init__(self, training: Training) -> None:
+        super().__init__(training)
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder = training.run_dir / "tensorboard"
+        with named_if_unwritable(self.folder):
+            self._writer = SummaryWriter(str(self.folder), purge_step=training.state.step + 1)
+
+    @classmethod
+    def wanted(cls, recipe: Recipe) -> bool:
+        return recipe.train.tensorboard
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        with named_if_unwritable(self.folder):
+            for name, value in metrics.items():
+                self._writer.add_scalar(name, value, step)
+
+    def end(self) -> None:
+        with named_if_unwritable(self.folder):
+            self._writer.close()

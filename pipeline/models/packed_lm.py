@@ -1,0 +1,49 @@
+"""A causal language model over packed documents.
+
+Shape suffixes: B rows, L positions, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.losses import token_cross_entropy
+from pipeline.models.attention import Packed
+from pipeline.models.language import decoder, output_head
+
+
+class PackedCausalLm(nn.Module):
+    """A causal LM over packed documents that returns its summed loss; logits exist one chunk at a time."""
+
+    llm: Any
+
+    def __init__(self, llm: nn.Module, loss_chunk_tokens: int) -> None:
+        super().__init__()
+        self.llm = llm
+        self.loss_chunk_tokens = loss_chunk_tokens
+
+    def forward(
+        self, input_ids_BL: torch.Tensor, packed: Packed, labels_BL: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Packs -> (summed loss, labelled tokens); without labels (last hidden states, logits [B, L, V]).
+
+        ``packed``: document borders from `pipeline.models.attention.packed_kwargs`.
+        """
+        hidden_BLD = decoder(self.llm)(input_ids=input_ids_BL, **packed).last_hidden_state
+        head = output_head(self.llm)
+        if labels_BL is None:
+            return hidden_BLD, head(hidden_BLD)
+        # as many head calls on every rank as the fullest pack needs: under ZeRO-3 each call is a collective
+        chunks = math.ceil(input_ids_BL.numel() / self.loss_chunk_tokens)
+        return token_cross_entropy(hidden_BLD, head, labels_BL, self.loss_chunk_tokens, min_chunks=chunks)
+
+    def matmul_parameters(self) -> int:
+        """Parameters that every token is multiplied with, also where ZeRO-3 has partitioned them."""
+        sizes = {name: int(getattr(p, "ds_numel", p.numel())) for name, p in self.llm.named_parameters()}
+        tied = bool(getattr(self.llm.config, "tie_word_embeddings", False))
+        # the head is a matmul even when it shares the embedding's weights; the look-up itself is not
+        return sum(size for name, size in sizes.items() if "embed_tokens" not in name or tied)

@@ -1,0 +1,44 @@
+"""Whether what the connector stage gives to its LLM fits the LLM's table of positions; told before the first step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.config.schema import Recipe
+from pipeline.models.pretrained import check_positions, position_limit
+from pipeline.models.processing import LlavaSltProcessor
+from pipeline.stages.data import Plans
+from shards.order.options import kept_frames
+
+
+def check_prompt(llm: Any, processor: LlavaSltProcessor, recipe: Recipe) -> None:
+    """Prompt, word tokens of the longest clip and generated answer must fit the LLM. Raises RecipeError."""
+    data, config = recipe.data, recipe.connector
+    prompt = len(processor.prompt_ids(data.max_frames))
+    check_positions(
+        llm, prompt + config.max_new_tokens,
+        f"connector.prompt with data.max_frames={data.max_frames} ({prompt} tokens) and"
+        f" connector.max_new_tokens={config.max_new_tokens}", "model.llm",
+        "lower data.max_frames or connector.max_new_tokens",
+    )  # fmt: skip
+
+
+def check_answers(llm: Any, processor: LlavaSltProcessor, plans: Plans) -> None:
+    """Answers of the training data are not cut: where the LLM has a table of positions each must fit behind the prompt
+    of its clip. Raises RecipeError naming the longest."""
+    if position_limit(llm) is None:
+        return
+    samples, options = plans.train.samples, plans.train.options
+    kept = kept_frames(samples.column("frames").to_numpy(), options.max_frames, options.frame_stride)
+    lengths = [
+        len(processor.prompt_ids(int(frames))) + len(processor.answer_ids(text))
+        for frames, text in zip(kept, samples.column("text").to_pylist(), strict=True)
+    ]
+    longest = lengths.index(max(lengths))
+    row = samples.row(longest)
+    check_positions(
+        llm, lengths[longest],
+        f"{row.corpus}/{row.sample_id}: the prompt and the text of this training sample"
+        f" ({len(processor.answer_ids(row.text))} tokens with eos)", "model.llm",
+        "take an LLM with more positions, lower data.max_frames, or build the shards without such long texts",
+    )  # fmt: skip

@@ -1,0 +1,79 @@
+"""The sources of a recipe as plans, and the loader of the held-out ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipeline.config.schema import DataConfig, Recipe, SourceConfig
+from shards.format.index import ShardSet
+from shards.format.opening import open_shards
+from shards.load.loader import EvalLoader
+from shards.order.options import PlanOptions, Source
+from shards.order.plan import Plan
+from shards.storage.access import Remote
+
+
+@dataclass(frozen=True, slots=True)
+class StageContext:
+    """What a stage is built for: one rank of a run."""
+
+    recipe: Recipe
+    rank: int
+    world_size: int
+    device: torch.device
+    zero_stage: int = 0
+    """ZeRO stage of the engine that will hold the model."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.recipe.train.precision == "bf16" else torch.float32
+
+
+@dataclass(frozen=True, slots=True)
+class Plans:
+    """The data of a run."""
+
+    train: Plan
+    held_out: list[Plan]
+    """One per source of `data.eval`."""
+
+    def all(self) -> list[Plan]:
+        return [self.train, *self.held_out]
+
+
+def open_set(data: DataConfig, location: str) -> ShardSet:
+    """A shard set of the recipe, local or in an object store."""
+    return open_shards(location, data.cache_dir, data.storage_options)
+
+
+def remote(data: DataConfig) -> Remote:
+    """How shards in object stores are read."""
+    return Remote(data.access, data.cache_gib, dict(data.storage_options))
+
+
+def open_plan(data: DataConfig, sources: list[SourceConfig], options: PlanOptions) -> Plan:
+    """The order of the given sources."""
+    return Plan([Source(open_set(data, s.shards), s.split, s.corpus, s.weight) for s in sources], options)
+
+
+def held_out_loader(
+    context: StageContext,
+    plan: Plan,
+    fetch: Callable[..., Any],
+    collate: Callable[..., Mapping[str, Any]],
+    max_samples: int = 0,
+) -> EvalLoader:
+    """One pass over a held-out plan, as many items as `train.eval_batches` says, whatever the world size.
+
+    ``max_samples`` (0 = no limit) is a further limit on the items.
+    """
+    train, data = context.recipe.train, context.recipe.data
+    limits = [limit for limit in (train.eval_batches * train.global_batch, max_samples) if limit]
+    return EvalLoader(
+        plan, fetch, collate, rank=context.rank, world_size=context.world_size, micro_batch=train.micro_batch,
+        max_samples=min(limits, default=0), workers=data.workers, remote=remote(data),
+    )  # fmt: skip

@@ -1,0 +1,76 @@
+"""What of a model trains, what stays as it is, and which layers a model may not have."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from pipeline.errors import RecipeError
+
+
+def apply_freeze_plan(module: nn.Module, plan: dict[str, bool]) -> list[str]:
+    """Set requires_grad by part and return the names of the trainable parameters.
+
+    A parameter that is already frozen inside a trainable part (a frozen backbone) stays frozen.
+
+    Raises:
+        RecipeError: nothing is left to train.
+    """
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(plan[name.split(".")[0]] and parameter.requires_grad)
+    trainable = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    if not trainable:
+        raise RecipeError(f"the freeze plan {plan} leaves no parameter to train")
+    return trainable
+
+
+def check_layers(module: nn.Module) -> None:
+    """Refuse layers whose output for one sample depends on the others beside it: the loss would change with the
+    micro-batch and the number of ranks. Fixed statistics, as a frozen part has, are fine.
+
+    Raises:
+        RecipeError: a batch normalisation (or its kind) that would use the statistics of the batch.
+    """
+    module.train()  # what is frozen stays in eval mode by itself
+    mixing = [
+        name
+        for name, part in module.named_modules()
+        if isinstance(part, _BatchNorm | _InstanceNorm)
+        and (part.training or part.running_mean is None)
+        and (isinstance(part, _BatchNorm) or part.track_running_stats)
+    ]
+    if not mixing:
+        return
+    layer = module.get_submodule(mixing[0])
+    fix = "take a model with layer norms, such as a ViT or ConvNeXt"
+    if layer.training and mixing[0].startswith("visual."):
+        fix = f"freeze the part (model.visual.backbone.train: frozen), so that it uses its stored statistics, or {fix}"
+    elif not layer.training:
+        fix = f"it is frozen, but stores no statistics to use instead; {fix}"
+    raise RecipeError(
+        f"{len(mixing)} layers mix the samples of a micro-batch, the first is {mixing[0]} ({type(layer).__name__}):"
+        f" losses would depend on train.micro_batch and the number of ranks. To mend: {fix}."
+    )
+
+
+def frozen_names(module: nn.Module) -> list[str]:
+    """Names of frozen parameters: what a checkpoint leaves out."""
+    return [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
+
+
+def frozen_buffers(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Saved buffers of modules that train nothing, such as the statistics of a frozen batch normalisation."""
+    found = []
+    for prefix, owner in module.named_modules():
+        if any(parameter.requires_grad for parameter in owner.parameters(recurse=False)):
+            continue
+        for name, buffer in owner.named_buffers(recurse=False):
+            if name not in owner._non_persistent_buffers_set:
+                found.append((f"{prefix}.{name}", buffer))
+    return found
+
+
+def bytes_of(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

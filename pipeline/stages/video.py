@@ -1,0 +1,107 @@
+"""What the stages that read video have in common: clips of a plan, stored features that must fit, fixed clips to probe.
+
+Shape suffixes: B samples, N packed frames, H W C image.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from pipeline import dist
+from pipeline.config.schema import Recipe
+from pipeline.errors import RecipeError
+from pipeline.inference.clips import FetchFrames, check_fingerprints, holds_features
+from pipeline.models.training_texts import tell_known_texts
+from pipeline.models.visual import HierarchicalVisualEncoder
+from pipeline.stages.base import Batch, Stage
+from pipeline.stages.data import Plans, StageContext
+from shards.order.options import PlanOptions
+from shards.order.plan import Plan
+
+T = TypeVar("T")
+
+
+class VideoStage(Stage[Batch]):
+    """A stage whose items are clips."""
+
+    @classmethod
+    def plan_options(cls, recipe: Recipe, train: bool) -> PlanOptions:
+        data = recipe.data
+        return PlanOptions(
+            seed=recipe.seed,
+            kind="clip",
+            length_window=data.length_window if train else 0,
+            epoch_samples=data.epoch_samples if train else 0,
+            shuffle=train,
+            max_frames=data.max_frames,
+            frame_stride=data.frame_stride,
+        )
+
+    def fetch(self) -> Callable[..., Any]:
+        data = self.recipe.data
+        return FetchFrames(data.max_frames, data.frame_stride, data.image_pixels)
+
+    def probe(self, model: Callable[..., Any]) -> dict[str, torch.Tensor]:
+        frames_NHWC, lengths_B = probe_frames(self.recipe.data.image_pixels, self.device)
+        with torch.no_grad():
+            found = self.outputs(model, frames_NHWC, lengths_B)
+        found = {"frames": frames_NHWC, "frame_lengths": lengths_B, **found}
+        return {name: value.cpu() for name, value in found.items()}
+
+    @abc.abstractmethod
+    def outputs(
+        self, model: Callable[..., Any], frames_NHWC: torch.Tensor, lengths_B: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Outputs (float32) that an exported model must repeat for these two clips, and further inputs of theirs."""
+
+
+def check_video(
+    context: StageContext, plans: Plans, encoder: HierarchicalVisualEncoder, text_model: str | None
+) -> None:
+    """Refuse stored features that do not fit, and tell of held-out texts that a model has been trained on.
+
+    Args:
+        encoder: the visual encoder of the stage, frozen as planned.
+        text_model: folder of the model that reads or writes the texts the stage is scored on; None where it has none.
+
+    Raises:
+        RecipeError: as `check_features`.
+    """
+    for plan in plans.all():
+        check_features(plan, encoder)
+    if context.rank == 0:
+        texts = [text for plan in plans.held_out for text in plan.samples.column("text").to_pylist()]
+        tell_known_texts(text_model, texts, context.recipe.data.storage_options)
+
+
+def check_features(plan: Plan, encoder: HierarchicalVisualEncoder) -> None:
+    """Refuse stored frame features that are not what this encoder's frozen backbone would compute.
+
+    Raises RecipeError when the backbone trains, or the features come from another backbone or preprocessing.
+    """
+    if not holds_features(plan):
+        return
+    if encoder.backbone.trains:
+        raise RecipeError(
+            f"{plan.sources[0].shard_set.dir}: these shards hold frame features, but model.visual.backbone.train lets"
+            " the backbone change; set it to frozen, or train on the video shards."
+        )
+    check_fingerprints(plan, encoder.config.backbone_fingerprint)
+
+
+def of_all_ranks(found: dict[int, T]) -> list[T]:
+    """What every rank found for its samples, in the order of the samples; equal on every rank. All ranks must call."""
+    merged = {sample: value for part in dist.gather_objects(found) for sample, value in part.items()}
+    return [merged[sample] for sample in sorted(merged)]
+
+
+def probe_frames(pixels: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two seeded random clips of unlike length: uint8 [N, H, W, 3] packed, lengths [2]."""
+    generator = torch.Generator().manual_seed(0)
+    lengths_B = torch.tensor([9, 6])
+    frames_NHWC = torch.randint(0, 256, (15, pixels, pixels, 3), generator=generator, dtype=torch.uint8)
+    return frames_NHWC.to(device), lengths_B.to(device)
