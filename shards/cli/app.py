@@ -1,4 +1,4 @@
-"""``slt shards``: corpora and index here; the other verbs in modules of their own. Also ``python -m shards.cli``."""
+"""``slt shards``: the verbs corpora and index; other modules hold the other verbs. Also ``python -m shards.cli``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 
 from shards.cli import build, texts, tools
 from shards.cli.build import source_corpus
-from shards.cli.common import CORPUS_OPTIONS, Filters, Json, app, data_errors, extra_options, tell
+from shards.cli.common import CORPUS_OPTIONS, Filters, Json, app, data_errors, extra_options, print_notes
 from shards.cli.progress import progress
 from shards.errors import DataError
 from shards.wording import listed
@@ -32,9 +32,9 @@ def corpora(
 ) -> None:
     """List the known corpora, or the options of one; with options, report on it.
 
-    The report counts segments against the publication, and the media that are
-    missing. Nothing is built. What a build would refuse, such as an id that
-    occurs twice, is listed as a fault: exit code 4.
+    The report compares the number of segments with the publication and lists
+    missing media. It builds nothing. Faults that would fail a build, such as
+    an id that occurs twice, give exit code 4.
     """
     from shards.corpora import REGISTRY
 
@@ -58,7 +58,7 @@ def _report(corpus: Any, missing: Path | None, as_json: bool) -> None:
 
 
 def _describe(name: str) -> None:
-    """Print what a corpus is and its options."""
+    """Print the description of a corpus and its options."""
     import inspect
 
     from shards.corpora import corpus_class, option_meanings
@@ -86,9 +86,9 @@ def index(
 ) -> None:
     """Index WebDataset tars made elsewhere, or list the members of one tar with offsets and checksums.
 
-    The split of a sample is that of its json, or a word in its tar's name
-    (train, dev, val, test, eval ...: phoenix-test-000.tar), or the folder's
-    name. Only where none of the tars names a split, all are train. Ids that
+    The split of a sample comes from its json, from a word in its tar's name
+    (train, dev, val, test, eval ...: phoenix-test-000.tar), or from the
+    folder's name. If nothing names a split, all samples are train. Ids that
     occur in several tars become TAR/ID.
     """
     from shards.exchange.layout import is_one_tar, open_tars
@@ -106,7 +106,7 @@ def index(
     notes: list[str] = []
     with progress(f"index {Path(path).name}") as show:
         manifest = adopt(path, corpus, lambda done, total: show(done, total, ""), split=split, on_note=notes.append)
-    tell(notes)
+    print_notes(notes)
     typer.echo(
         json.dumps(manifest.to_dict())
         if as_json

@@ -35,7 +35,7 @@ REPORT_NAME = "report.json"
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """The options of the verb beside corpus and target."""
+    """The options of the verb other than corpus and target."""
 
     storage: Annotated[list[str], typer.Option("--store", help="how samples are stored: short_side=224")] = field(
         default_factory=list
@@ -93,13 +93,13 @@ def build(
         manifest = builds.merge(source, out, options, run)
     else:
         with progress(f"build {Path(out).name}") as show:
-            manifest = builds.build(source, out, options, run, _Shown(show))
+            manifest = builds.build(source, out, options, run, _ShowSpeed(show))
     report = _write_report(source, out)
     _summary(out, manifest, report, time.monotonic() - began, settings.as_json)
 
 
 def source_corpus(name: str, options: dict[str, str], filters: list[str]) -> Corpus:
-    """The corpus with its options, wrapped in the text filters where there are any."""
+    """The corpus with its options, wrapped in the text filters if there are any."""
     import typing
 
     from shards.corpora import make_corpus
@@ -115,7 +115,7 @@ def source_corpus(name: str, options: dict[str, str], filters: list[str]) -> Cor
 
 
 def build_options(settings: BuildSettings) -> BuildOptions:
-    """BuildOptions from ``--store`` pairs; video fields and build fields share one name space."""
+    """BuildOptions from ``--store`` pairs, which name fields of VideoOptions or BuildOptions."""
     import typing
 
     from shards.build.build import BuildOptions
@@ -131,19 +131,19 @@ def build_options(settings: BuildSettings) -> BuildOptions:
     return BuildOptions(video=video, **rest)
 
 
-def _typed(given: list[str], flag: str, hints: dict[str, Any]) -> dict[str, Any]:
-    """``key=value`` options as the types of their fields. Raises OptionError for an unknown, repeated or wrong one."""
+def _typed(arguments: list[str], flag: str, hints: dict[str, Any]) -> dict[str, Any]:
+    """``key=value`` options as their fields' types. Raises OptionError for an unknown, repeated or wrong one."""
     from shards.corpora import convert, nearest
 
-    values = pairs(given, flag)
+    values = pairs(arguments, flag)
     for key in values:
         if key not in hints:
             raise OptionError(f"unknown option {key!r}", where=flag, fix=nearest(key, sorted(hints)))
     return {key: convert(value, hints[key], f"{flag} {key}") for key, value in values.items()}
 
 
-class _Shown:
-    """Progress of a build with its speed: MB stored, and hours of video per hour."""
+class _ShowSpeed:
+    """Shows the progress of a build with its speed: MB stored, and hours of video per hour."""
 
     def __init__(self, show: Any) -> None:
         self.show, self.began = show, time.monotonic()
@@ -161,7 +161,7 @@ def _build_part(source: Corpus, out: str, options: BuildOptions, settings: Build
 
     part = Part.parse(settings.part)
     with progress(f"build {Path(out).name} part {part}") as show:
-        shards = build_part(source, out, options, part, run, _Shown(show))
+        shards = build_part(source, out, options, part, run, _ShowSpeed(show))
     if settings.as_json:
         typer.echo(json.dumps({"out": out, "part": str(part), "shards": shards, "finished": shards is None}))
     elif shards is None:

@@ -1,6 +1,6 @@
-"""What the verbs of ``slt shards`` share: the app they register on, error reporting, common options.
+"""Shared by the verbs of ``slt shards``: the app they register on, error reporting, common options.
 
-Every module with verbs imports ``app`` from here; ``shards.cli.app`` imports all of them, so that one help lists all.
+Every module with verbs imports ``app`` from here; ``shards.cli.app`` imports these modules, so that one help lists all.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Workers = Annotated[int, typer.Option(min=0, help="processes, 0 = all cores; the
 
 
 def data_errors(verb: Callable[..., None]) -> Callable[..., None]:
-    """A DataError ends the verb with one paragraph on stderr and its exit code: 4, or 2 for a wrong option."""
+    """A DataError ends the verb with a paragraph on stderr and its exit code: 4, or 2 for a wrong option."""
 
     @functools.wraps(verb)
     def wrapped(*args: Any, **kwargs: Any) -> None:
@@ -80,10 +80,10 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 def extra_options(arguments: list[str]) -> dict[str, str]:
     """``--media-root M --dev-fraction=0.1 --option signers=3`` as corpus options. Raises OptionError for other
-    words, and for an option that comes twice."""
+    words and for a repeated option."""
     from shards.corpora import add_once
 
-    found: dict[str, str] = {}
+    options: dict[str, str] = {}
     rest = list(arguments)
     while rest:
         flag = rest.pop(0)
@@ -91,10 +91,10 @@ def extra_options(arguments: list[str]) -> dict[str, str]:
         if not flag.startswith("--") or not (equals or rest):
             raise OptionError(f"cannot read {flag!r}", where="corpus options", fix="write --key value")
         value = value if equals else rest.pop(0)
-        given = pairs([value], "--option") if name == "option" else {name.replace("-", "_"): value}
-        for key, part in given.items():
-            add_once(found, key, part, "corpus options")
-    return found
+        parsed = pairs([value], "--option") if name == "option" else {name.replace("-", "_"): value}
+        for key, text in parsed.items():
+            add_once(options, key, text, "corpus options")
+    return options
 
 
 def cores() -> int:
@@ -109,7 +109,7 @@ def pairs(values: list[str], flag: str) -> dict[str, str]:
     return named_values(values, flag)
 
 
-def tell(notes: list[str]) -> None:
-    """Print what a verb was told while its progress was shown."""
+def print_notes(notes: list[str]) -> None:
+    """Print the notes that a verb collected while it showed progress."""
     for note in notes:
         typer.echo(f"note: {note}", err=True)

@@ -1,4 +1,4 @@
-"""How far a long verb is: a bar on a terminal, plain lines in a log."""
+"""Progress of a long verb: a bar on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _PLAIN_LINE_SECONDS = 10.0
 
 
 class Show(Protocol):
-    """Called with what is done, what there is in all, a note to show beside it, and how much of it an earlier run did:
-    that part does not count for the rate and the time left."""
+    """Called with the number done, the total, a note, and how many of those done an earlier run did: these do not count
+    for the rate and the time left."""
 
     def __call__(self, done: int, total: int, note: str = "", before: int = 0) -> None: ...
 
@@ -48,7 +48,7 @@ def progress(what: str) -> Iterator[Show]:
 
         def show(done: int, total: int, note: str = "", before: int = 0) -> None:
             nonlocal known
-            if before > known:  # forget the speed: it would count what was there already
+            if before > known:  # reset the speed, which would count the work of an earlier run
                 known = before
                 bar.reset(task, completed=done, total=total, note=note)
             bar.update(task, completed=done, total=total, note=note)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @app.command(epilog="Example: slt shards contamination data/ph14t --against data/how2sign --against extra.txt")
 @data_errors
 def contamination(
-    train: Annotated[list[str], typer.Argument(help="shard sets whose train split is looked through")],
+    train: Annotated[list[str], typer.Argument(help="shard sets whose train split is searched")],
     against: Annotated[
         list[str] | None, typer.Option(help="shard set or text file; default: the sets' own other splits")
     ] = None,

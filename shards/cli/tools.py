@@ -1,4 +1,4 @@
-"""``slt shards`` verbs that look at finished shard sets or make one from another: lint, stats, preview, split, head,
+"""``slt shards`` verbs that inspect finished shard sets or make one from another: lint, stats, preview, split, head,
 convert."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from shards.cli.common import Json, Workers, app, cores, data_errors, pairs, tell, with_settings
+from shards.cli.common import Json, Workers, app, cores, data_errors, pairs, print_notes, with_settings
 from shards.cli.progress import progress
 from shards.errors import DataError, OptionError
 from shards.wording import listed
@@ -170,7 +170,7 @@ def split(
     ] = None,
     seed: Annotated[int, typer.Option(help="another seed draws other splits")] = 0,
 ) -> None:
-    """Draw the splits of a set anew so that no text (or signer) is in two of them; bytes are copied, not encoded."""
+    """Draw new splits of a set so that no text (or signer) is in two of them; bytes are copied, not encoded."""
     from shards.exchange.subset import split as run
 
     parts = {}
@@ -188,7 +188,7 @@ def split(
 
 @dataclass(frozen=True)
 class ConvertSettings:
-    """The options of ``convert`` beside source and target."""
+    """The options of ``convert`` other than source and target."""
 
     store_format: Annotated[str, typer.Option("--format", help="wds | lmdb | mds")] = "wds"
     table: Annotated[Path | None, typer.Option(help="annotations by id: .tsv, .csv (quoted) or .psv (|)")] = None
@@ -217,10 +217,10 @@ def convert(
 ) -> None:
     """Make a shard set from another project's store: WebDataset tars, LMDB frames, MosaicML MDS.
 
-    The split of a sample is that of its row or json, or a word in its tar's
-    name (train, dev, val, test, eval ...: phoenix-test-000.tar), or that of
-    --defaults, or the folder's name. Only where nothing names a split, all
-    are train. Ids that occur in several tars become TAR/ID.
+    The split of a sample comes from its row or json, from a word in its tar's
+    name (train, dev, val, test, eval ...: phoenix-test-000.tar), from
+    --defaults, or from the folder's name. If nothing names a split, all
+    samples are train. Ids that occur in several tars become TAR/ID.
     """
     from shards.build.encoded import encoded_lines
     from shards.cli.build import BuildSettings, build_options
@@ -243,7 +243,7 @@ def convert(
         manifest = run(
             options, out, form, workers, lambda state: show(state.done, state.total, state.shard), notes.append
         )
-    tell([*notes, *encoded_lines(manifest.counts)])
+    print_notes([*notes, *encoded_lines(manifest.counts)])
     brief = {name: number for name, number in manifest.counts.items() if name.split("/")[0] in ("samples", "skipped")}
     typer.echo(f"{out}: {listed(manifest.splits)}; {listed(brief)}; fingerprint {manifest.fingerprint[:12]}")
 

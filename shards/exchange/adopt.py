@@ -1,4 +1,4 @@
-"""Index tars that exist already: shards made by other programs, or a shard set whose index was lost."""
+"""Indexes existing tars: shards made by other programs, or a shard set that lost its index."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TRAINING_NEEDS = {
     "features": ("features", "which backbone made them is unknown; extract them with `slt shards features`"),
     "text": ("tokenizer", "which tokenizer made the ids is unknown; build the texts with `slt shards build text`"),
 }
-"""Kind of shards -> the option that their manifest must hold before they can be trained on, and what to do."""
+"""Kind of shards -> the option that training needs in their manifest, and what to do if it is missing."""
 
 
 def adopt(
@@ -42,17 +42,17 @@ def adopt(
 ) -> Manifest:
     """Write ``index.parquet`` and ``manifest.json`` for the tars of a folder.
 
-    Ids that start again in every tar get the tar's name before them (``a/000001``), those of the whole corpus.
+    If ids repeat across tars, all ids of that corpus get the tar's name in front (``a/000001``).
 
     Args:
         location: folder or URL that holds ``*.tar``; shards of an object store are copied to a temporary folder one
-            after another. An existing manifest is kept as far as it describes how the shards were made.
+            by one. What an existing manifest says about how the shards were made is kept.
         corpus: name for samples whose json does not give one; default: the folder's name.
         on_progress: called with (shards done, shards in all).
         storage_options: see :func:`shards.storage.store.open_folder`.
         split: for samples whose json does not give one; default: from the tars' names, see
             :class:`shards.exchange.layout.TarSplits`.
-        on_note: told what was left out or assumed.
+        on_note: receives notes on what was left out or assumed.
 
     Raises:
         DataError: no such folder, no tars, compressed ones, a damaged tar, a sample that cannot be used (see
@@ -66,21 +66,21 @@ def adopt(
     shards: list[dict[str, Any]] = []
     kinds: dict[Kind, str] = {}
     with tempfile.TemporaryDirectory(prefix="slt-adopt-") as scratch:
-        before = _manifest(folder, Path(scratch))
+        existing = _manifest(folder, Path(scratch))
         for number, name in enumerate(names, 1):
             path, digest = _local(folder, name, Path(scratch))
-            kind, found = tar_rows(path, corpus or folder_name(folder), splits)
-            if found:
+            kind, tar_samples = tar_rows(path, corpus or folder_name(folder), splits)
+            if tar_samples:
                 kinds.setdefault(kind, name)
-            rows += found
-            shards.append({"name": name, "samples": len(found), "size": path.stat().st_size, "sha256": digest})
+            rows += tar_samples
+            shards.append({"name": name, "samples": len(tar_samples), "size": path.stat().st_size, "sha256": digest})
             if not folder.is_local:
                 path.unlink()
             if on_progress is not None:
                 on_progress(number, len(names))
-        _check(before, shards, kinds, str(location))
+        _check(existing, shards, kinds, str(location))
         _check_widths(rows, kinds)
-        manifest = before or Manifest(next(iter(kinds), "video"), options={"adopted": True})
+        manifest = existing or Manifest(next(iter(kinds), "video"), options={"adopted": True})
         _write(folder, Path(scratch), manifest, shards, _unique_ids(rows, on_note))
     splits.tell(on_note)
     option, advice = _TRAINING_NEEDS.get(manifest.kind, ("", ""))
@@ -99,7 +99,7 @@ def _unique_ids(rows: list[IndexRow], on_note: Note) -> list[IndexRow]:
 def _write(
     folder: Folder, scratch: Path, manifest: Manifest, shards: list[dict[str, Any]], rows: list[IndexRow]
 ) -> None:
-    """Complete the manifest and put it beside the tars with the index."""
+    """Complete the manifest and write it and the index beside the tars."""
     manifest.shards = shards
     manifest.splits = dict(sorted(collections.Counter(row.split for row in rows).items()))
     manifest.counts = manifest.counts or {"samples": len(rows), "skipped": 0}
@@ -129,7 +129,7 @@ def _local(folder: Folder, name: str, scratch: Path) -> tuple[Path, str]:
 
 
 def _check_widths(rows: list[IndexRow], kinds: dict[Kind, str]) -> None:
-    """Features of one set are of one width: a batch joins them."""
+    """Refuse features of several widths: a batch joins them."""
     if "features" not in kinds:
         return
     examples: dict[int, str] = {}
@@ -142,18 +142,18 @@ def _check_widths(rows: list[IndexRow], kinds: dict[Kind, str]) -> None:
         raise DataError(what, where=rows[0].shard, fix="put the features of each backbone into a folder of their own")
 
 
-def _check(before: Manifest | None, shards: list[dict[str, Any]], kinds: dict[Kind, str], where: str) -> None:
-    if before is not None and before.shards != shards:
-        listed = {old["name"] for old in before.shards}
-        changed = [new["name"] for new in shards if new not in before.shards]
+def _check(existing: Manifest | None, shards: list[dict[str, Any]], kinds: dict[Kind, str], where: str) -> None:
+    if existing is not None and existing.shards != shards:
+        listed = {old["name"] for old in existing.shards}
+        changed = [new["name"] for new in shards if new not in existing.shards]
         missing = sorted(listed - {new["name"] for new in shards})
-        found = [
+        problems = [
             f"{name}: " + ("not the bytes its manifest was written for" if name in listed else "not in the manifest")
             for name in changed
         ]
-        found += [f"{name} is missing" for name in missing]
+        problems += [f"{name} is missing" for name in missing]
         raise DataError(
-            "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if found[3:] else ""),
+            "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if problems[3:] else ""),
             where=where,
             fix="run `slt shards lint` to see the damage; delete manifest.json to accept the tars as they are",
         )

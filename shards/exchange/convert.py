@@ -1,6 +1,6 @@
-"""Make our shard sets from the stores of other projects: WebDataset tars, LMDB frame stores, MosaicML MDS.
+"""Converts the stores of other projects to our shard sets: WebDataset tars, LMDB frame stores, MosaicML MDS.
 
-Videos and frames are first written out beside the target (so it needs their space for a while) and then built like any
+Videos and frames are first extracted beside the target, which takes their space for a while, and then built like any
 corpus: in the stored form, in parallel, bad media counted and named, complete or absent.
 """
 
@@ -61,11 +61,11 @@ class ConvertOptions:
     fps: float = 25.0
     """Frame rate of stores that hold images."""
     table: Path | None = None
-    """Annotations by id (.tsv, .csv, .psv), for stores that hold no texts; they win over the store's own fields."""
+    """Annotations by id (.tsv, .csv, .psv), for stores without texts; they override the store's own fields."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Which column or field is which: ``{"id": "name", "text": "translation"}``; others keep their own names."""
+    """Our field -> column or field of the store: ``{"id": "name", "text": "translation"}``; others keep their names."""
     defaults: Mapping[str, str] = field(default_factory=dict)
-    """Values of fields that a sample does not have: ``{"language": "de"}``."""
+    """Values for fields that a sample lacks: ``{"language": "de"}``."""
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -78,7 +78,7 @@ class ConvertOptions:
 
 
 @dataclass(frozen=True)
-class Found:
+class ForeignSample:
     """One sample of a foreign store."""
 
     name: str
@@ -87,7 +87,7 @@ class Found:
     """A video file, or encoded images in playing order."""
     fields: Mapping[str, str]
     tar: str = ""
-    """The tar that it lies in."""
+    """The tar that holds it."""
 
 
 def convert(
@@ -100,18 +100,18 @@ def convert(
 ) -> Manifest:
     """Write the shard set ``out`` from a foreign store.
 
-    Ids that start again in every tar get the tar's name before them (``a/000001``).
+    If ids repeat across tars, all ids get the tar's name in front (``a/000001``).
 
     Args:
         options: the store.
         out: new folder.
-        storage: the stored form; ready videos are kept as they are, images are encoded.
+        storage: the stored form; ready videos stay unchanged, images are encoded.
         workers: processes.
-        on_progress: told about the build.
-        on_note: told what was left out or assumed.
+        on_progress: receives the progress of the build.
+        on_note: receives notes on what was left out or assumed.
 
     Raises:
-        DataError: an unreadable store, annotations that fit no sample, or as ``shards.build.build.build``.
+        DataError: an unreadable store, annotations that match no sample, or as ``shards.build.build.build``.
     """
     out = Path(os.path.abspath(out))
     staging = out.with_name(f".{out.name}.extracted")
@@ -139,20 +139,20 @@ class _Extracted:
 
 
 def _extract(options: ConvertOptions, staging: Path, on_note: Note) -> list[Segment]:
-    folder, tars = _opened(options, on_note)
+    folder, tars = _open_store(options, on_note)
     names = TarSplits(tars, folder_name(folder), "", options.defaults.get("split", ""), "--defaults split=NAME")
     table = _Table(options)
     segments, origins = [], []
-    for number, found in enumerate(_samples(options, folder, tars)):
-        values = {name: value for name in _FIELDS if (value := _field(name, found.fields, options))}
-        name = values.get("id") or found.name
-        values |= table.row(name, found)
-        split = values.get("split") or names.of(found.tar)
+    for number, sample in enumerate(_samples(options, folder, tars)):
+        values = {name: value for name in _FIELDS if (value := _field(name, sample.fields, options))}
+        name = values.get("id") or sample.name
+        values |= table.row(name, sample)
+        split = values.get("split") or names.of(sample.tar)
         own = {"id": name, "split": SPLITS.get(split.lower(), split)}
         values = {**options.defaults, **{key: value for key, value in values.items() if value}, **own}
-        media = _write(found, staging / f"{number:08d}", options.fps)
-        segments.append(Segment(options.corpus, media=media, origin=found.where, **{"text": "", **values}))
-        origins.append(found.tar)
+        media = _write(sample, staging / f"{number:08d}", options.fps)
+        segments.append(Segment(options.corpus, media=media, origin=sample.where, **{"text": "", **values}))
+        origins.append(sample.tar)
     if not segments:
         raise DataError("no samples", where=str(options.source), fix=f"check the path and --format {options.format}")
     table.check(segments[0].id, on_note)
@@ -160,8 +160,8 @@ def _extract(options: ConvertOptions, staging: Path, on_note: Note) -> list[Segm
     return _unique_ids(segments, origins, on_note)
 
 
-def _opened(options: ConvertOptions, on_note: Note) -> tuple[Folder, list[str]]:
-    """The folder of the store, and the names of its tars if it is one of tars."""
+def _open_store(options: ConvertOptions, on_note: Note) -> tuple[Folder, list[str]]:
+    """The folder of the store, and the names of its tars if it holds tars."""
     if options.format == "wds":
         return open_tars(options.source, on_note=on_note)
     folder = open_folder(options.source)
@@ -171,7 +171,7 @@ def _opened(options: ConvertOptions, on_note: Note) -> tuple[Folder, list[str]]:
     return folder, []
 
 
-def _samples(options: ConvertOptions, folder: Folder, tars: list[str]) -> Iterator[Found]:
+def _samples(options: ConvertOptions, folder: Folder, tars: list[str]) -> Iterator[ForeignSample]:
     if options.format == "wds":
         return _read_wds(folder, tars)
     return (_read_lmdb if options.format == "lmdb" else _read_mds)(folder.path(""))
@@ -194,7 +194,7 @@ def _field(name: str, fields: Mapping[str, str], options: ConvertOptions) -> str
 
 
 class _Table:
-    """Annotations by sample id, and which of them were asked for."""
+    """Annotations by sample id, and which of them a sample has used."""
 
     def __init__(self, options: ConvertOptions) -> None:
         self._path = options.table
@@ -217,26 +217,26 @@ class _Table:
                 )
             self._rows[name] = line, {field: row[column] for field, column in columns.items() if row.get(column)}
 
-    def row(self, name: str, found: Found) -> dict[str, str]:
-        """Fields of a sample by its id, or by TAR/ID; empty when the table does not know it.
+    def row(self, name: str, sample: ForeignSample) -> dict[str, str]:
+        """Fields of a sample by its id, or by TAR/ID; empty if the table has no such row.
 
-        Raises DataError for a second sample with the same id: whose row it is cannot be told.
+        Raises DataError for a second sample with the same id: the row could belong to either.
         """
-        full = id_in_tar(found.tar, name) if found.tar else name
+        full = id_in_tar(sample.tar, name) if sample.tar else name
         chosen = full if full in self._rows else name
         if chosen not in self._rows:
             return {}
         if chosen in self._used:
             raise DataError(
-                f"the id {chosen!r} is that of {self._used[chosen]} and of {found.where}",
+                f"the id {chosen!r} is that of {self._used[chosen]} and of {sample.where}",
                 where=f"{self._path}:{self._rows[chosen][0]}",
-                fix=f"write the tar's name before it: {full}" if found.tar else "make the ids of the store unique",
+                fix=f"write the tar's name before it: {full}" if sample.tar else "make the ids of the store unique",
             )
-        self._used[chosen] = found.where
+        self._used[chosen] = sample.where
         return self._rows[chosen][1]
 
     def check(self, example: str, on_note: Note) -> None:
-        """Tell which rows are no sample's. Raises DataError when none is."""
+        """Note the rows that belong to no sample. Raises DataError if all of them do."""
         left = [name for name in self._rows if name not in self._used]
         if left and not self._used:
             what = f"none of its {len(self._rows)} ids is that of a sample, such as {example!r}"
@@ -246,35 +246,35 @@ class _Table:
             on_note(f"{self._path}: {of} rows are no sample's: {first_few(left, _NAMED)}")
 
 
-def _write(found: Found, stem: Path, fps: float) -> VideoFile | FrameFolder:
+def _write(sample: ForeignSample, stem: Path, fps: float) -> VideoFile | FrameFolder:
     """Write a sample's media to disk."""
-    if isinstance(found.media, bytes):
-        path = stem.with_suffix(_SUFFIX[media_type(found.media[:64])])
-        path.write_bytes(found.media)
+    if isinstance(sample.media, bytes):
+        path = stem.with_suffix(_SUFFIX[media_type(sample.media[:64])])
+        path.write_bytes(sample.media)
         return VideoFile(path)
     stem.mkdir()
-    for number, frame in enumerate(found.media):
+    for number, frame in enumerate(sample.media):
         (stem / f"{number:06d}.{image_suffix(frame) or 'jpg'}").write_bytes(frame)
     return FrameFolder(stem, "*", fps)
 
 
-def _read_lmdb(path: Path) -> Iterator[Found]:
+def _read_lmdb(path: Path) -> Iterator[ForeignSample]:
     for name, where, media in read_lmdb(path):
         first, _, rest = name.partition("/")
         known = rest and first.lower() in SPLITS
-        yield Found(rest if known else name, where, media, {"split": first} if known else {})
+        yield ForeignSample(rest if known else name, where, media, {"split": first} if known else {})
 
 
-def _read_mds(path: Path) -> Iterator[Found]:
+def _read_mds(path: Path) -> Iterator[ForeignSample]:
     for sample in read_mds(path):
         videos = [name for name, value in sample.binary.items() if is_video(value)]
         if len(videos) != 1:
             what = f"{len(videos)} of its columns {sorted(sample.binary | sample.texts)} hold a video, expected one"
             raise DataError(what, where=f"{path}/{sample.where}", fix="store one mp4 per sample as bytes")
-        yield Found(sample.where.replace(":", "-"), sample.where, sample.binary[videos[0]], sample.texts)
+        yield ForeignSample(sample.where.replace(":", "-"), sample.where, sample.binary[videos[0]], sample.texts)
 
 
-def _read_wds(folder: Folder, tars: list[str]) -> Iterator[Found]:
+def _read_wds(folder: Folder, tars: list[str]) -> Iterator[ForeignSample]:
     for tar in tars:
         with folder.open(tar) as handle:
             groups = itertools.groupby(index_tar(tar, folder), key=lambda member: same_name(_key(member.name)))
@@ -290,7 +290,7 @@ def _key(name: str) -> str:
     return f"{parent}/{stem}" if parent else stem
 
 
-def _wds_sample(handle: BinaryIO, tar: str, key: str, members: list[Member]) -> Found:
+def _wds_sample(handle: BinaryIO, tar: str, key: str, members: list[Member]) -> ForeignSample:
     where = f"{tar}:{key}"
     kinds = {member.name.rpartition("/")[2].partition(".")[2].lower(): member for member in members}
     video = next((kinds[kind] for kind in kinds if kind.rpartition(".")[2] in VIDEO_KINDS), None)
@@ -307,9 +307,9 @@ def _wds_sample(handle: BinaryIO, tar: str, key: str, members: list[Member]) -> 
     if "txt" in kinds and not any(fields.get(name) for name in TEXT_FIELDS):
         fields["text"] = _read(handle, kinds["txt"]).decode("utf-8", "replace").strip()
     if video is not None:
-        return Found(key, where, _read(handle, video), fields, tar)
+        return ForeignSample(key, where, _read(handle, video), fields, tar)
     ordered = sorted(frames, key=lambda kind: (len(kind), kind))  # 2.jpg before 10.jpg, 000002.jpg before 000010.jpg
-    return Found(key, where, [_read(handle, kinds[kind]) for kind in ordered], fields, tar)
+    return ForeignSample(key, where, [_read(handle, kinds[kind]) for kind in ordered], fields, tar)
 
 
 def _json_fields(data: bytes, where: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Copying samples from one shard set into a new one: byte for byte, checked on the way, complete or absent."""
+"""Copies samples from one shard set into a new one: byte for byte, verified, complete or absent."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SAMPLES_PER_SHARD, _DOCUMENTS_PER_SHARD, _TOKENS_PER_MEMBER = 256, 65536, 1_000
 
 @dataclass(frozen=True)
 class Source:
-    """The set that is copied from, opened with all columns."""
+    """The set to copy from, opened with all columns."""
 
     folder: Folder
     shard_set: ShardSet
@@ -44,11 +44,11 @@ class Source:
         return [IndexRow(**(row | {"split": split})) for row in values]
 
     def payload(self, row: IndexRow) -> bytes:
-        """A sample's payload. Raises DataError when it is not what the index says."""
+        """A sample's payload. Raises DataError if it does not match the index."""
         return self._checked(row, row.offset, row.size, row.crc32)
 
     def meta(self, row: IndexRow) -> dict[str, Any]:
-        """The json member's object, or the annotation of the index where the member has another form."""
+        """The object of the json member, or the annotation in the index if the member has another form."""
         try:
             values = json.loads(self._checked(row, row.meta_offset, row.meta_size, row.meta_crc32))
         except ValueError:
@@ -79,13 +79,14 @@ def write_copy(
 
     Args:
         source: the set to copy from.
-        out: new or empty folder; it gets its name in one rename, after the copy has been verified.
-        chosen: per split of the new set, row numbers of the source in the wanted order.
-        how: what was done; recorded in the manifest under ``options.derived`` with the source's fingerprint.
+        out: new or empty folder; the copy is renamed to it after verification.
+        chosen: per split of the new set, row numbers of the source in their new order.
+        how: how the samples were chosen; recorded in the manifest under ``options.derived`` with the source's
+            fingerprint.
         on_progress: called with (samples done, samples in all).
 
     Raises:
-        DataError: ``out`` holds something, the source's bytes are damaged, or the disk fails.
+        DataError: ``out`` is not empty, the source's bytes are damaged, or the disk fails.
     """
     out = Path(os.path.abspath(out))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -109,7 +110,7 @@ def write_copy(
 
 @dataclass
 class _Copied:
-    """What has been written so far."""
+    """The shards and rows written so far."""
 
     source: Manifest
     options: dict[str, Any]
@@ -157,12 +158,12 @@ def _fill(source: Source, work: Path, chosen: Mapping[str, list[int]], on_progre
 def _media(source: Source, tar: TarWriter, rows: list[IndexRow]) -> Iterator[list[IndexRow]]:
     """Videos or features, one by one."""
     features = source.shard_set.manifest.kind == "features"
-    taken: set[str] = set()
+    keys: set[str] = set()
     for row in rows:
         payload = source.payload(row)
         key = shard_key(row.key)
-        key = key if key not in taken else shard_key(f"{row.corpus}/{row.sample_id}")
-        taken.add(key)
+        key = key if key not in keys else shard_key(f"{row.corpus}/{row.sample_id}")
+        keys.add(key)
         media = _array(tar, key, row, payload) if features else _video(tar, key, payload)
         values = {**source.meta(row), "split": row.split} if row.meta_offset >= 0 else {"split": row.split}
         meta = tar.add(f"{key}.json", dump_json(values))

@@ -1,5 +1,5 @@
-"""What surrounds the samples of tars made elsewhere: which files of a folder are shards, which split their names speak
-of, and ids that start again in every tar."""
+"""Tars made elsewhere: which files of a folder are shards, which split their names mean, and ids that repeat across
+tars."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from shards.storage.store import Folder, is_remote, open_folder
 from shards.wording import and_more
 
 Note = Callable[[str], None]
-"""Told what a user should know about a result that is no error."""
+"""Receives what a user should know about a result, other than errors."""
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("dev", "devel", "development", "val", "valid", "validation"), "dev"),
     **dict.fromkeys(("test", "testing"), "test"),
-    # some call their dev set so and some their test set: a split of its own is mistaken for neither
+    # this word means the dev set to some and the test set to others, so it stays a split of its own
     **dict.fromkeys(("eval", "evaluation"), "eval"),
 }
 """Words for splits, and the names that the splits get."""
 
 TEXT_FIELDS = ("text", "caption", "translation", "sentence")
-"""What projects call the field of a sample's json that holds its text."""
+"""Names that projects use for the text in a sample's json."""
 VIDEO_KINDS = frozenset({"mp4", "mkv", "webm", "mov", "avi", "m4v"})
 """Last extensions of members that hold a video."""
 
@@ -36,19 +36,19 @@ _NAMED = 5
 
 
 def is_one_tar(location: str) -> bool:
-    """Whether a path or URL is that of one file rather than of a folder."""
+    """Whether a path or URL names one file rather than a folder."""
     return location.endswith(".tar") if is_remote(location) else Path(location).is_file()
 
 
 def open_tars(
     location: Path | str, storage_options: Mapping[str, object] | None = None, on_note: Note | None = None
 ) -> tuple[Folder, list[str]]:
-    """The folder at a path or URL and the names of its tars, sorted; for the path of one tar, that one.
+    """The folder at a path or URL and the sorted names of its tars; for the path of one tar, only that one.
 
     Args:
         location: folder, URL of a folder, or one tar.
         storage_options: see :func:`shards.storage.store.open_folder`.
-        on_note: told what else lies in the folder.
+        on_note: receives a note on other files in the folder.
 
     Raises:
         DataError: no such folder, no tars in it, or compressed ones.
@@ -102,7 +102,7 @@ def folder_name(folder: Folder) -> str:
 
 
 def name_splits(name: str) -> set[str]:
-    """The splits that whole words of a file name speak of: ``{"test"}`` for ``phoenix-Test_0.tar``."""
+    """The splits named by whole words of a file name: ``{"test"}`` for ``phoenix-Test_0.tar``."""
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name.removesuffix(".tar"))
     return {SPLITS[word] for word in (word.lower().removesuffix("set") for word in words) if word in SPLITS}
 
@@ -112,10 +112,10 @@ class TarSplits:
 
     Args:
         names: all tars of the set.
-        folder: name of their folder; counts when no tar speaks of a split and it is itself a word for one.
-        given: the split of all tars, whatever they are called.
-        fallback: the split of tars whose name leaves it open.
-        option: how a user says so, for errors and notes.
+        folder: name of their folder; counts if no tar names a split and it is itself a word for one.
+        given: the split of all tars, whatever their names.
+        fallback: the split of tars whose name does not decide it.
+        option: how a user sets the split, for errors and notes.
 
     Raises:
         OptionError: ``given`` is no name of a split.
@@ -128,26 +128,28 @@ class TarSplits:
             raise OptionError(
                 f"{given!r} cannot be a split", where="--split", fix="write a name such as train, dev, test"
             )
-        self._found = {name: name_splits(name) for name in names}
-        self._speaking = next((name for name, found in self._found.items() if found), "")
-        self._folder = "" if self._speaking else SPLITS.get(folder.partition(".")[0].lower(), "")
+        self._splits_of = {name: name_splits(name) for name in names}
+        self._named_example = next((name for name, splits in self._splits_of.items() if splits), "")
+        self._folder = "" if self._named_example else SPLITS.get(folder.partition(".")[0].lower(), "")
         self._given, self._fallback, self._option = given, fallback, option
         self._from_folder = self._assumed = 0
 
     def of(self, tar: str) -> str:
-        """The split of a sample in this tar ('' for a store that has none).
+        """The split of a sample in this tar ('' for a store without tars).
 
-        Raises DataError when its name speaks of several splits, or of none while another one's does.
+        Raises DataError if its name means several splits, or none while another tar's name means one.
         """
-        found = self._found.get(tar, set())
-        if self._given or (len(found) != 1 and self._fallback):
+        splits = self._splits_of.get(tar, set())
+        if self._given or (len(splits) != 1 and self._fallback):
             return self._given or self._fallback
-        if len(found) == 1:
-            return next(iter(found))
-        if found or self._speaking:
-            said = f"speaks of {' and '.join(sorted(found))}" if found else f"names no split, {self._speaking} does"
+        if len(splits) == 1:
+            return next(iter(splits))
+        if splits or self._named_example:
+            problem = (
+                f"speaks of {' and '.join(sorted(splits))}" if splits else f"names no split, {self._named_example} does"
+            )
             fix = f"rename the tar (train-..., dev-..., test-...) or give {self._option}"
-            raise DataError(f"which split is this? The name {said}", where=tar, fix=fix)
+            raise DataError(f"which split is this? The name {problem}", where=tar, fix=fix)
         if self._folder:
             self._from_folder += 1
             return self._folder
@@ -155,7 +157,7 @@ class TarSplits:
         return "train"
 
     def tell(self, on_note: Note) -> None:
-        """Say what had to be assumed."""
+        """Note which splits were assumed."""
         if self._from_folder:
             on_note(f"{self._from_folder} samples are {self._folder}, for the folder is called so")
         if self._assumed:
@@ -167,25 +169,25 @@ def repeating(samples: Iterable[tuple[str, str, str]], on_note: Note) -> set[str
 
     Args:
         samples: (tar, corpus, id), tar by tar.
-        on_note: told of every such corpus, with an example.
+        on_note: receives a note on every such corpus, with an example.
 
     Raises:
         DataError: an id that occurs twice within a tar.
     """
     last: dict[tuple[str, str], str] = {}
-    found: dict[str, str] = {}
+    examples: dict[str, str] = {}
     for tar, corpus, name in samples:
         before = last.get((corpus, name))
         if before == tar:
             raise DataError(f"the id {name!r} of {corpus} occurs twice in a tar", where=tar, fix="make its ids unique")
         if before is not None:
-            found.setdefault(corpus, f"{name!r} in {before} and {tar}")
+            examples.setdefault(corpus, f"{name!r} in {before} and {tar}")
         last[corpus, name] = tar
-    for corpus, example in sorted(found.items()):
+    for corpus, example in sorted(examples.items()):
         on_note(f"ids of {corpus} occur in several tars ({example}): every id begins with its tar's name now, TAR/ID")
-    return set(found)
+    return set(examples)
 
 
 def id_in_tar(tar: str, name: str) -> str:
-    """An id that no sample of another tar has: ``a/000001``."""
+    """An id that is unique across tars: ``a/000001``."""
     return f"{tar.removesuffix('.tar')}/{name}"

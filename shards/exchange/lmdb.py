@@ -1,8 +1,8 @@
-"""Reading LMDB frame stores as sign language projects write them.
+"""Reads LMDB frame stores as sign language projects write them.
 
-Three layouts, told apart by their keys and values: ``train/NAME/000012`` -> one encoded image; a database per video
+Three layouts, distinguished by keys and values: ``train/NAME/000012`` -> one encoded image; a database per video
 with keys ``0``, ``1``, ...; and ``NAME`` -> a pickled list of encoded images, a pickled uint8 array, or a video file.
-Pickles are read by an unpickler that knows lists, bytes and NumPy arrays and refuses everything else.
+The unpickler reads lists, bytes and NumPy arrays and refuses everything else.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL import Image
 from shards.errors import DataError
 
 _IMAGES = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png"}
-_ABOUT = frozenset(("details", "__keys__", "__len__", "keys", "length", "num_samples", "meta", "metadata"))
+_METADATA_KEYS = frozenset(("details", "__keys__", "__len__", "keys", "length", "num_samples", "meta", "metadata"))
 _ARRAY_PARTS = frozenset(
     {
         ("numpy.core.multiarray", "_reconstruct"),
@@ -55,10 +55,10 @@ def read_lmdb(path: Path) -> Iterator[tuple[str, str, bytes | list[bytes]]]:
     if path.is_file() or (path / "data.mdb").is_file():
         yield from _database(path, path.stem)
         return
-    found = sorted(file.parent for file in path.rglob("data.mdb"))
-    if not found:
+    folders = sorted(file.parent for file in path.rglob("data.mdb"))
+    if not folders:
         raise DataError("no LMDB database here", where=str(path), fix="name the folder that holds data.mdb")
-    for folder in found:
+    for folder in folders:
         yield from _database(folder, folder.relative_to(path).as_posix())
 
 
@@ -86,7 +86,7 @@ def _videos(transaction: Any, name: str, path: Path) -> dict[str, list[bytes]]:
             text = key.decode("utf-8")
         except UnicodeDecodeError:
             raise DataError(f"the key {key[:40]!r} is no text", where=str(path), fix=_FIX) from None
-        if text in _ABOUT:
+        if text in _METADATA_KEYS:
             continue
         parent, frame = _split_key(text, name)
         groups.setdefault(parent, []).append((_natural(frame), key))
@@ -94,12 +94,12 @@ def _videos(transaction: Any, name: str, path: Path) -> dict[str, list[bytes]]:
 
 
 def _split_key(text: str, name: str) -> tuple[str, str]:
-    """(video, frame) of a key; the frame is empty where the key names a whole video."""
+    """(video, frame) of a key; the frame is empty if the key names a whole video."""
     stem = re.sub(r"\.(?:jpe?g|png)$", "", text)
     if stem.isdigit():
         return name, stem
-    found = re.fullmatch(r"(.+?)[/_]?(?:images?|img|frame)?[_]?(\d+)", stem.rpartition("/")[2])
-    if "/" in stem and (stem.rpartition("/")[2].isdigit() or found):
+    match = re.fullmatch(r"(.+?)[/_]?(?:images?|img|frame)?[_]?(\d+)", stem.rpartition("/")[2])
+    if "/" in stem and (stem.rpartition("/")[2].isdigit() or match):
         return stem.rpartition("/")[0], stem.rpartition("/")[2]
     return text, ""
 

@@ -1,4 +1,4 @@
-"""Reading MosaicML's MDS shards: ``index.json`` and, per shard, sample offsets before the samples.
+"""Reads MosaicML's MDS shards: ``index.json`` and, per shard, sample offsets before the samples.
 
 A shard is: uint32 number of samples, uint32 offset of every sample and of the end, the writer's settings as JSON, the
 samples. A sample is: uint32 size of every column without a fixed one, then the columns. Whole shards may be compressed.
@@ -92,7 +92,7 @@ def _sample(data: bytes, columns: list[tuple[str, str, int | None]], where: str)
     variable = sum(size is None for _, _, size in columns)
     sizes = iter(np.frombuffer(data, "<u4", variable).tolist())
     place = 4 * variable
-    found = MdsSample(where, {}, {})
+    sample = MdsSample(where, {}, {})
     for name, encoding, fixed in columns:
         size = next(sizes) if fixed is None else fixed
         value = data[place : place + size]
@@ -101,19 +101,19 @@ def _sample(data: bytes, columns: list[tuple[str, str, int | None]], where: str)
         place += size
         kind = encoding.partition(":")[0]
         if kind in _TEXTS:
-            found.texts[name] = value.decode("utf-8")
+            sample.texts[name] = value.decode("utf-8")
         elif kind == "json":
             parsed = json.loads(value)
-            found.texts[name] = parsed if isinstance(parsed, str) else json.dumps(parsed, ensure_ascii=False)
+            sample.texts[name] = parsed if isinstance(parsed, str) else json.dumps(parsed, ensure_ascii=False)
         elif kind in _NUMBERS:
-            found.texts[name] = str(np.frombuffer(value, _NUMBERS[kind], 1)[0])
+            sample.texts[name] = str(np.frombuffer(value, _NUMBERS[kind], 1)[0])
         elif kind in _BYTES:
-            found.binary[name] = value
-    return found
+            sample.binary[name] = value
+    return sample
 
 
 def _shard(folder: Path, name: str, info: dict[str, Any]) -> bytes:
-    """The raw bytes of a shard, decompressed where only the compressed file is there."""
+    """The raw bytes of a shard, decompressed if only the compressed file exists."""
     raw = folder / name
     try:
         if raw.is_file():

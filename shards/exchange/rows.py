@@ -1,15 +1,15 @@
-"""What a WebDataset tar holds, as index rows: which members make a sample, and what cannot be used.
+"""The content of a WebDataset tar as index rows: which members make a sample, and what cannot be used.
 
 A sample is all members with the same key: the path up to the first dot of the file name, folders included. Its members
-may lie anywhere in the tar, in any order; members that are not needed are ignored. It is one of:
+may be anywhere in the tar, in any order; other members are ignored. It is one of:
 
 * **video**: one member whose last extension is that of a video (VIDEO_KINDS), and ``.json`` or ``.txt`` with the text
   (``text``, ``caption``, ``translation`` or ``sentence`` in the json).
 * **features**: ``.npy`` (float16 [T, D]) and ``.json`` with the text, as ``slt shards features`` writes them.
-* **text**: ``.npy`` (token ids of many documents) and ``.json`` with ``documents``, as ``slt shards build`` does it.
+* **text**: ``.npy`` (token ids of many documents) and ``.json`` with ``documents``, as ``slt shards build`` writes it.
 
-Names that begin with a dot and the ``__name__`` members of WebDataset are no samples. Anything else is an error that
-names the member: a sample left out in silence would be missed by nobody.
+Names that begin with a dot and the ``__name__`` members of WebDataset are skipped. Anything else is an error that
+names the member: nobody would notice a silently skipped sample.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def tar_rows(path: Path, corpus: str, splits: TarSplits) -> tuple[Kind, list[Ind
     kinds: dict[Kind, str] = {}
     with path.open("rb") as handle:
         for key, members in groups.items():
-            made, found = _sample(handle, path, key, members, corpus)
-            kinds.setdefault(made, key)
-            rows += found
+            kind_of_sample, sample_rows = _sample(handle, path, key, members, corpus)
+            kinds.setdefault(kind_of_sample, key)
+            rows += sample_rows
     if len(kinds) > 1:
         mixed = " and ".join(f"{kind} ({key})" for kind, key in kinds.items())
         raise DataError(f"samples of several kinds: {mixed}", where=path.name, fix="put each kind into tars of its own")
@@ -97,7 +97,7 @@ def _parse(handle: BinaryIO, path: Path, key: str, member: Member) -> dict[str, 
 
 
 def _documents(handle: BinaryIO, path: Path, key: str, npy: Member, meta: dict[str, Any]) -> list[IndexRow]:
-    """Rows of the documents of one token member, from the starts that its json member lists."""
+    """Rows of the documents in one token member, from the starts in its json member."""
     payload = _read(handle, npy)
     try:
         ids = np.lib.format.read_array(io.BytesIO(payload), allow_pickle=False)
@@ -152,7 +152,7 @@ def _video(handle: BinaryIO, path: Path, key: str, members: dict[str, Member], c
 
 
 def _features(handle: BinaryIO, path: Path, key: str, members: dict[str, Member], corpus: str) -> IndexRow:
-    """The row addresses the array's data behind the header of the ``.npy`` member."""
+    """The row addresses the array's data after the header of the ``.npy`` member."""
     member = members["npy"]
     payload = _read(handle, member)
     try:
@@ -186,7 +186,7 @@ def _features(handle: BinaryIO, path: Path, key: str, members: dict[str, Member]
 
 
 def _figure(meta: dict[str, Any], name: str, otherwise: float, where: str) -> float:
-    """A finite number >= 0 of a sample's json; ``otherwise`` where it has none or null."""
+    """A finite number >= 0 of a sample's json; ``otherwise`` if it is missing or null."""
     value = meta.get(name)
     if value is None:
         return otherwise
@@ -223,7 +223,7 @@ def _video_member(where: str, members: dict[str, Member]) -> Member:
 def _annotated(
     handle: BinaryIO, path: Path, key: str, members: dict[str, Member], corpus: str
 ) -> dict[str, str | int | float]:
-    """The annotation that stands beside a clip, as fields of an index row."""
+    """The annotation of a clip, as fields of an index row."""
     values = _parse(handle, path, key, members["json"]) if "json" in members else {}
     text = next((str(values[name]) for name in TEXT_FIELDS if values.get(name)), "")
     if not text and "txt" in members:

@@ -1,7 +1,7 @@
-"""Make one shard set from another by copying bytes: the first samples of every split, or splits drawn anew.
+"""Makes one shard set from another by copying bytes: the first samples of every split, or newly drawn splits.
 
 Nothing is encoded or tokenised again: payloads are compared with their checksums and copied. The new set is verified
-and then appears under its name in one rename, complete or not at all.
+and then renamed to its name, so that it appears complete or not at all.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def head(location: str | Path, out: Path, samples: int, on_progress: Report = No
     """Write the first ``samples`` samples of every split to the new folder ``out``.
 
     Raises:
-        DataError: the set cannot be read, its bytes are damaged, or ``out`` holds something.
+        DataError: the set cannot be read, its bytes are damaged, or ``out`` is not empty.
     """
     if samples < 1:
         raise OptionError(f"{samples} samples per split", where="--samples", fix="ask for at least one")
@@ -56,12 +56,12 @@ def split(
         location: the shard set; its own splits are forgotten.
         out: new folder.
         fractions: samples per split (``{"train": 0.9, "dev": 0.1}``); they add up to 1.
-        groups: samples that share any of these (:data:`GROUPS`) come into the same split.
-        seed: another seed draws other splits; the same one draws the same, whatever the order of the samples.
+        groups: samples that share any of these (:data:`GROUPS`) go into the same split.
+        seed: the same seed draws the same splits in any order of the samples; another seed draws others.
         on_progress: called with (samples done, samples in all).
 
     Raises:
-        DataError: unusable fractions or groups, fewer groups than splits, damaged bytes, or ``out`` holds something.
+        DataError: unusable fractions or groups, fewer groups than splits, damaged bytes, or ``out`` is not empty.
     """
     _check_fractions(fractions)
     folder = open_folder(location)
@@ -85,7 +85,7 @@ def _check_fractions(fractions: Mapping[str, float]) -> None:
 
 
 def assign_splits(table: pa.Table, fractions: Mapping[str, float], groups: Sequence[str], seed: int) -> NDArray[Any]:
-    """Name of the split of every sample [samples]: whole groups, the largest first, to the split that lacks most.
+    """Split of every sample [samples]: whole groups, the largest first, go to the split that lacks most samples.
 
     Raises:
         DataError: an unknown kind of group, samples without a signer, or fewer groups than splits.
@@ -103,17 +103,17 @@ def assign_splits(table: pa.Table, fractions: Mapping[str, float], groups: Seque
         first = min(ids[number] for number in group)  # the position in the index must not matter
         return -len(group), hashlib.blake2b(f"{seed}\0{first}".encode(), digest_size=16).digest()
 
-    missing = {name: fraction * table.num_rows for name, fraction in fractions.items()}
+    samples_missing = {name: fraction * table.num_rows for name, fraction in fractions.items()}
     empty = set(fractions)
-    found = np.empty(table.num_rows, dtype=object)
+    names = np.empty(table.num_rows, dtype=object)
     waiting = sorted(members, key=order)
     for number, group in enumerate(waiting):
         candidates = empty if len(waiting) - number <= len(empty) else fractions  # every split gets at least one group
-        name = max(candidates, key=lambda name: (missing[name], name))
-        found[group] = name
-        missing[name] -= len(group)
+        name = max(candidates, key=lambda name: (samples_missing[name], name))
+        names[group] = name
+        samples_missing[name] -= len(group)
         empty.discard(name)
-    return found
+    return names
 
 
 def _columns(table: pa.Table, *names: str) -> list[list[Any]]:
@@ -121,7 +121,7 @@ def _columns(table: pa.Table, *names: str) -> list[list[Any]]:
 
 
 def _grouped(table: pa.Table, groups: Sequence[str]) -> list[list[int]]:
-    """Samples that must stay together: connected through a text or a signer they share."""
+    """Groups of samples that must stay together because they share a text or a signer."""
     unknown = [name for name in groups if name not in GROUPS]
     if unknown:
         raise OptionError(f"cannot group by {unknown[0]!r}", where="--group", fix=f"known: {', '.join(GROUPS)}")
@@ -141,7 +141,7 @@ def _grouped(table: pa.Table, groups: Sequence[str]) -> list[list[int]]:
         first: dict[Any, int] = {}
         for number, value in enumerate(values):
             parents[root(number)] = root(first.setdefault(same_name(value) if name == "signer" else value, number))
-    found: dict[int, list[int]] = collections.defaultdict(list)
+    members: dict[int, list[int]] = collections.defaultdict(list)
     for number in range(table.num_rows):
-        found[root(number)].append(number)
-    return list(found.values())
+        members[root(number)].append(number)
+    return list(members.values())

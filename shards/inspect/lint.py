@@ -42,23 +42,23 @@ class Rule:
 
 RULES: dict[str, Rule] = {
     "fingerprint": Rule("error", "index and manifest do not belong together"),
-    "splits": Rule("error", "the manifest counts other splits than the index"),
+    "splits": Rule("error", "manifest and index count different splits"),
     "unlisted_shard": Rule("error", "a shard that index, manifest and folder do not agree on"),
-    "missing_shard": Rule("error", "a shard of the manifest is not there"),
-    "samples": Rule("error", "the manifest counts other samples in a shard than the index"),
+    "missing_shard": Rule("error", "a shard of the manifest is missing"),
+    "samples": Rule("error", "manifest and index count different samples in a shard"),
     "sha256": Rule("error", "a shard's bytes changed since the build"),
     "truncated": Rule("error", "a shard ends too early"),
     "bad_header": Rule("error", "a damaged tar header: other readers lose every later sample"),
     "zero_hole": Rule("error", "zeros where a tar header should be"),
-    "size": Rule("error", "other sizes than the index or manifest says"),
+    "size": Rule("error", "sizes that differ from the index or manifest"),
     "crc32": Rule("error", "a sample's bytes changed since the build"),
     "split_sample": Rule("error", "a sample's members do not lie side by side"),
-    "duplicate_member": Rule("error", "two members of one name"),
-    "duplicate_id": Rule("error", "two samples of one id"),
+    "duplicate_member": Rule("error", "two members with the same name"),
+    "duplicate_id": Rule("error", "two samples with the same id"),
     "meta": Rule("error", "a json member that is damaged or contradicts the index"),
     "decode": Rule("error", "a video that cannot be decoded, or has other frames than the index says"),
     "features": Rule("error", "features of the wrong shape, or with NaN or infinite values"),
-    "npy": Rule("error", "token ids that are no array"),
+    "npy": Rule("error", "token ids that are not an array"),
     "documents": Rule("error", "documents that do not cover their array"),
     "token_range": Rule("error", "token ids that the tokenizer does not know"),
     "tokens": Rule("error", "token ids that are not those of the text"),
@@ -90,13 +90,13 @@ _UNREADABLE = Rule("error", "a shard that cannot be read")
 
 
 def rule_of(name: str) -> Rule:
-    """The rule of a problem; what the file system says about a shard is no rule of its own, but always an error."""
+    """The rule of a problem; file system errors have no rule of their own and are always errors."""
     return RULES.get(name, _UNREADABLE)
 
 
 @dataclass(slots=True)
 class LintReport:
-    """What was looked at and every problem found."""
+    """What was checked, and all problems."""
 
     dir: str
     shards: int = 0
@@ -122,11 +122,11 @@ class LintReport:
 
     def by_rule(self) -> dict[str, list[Problem]]:
         """Problems of each broken rule, errors first, in the order of :data:`RULES`."""
-        found: dict[str, list[Problem]] = collections.defaultdict(list)
+        problems: dict[str, list[Problem]] = collections.defaultdict(list)
         for problem in self.problems:
-            found[problem.rule].append(problem)
-        others = [rule for rule in found if rule not in RULES]
-        return {rule: found[rule] for rule in [*others, *RULES] if rule in found}
+            problems[problem.rule].append(problem)
+        others = [rule for rule in problems if rule not in RULES]
+        return {rule: problems[rule] for rule in [*others, *RULES] if rule in problems}
 
     def to_dict(self) -> dict[str, object]:
         problems = [{**dataclasses.asdict(p), "severity": rule_of(p.rule).severity} for p in self.problems]
@@ -154,7 +154,7 @@ def lint(
 
     Args:
         location: folder or object-store URL that holds manifest.json, index.parquet and the tars.
-        options: what is looked at; default everything but the token ids.
+        options: what to check; default everything but the token ids.
         workers: processes, one shard at a time each; the report is the same for any number.
         on_progress: called with (samples done, samples in all).
 
@@ -182,7 +182,7 @@ def lint(
 
 
 def _work(shard_set: ShardSet, location: str) -> Iterator[tuple[ShardWork, ShardWork]]:
-    """Every shard of the manifest with its rows, found in one pass over the index."""
+    """Every shard of the manifest with its rows, from one pass over the index."""
     codes = shard_set.table.column("shard").combine_chunks().dictionary_encode()
     numbers = codes.indices.to_numpy()
     order = np.argsort(numbers, kind="stable")
@@ -201,7 +201,7 @@ def _tokenizer_problems(shard_set: ShardSet, tokenizer: str) -> list[Problem]:
     made_with = shard_set.manifest.options.get("tokenizer", "")
     if not tokenizer or not made_with:
         return []
-    found = tokenizer_fingerprint(load_tokenizer(tokenizer))
-    if found == made_with:
+    fingerprint = tokenizer_fingerprint(load_tokenizer(tokenizer))
+    if fingerprint == made_with:
         return []
-    return [Problem(MANIFEST_NAME, "", "tokenizer", f"made with {made_with[:12]}, {tokenizer} is {found[:12]}")]
+    return [Problem(MANIFEST_NAME, "", "tokenizer", f"made with {made_with[:12]}, {tokenizer} is {fingerprint[:12]}")]

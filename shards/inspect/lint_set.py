@@ -16,7 +16,7 @@ from shards.inspect.lint_text import quoted
 
 
 def set_problems(shard_set: ShardSet, files: Iterable[str]) -> list[Problem]:
-    """Every problem that only shows when all samples are looked at together.
+    """Problems that only show when all samples are compared.
 
     Args:
         shard_set: opened with all columns.
@@ -33,9 +33,9 @@ def _manifest_problems(shard_set: ShardSet, files: Iterable[str]) -> Iterator[Pr
     table, manifest = shard_set.table, shard_set.manifest
     if fingerprint(manifest.shards, table) != manifest.fingerprint:
         yield Problem(INDEX_NAME, "", "fingerprint", "its values are not those the manifest was written for")
-    found = dict(collections.Counter(table.column("split").to_pylist()))
-    if found != manifest.splits:
-        yield Problem(INDEX_NAME, "", "splits", f"{found}, the manifest says {manifest.splits}")
+    splits = dict(collections.Counter(table.column("split").to_pylist()))
+    if splits != manifest.splits:
+        yield Problem(INDEX_NAME, "", "splits", f"{splits}, the manifest says {manifest.splits}")
     listed = {entry["name"] for entry in manifest.shards}
     for name in sorted(set(table.column("shard").unique().to_pylist()) - listed):
         yield Problem(name, "", "unlisted_shard", "in the index but not in the manifest")

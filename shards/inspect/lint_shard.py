@@ -33,12 +33,12 @@ _SLOW_FROM_SECONDS = 10.0  # a short clip may well hold one word
 
 @dataclass(frozen=True, slots=True)
 class LintOptions:
-    """What is looked at, and from where on a length is implausible."""
+    """What to check, and the limits of plausible lengths."""
 
     decode: bool = True
     """Decode every video: frame count, size, pictures that never change."""
     tokenizer: str = ""
-    """Hugging Face tokenizer: a text set must hold its ids of the texts; texts should not spell its control tokens."""
+    """Hugging Face tokenizer: a text set must hold its ids for the texts; no text should spell its control tokens."""
     min_frames: int = 4
     max_characters_per_second: float = 60.0
     """Fluent signing is translated at 10 to 25 characters per second; Chinese characters, kana, Hangul count three."""
@@ -64,7 +64,7 @@ class ShardWork:
     entry: dict[str, Any]
     rows: list[dict[str, Any]]
     adopted: bool
-    """Made elsewhere: what a json leaves open or writes as another type, the index knows better."""
+    """Made elsewhere: the index completes fields that a json lacks or writes as another type."""
 
     def __str__(self) -> str:
         return str(self.entry["name"])
@@ -72,15 +72,15 @@ class ShardWork:
 
 @dataclass(slots=True)
 class ShardResult:
-    """What was found in one shard."""
+    """The problems of one shard."""
 
     problems: list[Problem] = field(default_factory=list)
     frames: int = 0
     """Frames decoded."""
 
-    def add(self, row: dict[str, Any], found: Iterator[tuple[str, str]] | list[tuple[str, str]]) -> None:
+    def add(self, row: dict[str, Any], broken_rules: Iterator[tuple[str, str]] | list[tuple[str, str]]) -> None:
         name = f"{row['sample_id']}: " if row["frames"] <= 0 else ""  # many documents share a key
-        self.problems += [Problem(row["shard"], row["key"], rule, name + detail) for rule, detail in found]
+        self.problems += [Problem(row["shard"], row["key"], rule, name + detail) for rule, detail in broken_rules]
 
 
 def lint_shard(work: ShardWork, options: LintOptions) -> ShardResult:
@@ -117,19 +117,19 @@ def _lint_file(path: Path, work: ShardWork, options: LintOptions) -> ShardResult
         for row in work.rows:
             if row["key"] in damaged:
                 continue
-            found = list(_meta_problems(handle, row, work))
+            broken_rules = list(_meta_problems(handle, row, work))
             if work.kind == "features":
-                found += _feature_problems(handle, row)
+                broken_rules += _feature_problems(handle, row)
             elif options.decode:
-                broken = list(_video_problems(handle, row))
-                result.frames += 0 if broken else row["frames"]
-                found += broken
-            result.add(row, found)
+                video_problems = list(_video_problems(handle, row))
+                result.frames += 0 if video_problems else row["frames"]
+                broken_rules += video_problems
+            result.add(row, broken_rules)
     return result
 
 
 def _name_problems(shard: str, members: list[Member]) -> Iterator[Problem]:
-    """WebDataset's rules: a key per sample without dots, its members side by side."""
+    """WebDataset's rules: a key without dots per sample, its members next to each other."""
     names = [member.name for member in members]
     keys = [name.partition(".")[0] for name in names]
     starts = [key for key, before in zip(keys, [None, *keys], strict=False) if key != before]
@@ -142,7 +142,7 @@ def _name_problems(shard: str, members: list[Member]) -> Iterator[Problem]:
 
 
 def row_problems(row: dict[str, Any], options: LintOptions) -> Iterator[tuple[str, str]]:
-    """What an index row alone tells: the text, and the length of the text against that of the video."""
+    """Problems visible in an index row alone: of the text, and of its length compared with the video's."""
     one_line = row["frames"] > 0  # a document may well have several
     controls = _controls(options.tokenizer).spelled(row["text"]) if options.tokenizer else []
     for rule, detail in text_problems(row["text"], row["language"], controls):
@@ -158,11 +158,11 @@ def row_problems(row: dict[str, Any], options: LintOptions) -> Iterator[tuple[st
         yield "few_frames", f"{row['frames']} frames ({row['duration_seconds']:.2f} s) for {quoted(row['text'])}"
     characters = sum(_DENSE_WEIGHT if character >= _DENSE_FROM else 1 for character in row["text"].strip())
     rate = characters / row["duration_seconds"] if row["duration_seconds"] > 0 else 0.0
-    said = f"{rate:.2g} characters per second: {row['duration_seconds']:.1f} s for {quoted(row['text'])}"
+    speed = f"{rate:.2g} characters per second: {row['duration_seconds']:.1f} s for {quoted(row['text'])}"
     if rate > options.max_characters_per_second:
-        yield "text_too_long", said
+        yield "text_too_long", speed
     elif characters and row["duration_seconds"] > _SLOW_FROM_SECONDS and rate < options.min_characters_per_second:
-        yield "text_too_short", said
+        yield "text_too_short", speed
 
 
 def _meta_problems(handle: BinaryIO, row: dict[str, Any], work: ShardWork) -> Iterator[tuple[str, str]]:
@@ -183,7 +183,7 @@ def _meta_problems(handle: BinaryIO, row: dict[str, Any], work: ShardWork) -> It
 
 
 def _video_problems(handle: BinaryIO, row: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Decode all frames, but look at the pixels of three only."""
+    """Decode all frames, but compare the pixels of only three."""
     handle.seek(row["offset"])
     shown = {0, row["frames"] // 2, row["frames"] - 1}
     pictures: list[NDArray[Any]] = []
@@ -254,23 +254,23 @@ def _controls(tokenizer: str) -> TextTokens:
 def _token_problems(
     handle: BinaryIO, rows: list[dict[str, Any]], tokenizer: str
 ) -> Iterator[tuple[dict[str, Any], str, str]]:
-    """(row, rule, detail) of documents whose ids are not those this tokenizer makes of the text."""
+    """(row, rule, detail) of documents whose ids differ from this tokenizer's ids for the text."""
     if not tokenizer or not rows:
         return
     known = _vocabulary_size(tokenizer)
     expected = tokenise([row["text"] for row in rows], load_tokenizer(tokenizer))
-    for row, wanted in zip(rows, expected, strict=True):
+    for row, expected_ids in zip(rows, expected, strict=True):
         ids = stored_ids(handle, row)
         if ids is None:
             continue  # reported as `documents`
         if len(ids) and int(ids.max()) >= known:
             yield row, "token_range", f"token id {int(ids.max())}, the tokenizer knows 0..{known - 1}"
-        elif not np.array_equal(ids, wanted):
-            yield row, "tokens", f"{len(ids)} ids that are not the {len(wanted)} of {quoted(row['text'])}"
+        elif not np.array_equal(ids, expected_ids):
+            yield row, "tokens", f"{len(ids)} ids that are not the {len(expected_ids)} of {quoted(row['text'])}"
 
 
 def stored_ids(handle: BinaryIO, row: dict[str, Any]) -> NDArray[Any] | None:
-    """Token ids [tokens] of a text document; None when its byte range cannot hold that many."""
+    """Token ids [tokens] of a text document; None if its byte range cannot hold that many."""
     width = row["size"] // max(1, row["tokens"])
     if width not in (2, 4) or row["tokens"] * width != row["size"]:
         return None

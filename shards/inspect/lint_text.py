@@ -1,4 +1,4 @@
-"""Rules about one text: characters that got lost or doubled on the way, the wrong script, markup. Pure functions."""
+"""Rules about one text: lost or doubly encoded characters, the wrong script, markup. Pure functions."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ _SCRIPT_SUBTAGS: dict[str, tuple[str, ...]] = {
 
 
 def text_problems(text: str, language: str = "", controls: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
-    """(rule, detail) of everything that looks wrong with a text; the rules are listed in ``shards.inspect.lint.RULES``.
+    """(rule, detail) of everything that looks wrong in a text; ``shards.inspect.lint.RULES`` lists the rules.
 
     Args:
         text: a sentence or document.
         language: BCP-47; empty or unknown languages are not checked for their script.
-        controls: the control tokens that a tokenizer reads in the text; without them those of common tokenizers count.
+        controls: the control tokens that a tokenizer reads in the text; without them, those of common tokenizers.
     """
     if not text.strip():
         yield "empty_text", "the text is empty"
         return
     shown = quoted(text)
-    if found := _CONTROL.search(text):
-        yield "control_character", f"U+{ord(found[0]):04X} at position {found.start()} of {shown}"
-    if found := _INVISIBLE.search(text):
-        yield "invisible_character", f"U+{ord(found[0]):04X} at position {found.start()} of {shown}"
-    if found := _LINE_BREAK.search(text):
-        yield "line_break", f"U+{ord(found[0]):04X} at position {found.start()} of {shown}"
+    if match := _CONTROL.search(text):
+        yield "control_character", f"U+{ord(match[0]):04X} at position {match.start()} of {shown}"
+    if match := _INVISIBLE.search(text):
+        yield "invisible_character", f"U+{ord(match[0]):04X} at position {match.start()} of {shown}"
+    if match := _LINE_BREAK.search(text):
+        yield "line_break", f"U+{ord(match[0]):04X} at position {match.start()} of {shown}"
     if "\ufffd" in text:
         yield "replacement_character", f"U+FFFD in {shown}: characters were lost when it was decoded"
     if (repaired := repair_mojibake(text)) != text:
@@ -68,8 +68,8 @@ def text_problems(text: str, language: str = "", controls: Sequence[str] = ()) -
     if spelled := list(controls) or control_tokens(text):
         named = ", ".join(map(repr, spelled))
         yield "control_token", f"{named} in {shown}: tokenised as the characters it consists of"
-    if found := _MARKUP.search(_CONTROL_TOKEN.sub(" ", text)):
-        yield "markup", f"{found[0]!r} in {shown}"
+    if match := _MARKUP.search(_CONTROL_TOKEN.sub(" ", text)):
+        yield "markup", f"{match[0]!r} in {shown}"
     if not unicodedata.is_normalized("NFC", text):
         yield "not_nfc", f"{shown} has decomposed characters: other tokens and another hash than the same text in NFC"
     if not any(character.isalnum() for character in text):
@@ -80,8 +80,8 @@ def text_problems(text: str, language: str = "", controls: Sequence[str] = ()) -
 
 def control_tokens(text: str) -> list[str]:
     """The control tokens of common tokenizers that a text spells, each once; ``＜/s＞`` counts as well."""
-    found = text if text.isascii() else unicodedata.normalize("NFKC", text)
-    return list(dict.fromkeys(match[0] for match in _CONTROL_TOKEN.finditer(found)))
+    normalized = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    return list(dict.fromkeys(match[0] for match in _CONTROL_TOKEN.finditer(normalized)))
 
 
 def quoted(text: str, most: int = 60) -> str:
@@ -90,23 +90,23 @@ def quoted(text: str, most: int = 60) -> str:
 
 
 def repair_mojibake(text: str) -> str:
-    """The text with UTF-8 that was read as a Windows or Latin-1 code page put right (``fÃ¼r`` -> ``für``)."""
+    """The text with repaired UTF-8 that was read as a Windows or Latin-1 code page (``fÃ¼r`` -> ``für``)."""
     return _NON_ASCII_RUN.sub(_repaired_run, text)
 
 
-def _repaired_run(found: re.Match[str]) -> str:
-    before = found.string[found.start() - 1] if found.start() else ""
-    if before.isupper() and found[0][0].isupper():  # CAFÉ… and IRMÃ” in capitals are what they are
-        return found[0]
+def _repaired_run(run: re.Match[str]) -> str:
+    before = run.string[run.start() - 1] if run.start() else ""
+    if before.isupper() and run[0][0].isupper():  # CAFÉ… and IRMÃ” in capitals are what they are
+        return run[0]
     for encoding in _LEGACY_ENCODINGS:
         try:
-            data = found[0].encode(encoding)
+            data = run[0].encode(encoding)
             fixed = data.decode("utf-8")
         except UnicodeError:
             continue
         if data[0] in _LEADS:
             return fixed
-    return found[0]
+    return run[0]
 
 
 @functools.lru_cache(maxsize=4096)

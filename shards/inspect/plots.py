@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _FIXED = {"train": "#4c78d0", "dev": "#e08a2c", "test": "#2f9e77"}
 _OTHERS = ("#a05fb4", "#d1556b", "#8a8f3a", "#3fa7bf", "#8c6d5a", "#7a7f89")
-# Ink that an inline SVG replaces by the page's own colours; no chart uses them for anything else.
+# Colours that an inline SVG replaces by the page's own; no chart uses them for anything else.
 _INK, _SOFT, _LINE = "#1d2430", "#5b6675", "#d9dee6"
 _STYLE: Any = {
     "font.family": "DejaVu Sans", "font.size": 9.5, "axes.titlesize": 12, "axes.titleweight": "bold",
@@ -45,7 +45,7 @@ _MOST_SIGNERS, _MOST_POINTS = 20, 4000
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart: file stem, the figure, and a sentence that says what it shows."""
+    """One chart: file stem, figure, and a sentence that describes it."""
 
     name: str
     figure: Figure
@@ -73,7 +73,7 @@ def need_matplotlib(where: str) -> None:
 
 
 def draw(shard_set: ShardSet, figures: dict[str, Any]) -> list[Chart]:
-    """Every chart that this set has data for.
+    """All charts for which this set has data.
 
     Args:
         shard_set: opened with all columns.
@@ -283,14 +283,14 @@ def _unknown_chart(data: _Data) -> Chart | None:
     """Words of the other splits that train does not have."""
     from matplotlib.ticker import PercentFormatter
 
-    found = {split: values for split, values in data.figures["vocabulary"].items() if split != "train"}
-    if not found or "train" not in data.figures["vocabulary"]:
+    vocabulary = {split: values for split, values in data.figures["vocabulary"].items() if split != "train"}
+    if not vocabulary or "train" not in data.figures["vocabulary"]:
         return None
-    names = [split for split in data.colours if split in found]
+    names = [split for split in data.colours if split in vocabulary]
     figure, axes = _new("Words that train does not know", "share of the split", "", grid="x")
     rows = np.arange(len(names))[::-1]
-    kinds = [found[name]["unknown_vocabulary"] / max(1, found[name]["vocabulary"]) for name in names]
-    running = [found[name]["unknown_words_fraction"] for name in names]
+    kinds = [vocabulary[name]["unknown_vocabulary"] / max(1, vocabulary[name]["vocabulary"]) for name in names]
+    running = [vocabulary[name]["unknown_words_fraction"] for name in names]
     colours = [data.colours[name] for name in names]
     for offset, values, alpha, what in ((0.2, kinds, 0.45, "of its vocabulary"), (-0.2, running, 1.0, "of its text")):
         axes.barh(rows + offset, values, 0.36, color=colours, alpha=alpha)
@@ -330,20 +330,20 @@ def _signers_chart(data: _Data) -> Chart | None:
 
 
 def _utilisation_chart(data: _Data) -> Chart | None:
-    """What padding costs, plainly and at its best."""
+    """The cost of padding, without and with the best arrangement."""
     from matplotlib.ticker import PercentFormatter
 
-    found = data.figures["utilisation"]
+    utilisation = data.figures["utilisation"]
     if not data.lengths.any():
         return None
-    figure, axes = _new("How full batches are", found["unit"], "not padding")
-    places = np.arange(len(found["rows"]))
+    figure, axes = _new("How full batches are", utilisation["unit"], "not padding")
+    places = np.arange(len(utilisation["rows"]))
     for offset, name, colour in ((-0.2, "plain", "#9aa3b2"), (0.2, "best", _FIXED["train"])):
-        values = [row[name] for row in found["rows"]]
-        axes.bar(places + offset, values, 0.37, color=colour, label=found[name])
+        values = [row[name] for row in utilisation["rows"]]
+        axes.bar(places + offset, values, 0.37, color=colour, label=utilisation[name])
         for place, value in zip(places, values, strict=True):
             _annotate(axes, f"{value:.0%}", (place + offset, value), (0, 3), ha="center")
-    axes.set_xticks(places, [f"{row['size']:,}" for row in found["rows"]])
+    axes.set_xticks(places, [f"{row['size']:,}" for row in utilisation["rows"]])
     axes.set_ylim(0, 1.12)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0])
     axes.yaxis.set_major_formatter(PercentFormatter(1))

@@ -98,7 +98,7 @@ def _tiles(figures: dict[str, Any]) -> str:
 
 
 def size(number: int) -> str:
-    """Bytes for people: ``13.8 MB``."""
+    """Readable bytes: ``13.8 MB``."""
     for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if number >= factor:
             return f"{number / factor:.1f} {unit}"

@@ -1,7 +1,7 @@
-"""A local web page that shows a shard set: search, filters, videos straight from the tars, metadata, tokens.
+"""A local web page that shows a shard set: search, filters, videos directly from the tars, metadata, tokens.
 
-Only GET, only this machine by default. Videos are byte ranges of a shard that the index names, so no path ever comes
-from a request; the page sets texts as text, and its Content-Security-Policy allows nothing but its own three files.
+Only GET, only this machine by default. Videos are byte ranges of a shard named by the index, so no path ever comes from
+a request; the page inserts texts as text, and its Content-Security-Policy allows only its own three files.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ class ByteRange:
 
 
 def parse_range(header: str | None, size: int) -> ByteRange | None:
-    """The one range that a ``Range`` header asks of ``size`` bytes; None for no, several or unknown ranges.
+    """The range of ``size`` bytes that a ``Range`` header requests; None for no, several or unknown ranges.
 
     Raises:
         ValueError: a well-formed range that lies outside.
     """
-    found = re.fullmatch(r"bytes=(\d*)-(\d*)", (header or "").strip())
-    if not found or found[0] == "bytes=-":
+    match = re.fullmatch(r"bytes=(\d*)-(\d*)", (header or "").strip())
+    if not match or match[0] == "bytes=-":
         return None
-    first, last = found[1], found[2]
+    first, last = match[1], match[2]
     if not first:
         start, end = max(0, size - int(last)), size - 1
     else:
@@ -72,7 +72,7 @@ def parse_range(header: str | None, size: int) -> ByteRange | None:
 
 
 class PreviewServer(ThreadingHTTPServer):
-    """Serves one catalog; ``url`` is where."""
+    """Serves one catalog at ``url``."""
 
     daemon_threads = True
 
@@ -85,7 +85,7 @@ class PreviewServer(ThreadingHTTPServer):
         return f"http://{self.host}:{self.server_address[1]}/"
 
     def accepts(self, host_header: str) -> bool:
-        """Whether a request is addressed to this server: a page elsewhere may point its own name at 127.0.0.1."""
+        """Whether a request is meant for this server: another site may point its own name at 127.0.0.1."""
         name = urllib.parse.urlsplit(f"//{host_header}").hostname or ""
         return self.host not in _LOOPBACK or name in _LOOPBACK
 
@@ -94,10 +94,10 @@ class PreviewServer(ThreadingHTTPServer):
 
 
 def serve(catalog: Catalog, host: str, port: int) -> PreviewServer:
-    """A server bound to ``port``, or to a free one when that is taken.
+    """A server bound to ``port``, or to a free port if that one is taken.
 
     Raises:
-        DataError: the address cannot be bound at all.
+        DataError: the address cannot be bound.
     """
     try:
         return PreviewServer(catalog, host, port)
@@ -127,15 +127,15 @@ class _Handler(BaseHTTPRequestHandler):
                 self._json({"error": "this address is not the server's"}, HTTPStatus.MISDIRECTED_REQUEST)
             elif url.path in _FILES:
                 self._file(*_FILES[url.path])
-            elif found := re.fullmatch(r"/video/(\d{1,12})", url.path):
-                self._video(int(found[1]))
+            elif match := re.fullmatch(r"/video/(\d{1,12})", url.path):
+                self._video(int(match[1]))
             else:
                 self._api(url.path, dict(urllib.parse.parse_qsl(url.query)))
         except DataError as error:
             self._json({"error": str(error)}, HTTPStatus.NOT_FOUND)
 
     def _refuse(self) -> None:
-        self.close_connection = True  # a body that was sent along is not read
+        self.close_connection = True  # the body of the request is not read
         self._json({"error": "only GET"}, HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": "GET"})
 
     do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_HEAD = _refuse
@@ -145,11 +145,11 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/summary":
             self._json(catalog.summary())
         elif path == "/api/samples":
-            wanted = {name: query.get(name, "") for name in FILTERS}
-            asked = Query(search=query.get("q", ""), sort=query.get("sort") or "index", **wanted)
-            self._json(catalog.page(asked, _number(query, "page", 1), _number(query, "per_page", 50)))
-        elif found := re.fullmatch(r"/api/samples/(\d{1,12})", path):
-            self._json(catalog.sample(int(found[1])))
+            filters = {name: query.get(name, "") for name in FILTERS}
+            catalog_query = Query(search=query.get("q", ""), sort=query.get("sort") or "index", **filters)
+            self._json(catalog.page(catalog_query, _number(query, "page", 1), _number(query, "per_page", 50)))
+        elif match := re.fullmatch(r"/api/samples/(\d{1,12})", path):
+            self._json(catalog.sample(int(match[1])))
         else:
             self._json({"error": "no such page"}, HTTPStatus.NOT_FOUND)
 
@@ -171,16 +171,16 @@ class _Handler(BaseHTTPRequestHandler):
         row, kind = self.server.catalog.media(number)
         common = {"Content-Type": kind, "Accept-Ranges": "bytes", "Cache-Control": "max-age=3600"}
         try:
-            wanted = parse_range(self.headers.get("Range"), row["size"])
+            requested = parse_range(self.headers.get("Range"), row["size"])
         except ValueError:
             outside = {**common, "Content-Range": f"bytes */{row['size']}", "Content-Length": "0"}
             self._start(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, outside)
             return
-        part = wanted or ByteRange(0, row["size"] - 1)
-        if wanted:
+        part = requested or ByteRange(0, row["size"] - 1)
+        if requested:
             common["Content-Range"] = f"bytes {part.start}-{part.end}/{row['size']}"
         self._start(
-            HTTPStatus.PARTIAL_CONTENT if wanted else HTTPStatus.OK, {**common, "Content-Length": str(part.size)}
+            HTTPStatus.PARTIAL_CONTENT if requested else HTTPStatus.OK, {**common, "Content-Length": str(part.size)}
         )
         for piece in self._pieces(row, part):
             self.wfile.write(piece)

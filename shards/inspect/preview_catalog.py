@@ -1,6 +1,6 @@
-"""What the preview page asks of a shard set: search, filter, sort and page through the index; one sample in full.
+"""The preview page's view of a shard set: search, filter, sort and page through the index; one sample in full.
 
-Everything is computed by Arrow on columns in memory, so a million samples answer in a fraction of a second.
+Arrow computes everything on columns in memory, so queries over a million samples take a fraction of a second.
 """
 
 from __future__ import annotations
@@ -71,12 +71,12 @@ class Catalog:
         self.kind = self.shard_set.manifest.kind
         self.tokenizer_name = tokenizer
         self._tokenizer = load_tokenizer(tokenizer) if tokenizer else None
-        self._found: OrderedDict[Query, NDArray[np.int64]] = OrderedDict()
+        self._recent: OrderedDict[Query, NDArray[np.int64]] = OrderedDict()
         self._lock = threading.Lock()
         self._tokenizer_lock = threading.Lock()  # fast tokenizers keep state in the object
 
     def summary(self) -> dict[str, Any]:
-        """What the set is and what can be filtered by: choices with their numbers of samples, commonest first."""
+        """Figures of the set, and the choices of every filter with their numbers of samples, commonest first."""
         manifest = self.shard_set.manifest
         return {
             "location": self.location,
@@ -100,38 +100,38 @@ class Catalog:
         }
 
     def page(self, query: Query, page: int, per_page: int) -> dict[str, Any]:
-        """One page of matching samples; ``page`` counts from 1 and is brought into range."""
+        """One page of matching samples; ``page`` counts from 1 and is clamped to the pages that exist."""
         per_page = min(max(per_page, 1), MOST_PER_PAGE)
-        found = self._find(query)
-        pages = max(1, -(-len(found) // per_page))
+        matching = self._find(query)
+        pages = max(1, -(-len(matching) // per_page))
         page = min(max(page, 1), pages)
-        numbers = found[(page - 1) * per_page : page * per_page]
+        numbers = matching[(page - 1) * per_page : page * per_page]
         rows = self.table.select([*_LISTED, "tokens", "width", "height"]).take(pa.array(numbers)).to_pylist()
         for number, row in zip(numbers.tolist(), rows, strict=True):
             row["number"] = number
-        return {"matching": len(found), "page": page, "pages": pages, "per_page": per_page, "rows": rows}
+        return {"matching": len(matching), "page": page, "pages": pages, "per_page": per_page, "rows": rows}
 
     def _find(self, query: Query) -> NDArray[np.int64]:
-        """Row numbers in the wanted order; the last few queries are kept, for paging asks the same again."""
+        """Row numbers in the query's order; the last few results are kept, because paging repeats the query."""
         with self._lock:
-            if query in self._found:
-                self._found.move_to_end(query)
-                return self._found[query]
-        found = self._compute(query)
+            if query in self._recent:
+                self._recent.move_to_end(query)
+                return self._recent[query]
+        matching = self._compute(query)
         with self._lock:
-            self._found[query] = found
-            while len(self._found) > _KEPT_QUERIES:
-                self._found.popitem(last=False)
-        return found
+            self._recent[query] = matching
+            while len(self._recent) > _KEPT_QUERIES:
+                self._recent.popitem(last=False)
+        return matching
 
     def _compute(self, query: Query) -> NDArray[np.int64]:
         mask = None
         for name in FILTERS:
             if value := getattr(query, name):
-                mask = _both(mask, pc.equal(self.table[name], value))
+                mask = _and(mask, pc.equal(self.table[name], value))
         for term in query.search.split():  # every word must occur, in any of the columns
             hits = [self._holds(name, term) for name in _SEARCHED]
-            mask = _both(mask, pc.or_(pc.or_(hits[0], hits[1]), pc.or_(hits[2], hits[3])))
+            mask = _and(mask, pc.or_(pc.or_(hits[0], hits[1]), pc.or_(hits[2], hits[3])))
         numbers = np.arange(self.table.num_rows) if mask is None else np.flatnonzero(mask.to_numpy())
         if query.sort == "index":
             return numbers
@@ -139,7 +139,7 @@ class Catalog:
         return numbers[np.argsort(-keys if query.sort.startswith("-") else keys, kind="stable")]
 
     def _holds(self, name: str, term: str) -> Any:
-        """Whether a column holds a term, in any spelling of its characters."""
+        """Whether a column contains a term, in any spelling of its characters."""
         values = self.table[name]
         if not term.isascii():
             values, term = pc.utf8_normalize(values, form="NFC"), same_name(term)
@@ -157,7 +157,7 @@ class Catalog:
         return keys
 
     def sample(self, number: int) -> dict[str, Any]:
-        """Everything about one sample: index row, json member, checksums, tokens. DataError when there is none."""
+        """Everything about one sample: index row, json member, checksums, tokens. DataError if it does not exist."""
         row = self.row(number)
         detail = {"number": number, "row": row, "media_type": "", "meta": None}
         payload = self.folder.read_range(row["shard"], row["offset"], row["size"])
@@ -181,7 +181,7 @@ class Catalog:
         return dict(row)
 
     def _tokens(self, row: dict[str, Any], payload: bytes) -> dict[str, Any] | None:
-        """The stored ids of a document, or those the tokenizer makes of the text; with their strings where known."""
+        """The stored ids of a document, or the tokenizer's ids for the text; with their strings if known."""
         stored = self.kind == "text"
         if stored:
             width = row["size"] // max(1, row["tokens"])
@@ -218,12 +218,12 @@ class Catalog:
         return row, media_type(self.folder.read_range(row["shard"], row["offset"], min(64, row["size"])))
 
 
-def _both(mask: Any, more: Any) -> Any:
+def _and(mask: Any, more: Any) -> Any:
     return more if mask is None else pc.and_(mask, more)
 
 
 def _parsed(meta: bytes) -> Any:
-    """A json member as it is; text of any other member (``.txt``)."""
+    """The value of a json member; the text of any other member (``.txt``)."""
     text = meta.decode("utf-8", "replace")
     try:
         return json.loads(text)

@@ -57,11 +57,11 @@ def describe(shard_set: ShardSet, location: str) -> dict[str, Any]:
 
 
 def words(text: str, language: str = "") -> list[str]:
-    """Casefolded words without punctuation; characters where the language writes no spaces."""
+    """Casefolded words without punctuation; characters for languages without spaces."""
     if is_unspaced(language):
         return [character for character in text.casefold() if character.isalnum()]
-    found = (word.strip(_PUNCTUATION) for word in text.casefold().split())
-    return [word for word in found if word]
+    stripped = (word.strip(_PUNCTUATION) for word in text.casefold().split())
+    return [word for word in stripped if word]
 
 
 def lengths(table: pa.Table) -> NDArray[np.int64]:
@@ -71,7 +71,7 @@ def lengths(table: pa.Table) -> NDArray[np.int64]:
 
 
 def utilisation(samples: NDArray[np.int64], kind: str) -> dict[str, Any]:
-    """Which part of a batch is not padding.
+    """The part of a batch that is not padding.
 
     Args:
         samples: tokens of every document, or frames of every clip.
@@ -79,15 +79,15 @@ def utilisation(samples: NDArray[np.int64], kind: str) -> dict[str, Any]:
             :data:`BATCHES_CLIPS` padded to their longest clip, in random order against sorted by length.
     """
     generator = np.random.default_rng(0)
-    some = generator.permutation(samples[samples > 0])[:_SAMPLED]
+    sampled = generator.permutation(samples[samples > 0])[:_SAMPLED]
     rows = []
     for size in BLOCKS_TOKENS if kind == "text" else BATCHES_CLIPS:
         if kind == "text":
-            pieces = cut_documents(np.arange(len(some)), some, size)["length"].astype(np.int64)
+            pieces = cut_documents(np.arange(len(sampled)), sampled, size)["length"].astype(np.int64)
             naive = pieces.sum() / (len(pieces) * size) if len(pieces) else 0.0
             best = pieces.sum() / (best_fit(pieces, size)[1] * size) if len(pieces) else 0.0
         else:
-            naive, best = _padded(some, size), _padded(np.sort(some), size)
+            naive, best = _padded(sampled, size), _padded(np.sort(sampled), size)
         rows.append({"size": size, "plain": round(float(naive), 4), "best": round(float(best), 4)})
     if kind == "text":
         return {"unit": "tokens per block", "plain": "one document per block", "best": "packed", "rows": rows}
@@ -95,7 +95,7 @@ def utilisation(samples: NDArray[np.int64], kind: str) -> dict[str, Any]:
 
 
 def _padded(samples: NDArray[np.int64], batch: int) -> float:
-    """Filled part of batches padded to their longest clip; an incomplete last batch counts as it is."""
+    """Filled part of batches padded to their longest clip; the last batch may be incomplete."""
     starts = np.arange(0, len(samples), batch)
     if not len(starts):
         return 0.0
@@ -146,38 +146,38 @@ def word_counts(table: pa.Table, texts: list[list[str]]) -> dict[str, collection
 
 
 def _vocabulary(table: pa.Table, texts: list[list[str]]) -> dict[str, dict[str, Any]]:
-    """Per split: words, how many occur once, and how many the train split does not know (None: there is none)."""
+    """Per split: words, how many occur once, and how many are not in train (None without a train split)."""
     counts = word_counts(table, texts)
     known = counts.get(TRAIN)
-    found: dict[str, dict[str, Any]] = {}
+    by_split: dict[str, dict[str, Any]] = {}
     for split in sorted(counts):
         running = counts[split].total()
         unknown = [number for word, number in counts[split].items() if known is None or word not in known]
         part = round(sum(unknown) / running, 4) if running else 0.0
-        found[split] = {
+        by_split[split] = {
             "words": running,
             "vocabulary": len(counts[split]),
             "singletons": sum(number == 1 for number in counts[split].values()),
             "unknown_vocabulary": None if known is None else len(unknown),
             "unknown_words_fraction": None if known is None else part,
         }
-    return found
+    return by_split
 
 
 def _signers(table: pa.Table) -> dict[str, dict[str, Any]]:
-    """Per split: samples of each signer, samples without one, and signers that train does not show (None: no train)."""
-    found: dict[str, dict[str, Any]] = {}
+    """Per split: samples of each signer, samples without one, and signers not in train (None without train)."""
+    by_split: dict[str, dict[str, Any]] = {}
     grouped = table.group_by(["split", "signer"]).aggregate([([], "count_all")]).sort_by("signer").to_pylist()
     for row in grouped:
-        entry = found.setdefault(row["split"], {"samples": {}, "unnamed": 0, "not_in_train": []})
+        entry = by_split.setdefault(row["split"], {"samples": {}, "unnamed": 0, "not_in_train": []})
         if row["signer"]:
             entry["samples"][row["signer"]] = row["count_all"]
         else:
             entry["unnamed"] = row["count_all"]
-    seen = {same_name(name) for name in found[TRAIN]["samples"]} if TRAIN in found else None
-    for entry in found.values():
+    seen = {same_name(name) for name in by_split[TRAIN]["samples"]} if TRAIN in by_split else None
+    for entry in by_split.values():
         entry["not_in_train"] = None if seen is None else [n for n in entry["samples"] if same_name(n) not in seen]
-    return dict(sorted(found.items()))
+    return dict(sorted(by_split.items()))
 
 
 def _shares(values: NDArray[Any]) -> dict[str, int]:

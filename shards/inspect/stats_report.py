@@ -13,7 +13,7 @@ from shards.terminal import table_console
 from shards.wording import and_more
 
 NO_TRAIN = "–"
-"""Shown where a figure needs a train split and there is none."""
+"""Shown for figures that need a train split, if there is none."""
 
 
 def show(figures: dict[str, Any]) -> None:
@@ -32,9 +32,9 @@ def show(figures: dict[str, Any]) -> None:
         console.print(f"frames per second: {_shares(figures['frame_rates'])}")
     if figures["sizes"]:
         console.print(f"pixels: {_shares(figures['sizes'])}")
-    found = figures["utilisation"]
-    filled = ", ".join(f"{row['size']}: {row['plain']:.0%} -> {row['best']:.0%}" for row in found["rows"])
-    console.print(f"not padding ({found['unit']}; {found['plain']} -> {found['best']}): {filled}")
+    utilisation = figures["utilisation"]
+    filled = ", ".join(f"{row['size']}: {row['plain']:.0%} -> {row['best']:.0%}" for row in utilisation["rows"])
+    console.print(f"not padding ({utilisation['unit']}; {utilisation['plain']} -> {utilisation['best']}): {filled}")
     for split, number in figures["texts_shared_with_train"].items():
         shown = NO_TRAIN if number is None else number
         console.print(f"{split}: {shown} samples have a text that also occurs in train")
@@ -63,9 +63,9 @@ def _vocabulary(figures: dict[str, Any]) -> Table:
     table = Table(*names, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in table.columns[1:]:
         column.justify = "right"
-    found = figures["vocabulary"]
-    for split in ordered(list(found)):
-        values = found[split]
+    vocabulary = figures["vocabulary"]
+    for split in ordered(list(vocabulary)):
+        values = vocabulary[split]
         unknown = ["–", "–"]
         if split != "train" and values["unknown_vocabulary"] is not None:
             unknown = [f"{values['unknown_vocabulary']:,}", f"{values['unknown_words_fraction']:.1%}"]

@@ -138,29 +138,29 @@ async function showList() {
   const request = ++view.request;
   const query = listQuery();
   query.set("per_page", PER_PAGE);
-  let found;
+  let result;
   try {
-    found = await ask(`api/samples?${query}`);
+    result = await ask(`api/samples?${query}`);
   } catch (error) {
     if (request === view.request) el("matching").textContent = error.message;
     return;
   }
   if (request !== view.request) return; // a later search has been asked meanwhile
-  Object.assign(view, { rows: found.rows, pages: found.pages });
-  state.page = found.page;
-  const first = (found.page - 1) * found.per_page;
-  el("matching").textContent = found.matching === view.summary.samples
-    ? `${numbers.format(found.matching)} samples`
-    : `${numbers.format(found.matching)} of ${numbers.format(view.summary.samples)} samples`;
-  if (found.pages > 1) el("matching").textContent += `, ${numbers.format(first + 1)}–${numbers.format(first + found.rows.length)} shown`;
-  el("pager").hidden = found.pages < 2;
-  el("page").value = found.page;
-  el("pages").textContent = `of ${numbers.format(found.pages)}`;
-  el("previous").disabled = found.page <= 1;
-  el("next").disabled = found.page >= found.pages;
-  el("empty").hidden = found.rows.length > 0;
+  Object.assign(view, { rows: result.rows, pages: result.pages });
+  state.page = result.page;
+  const first = (result.page - 1) * result.per_page;
+  el("matching").textContent = result.matching === view.summary.samples
+    ? `${numbers.format(result.matching)} samples`
+    : `${numbers.format(result.matching)} of ${numbers.format(view.summary.samples)} samples`;
+  if (result.pages > 1) el("matching").textContent += `, ${numbers.format(first + 1)}–${numbers.format(first + result.rows.length)} shown`;
+  el("pager").hidden = result.pages < 2;
+  el("page").value = result.page;
+  el("pages").textContent = `of ${numbers.format(result.pages)}`;
+  el("previous").disabled = result.page <= 1;
+  el("next").disabled = result.page >= result.pages;
+  el("empty").hidden = result.rows.length > 0;
   thumbnails.disconnect();
-  el("rows").replaceChildren(...found.rows.map(listRow));
+  el("rows").replaceChildren(...result.rows.map(listRow));
   el("rows").scrollTop = 0;
   markChosen(false);
 }

@@ -186,7 +186,7 @@ def test_corpora() -> None:
     result = run("corpora", "table")
     assert "--media-root  Path | None, default None" in result.stdout and "--table  Path, required" in result.stdout
     assert "--templates  list[str], optional" in run("corpora", "text").stdout
-    assert "      Words that pseudo glosses leave out" in run("corpora", "text").stdout
+    assert "      Words left out of pseudo glosses" in run("corpora", "text").stdout
     assert run("corpora", "tabel").exit_code == 2
 
 

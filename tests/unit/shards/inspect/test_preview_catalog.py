@@ -96,7 +96,7 @@ def test_many_samples_answer_quickly(tmp_path: Path) -> None:
     assert signers["all"] == 500 and len(signers["common"]) == 200
     for term in range(40):
         big.page(Query(search=f"text {term}"), 1, 1)
-    assert len(big._found) <= 16
+    assert len(big._recent) <= 16
 
 
 def test_wrong_requests(catalog: Catalog) -> None:
