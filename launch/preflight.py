@@ -37,6 +37,10 @@ def check_hosts(command: Command, plan: LaunchPlan) -> None:
         RecipeError: what is wrong with the command itself: the port where the ranks meet is in use.
     """
     if command.remote is None:
+        if len(plan.hosts) > 1:
+            raise RecipeError(
+                f"this backend starts ranks on this machine only, got {len(plan.hosts)} hosts; use deepspeed"
+            )
         (host,) = plan.hosts
         reasons = _reasons(plan, host, {check.name: check.look(check.question(plan, None)) for check in CHECKS})
         if reasons:

@@ -126,6 +126,8 @@ class _Supervisor:
     def _start(self) -> subprocess.Popen[bytes]:
         env = {key: value for key, value in os.environ.items() if key not in _RANK_VARIABLES}
         env.update(self.command.env)
+        if self.command.remote is None:  # ranks on other hosts get it there; pdsh here must not count as one of them
+            env[LAUNCH_ID] = self.launch_id
         try:
             # an own session: a Ctrl-C in the terminal reaches this process alone, which passes it on properly
             return subprocess.Popen(
@@ -234,7 +236,7 @@ class _Supervisor:
 
     def _leftover(self, group: int) -> list[psutil.Process]:
         found = {process.pid: process for process in _group_members(group)}
-        if self.command.env.get(LAUNCH_ID) == self.launch_id:
+        if self.command.remote is None:
             found.update((process.pid, process) for process in find_processes(self.launch_id))
         return list(found.values())
 

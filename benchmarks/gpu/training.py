@@ -31,10 +31,10 @@ def make_training(recipe: str, sets: list[str], probe: Probe) -> Training:
     """A run of the recipe that stands before its first step."""
     from pipeline.engine.prepare import prepare
     from pipeline.engine.signals import StopFlag
-    from pipeline.stages.registry import STAGES
+    from pipeline.stages.registry import stage_class
 
     resolved = resolved_recipe(recipe, sets)
-    stage, ranks = STAGES[resolved.recipe.stage], dist.ranks_from_environment()
+    stage, ranks = stage_class(resolved.recipe.stage), dist.ranks_from_environment()
     return prepare(resolved, stage, ranks, torch.device(probe.device, 0), StopFlag())
 
 

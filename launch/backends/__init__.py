@@ -41,7 +41,8 @@ class Backend(Protocol):
     """What a backend module offers."""
 
     def command(self, plan: LaunchPlan) -> Command:
-        """The command for a plan. Raises RecipeError when this backend cannot express it."""
+        """The command for a plan. It starts nothing, and gives every rank the variables of the plan; ranks on other
+        hosts also get ``LAUNCH_ID: plan.launch_id``. Raises RecipeError when this backend cannot express the plan."""
         ...
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pipeline.config.names import is_secret
 from pipeline.config.schema import Recipe, SourceConfig
 from pipeline.config.source import Problem
-from pipeline.config.stage_needs import STAGE_NEEDS
+from pipeline.config.stages import STAGES
 from pipeline.config.unread import unread
 
 VIDEO_PLACEHOLDER = "{video}"
@@ -40,7 +40,7 @@ def _length(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _parts(recipe: Recipe) -> Iterator[Problem]:
-    for part in STAGE_NEEDS[recipe.stage].parts:
+    for part in STAGES[recipe.stage].parts:
         if getattr(recipe.model, part) is None:
             yield Problem(f"stage {recipe.stage} needs model.{part}", (f"model.{part}", "stage"))
 
@@ -115,7 +115,7 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
         problem = batch_problem(recipe, world_size)
         if problem:
             yield Problem(problem, ("train.global_batch", "train.micro_batch", "train.world_sizes"))
-    if recipe.stage == "contrastive" and train.global_batch < 2:
+    if STAGES[recipe.stage].contrasts and train.global_batch < 2:
         text = "train.global_batch=1 leaves a contrastive loss without negatives; use 2 or more"
         yield Problem(text, ("train.global_batch", "stage"))
 
@@ -137,22 +137,23 @@ def batch_problem(recipe: Recipe, world_size: int) -> str:
 
 
 def _data(recipe: Recipe) -> Iterator[Problem]:
-    data, stage = recipe.data, recipe.stage
-    if data.unique_texts and stage != "contrastive":
-        text = f"data.unique_texts belongs to the contrastive stage, not to {stage}"
+    data, stage, entry = recipe.data, recipe.stage, STAGES[recipe.stage]
+    if data.unique_texts and not entry.contrasts:
+        others = " and ".join(name for name, other in STAGES.items() if other.contrasts)
+        text = f"data.unique_texts belongs to the {others} stage, not to {stage}"
         yield Problem(text, ("data.unique_texts", "stage"))
     if data.frame_budget is not None:
         fields = ("data.frame_budget", "stage")
-        if stage == "contrastive":
-            text = "data.frame_budget cannot be used by the contrastive stage: in-batch negatives need a fixed batch"
+        if entry.contrasts:
+            text = f"data.frame_budget cannot be used by the {stage} stage: in-batch negatives need a fixed batch"
             yield Problem(f"{text}; set it to null", fields)
-        elif stage == "continued_pretraining":
+        elif "text" in entry.shards:
             yield Problem("data.frame_budget has no meaning for text; set it to null", fields)
         elif data.frame_budget < data.max_frames:
             text = f"data.frame_budget={data.frame_budget} cannot hold one clip of data.max_frames={data.max_frames}"
             yield Problem(text, ("data.frame_budget", "data.max_frames"))
     tiny = recipe.model.llm.tiny if recipe.model.llm is not None else None
-    if stage == "continued_pretraining" and tiny is not None and data.block_tokens > tiny.max_positions:
+    if "text" in entry.shards and tiny is not None and data.block_tokens > tiny.max_positions:
         text = f"data.block_tokens={data.block_tokens} exceeds model.llm.tiny.max_positions={tiny.max_positions}"
         yield Problem(text, ("data.block_tokens", "model.llm.tiny.max_positions"))
     if recipe.train.eval_every_steps and not data.eval:

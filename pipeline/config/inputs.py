@@ -18,7 +18,7 @@ from pipeline.config.load import LoadedRecipe, problem_message
 from pipeline.config.names import nearest
 from pipeline.config.schema import Recipe, SourceConfig
 from pipeline.config.source import Problem, shown_path
-from pipeline.config.stage_needs import STAGE_NEEDS
+from pipeline.config.stages import STAGES
 from pipeline.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def input_problems(recipe: Recipe) -> Iterator[Problem]:
     for name, sources in (("data.train", recipe.data.train), ("data.eval", recipe.data.eval)):
         for number, source in enumerate(sources):
             place = f"{name}.{number}"
-            kinds = STAGE_NEEDS[recipe.stage].shards
+            kinds = STAGES[recipe.stage].shards
             problem = None if is_remote(source.shards) else _source_problem(place, source, kinds)
             if problem is not None:
                 yield problem
@@ -142,7 +142,7 @@ def _text_problems(recipe: Recipe, sound: dict[str, bool]) -> Iterator[Problem]:
     sources = recipe.data.train
     if (
         not recipe.data.unique_texts
-        or recipe.stage != "contrastive"
+        or not STAGES[recipe.stage].contrasts
         or any(is_remote(source.shards) for source in sources)
     ):
         return
@@ -177,17 +177,17 @@ def too_few_texts(global_batch: int, texts: int) -> str:
 
 # -- pretrained parts ------------------------------------------------------------------------------------------------
 def _parts(recipe: Recipe) -> Iterator[_Part]:
-    model, stage = recipe.model, recipe.stage
-    if model.llm is not None and stage != "contrastive":
+    model, needed = recipe.model, STAGES[recipe.stage].parts
+    if model.llm is not None and "llm" in needed:
         yield _Part("model.llm.path", model.llm.path)
         tokenizer = model.llm.tokenizer or model.llm.path
         name = "model.llm.tokenizer" if model.llm.tokenizer else "model.llm.path"
         yield _Part(name, tokenizer, weights=False)
-    if model.visual is not None and stage != "continued_pretraining":
+    if model.visual is not None and "visual" in needed:
         yield _Part("model.visual.path", model.visual.path, hub=False)
         if model.visual.backbone is not None:
             yield _Part("model.visual.backbone.path", model.visual.backbone.path)
-    if model.text_encoder is not None and stage == "contrastive":
+    if model.text_encoder is not None and "text_encoder" in needed:
         yield _Part("model.text_encoder.path", model.text_encoder.path)
         yield _Part("model.text_encoder.path", model.text_encoder.path, weights=False)
 

@@ -6,11 +6,16 @@ publish are recipe values; where a default comes from is said beside it.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-StageName = Literal["continued_pretraining", "contrastive", "connector"]
+from pipeline.config.stages import STAGES
+
+if TYPE_CHECKING:
+    StageName = str
+else:
+    StageName = Literal[tuple(STAGES)]
 
 
 class Section(BaseModel):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.config.schema import Recipe
-from pipeline.config.stage_needs import STAGE_NEEDS
+from pipeline.config.stages import STAGES
 
 _NEW_ENCODER = ("width", "dropout", "max_frames", "centre_clips", "word", "sentence")
 _REMOTE = ("access", "cache_gib", "storage_options")
@@ -23,11 +23,11 @@ def unread(recipe: Recipe, origins: Mapping[str, str]) -> Iterator[str]:
         recipe: a sound recipe.
         origins: where each setting was written.
     """
-    for name in STAGE_NEEDS[recipe.stage].unread:
+    for name in STAGES[recipe.stage].unread:
         if origin := _written(recipe, origins, name):
             yield f"{name} ({origin}) is not read by the {recipe.stage} stage"
     for name, reason in _left_out(recipe):
-        covered = any(f"{name}.".startswith(f"{known}.") for known in STAGE_NEEDS[recipe.stage].unread)
+        covered = any(f"{name}.".startswith(f"{known}.") for known in STAGES[recipe.stage].unread)
         if not covered and (origin := _written(recipe, origins, name)):
             yield f"{name} ({origin}) is not read: {reason}"
 

@@ -24,7 +24,7 @@ from pipeline.engine.signals import StopFlag
 from pipeline.engine.sinks.registry import sinks_of
 from pipeline.engine.trainer import Trainer
 from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK
-from pipeline.stages.registry import STAGES
+from pipeline.stages.registry import stage_class
 from shards.atomic import write_atomic
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def train(resolved: ResolvedRecipe, ranks: dist.Ranks, stop: StopFlag) -> tuple[
     recipe, run_dir = resolved.recipe, Path(resolved.recipe.run_dir)
     with named_if_unwritable(run_dir):
         setup_logging(ranks, run_dir)
-    training = prepare(resolved, STAGES[recipe.stage], ranks, dist.device_for(ranks), stop)
+    training = prepare(resolved, stage_class(recipe.stage), ranks, dist.device_for(ranks), stop)
     code, state = Trainer(training, observers_of(training), sinks_of(training)).fit(), training.state
     stopped = "" if code == EXIT_OK else f"saved at step {state.step}"
     if ranks.is_main and stopped:

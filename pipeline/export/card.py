@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.config.resolve import ResolvedRecipe
 from pipeline.engine.checkpoint import Checkpoint
 from pipeline.engine.metrics import read_metrics
-from pipeline.stages.registry import STAGES
+from pipeline.stages.registry import stage_class
 
 
 def run_metrics(source: Path, checkpoint: Checkpoint) -> dict[str, float]:
@@ -25,7 +25,7 @@ def write_card(
 ) -> None:
     """README.md, recipe.resolved.yaml and provenance.json into ``folder``."""
     stage = resolved.recipe.stage
-    card = STAGES[stage].card
+    card = stage_class(stage).card
     metrics = run_metrics(source, checkpoint)
     provenance = {
         "stage": stage, "step": checkpoint.step, "seed": resolved.recipe.seed, "world_size": checkpoint.world_size,

@@ -10,7 +10,7 @@ import torch
 from pipeline.config.resolve import ResolvedRecipe
 from pipeline.engine.checkpoint import Checkpoint
 from pipeline.errors import CheckpointError
-from pipeline.stages.registry import STAGES
+from pipeline.stages.registry import stage_class
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def verify_export(folder: Path, checkpoint: Checkpoint, resolved: ResolvedRecipe
     probe = checkpoint.probe()
     dtype = torch.bfloat16 if resolved.recipe.train.precision == "bf16" else torch.float32
     with torch.no_grad():
-        outputs = STAGES[resolved.recipe.stage].exported(folder, probe, dtype)
+        outputs = stage_class(resolved.recipe.stage).exported(folder, probe, dtype)
     differences = {}
     for name, output in outputs.items():
         live = probe[name].float()

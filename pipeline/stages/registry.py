@@ -1,10 +1,15 @@
-"""Stage name -> class; adding a stage is one file and one line here."""
+"""The class of a stage by its name; `pipeline.config.stages` lists them."""
 
 from __future__ import annotations
 
-from pipeline.stages.base import AnyStage
-from pipeline.stages.connector import ConnectorStage
-from pipeline.stages.continued_pretraining import ContinuedPretraining
-from pipeline.stages.contrastive import Contrastive
+import importlib
 
-STAGES: dict[str, type[AnyStage]] = {stage.name: stage for stage in (ContinuedPretraining, Contrastive, ConnectorStage)}
+from pipeline.config.stages import STAGES
+from pipeline.stages.base import AnyStage
+
+
+def stage_class(name: str) -> type[AnyStage]:
+    """The class of a stage of the list. Only this stage is imported."""
+    module, _, attribute = STAGES[name].implementation.partition(":")
+    stage: type[AnyStage] = getattr(importlib.import_module(module), attribute)
+    return stage

@@ -15,8 +15,8 @@ import pytest
 from pydantic import BaseModel
 
 from pipeline.config.schema import Recipe
-from pipeline.config.stage_needs import STAGE_NEEDS
-from tests.source_tree import LIBRARY, FunctionNode, Source, sources, within
+from pipeline.config.stages import STAGES
+from tests.source_tree import LIBRARY, FunctionNode, Source, imported_modules, sources, within
 
 SCHEMA = "pipeline/config/schema.py"
 NOT_READ_YET: frozenset[str] = frozenset()
@@ -96,11 +96,21 @@ _OTHER_CODE = (
     "pipeline.evaluate.run", "pipeline.evaluate.cli", "launch.cli", "pipeline.config.inputs",
     "pipeline.export",
 )  # fmt: skip
-_STAGE_FILES = {f"pipeline.stages.{stage}": (stage,) for stage in STAGE_NEEDS} | {
-    "pipeline.stages.video": ("contrastive", "connector"),
-    "pipeline.stages.contrastive_loss": ("contrastive",),
-}
-"""File -> the stages that pass through it."""
+
+
+@functools.cache
+def _stage_files() -> dict[str, set[str]]:
+    """Module of `pipeline.stages` -> the stages that pass through it: whose own module imports it, at any distance."""
+    imports = {s.module: {name for _, name in imported_modules(s)} for s in sources("pipeline")}
+    stages: dict[str, set[str]] = {name: set() for name in imports if name.startswith("pipeline.stages.")}
+    for stage, entry in STAGES.items():
+        waiting = [entry.implementation.partition(":")[0]]
+        while waiting:
+            module = waiting.pop()
+            if module in stages and stage not in stages[module]:
+                stages[module].add(stage)
+                waiting += imports[module]
+    return stages
 
 
 CHECKED_BEFORE = frozenset({"train.world_sizes"})
@@ -109,7 +119,7 @@ CHECKED_BEFORE = frozenset({"train.world_sizes"})
 
 @functools.cache
 def _stage_sources(stage: str) -> tuple[Source, ...]:
-    others = [module for module, stages in _STAGE_FILES.items() if stage not in stages]
+    others = [module for module, stages in _stage_files().items() if stage not in stages]
     return tuple(s for s in sources("pipeline", "launch") if not within(s.module, *_OTHER_CODE, *others))
 
 
@@ -175,14 +185,14 @@ def _is_read_by(stage: str, section: str, field: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize("stage", sorted(STAGE_NEEDS))
+@pytest.mark.parametrize("stage", sorted(STAGES))
 def test_every_stage_reads_what_it_accepts_without_a_word(stage: str) -> None:
-    """What a stage does not read is named in `pipeline.config.stage_needs`, so that a recipe that sets it is told."""
+    """What a stage does not read is named in `pipeline.config.stages`, so that a recipe that sets it is told."""
     dead = [
         path
         for path, section, field in _paths(Recipe)
         if path not in CHECKED_BEFORE
-        and not any(f"{path}.".startswith(f"{name}.") for name in STAGE_NEEDS[stage].unread)
+        and not any(f"{path}.".startswith(f"{name}.") for name in STAGES[stage].unread)
         and not _is_read_by(stage, section, field)
     ]
     assert not dead, f"the {stage} stage does not read these settings:\n" + "\n".join(dead)
@@ -190,7 +200,7 @@ def test_every_stage_reads_what_it_accepts_without_a_word(stage: str) -> None:
 
 LEFT_OUT = [
     (stage, path, section, field)
-    for stage, needs in sorted(STAGE_NEEDS.items())
+    for stage, needs in sorted(STAGES.items())
     for path, section, field in _paths(Recipe)
     if path in needs.unread and path != "train.peak_tflops"  # the trainer reads it, for stages that count FLOPs
 ]
@@ -198,4 +208,4 @@ LEFT_OUT = [
 
 @pytest.mark.parametrize(("stage", "path", "section", "field"), LEFT_OUT, ids=[f"{c[0]}-{c[1]}" for c in LEFT_OUT])
 def test_the_search_sees_that_a_setting_is_left_out(stage: str, path: str, section: str, field: str) -> None:
-    assert not _is_read_by(stage, section, field), f"{stage} may read {path}: take it off STAGE_NEEDS"
+    assert not _is_read_by(stage, section, field), f"{stage} may read {path}: take it off STAGES"

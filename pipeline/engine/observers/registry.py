@@ -15,10 +15,9 @@ OBSERVERS: tuple[type[Observer], ...] = (
     Divergence,  # before anything is written about a step that was not applied
     Log,
     Evaluate,
-    Save,  # behind all that may wish for a checkpoint
 )
 
 
 def observers_of(training: Training) -> list[Observer]:
-    """The observers of a run, the same on every rank."""
-    return [kind(training) for kind in OBSERVERS]
+    """The observers of a run, the same on every rank; last the one that saves, as any may wish for a checkpoint."""
+    return [kind(training) for kind in (*OBSERVERS, Save)]

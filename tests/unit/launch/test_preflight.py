@@ -49,6 +49,11 @@ def test_no_files_to_look_for_on_one_machine(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_backend_that_reaches_no_other_host(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="this machine only, got 2 hosts; use deepspeed"):
+        check_hosts(Command(argv=("true",)), plan(tmp_path))
+
+
 def test_a_port_in_use(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("", 0))

@@ -11,9 +11,9 @@ import torch
 
 from pipeline import dist
 from pipeline.engine import trainer as trainers
+from pipeline.engine.observers import registry
 from pipeline.engine.observers.base import FinishedStep, Observer, Wishes
 from pipeline.engine.observers.evaluate import Evaluate
-from pipeline.engine.observers.registry import OBSERVERS
 from pipeline.engine.observers.save import Save
 from pipeline.engine.signals import StopFlag
 from pipeline.engine.sinks.base import Sink
@@ -123,8 +123,14 @@ def test_a_request_or_a_wish_ends_the_run_behind_its_step(interrupted: bool, cod
     assert run.state.step == 1
 
 
-def test_checkpoints_come_behind_all_that_may_wish_for_one() -> None:
-    assert OBSERVERS[-1] is Save and OBSERVERS.index(Evaluate) < OBSERVERS.index(Save)
+def test_checkpoints_come_behind_all_that_may_wish_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Added(Observer):
+        """As somebody adds one, at the end of the list."""
+
+    assert Evaluate in registry.OBSERVERS and Save not in registry.OBSERVERS
+    monkeypatch.setattr(registry, "OBSERVERS", (Evaluate, Added))
+    kinds = [type(observer) for observer in registry.observers_of(training(steps=3, done=0))]
+    assert kinds == [Evaluate, Added, Save]
 
 
 def test_a_due_evaluation_is_saved_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:

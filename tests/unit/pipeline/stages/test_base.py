@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from pipeline.config.schema import Recipe
+from pipeline.config.stages import STAGES
 from pipeline.errors import RecipeError
 from pipeline.stages.base import Normaliser, Stage
 from pipeline.stages.batches import MicroBatch, to_device
 from pipeline.stages.data import StageContext, held_out_loader
 from pipeline.stages.freezing import apply_freeze_plan, frozen_names
-from pipeline.stages.registry import STAGES
 from pipeline.stages.video import probe_frames
 from shards.order.options import PlanOptions, Source
 from shards.order.plan import Plan

@@ -1,4 +1,8 @@
-"""What a recipe must hold for each stage, and what of it the stage leaves aside; known without torch."""
+"""The stages: where each one is, what a recipe must hold for it, and what of the recipe it ignores.
+
+Known without importing a stage, because recipes are checked on machines without torch. Adding a stage = a file in
+``pipeline/stages`` and an entry here.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +10,24 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class StageNeeds:
-    """The settings of one stage."""
+class StageEntry:
+    """One stage."""
 
+    implementation: str
+    """``module:class``."""
     parts: tuple[str, ...]
     """Sections of `model` that must be there."""
     shards: tuple[str, ...]
     """Kinds of shard sets it reads."""
     unread: tuple[str, ...]
     """What it never reads, sections or single settings."""
+    contrasts: bool = False
+    """Its loss compares the items of a batch: it needs two or more, of a fixed number, best without equal texts."""
 
 
-STAGE_NEEDS = {
-    "continued_pretraining": StageNeeds(
+STAGES = {
+    "continued_pretraining": StageEntry(
+        "pipeline.stages.continued_pretraining:ContinuedPretraining",
         parts=("llm",),
         shards=("text",),
         unread=(
@@ -27,15 +36,18 @@ STAGE_NEEDS = {
             "data.unique_texts",
         ),
     ),
-    "contrastive": StageNeeds(
+    "contrastive": StageEntry(
+        "pipeline.stages.contrastive:Contrastive",
         parts=("visual", "text_encoder"),
         shards=("video", "features"),
         unread=(
             "continued_pretraining", "connector", "model.llm", "model.connector", "model.attention",
             "data.block_tokens", "data.frame_budget", "train.peak_tflops",
         ),
+        contrasts=True,
     ),
-    "connector": StageNeeds(
+    "connector": StageEntry(
+        "pipeline.stages.connector:ConnectorStage",
         parts=("llm", "visual"),
         shards=("video", "features"),
         unread=(
