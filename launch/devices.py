@@ -1,7 +1,7 @@
-"""Which accelerators a machine has, found without torch; ``python -m launch.devices`` is how other hosts are asked.
+"""Lists a machine's accelerators without torch; ``python -m launch.devices`` does so on other hosts.
 
-nvidia-smi knows them best. Where it is missing the device files say how many there are, and for AMD the kernel's
-list of compute nodes.
+nvidia-smi is the best source. Without it, the device files are counted, and for AMD the kernel's list of compute
+nodes.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pathlib import Path
 from pipeline.errors import RecipeError
 
 READY = "slt-host-ready"
-"""First word of what `main` prints on a host that can take part."""
+"""First word that `main` prints on a host that can take part."""
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 _SECONDS = 30.0  # nvidia-smi has to wake every device
 _UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z/-]+")
 
 
 def listed_devices(root: Path = Path("/")) -> int:
-    """GPUs of this machine, whatever the environment hides."""
+    """Number of GPUs of this machine, including those that the environment hides."""
     try:
         done = subprocess.run(
             ["nvidia-smi", "-L"],
@@ -47,11 +47,11 @@ def listed_devices(root: Path = Path("/")) -> int:
 def visible_devices(environ: Mapping[str, str], listed: int) -> tuple[int | str, ...]:
     """The devices a process of this environment may use: numbers, or names as CUDA_VISIBLE_DEVICES gives them.
 
-    As CUDA does, reads CUDA_VISIBLE_DEVICES up to the first entry that is no device (-1, nothing, a number too high).
+    Like CUDA, reads CUDA_VISIBLE_DEVICES up to the first entry that is not a device (-1, empty, a number too high).
 
     Args:
         environ: variables of the process.
-        listed: devices of the machine; 0 = none were found, then the variable is believed.
+        listed: devices of the machine; 0 = none listed, then the variable is trusted.
 
     Raises:
         RecipeError: a device is named twice.
@@ -76,7 +76,7 @@ def visible_devices(environ: Mapping[str, str], listed: int) -> tuple[int | str,
 def port_in_use(port: int) -> bool:
     """Whether something on this machine listens on a TCP port already."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that are closing do not matter
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore connections that are closing
         try:
             probe.bind(("", port))
         except OSError:
@@ -92,8 +92,8 @@ def _is_gpu(path: Path) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    """``PORT FILES``: the first of the files (path -> what to say without it) that is missing here, or READY, the
-    number of devices, and ``busy`` when the port is in use."""
+    """``PORT FILES`` -> prints READY, the number of devices, and ``busy`` if the port is in use; or the message of the
+    first missing file (FILES: path -> message)."""
     port, files = int(arguments[0]), json.loads(arguments[1])
     missing = next((text for path, text in files.items() if not os.path.exists(path)), None)
     found = f"{READY} {listed_devices()}{' busy' if port_in_use(port) else ''}"

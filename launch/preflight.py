@@ -1,7 +1,7 @@
-"""Before any rank starts: does every host answer, and does it see the same files?
+"""Checks before any rank starts that every host answers and sees the same files.
 
-Without this a launch with one missing host looks healthy: ssh prints one line, and the ranks of the other hosts wait
-half an hour for it at the rendezvous.
+Without this check, a launch with a missing host looks healthy: ssh prints one line, and the ranks of the other hosts
+wait for it at the rendezvous for half an hour.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from pipeline.config.load import PROJECT_ROOT
 from pipeline.errors import ClusterError, RecipeError
 
 TIMEOUT_SECONDS = 120.0
-"""For all hosts together; one that does not answer is given up long before, by ssh's ConnectTimeout."""
+"""For all hosts together; ssh's ConnectTimeout gives up a silent host long before."""
 
 
 def check_hosts(command: Command, plan: LaunchPlan) -> None:
-    """Log in on every host of the plan at once and look for interpreter, project, run directory, devices and port.
+    """Log in on all hosts of the plan at once and check interpreter, project, run directory, devices and port.
 
-    A command without ``remote`` runs on this machine alone, which need not be asked about files.
+    A command without ``remote`` runs only on this machine, whose files need no check.
 
     Raises:
         ClusterError: names each host that cannot take part and says why.
@@ -78,7 +78,7 @@ def _busy(plan: LaunchPlan) -> RecipeError:
 
 
 def _too_few(plan: LaunchPlan, host: Host, listed: int) -> str:
-    """What a host lacks of the devices that its ranks need; empty when nothing."""
+    """Message if a host has too few devices for its ranks; empty if it has enough."""
     missing = [device for device in host.devices if isinstance(device, int) and device >= listed]
     if not plan.needs_gpus or not missing:
         return ""
@@ -102,7 +102,7 @@ def _questions(plan: LaunchPlan, marker: Path) -> str:
 
 
 def _ask(command: Command, shell: str) -> tuple[str, str]:
-    """Standard output and errors of the shell text run on all hosts; each line begins with the host's name."""
+    """Run the shell text on all hosts; returns stdout and stderr, whose lines begin with the host's name."""
     assert command.remote is not None
     argv = [shell if part == "{command}" else part for part in command.remote]
     try:
@@ -127,7 +127,7 @@ def _lines_of(host: str, text: str) -> list[str]:
 
 @contextmanager
 def _marker(plan: LaunchPlan) -> Iterator[Path]:
-    """A file in the run directory under a name no host has looked for before, so that no cache can know it."""
+    """A file in the run directory with a new name, which no host can have cached."""
     path = plan.run_dir.absolute() / "logs" / f"hosts-{plan.launch_id}"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
