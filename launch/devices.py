@@ -1,24 +1,18 @@
-"""Lists a machine's accelerators without torch; ``python -m launch.devices`` does so on other hosts.
+"""Lists the accelerators of a machine without torch.
 
-nvidia-smi is the best source. Without it, the device files are counted, and for AMD the kernel's list of compute
-nodes.
+nvidia-smi is the best source. Without it, the device files are counted, and for AMD the kernel's
+list of compute nodes.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import socket
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.errors import RecipeError
 
-READY = "slt-host-ready"
-"""First word that `main` prints on a host that can take part."""
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 _SECONDS = 30.0  # nvidia-smi has to wake every device
 _UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z/-]+")
@@ -73,17 +67,6 @@ def visible_devices(environ: Mapping[str, str], listed: int) -> tuple[int | str,
     return tuple(found)
 
 
-def port_in_use(port: int) -> bool:
-    """Whether something on this machine listens on a TCP port already."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore connections that are closing
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return True
-    return False
-
-
 def _is_gpu(path: Path) -> bool:
     try:
         return path.read_text().strip() not in ("", "0")  # processors are compute nodes, too, and have no GPU id
@@ -91,18 +74,4 @@ def _is_gpu(path: Path) -> bool:
         return False
 
 
-def main(arguments: list[str]) -> int:
-    """``PORT FILES`` -> prints READY, the number of devices, and ``busy`` if the port is in use; or the message of the
-    first missing file (FILES: path -> message)."""
-    port, files = int(arguments[0]), json.loads(arguments[1])
-    missing = next((text for path, text in files.items() if not os.path.exists(path)), None)
-    found = f"{READY} {listed_devices()}{' busy' if port_in_use(port) else ''}"
-    said = f"{found if missing is None else missing}\n"
-    sys.stdout.buffer.write(said.encode(errors="backslashreplace"))  # a path may hold bytes that are no text
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
-
-__all__ = ["READY", "VARIABLE", "listed_devices", "main", "port_in_use", "visible_devices"]
+__all__ = ["VARIABLE", "listed_devices", "visible_devices"]

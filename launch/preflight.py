@@ -13,10 +13,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from launch.backends import Command
 from launch.carry import ARRIVE_SCRIPT, HostCommand, shell_line, shell_word
-from launch.devices import READY, listed_devices, port_in_use
+from launch.checks import CHECKS, READY
 from launch.hostfile import Host
 from launch.plan import LaunchPlan
 from pipeline.config.load import PROJECT_ROOT
@@ -27,29 +28,33 @@ TIMEOUT_SECONDS = 120.0
 
 
 def check_hosts(command: Command, plan: LaunchPlan) -> None:
-    """Log in on all hosts of the plan at once and check interpreter, project, run directory, devices and port.
+    """Log in on all hosts of the plan at once and run `launch.checks.CHECKS` on each.
 
-    A command without ``remote`` runs only on this machine, whose files need no check.
+    A command without ``remote`` runs only on this machine.
 
     Raises:
         ClusterError: names each host that cannot take part and says why.
-        RecipeError: the port where the ranks meet is in use.
+        RecipeError: what is wrong with the command itself: the port where the ranks meet is in use.
     """
     if command.remote is None:
-        return _check_this_machine(plan)
+        (host,) = plan.hosts
+        reasons = _reasons(plan, host, {check.name: check.look(check.question(plan, None)) for check in CHECKS})
+        if reasons:
+            raise ClusterError(f"{host.name}, this machine, {reasons[0]}, nothing was started; correct {plan.hostfile}")
+        return
     with _marker(plan) as marker:
         output, errors = _ask(command, _questions(plan, marker))
-    problems, busy = [], False
+    problems, others = [], []
     for host in plan.hosts:
         said = _lines_of(host.name, output)
-        found = next((line.split() for line in said if line.startswith(READY)), None)
-        if found is None:
-            reason = "; ".join(_lines_of(host.name, errors) + said) or "no answer"
-        else:
-            reason = _too_few(plan, host, int(found[1]))
-            busy |= found[2:] == ["busy"] and host.name == plan.master_addr
-        if reason:
-            problems.append(f"  {host.name}: {reason}")
+        answers = next((line.removeprefix(READY) for line in said if line.startswith(READY)), None)
+        if answers is None:
+            problems.append(f"  {host.name}: {'; '.join(_lines_of(host.name, errors) + said) or 'no answer'}")
+            continue
+        try:
+            problems += [f"  {host.name}: {reason}" for reason in _reasons(plan, host, json.loads(answers))]
+        except RecipeError as error:
+            others.append(error)
     if problems:
         port = "" if plan.ssh_port is None else f"-p {plan.ssh_port} "
         raise ClusterError(
@@ -58,46 +63,30 @@ def check_hosts(command: Command, plan: LaunchPlan) -> None:
             + f"\nEvery host must let you in without a password (try: ssh {port}-o BatchMode=yes HOST true) and see the"
             " same files under the same paths; leave a host out with --exclude HOST."
         )
-    if busy:
-        raise _busy(plan)
+    if others:
+        raise others[0]
 
 
-def _check_this_machine(plan: LaunchPlan) -> None:
-    (host,) = plan.hosts
-    if plan.hostfile is not None and (reason := _too_few(plan, host, listed_devices())):
-        raise ClusterError(f"{host.name}, this machine, {reason}, nothing was started; correct {plan.hostfile}")
-    if port_in_use(plan.master_port):
-        raise _busy(plan)
-
-
-def _busy(plan: LaunchPlan) -> RecipeError:
-    return RecipeError(
-        f"port {plan.master_port} of {plan.master_addr}, where the ranks meet, is in use, perhaps by another run; "
-        "nothing was started. Choose another port with --master-port"
-    )
-
-
-def _too_few(plan: LaunchPlan, host: Host, listed: int) -> str:
-    """Message if a host has too few devices for its ranks; empty if it has enough."""
-    missing = [device for device in host.devices if isinstance(device, int) and device >= listed]
-    if not plan.needs_gpus or not missing:
-        return ""
-    return f"has {listed or 'no'} GPU{'s' if listed > 1 else ''}, but the hostfile gives it {host.slots} ranks"
+def _reasons(plan: LaunchPlan, host: Host, answers: dict[str, Any]) -> list[str]:
+    """The first reason why a host cannot take part. Raises RecipeError for problems that are no fault of the host."""
+    for check in CHECKS:
+        reason = check.judge(plan, host, answers[check.name])
+        if reason and not check.blames_host:
+            raise RecipeError(reason)
+        if reason:
+            return [reason]
+    return []
 
 
 def _questions(plan: LaunchPlan, marker: Path) -> str:
-    """Shell text that prints READY, devices and port as `launch.devices` does, or what is missing on the host."""
-    wanted = {
+    """Shell text that prints READY and the answers of the host, or what the host lacks to give them."""
+    needed = {
         Path(sys.executable): f"has no {sys.executable}",
         ARRIVE_SCRIPT: f"has no {ARRIVE_SCRIPT}",
     }
-    tests = [f"! test -e {shell_word(str(path))}; then echo {shell_word(text)};" for path, text in wanted.items()]
-    files = {
-        str(plan.script): f"has no {plan.script}",
-        str(Path.cwd()): f"has no folder {Path.cwd()}",
-        str(marker): f"sees another {marker.parent.parent}: run_dir must be on storage that all hosts share",
-    }
-    argv = (sys.executable, "-m", "launch.devices", str(plan.master_port), json.dumps(files))
+    tests = [f"! test -e {shell_word(str(path))}; then echo {shell_word(text)};" for path, text in needed.items()]
+    questions = {check.name: check.question(plan, marker) for check in CHECKS}
+    argv = (sys.executable, "-m", "launch.checks", json.dumps(questions))
     return f"if {' elif '.join(tests)} else {shell_line(HostCommand(argv, folder=PROJECT_ROOT))}; fi"
 
 

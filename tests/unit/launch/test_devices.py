@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
 
-from launch.devices import listed_devices, main, port_in_use, visible_devices
+from launch.devices import listed_devices, visible_devices
 from pipeline.errors import RecipeError
 
 LISTED = """\
@@ -71,15 +70,3 @@ def test_visible_devices(value: str | None, listed: int, seen: tuple[int | str, 
 def test_a_device_named_twice() -> None:
     with pytest.raises(RecipeError, match="CUDA_VISIBLE_DEVICES=0,1,0 names device 0 twice; name each device once"):
         visible_devices({"CUDA_VISIBLE_DEVICES": "0,1,0"}, 2)
-
-
-def test_ports_and_what_a_host_says(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launch.devices.listed_devices", lambda: 4)
-    with socket.socket() as taken:
-        taken.bind(("", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        assert port_in_use(port) and main([str(port), "{}"]) == 0
-    assert not port_in_use(port)
-    main([str(port), '{"/": "unsaid", "/no/such": "has no \\udcff"}'])
-    assert capfdbinary.readouterr().out == b"slt-host-ready 4 busy\nhas no \\udcff\n"

@@ -1,0 +1,34 @@
+"""Does the host see the script, the folder and the run directory of the launch?"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from launch.checks.base import HostCheck
+from launch.hostfile import Host
+from launch.plan import LaunchPlan
+
+
+class Files(HostCheck):
+    """A run directory is shared when a host sees a file that was made there a moment ago."""
+
+    name = "files"
+
+    def question(self, plan: LaunchPlan, marker: Path | None) -> list[tuple[str, str]]:
+        """Paths, and what to say of a host without them."""
+        if marker is None:
+            return []
+        return [
+            (str(plan.script), f"has no {plan.script}"),
+            (str(Path.cwd()), f"has no folder {Path.cwd()}"),
+            (str(marker), f"sees another {marker.parent.parent}: run_dir must be on storage that all hosts share"),
+        ]
+
+    def look(self, question: Any) -> str:
+        return next((reason for path, reason in question if not os.path.exists(path)), "")
+
+    def judge(self, plan: LaunchPlan, host: Host, answer: Any) -> str:
+        del plan, host
+        return str(answer)
