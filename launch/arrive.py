@@ -1,4 +1,4 @@
-"""What a host runs first: ``python -I arrive.py PARCEL [WORD...]``. It needs nothing but the standard library.
+"""The first script on every host: ``python -I arrive.py PARCEL [WORD...]``. It needs only the standard library.
 
 The parcel (`launch/carry.py` packs it) holds a command, its variables and its folder. It is one word without any
 character that pdsh or a shell would change, so that every value arrives as it was sent, byte for byte.
@@ -15,7 +15,7 @@ EXIT_CLUSTER = 3  # as in pipeline.errors, which this script cannot import yet
 
 
 def unpack(parcel: str) -> tuple[list[bytes], list[bytes], dict[bytes, bytes], bytes]:
-    """Command before and behind the WORDs, variables, and folder (empty: stay here)."""
+    """The command's parts before and after the WORDs, its variables, and its folder (empty: stay here)."""
     content = json.loads(base64.urlsafe_b64decode(parcel))
     before, after = ([part.encode("latin-1") for part in content[name]] for name in ("before", "after"))
     env = {name.encode("latin-1"): value.encode("latin-1") for name, value in content["env"].items()}
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     try:
         if folder:
             os.chdir(folder)
-            env[b"PWD"] = folder  # the login's own says where it began
+            env[b"PWD"] = folder  # the login's own still names its first folder
         os.execve(argv[0], argv, {**os.environb, **env})
     except OSError as error:
         sys.stderr.write(f"cannot start {os.fsdecode(argv[0])} in {os.fsdecode(folder)}: {error}\n")

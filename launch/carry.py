@@ -1,7 +1,7 @@
-"""A command on its way to another host, through pdsh, ssh and whatever login shell is there.
+"""Carries a command to another host, through pdsh, ssh and any login shell.
 
-pdsh replaces ``%h``, ``%n`` and ``%u``; the shell expands, splits and runs what it finds. So only two paths (the
-interpreter and `launch/arrive.py`) are written for the shell to read. All else travels in one encoded word.
+pdsh replaces ``%h``, ``%n`` and ``%u``; the shell expands and splits words. So the shell reads only two paths (the
+interpreter and `launch/arrive.py`); everything else travels in one encoded word.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ ARRIVE_SCRIPT = PROJECT_ROOT / "launch" / "arrive.py"
 
 @dataclass(frozen=True, slots=True)
 class HostCommand:
-    """A command for every host of a launch; the variables come on top of those that a login has there."""
+    """A command for every host of a launch; its variables are added to those of a login there."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
     folder: Path | None = None
-    """Where it runs; None = where a login ends up."""
+    """Where it runs; None = the folder of a login."""
     node_rank_at: int | None = None
-    """Position in ``argv`` at which each host puts ``--node_rank=N``; None = nowhere."""
+    """Position in ``argv`` where each host inserts ``--node_rank=N``; None = nowhere."""
 
 
 def shell_line(command: HostCommand) -> str:
     """The line for pdsh that makes each host run the command with exactly these arguments and variables.
 
     Raises:
-        RecipeError: no process can be given such a value (a NUL byte), or the interpreter or the project lies under a
-            path that cannot be written for every shell (a control character).
+        RecipeError: a value holds a NUL byte, which no process can receive, or the path of the interpreter or the
+            project holds a control character, which not every shell can read.
     """
     values = [*command.argv, *command.env, *command.env.values(), str(command.folder or "")]
     for value in values:
@@ -65,7 +65,7 @@ def shell_word(text: str) -> str:
 
 
 def _bytes(text: str) -> str:
-    """The bytes this system would pass to a process, one character for each: JSON holds no bytes."""
+    """The bytes this system would pass to a process, one character per byte, because JSON has no bytes."""
     return os.fsencode(text).decode("latin-1")
 
 

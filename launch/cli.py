@@ -1,4 +1,4 @@
-"""`slt launch plan|run`: what would run, and running it. Starts in well under a second; never imports torch."""
+"""`slt launch plan|run`: shows or runs a launch. Starts in well under a second; never imports torch."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _run(options: LaunchOptions, patience: Patience, console: Console, early: St
 
 
 def report(outcome: Outcome, plan: LaunchPlan) -> list[str]:
-    """The end of a launch in a few lines: the verdict, then every rank that did not end well, equal errors once."""
+    """The outcome of a launch in a few lines: the verdict, then every rank that failed, equal errors once."""
     meaning = _MEANING.get(outcome.code) or f"killed by signal {outcome.code - 128}"
     if outcome.stopped:
         verb = "interrupted" if outcome.code == EXIT_INTERRUPTED else "stopped"
@@ -144,7 +144,7 @@ def _command(options: LaunchOptions, plan: LaunchPlan) -> Command:
 
 
 def _shown(command: Command) -> Iterator[str]:
-    """What the ranks receive, as a shell would read it; then how it gets to their hosts."""
+    """The command of the ranks in shell syntax; then the command that carries it to their hosts."""
     arrives = command.arrives or HostCommand(command.argv, command.env)
     for key, value in sorted(arrives.env.items()):
         yield f"export {key}={shlex.quote(value)}"

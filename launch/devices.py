@@ -1,6 +1,6 @@
-"""Which accelerators a machine has, found without torch.
+"""Lists the accelerators of a machine without torch.
 
-nvidia-smi knows them best. Where it is missing the device files say how many there are, and for AMD the kernel's
+nvidia-smi is the best source. Without it, the device files are counted, and for AMD the kernel's
 list of compute nodes.
 """
 
@@ -19,7 +19,7 @@ _UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z/-]+")
 
 
 def listed_devices(root: Path = Path("/")) -> int:
-    """GPUs of this machine, whatever the environment hides."""
+    """Number of GPUs of this machine, including those that the environment hides."""
     try:
         done = subprocess.run(
             ["nvidia-smi", "-L"],
@@ -41,11 +41,11 @@ def listed_devices(root: Path = Path("/")) -> int:
 def visible_devices(environ: Mapping[str, str], listed: int) -> tuple[int | str, ...]:
     """The devices a process of this environment may use: numbers, or names as CUDA_VISIBLE_DEVICES gives them.
 
-    As CUDA does, reads CUDA_VISIBLE_DEVICES up to the first entry that is no device (-1, nothing, a number too high).
+    Like CUDA, reads CUDA_VISIBLE_DEVICES up to the first entry that is not a device (-1, empty, a number too high).
 
     Args:
         environ: variables of the process.
-        listed: devices of the machine; 0 = none were found, then the variable is believed.
+        listed: devices of the machine; 0 = none listed, then the variable is trusted.
 
     Raises:
         RecipeError: a device is named twice.

@@ -1,4 +1,4 @@
-"""Environment of every process of ours that must be set before libraries are imported."""
+"""Environment variables of our processes that must be set before libraries are imported."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ _DEFAULTS = {
 
 
 def set_defaults() -> None:
-    """Set what the user has not set."""
+    """Set the variables that the user has not set."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)

@@ -4,8 +4,8 @@
     worker-0 slots=8
     worker-1 slots=8     # comments may follow
 
-Stricter than DeepSpeed where it would start something else than meant: text behind the slots, zero slots and host names
-that a shell or the filter syntax could misread are refused.
+Stricter than DeepSpeed where that would start something unintended: text after the slots, zero slots and host names
+that a shell or the filter syntax could misread are errors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """One machine and the devices this run uses on it: numbers, or UUIDs on this machine."""
+    """A machine and its devices in this run: numbers, or UUIDs on this machine."""
 
     name: str
     devices: tuple[int | str, ...]
@@ -40,7 +40,7 @@ def read_hostfile(path: str | Path) -> tuple[Host, ...]:
         RecipeError: lists every bad line as ``file:line``.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")  # editors on Windows put a mark in front
+        text = Path(path).read_text(encoding="utf-8-sig")  # Windows editors add a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"hostfile {path} cannot be read: {error}") from error
     return parse_hostfile(text, str(path))
@@ -79,7 +79,7 @@ def parse_hostfile(text: str, label: str = "hostfile") -> tuple[Host, ...]:
 def filter_hosts(hosts: tuple[Host, ...], include: str = "", exclude: str = "") -> tuple[Host, ...]:
     """Keep or drop hosts and devices, in DeepSpeed's syntax ``name[:device[,device...]][@name...]``.
 
-    The order of the hostfile is kept, whatever the order in the filter.
+    The result has the order of the hostfile, not of the filter.
 
     Raises:
         RecipeError: both filters given, an unknown host or device, or nothing left.

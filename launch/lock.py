@@ -1,9 +1,9 @@
-"""One run directory, one run: a lock file that names its holder and that a dead one does not keep.
+"""One run per run directory: a lock file that names its holder; a dead holder loses it.
 
-``run_dir/launch.lock`` holds host, pid and start. On the holder's own system its process is asked for: the pid, and the
-time the process began, for pids are used again. From any other system (another host that shares the storage, another
-container, the same host before a reboot) nothing can be asked, so the holder touches the file while it lives; the age
-is measured by the clock of the storage alone.
+``run_dir/launch.lock`` holds host, pid and start. On the holder's system, its process is looked up by pid and start
+time, because pids are reused. Other systems (another host that shares the storage, another container, the same host
+before a reboot) cannot look it up, so the holder touches the file while it lives; the age is measured by the clock of
+the storage alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 120.0
-"""Twelve beats, and twice what NFS may keep a file's time to itself."""
+"""Twelve beats, and twice the time NFS may cache a file's time stamp."""
 _WRITING_SECONDS = 2.0  # between the lock's name and its content
 
 
@@ -40,11 +40,11 @@ class Holder:
     host: str
     pid: int
     started: str
-    """Local time, for people."""
+    """Local time, to show."""
     system: str
-    """Boot and pid namespace: where two processes see the same one, they can ask for each other's pid."""
+    """Boot and pid namespace: two processes that share it can look up each other's pid."""
     process_start: str
-    """When the process began, in the system's own terms: a step of the clock does not change it."""
+    """When the process began, in the system's own units: setting the clock does not change it."""
     launch_id: str
 
     @property
@@ -62,7 +62,7 @@ def hold(run_dir: Path, launch_id: str, orphans: Callable[[str], None] = lambda 
     Args:
         run_dir: the run's directory; made if missing.
         launch_id: of this launch.
-        orphans: ends what a dead holder's launch has left running; called with its launch id before it is taken over.
+        orphans: ends the processes of a dead holder's launch; called with its launch id before the takeover.
 
     Raises:
         RecipeError: another run holds it.
@@ -89,7 +89,7 @@ def hold(run_dir: Path, launch_id: str, orphans: Callable[[str], None] = lambda 
 
 @contextlib.contextmanager
 def accompany(run_dir: Path) -> Iterator[None]:
-    """Give signs of life for the lock of the launch that this process belongs to: ranks may outlive their launcher."""
+    """Keep the lock of this process's launch fresh: ranks may outlive their launcher."""
     stop = threading.Event()
     beat = threading.Thread(target=_beat, args=(run_dir / "launch.lock", stop), name="lock", daemon=True)
     beat.start()
@@ -101,7 +101,7 @@ def accompany(run_dir: Path) -> Iterator[None]:
 
 
 def _create(path: Path, me: Holder) -> bool:
-    """Whether the lock is ours now; of all that try at once one succeeds, on NFS too."""
+    """Whether the lock is ours now; of several concurrent attempts one succeeds, also on NFS."""
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
@@ -109,7 +109,7 @@ def _create(path: Path, me: Holder) -> bool:
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(me.key)
-    except OSError:  # a full disk takes the name, but not the content
+    except OSError:  # a full disk may hold the name, but not the content
         path.unlink()
         raise
     return True
@@ -119,12 +119,12 @@ def _take_over(path: Path, orphans: Callable[[str], None]) -> None:
     """Remove the lock of a dead holder.
 
     Raises:
-        RecipeError: the holder lives, or may.
+        RecipeError: the holder is alive, or may be.
     """
     found = _read(path)
     if found is None:
         age = _age_seconds(path)
-        if age is None:  # released this moment
+        if age is None:  # just released
             return
         if age < _WRITING_SECONDS:
             time.sleep(0.1)
@@ -135,7 +135,7 @@ def _take_over(path: Path, orphans: Callable[[str], None]) -> None:
         _refuse_if_alive(path, found)
         log.info("%s: its holder (%s) is gone; taking over", path, found)
         orphans(found.launch_id)
-    # another one may take over at the same time: what was moved away must be what was judged
+    # another process may take over at the same time: check that the moved lock is the one judged above
     moved = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         path.rename(moved)
@@ -173,7 +173,7 @@ def _read(path: Path) -> Holder | None:
 
 
 def _age_seconds(path: Path) -> float | None:
-    """Since the holder's last sign of life, by the storage's own clock; None when the lock is gone."""
+    """Seconds since the holder's last sign of life, by the storage's clock; None if the lock is gone."""
     probe = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         probe.touch()
@@ -199,7 +199,7 @@ def _myself(launch_id: str) -> Holder:
 
 
 def _process_start(pid: int) -> str:
-    """Empty for a process that is gone, or dead and not yet collected by its parent."""
+    """Start time of a process; empty if it is gone or a zombie."""
     try:
         if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
             return ""
@@ -212,7 +212,7 @@ def _process_start(pid: int) -> str:
 
 
 def _system() -> str:
-    """Equal for two processes if and only if a pid means the same process to both."""
+    """Equal for two processes if and only if a pid means the same process for both."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"

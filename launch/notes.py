@@ -1,7 +1,7 @@
-"""What a rank tells its launcher besides its log: one line each on the output that the launcher reads anyway.
+"""Reports from a rank to its launcher: one line each on the output that the launcher reads anyway.
 
-A run directory that is full or gone cannot take an exit note; this way needs no disk. A line is at most as long as a
-pipe takes in one piece, so that ranks which write at once do not mix.
+A run directory that is full or gone cannot take an exit note; these lines need no disk. A line is at most as long as
+an atomic write to a pipe, so that lines of several ranks do not mix.
 
 A rank imports this before it can honour a signal: nothing heavy here.
 """
@@ -20,7 +20,7 @@ from pipeline.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
 log = logging.getLogger(__name__)
 
 LAUNCH_ID = "SLT_LAUNCH_ID"
-"""Environment variable that marks every process of one launch, on every host; how its ranks are found again."""
+"""Environment variable of every process of one launch, on every host; finds its ranks."""
 BEFORE_FIRST_STEP = "before the first step, nothing to save"
 _MARK = "slt-rank-report: "
 _LINE = re.compile(_MARK + r"(\{.*\})\s*$")
@@ -29,7 +29,7 @@ _MAX_BYTES = 4096  # PIPE_BUF of Linux
 
 
 def tell(report: dict[str, Any]) -> bool:
-    """Send a report to the launcher; False where none started this process. A long ``error`` loses its middle."""
+    """Send a report to the launcher; False if none started this process. A long ``error`` is cut in the middle."""
     if LAUNCH_ID not in os.environ:
         return False
     error = str(report.get("error", ""))
@@ -42,7 +42,7 @@ def tell(report: dict[str, Any]) -> bool:
 
 
 def read(line: str) -> tuple[str, dict[str, Any] | None]:
-    """A line of output -> what people should see of it, and the report it holds."""
+    """A line of output -> the text to show, and the report in it."""
     match = _LINE.search(line)
     if match is None:
         return line, None
@@ -60,22 +60,22 @@ def leave_before_first_step(number: int) -> None:
     tell({"rank": rank, "code": code, "error": "", "stopped": BEFORE_FIRST_STEP})
     if rank == 0:
         _write(f"{signal.Signals(number).name}: stopped {BEFORE_FIRST_STEP}\n".encode())
-    os._exit(code)  # a clean end would wait for what the main thread is in
+    os._exit(code)  # a clean exit would wait for the main thread
 
 
 def tell_begun() -> None:
-    """From now on a rank that ends without a report has lost work. All ranks begin together: one tells."""
+    """Report that training begins: a rank that ends without a report now loses work. Rank 0 reports for all."""
     if this_rank() == 0:
         tell({"rank": 0, "begun": True})
 
 
 def this_rank() -> int:
-    """This process's rank; 0 where no launcher has set it."""
+    """This process's rank; 0 if no launcher has set it."""
     return int(os.environ.get("RANK", "0"))
 
 
 def _write(line: bytes) -> None:
-    """In one piece and past sys.stderr, which is elsewhere while a noisy library is kept quiet."""
+    """Write in one call, and not to sys.stderr, which is redirected while a noisy library is silenced."""
     try:
         os.write(_STDERR, line)
     except OSError as problem:  # the launcher is gone

@@ -1,4 +1,4 @@
-"""Options shared by `slt launch plan` and `slt launch run`, and how they become a `LaunchPlan`."""
+"""Options of `slt launch plan` and `slt launch run`, and the `LaunchPlan` made from them."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def with_options(cls: type[Any]) -> Callable[[Callable[..., None]], Callable[...
 def build_plan(
     options: LaunchOptions, environ: Mapping[str, str], inputs: bool = False
 ) -> tuple[LaunchPlan, ResolvedRecipe]:
-    """Check hosts, devices and recipe together, and its ``inputs`` where a run follows; nothing is started.
+    """Check hosts, devices and recipe together, with ``inputs`` also the recipe's inputs; nothing is started.
 
     Raises:
         RecipeError: the recipe cannot run on that many ranks, options contradict each other, or an input is missing.
@@ -182,7 +182,7 @@ def _is_for_gpus(loaded: LoadedRecipe) -> bool:
 
 
 def _accelerator(options: LaunchOptions, environ: Mapping[str, str]) -> str:
-    """``cpu``, ``gpu`` or, for hosts that are not looked at, ``unknown``."""
+    """``cpu``, ``gpu``, or ``unknown`` for hosts that are not checked."""
     if options.accelerator not in ("auto", "cpu", "gpu"):
         raise RecipeError(f"--accelerator must be auto, cpu or gpu, got {options.accelerator}")
     if options.accelerator != "auto":
@@ -198,14 +198,14 @@ def _accelerator(options: LaunchOptions, environ: Mapping[str, str]) -> str:
 def _environment(
     options: LaunchOptions, environ: Mapping[str, str], hosts: tuple[Host, ...], accelerator: str
 ) -> dict[str, str]:
-    """Variables for every rank; the later ones win."""
+    """Variables for every rank; later ones override earlier ones."""
     env: dict[str, str] = {}
     if options.hostfile is not None and not _is_single_local(hosts):
         env = {**search_paths(environ), **deepspeed_env_files(), **carried(environ)}
     if accelerator == "cpu":
         env["DS_ACCELERATOR"] = "cpu"
     elif accelerator == "gpu" and environ.get("DS_ACCELERATOR", "cpu") in ("", "cpu"):
-        env["DS_ACCELERATOR"] = "cuda"  # a rank whose torch finds none must not take the processors
+        env["DS_ACCELERATOR"] = "cuda"  # a rank whose torch finds no GPU must not fall back to the CPU
     if "OMP_NUM_THREADS" not in {**environ, **env}:
         cores = len(os.sched_getaffinity(0))
         env["OMP_NUM_THREADS"] = str(threads_per_rank(cores, max(host.slots for host in hosts)))

@@ -1,4 +1,4 @@
-"""Which rank runs where: pure functions of hosts and ports. No ssh, no torch, no environment."""
+"""Assigns ranks to hosts and devices: pure functions of hosts and ports. No ssh, no torch, no environment."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class RankPlan:
 
 @dataclass(frozen=True, slots=True)
 class LaunchPlan:
-    """All a backend needs to form its command."""
+    """Everything a backend needs to form its command."""
 
     script: Path
-    """What each rank runs."""
+    """The script of every rank."""
     arguments: tuple[str, ...]
     """Arguments of the script: the resolved recipe and its sha256."""
     run_dir: Path
@@ -41,9 +41,9 @@ class LaunchPlan:
     hostfile: Path | None = None
     ssh_port: int | None = None
     accelerator: str = "unknown"
-    """``cpu``, ``gpu``, or ``unknown`` for hosts that were not looked at."""
+    """``cpu``, ``gpu``, or ``unknown`` for hosts that were not checked."""
     needs_gpus: bool = False
-    """Whether every rank must find a GPU of its own on its host."""
+    """Whether every rank needs a GPU of its own on its host."""
 
     @property
     def world_size(self) -> int:
@@ -61,8 +61,8 @@ class LaunchPlan:
 def plan_ranks(hosts: tuple[Host, ...], master_addr: str, master_port: int) -> tuple[RankPlan, ...]:
     """One entry per rank, in the order of the hosts.
 
-    As in DeepSpeed's launcher, local_rank = rank modulo the host's slots. Where hosts differ in slots, that is another
-    order than counting up from 0 on each host.
+    As in DeepSpeed's launcher, local_rank = rank modulo the host's slots. If hosts differ in slots, local ranks do not
+    simply count up from 0 on each host.
     """
     world_size = sum(host.slots for host in hosts)
     places = [(node, host) for node, host in enumerate(hosts) for _ in host.devices]

@@ -1,7 +1,7 @@
-"""Before any rank starts: does every host answer, and does it see the same files?
+"""Checks before any rank starts that every host answers and sees the same files.
 
-Without this a launch with one missing host looks healthy: ssh prints one line, and the ranks of the other hosts wait
-half an hour for it at the rendezvous.
+Without this check, a launch with a missing host looks healthy: ssh prints one line, and the ranks of the other hosts
+wait for it at the rendezvous for half an hour.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from pipeline.config.load import PROJECT_ROOT
 from pipeline.errors import ClusterError, RecipeError
 
 TIMEOUT_SECONDS = 120.0
-"""For all hosts together; one that does not answer is given up long before, by ssh's ConnectTimeout."""
+"""For all hosts together; ssh's ConnectTimeout gives up a silent host long before."""
 
 
 def check_hosts(command: Command, plan: LaunchPlan) -> None:
-    """Log in on every host of the plan at once, and let it pass `launch.checks.CHECKS`.
+    """Log in on all hosts of the plan at once and run `launch.checks.CHECKS` on each.
 
-    A command without ``remote`` runs on this machine alone.
+    A command without ``remote`` runs only on this machine.
 
     Raises:
         ClusterError: names each host that cannot take part and says why.
@@ -72,7 +72,7 @@ def check_hosts(command: Command, plan: LaunchPlan) -> None:
 
 
 def _reasons(plan: LaunchPlan, host: Host, answers: dict[str, Any]) -> list[str]:
-    """Why a host cannot take part: the first reason. Raises RecipeError for what no host is to blame for."""
+    """The first reason why a host cannot take part. Raises RecipeError for problems that are no fault of the host."""
     for check in CHECKS:
         reason = check.judge(plan, host, answers[check.name])
         if reason and not check.blames_host:
@@ -95,7 +95,7 @@ def _questions(plan: LaunchPlan, marker: Path) -> str:
 
 
 def _ask(command: Command, shell: str) -> tuple[str, str]:
-    """Standard output and errors of the shell text run on all hosts; each line begins with the host's name."""
+    """Run the shell text on all hosts; returns stdout and stderr, whose lines begin with the host's name."""
     assert command.remote is not None
     argv = [shell if part == "{command}" else part for part in command.remote]
     try:
@@ -120,7 +120,7 @@ def _lines_of(host: str, text: str) -> list[str]:
 
 @contextmanager
 def _marker(plan: LaunchPlan) -> Iterator[Path]:
-    """A file in the run directory under a name no host has looked for before, so that no cache can know it."""
+    """A file in the run directory with a new name, which no host can have cached."""
     path = plan.run_dir.absolute() / "logs" / f"hosts-{plan.launch_id}"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()

@@ -1,6 +1,6 @@
-"""Find and signal the processes of one launch on this host: ``python -m launch.ranks LAUNCH_ID SIGNAL [--all]``.
+"""Finds and signals the processes of one launch on this host: ``python -m launch.ranks LAUNCH_ID SIGNAL [--all]``.
 
-Every process of a launch carries its identity in the environment. Ranks are those with RANK whose parent has none;
+Every process of a launch has the launch id in its environment. Ranks are processes with RANK whose parent has none;
 loader workers inherit RANK from their rank and must not be signalled: a rank whose worker dies loses its step.
 """
 
@@ -24,7 +24,7 @@ def find_processes(launch_id: str) -> Iterator[psutil.Process]:
 
 
 def find_ranks(launch_id: str) -> list[psutil.Process]:
-    """The rank processes of a launch on this host: neither launchers above nor loader workers below them."""
+    """The rank processes of a launch on this host, without launchers above and loader workers below them."""
     marked = {process.pid: process for process in find_processes(launch_id)}
     with_rank = {pid for pid, process in marked.items() if _variable(process, "RANK")}
     ranks = []
@@ -61,7 +61,7 @@ def _variable(process: psutil.Process, name: str) -> str | None:
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code 0 when the arguments were understood, whether or not a process was left to signal."""
+    """Exit code 0 if the arguments are valid, even if no process was left to signal."""
     if len(arguments) < 2 or not hasattr(signal, arguments[1]):
         sys.stderr.write("usage: python -m launch.ranks LAUNCH_ID SIGTERM|SIGKILL|... [--all]\n")
         return 2

@@ -1,4 +1,4 @@
-"""A launch that is asked to stop before it has started anything."""
+"""Stop requests that arrive before a launch has started anything."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, SltError, stop_sig
 
 
 class StoppedBeforeStart(SltError):
-    """Asked to stop while recipe, hosts and run directory were looked at."""
+    """A stop request arrived while recipe, hosts and run directory were checked."""
 
     def __init__(self, number: int) -> None:
         interrupted = number == signal.SIGINT
@@ -25,7 +25,7 @@ class StopBeforeStart:
 
     def __init__(self) -> None:
         self.over = False
-        """The launch has run; how it ended is known, and a signal no longer changes it."""
+        """True after the launch has run: a signal no longer changes its outcome."""
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopBeforeStart:

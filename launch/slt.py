@@ -145,10 +145,10 @@ def demo_ablations(
 
 
 def main() -> None:
-    """Entry point: user errors are one paragraph and an exit code, never a traceback."""
+    """Entry point: a user error gives a paragraph and an exit code, never a traceback."""
     set_defaults()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for ours in ("shards", "pipeline", "launch"):  # libraries tell INFO of no use here, such as where credentials lie
+    for ours in ("shards", "pipeline", "launch"):  # INFO of other libraries is of no use here, such as credential paths
         logging.getLogger(ours).setLevel(logging.INFO)
     try:
         app()

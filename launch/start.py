@@ -1,4 +1,4 @@
-"""The `slt` command from its first moment: what it imports takes a while, and a signal may come meanwhile."""
+"""The first code of the `slt` command: handles signals that arrive during its slow imports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import FrameType
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, stop_signals
 
 _RUNS = (("launch", "run"), ("train",))
-"""Commands that train, and so have something to say about being stopped; they install handlers of their own."""
+"""Commands that train; they install signal handlers of their own, which report how the run stopped."""
 
 
 def main() -> None:

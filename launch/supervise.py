@@ -1,11 +1,11 @@
-"""Run a launch command to its end: tee its output, pass signals on, stop all ranks when one fails, say how it ended.
+"""Runs a launch command: copies its output, passes signals on, stops all ranks if one fails, reports how it ended.
 
-What a signal must not do: at DeepSpeed's launcher (0.19.8) it reaches the ranks one by one, 30 s apart; at the process
-group it kills the loader workers under the ranks' feet. So signals go to the rank processes alone, all at once, and the
-ranks get time to save. Whatever is left of our own process group after that is killed.
+A signal sent to DeepSpeed's launcher (0.19.8) reaches the ranks one by one, 30 s apart; sent to the process group, it
+kills the loader workers that the ranks need. So signals go only to the rank processes, all at once, and the ranks get
+time to save. Whatever is left of our process group after that is killed.
 
-Each rank tells how it ended in ``<run_dir>/logs/exit-rank-N.json`` (``{"rank": 0, "code": 75, "error": "..."}``) and on
-its output (`launch.notes`): launchers reduce exit codes to 1 or lose them, and a full disk takes no file.
+Each rank reports how it ended in ``<run_dir>/logs/exit-rank-N.json`` (``{"rank": 0, "code": 75, "error": "..."}``) and
+on its output (`launch.notes`): launchers reduce exit codes to 1 or lose them, and a full disk takes no file.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 1.0  # between looks at the ranks' reports, which may lie on a busy shared disk
 _REMIND_SECONDS = 5.0  # between requests to stop while ranks may still be starting
 _REMOTE_SECONDS = 60.0  # limit of one pdsh call; a lost host must not hold up the others
-# Set by an outer launcher or an earlier run; inherited by mistake they would make every process think it is that rank.
+# Set by an outer launcher or an earlier run; if inherited, they would make every process think it is that rank.
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -129,7 +129,7 @@ class _Supervisor:
         if self.command.remote is None:  # ranks on other hosts get it there; pdsh here must not count as one of them
             env[LAUNCH_ID] = self.launch_id
         try:
-            # an own session: a Ctrl-C in the terminal reaches this process alone, which passes it on properly
+            # in a new session, a Ctrl-C in the terminal reaches only this process, which passes it on
             return subprocess.Popen(
                 self.command.argv, env=env, start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -146,7 +146,7 @@ class _Supervisor:
             if self.handled and not self.begun and time.monotonic() >= self.next_reminder:
                 self._remind()
             if self.lost and not self.failure_seen:
-                # nobody will answer the ranks of the other hosts, which would wait for a collective's timeout
+                # the ranks of the other hosts would wait for the timeout of a collective
                 log.error("the connection to %s is lost; stopping the other hosts", ", ".join(self.lost))
                 self.failure_seen = True
                 self._set_deadline(self.patience.leftover_seconds)
@@ -161,8 +161,8 @@ class _Supervisor:
                 self.deadline = None
 
     def _read(self, line: str) -> str | None:
-        """A line of the launcher's output -> what people see of it, None for what is not for them; called by the thread
-        that copies it."""
+        """A line of the launcher's output -> the text to show, None for nothing; called by the thread that copies the
+        output."""
         shown, report = notes.read(line)
         if report is not None:
             self.begun = self.begun or bool(report.get("begun"))
@@ -170,13 +170,13 @@ class _Supervisor:
                 told = Report.read(report)
                 self.told[told.rank] = told
             return shown if self._says_more(shown) else None
-        # what we kill ends its connection, too
+        # connections also end when we kill
         if self.command.lost_host is not None and not self.killed and (match := re.match(self.command.lost_host, line)):
             self.lost.append(match[1])
         return line
 
     def _says_more(self, rest: str) -> bool:
-        """Whether something stood before a report on its line, other than the host's name that pdsh puts there."""
+        """Whether a line has text before its report, other than the host's name that pdsh adds."""
         return bool(rest) and re.fullmatch(r"\S+: ", rest) is None
 
     def _pass_on(self, process: subprocess.Popen[bytes], number: int) -> None:
@@ -218,8 +218,8 @@ class _Supervisor:
         _signal_group(process.pid, signal.SIGKILL)
 
     def _clear(self, process: subprocess.Popen[bytes]) -> None:
-        """After the launcher: nothing of this launch may stay behind, on any host."""
-        if process.poll() is None:  # an exception is on its way up
+        """End everything that this launch has left running, on every host."""
+        if process.poll() is None:  # an exception is propagating
             self._kill(process)
             process.wait()
         failed = process.returncode != 0
@@ -228,8 +228,8 @@ class _Supervisor:
         end = time.monotonic() + self.patience.leftover_seconds
         while (left := self._leftover(process.pid)) and time.monotonic() < end:
             time.sleep(_POLL_SECONDS)
-        # mostly the helpers of a rank (loader workers and what starts them), which end a moment after it; a rank that
-        # is killed here is told at the end as one without a report
+        # mostly helpers of a rank (loader workers and their starter), which end a moment after it; a rank killed here
+        # counts as one without a report
         log.debug("%d processes are left and killed", len(left))
         send(left, signal.SIGKILL)
         psutil.wait_procs(left, timeout=10)
@@ -257,7 +257,7 @@ class _Supervisor:
 
 
 def end_orphans(launch_id: str, command: Command, patience: Patience) -> None:
-    """End what a launch has left running whose launcher is gone: its ranks get time to save, the rest is killed."""
+    """End the processes of a launch whose launcher is gone: its ranks get time to save, the rest is killed."""
     if command.remote is not None:
         _signal_hosts(command, launch_id, "SIGTERM")
     if ranks := find_ranks(launch_id):
@@ -293,9 +293,9 @@ def _signal_hosts(command: Command, launch_id: str, name: str, *flags: str) -> N
 
 
 def _tee(source: IO[bytes] | None, sink: IO[bytes], read: Callable[[str], str | None]) -> None:
-    """Copy output by lines to the log and to stderr, as ``read`` wants them shown, until its end.
+    """Copy output line by line, as ``read`` returns it, to the log and to stderr, until its end.
 
-    A closed stderr or a full disk stops only the copy that goes there: ranks must never wait for a reader.
+    A closed stderr or a full disk stops only that copy: ranks must never wait for a reader.
     """
     assert source is not None
     copies: list[tuple[IO[bytes], str]] = [

@@ -1,4 +1,4 @@
-"""What every rank runs: ``deepspeed --hostfile hosts launch/train.py recipe.yaml [--set a.b=c ...]``."""
+"""The program of every rank: ``deepspeed --hostfile hosts launch/train.py recipe.yaml [--set a.b=c ...]``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The variables of every rank: what it takes to run at all, what must agree between hosts, what the user gives."""
+"""The environment variables of every rank: to run at all, to agree between hosts, and from the user."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def carried(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables of this environment that every other host gets, too."""
+    """The variables of this environment that every other host gets as well."""
     return {name: value for name, value in environ.items() if name.startswith(_CARRIED) and not is_secret(name)}
 
 
 def search_paths(environ: Mapping[str, str]) -> dict[str, str]:
-    """Where programs and libraries are found: always set, so whatever else names them comes first."""
+    """Search paths of programs and libraries; always set, so other sources override them."""
     return {name: environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in environ}
 
 
@@ -35,10 +35,10 @@ def python_path(environ: Mapping[str, str]) -> str:
 
 
 def exported(texts: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
-    """What ``--export NAME`` and ``--export NAME=VALUE`` ask for.
+    """The variables of ``--export NAME`` and ``--export NAME=VALUE``.
 
     Raises:
-        RecipeError: not a name, a variable that is not set, or one whose value nobody else may see.
+        RecipeError: an invalid name, a variable that is not set, or a secret.
     """
     found = {}
     for text in texts:
@@ -54,7 +54,7 @@ def exported(texts: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]
 
 
 def deepspeed_env_files() -> dict[str, str]:
-    """Variables of ``~/.deepspeed_env`` and ``./.deepspeed_env``: a value is all that stands behind its ``=``.
+    """Variables of ``~/.deepspeed_env`` and ``./.deepspeed_env``: a value is everything after its ``=``.
 
     Raises:
         RecipeError: a file cannot be read, or a line is something else.

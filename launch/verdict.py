@@ -16,25 +16,25 @@ from pipeline.errors import EXIT_BUG, EXIT_CLUSTER, EXIT_INTERRUPTED, EXIT_OK, E
 log = logging.getLogger(__name__)
 
 KILLED = 128 + signal.SIGKILL
-# From harmless to telling: when one rank fails the others lose their connection and end with 1 or 3, so a code that
-# says more than that is the cause.
+# From least to most specific: when one rank fails, the others lose their connection and end with 1 or 3, so a more
+# specific code is the cause.
 _SEVERITY = (0, 75, 130, 1, 3, 2, 4, 6, 5)
 _CONSEQUENCES = (EXIT_OK, EXIT_PREEMPTED, EXIT_INTERRUPTED, EXIT_BUG, EXIT_CLUSTER)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How one rank says it ended."""
+    """A rank's report of how it ended."""
 
     rank: int
     code: int
     error: str = ""
     stopped: str = ""
-    """After a request to stop: what became of its work."""
+    """After a request to stop: whether its work was saved."""
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Report:
-        """Raises KeyError, TypeError or ValueError for anything else than a report."""
+        """Raises KeyError, TypeError or ValueError for anything but a report."""
         texts = (str(values.get(name) or "") for name in ("error", "stopped"))
         return cls(int(values["rank"]), int(values["code"]), *texts)
 
@@ -52,9 +52,9 @@ class Outcome:
     signals: tuple[int, ...] = ()
     """Signals received and passed on."""
     stopped: str = ""
-    """For a launch that was asked to stop and did: what became of its work."""
+    """For a launch that stopped on request: whether its work was saved."""
     lost_hosts: tuple[str, ...] = ()
-    """Hosts to which the connection broke, or where what starts the ranks was killed: ssh reports both alike."""
+    """Hosts whose connection broke, or whose launcher was killed: ssh reports both alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +64,9 @@ class Evidence:
     launcher_code: int
     signals: tuple[int, ...] = ()
     begun: bool = False
-    """A rank said that it takes its first step."""
+    """A rank reported that its first step begins."""
     killed: bool = False
-    """We killed what did not leave; how the launcher ended then says nothing about the cause."""
+    """We killed processes that did not leave; the launcher's exit code then says nothing about the cause."""
     lost_hosts: tuple[str, ...] = ()
 
 
@@ -86,8 +86,8 @@ def verdict(reports: Mapping[int, Report], world_size: int, seen: Evidence) -> O
 
 
 def _stopped_before_first_step(reports: Mapping[int, Report], world_size: int, seen: Evidence) -> bool:
-    """One rank that left before its first step proves it for all, which cannot finish a step without it. What the
-    others then end with is a consequence, unless it says more than a lost connection does."""
+    """If one rank left before its first step, so did all: they cannot finish a step without it. The others' codes are
+    then consequences, unless they mean more than a lost connection."""
     if not seen.signals or any(report.code not in _CONSEQUENCES for report in reports.values()):
         return False
     if any(report.stopped == BEFORE_FIRST_STEP for report in reports.values()):
@@ -97,11 +97,11 @@ def _stopped_before_first_step(reports: Mapping[int, Report], world_size: int, s
 
 
 def worst_code(rank_codes: Mapping[int, int], launcher_code: int, world_size: int, lost: bool = False) -> int:
-    """One exit code for the launch: 0 and 75 only when every rank agrees, a death by signal as 128+n.
+    """One exit code for the launch: 0 and 75 only if all ranks agree, 128+n for a death by signal.
 
     A rank without a report was killed. If the launcher saw a signal first, that is the cause; if another rank reported
-    a failure, that rank is, and the silent one was stopped because of it. A launcher that fails before any rank
-    reports is a cluster problem, and so is a ``lost`` connection to a host: its ranks are silent for that reason.
+    a failure, that is the cause, and the silent rank was stopped because of it. A launcher that fails before any rank
+    reports is a cluster problem, and so is a ``lost`` connection to a host, whose ranks therefore are silent.
     """
     death = 0 if lost else _signal_death(launcher_code)
     failures = [code for code in rank_codes.values() if code not in (EXIT_OK, EXIT_PREEMPTED)]
@@ -125,7 +125,7 @@ def _severity(code: int) -> int:
 
 
 def _signal_death(launcher_code: int) -> int:
-    """128+n when the launcher died by signal n or passed on that a rank did; else 0."""
+    """128+n if the launcher died by signal n or reported that a rank did; else 0."""
     if launcher_code < 0:
         return 128 - launcher_code
     if launcher_code > 192:  # DeepSpeed exits with the rank's -n, which the system shows as 256-n
@@ -134,7 +134,7 @@ def _signal_death(launcher_code: int) -> int:
 
 
 def read_reports(logs: Path, quiet: bool = False) -> dict[int, Report]:
-    """What the ranks have left in their exit notes so far. A damaged one counts as none."""
+    """The exit notes that ranks have written so far, without damaged ones."""
     reports: dict[int, Report] = {}
     for path in sorted(logs.glob("exit-rank-*.json")):
         try:

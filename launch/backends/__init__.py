@@ -29,16 +29,15 @@ class Command:
     env: dict[str, str] = field(default_factory=dict)
     """Set on top of the current environment."""
     arrives: HostCommand | None = None
-    """What every host then runs; None when that is ``argv`` itself, on this machine."""
+    """The command that every host then runs; None if that is ``argv`` itself, on this machine."""
     remote: tuple[str, ...] | None = None
-    """Reaches the ranks that are not on this machine: runs the shell command put in place of ``{command}`` on all
-    their hosts. None when every rank is local."""
+    """Runs a shell command, in place of ``{command}``, on all hosts of the ranks. None if every rank is local."""
     lost_host: str | None = None
-    """Regular expression of the output line that says the connection to a host is lost; group 1 is its name."""
+    """Regular expression of the output line that reports a lost connection to a host; group 1 is the host's name."""
 
 
 class Backend(Protocol):
-    """What a backend module offers."""
+    """Interface of a backend module."""
 
     def command(self, plan: LaunchPlan) -> Command:
         """The command for a plan. It starts nothing, and gives every rank the variables of the plan; ranks on other
@@ -47,7 +46,7 @@ class Backend(Protocol):
 
 
 def get_backend(name: str) -> Backend:
-    """The backend of that name; the module is imported only now."""
+    """The backend of that name; imports its module."""
     if name not in BACKENDS:
         raise RecipeError(f"--backend {name} is unknown{nearest(name, BACKENDS)} (known: {', '.join(BACKENDS)})")
     return cast(Backend, importlib.import_module(BACKENDS[name]))

@@ -44,7 +44,7 @@ def command(plan: LaunchPlan) -> Command:
 
 
 def is_this_machine(name: str) -> bool:
-    """Whether a host name means the machine this runs on."""
+    """Whether a host name means this machine."""
     hostname = socket.gethostname()  # not the full name: that look-up can stall for a minute without DNS
     return name in {*_LOOPBACK, hostname} or name.partition(".")[0] == hostname.partition(".")[0]
 

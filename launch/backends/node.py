@@ -1,4 +1,4 @@
-"""What every host of a launch runs: DeepSpeed's own launcher, which starts one process per device.
+"""The command of every host of a launch: DeepSpeed's own launcher, which starts one process per device.
 
 DeepSpeed's outer runner is left out. It writes folder, interpreter and variables unquoted into a shell line, takes no
 devices named by UUID, and when interrupted ends every DeepSpeed launcher on its hosts.
@@ -16,7 +16,7 @@ from launch.plan import LAUNCH_ID, LaunchPlan
 
 
 def node_command(plan: LaunchPlan, log_level: str) -> HostCommand:
-    """``python -m deepspeed.launcher.launch`` for the ranks of one host; which one, ``--node_rank`` says."""
+    """``python -m deepspeed.launcher.launch`` for the ranks of one host, given by ``--node_rank``."""
     # the launcher makes these CUDA_VISIBLE_DEVICES; ranks that were asked to use the CPU must not find a GPU there
     devices = {host.name: [-1] * host.slots if plan.accelerator == "cpu" else host.devices for host in plan.hosts}
     world = base64.urlsafe_b64encode(json.dumps(devices).encode()).decode()

@@ -4,7 +4,7 @@ Layout::
 
     cache_dir/
       space.lock                    held while room is made
-      NAME-URLHASH-FINGERPRINT/     one folder per remote set: a shard set of its own, as far as it is filled
+      NAME-URLHASH-FINGERPRINT/     one folder per remote set: a shard set with the shards fetched so far
         manifest.json index.parquet remote.json
         train-000000.tar            complete: size and sha256 are those of the manifest
         train-000000.tar.lock       held while the shard is downloaded

@@ -57,8 +57,8 @@ def open_folder(location: str | Path, storage_options: Mapping[str, object] | No
 
     Args:
         location: path, or a URL that fsspec understands.
-        storage_options: passed to the fsspec file system (``endpoint_url``, ``key``, ``secret``, ``profile``); what is
-            missing comes from fsspec's and the store's own configuration files.
+        storage_options: passed to the fsspec file system (``endpoint_url``, ``key``, ``secret``, ``profile``); missing
+            values come from the configuration files of fsspec and of the store.
     """
     if is_remote(location):
         return RemoteFolder(str(location), storage_options)
