@@ -100,7 +100,8 @@ def stats(
     from shards.storage.store import open_folder
 
     if plots is not None:
-        from shards.inspect.plots import need_matplotlib, write_plots
+        from shards.inspect.plots import need_matplotlib
+        from shards.inspect.plots_page import write_plots
 
         need_matplotlib("--plots")
     shard_set = open_set(open_folder(location))

@@ -10,14 +10,12 @@ import importlib.util
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from shards.atomic import write_atomic
 from shards.errors import OptionError
 from shards.format.index import ShardSet
 from shards.inspect.stats import all_words, lengths, word_counts
@@ -91,24 +89,18 @@ def draw(shard_set: ShardSet, figures: dict[str, Any]) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
-def write_plots(shard_set: ShardSet, figures: dict[str, Any], folder: Path) -> list[Path]:
-    """Write ``NAME.png`` of every chart and ``index.html`` with all of them; existing files are replaced."""
+def render(shard_set: ShardSet, figures: dict[str, Any]) -> list[tuple[Chart, bytes, str]]:
+    """Every chart of ``draw`` with its PNG and its SVG for the page."""
     import matplotlib as mpl
 
-    from shards.inspect.plots_page import page
-
-    folder.mkdir(parents=True, exist_ok=True)
-    written, drawings = [], []
+    rendered = []
     with mpl.rc_context(_STYLE):
         for chart in draw(shard_set, figures):
             image, drawing = io.BytesIO(), io.StringIO()
             chart.figure.savefig(image, format="png", dpi=_DPI, metadata={"Software": None})
             chart.figure.savefig(drawing, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-            write_atomic(folder / f"{chart.name}.png", image.getvalue())
-            drawings.append((chart, themed(drawing.getvalue())))
-            written.append(folder / f"{chart.name}.png")
-    write_atomic(folder / "index.html", page(figures, drawings).encode())
-    return [*written, folder / "index.html"]
+            rendered.append((chart, image.getvalue(), themed(drawing.getvalue())))
+    return rendered
 
 
 def themed(svg: str) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
-from shards.inspect.plots import Chart, ordered
+from shards.atomic import write_atomic
+from shards.format.index import ShardSet
+from shards.inspect.plots import Chart, ordered, render
 
 _CSS = """
 :root{color-scheme:light dark;--page:#f5f6f8;--card:#fff;--ink:#1d2430;--soft:#5b6675;--line:#d9dee6}
@@ -36,6 +39,18 @@ thead th{border-top:0;color:var(--soft);font-weight:600;font-size:13px}
 .note{font-size:13.5px;margin-top:8px}
 th:first-child,td:first-child,th:nth-child(2),td:nth-child(2){text-align:left}
 """
+
+
+def write_plots(shard_set: ShardSet, figures: dict[str, Any], folder: Path) -> list[Path]:
+    """Write ``NAME.png`` of every chart and ``index.html`` with all of them; existing files are replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written, drawings = [], []
+    for chart, image, drawing in render(shard_set, figures):
+        write_atomic(folder / f"{chart.name}.png", image)
+        drawings.append((chart, drawing))
+        written.append(folder / f"{chart.name}.png")
+    write_atomic(folder / "index.html", page(figures, drawings).encode())
+    return [*written, folder / "index.html"]
 
 
 def page(figures: dict[str, Any], drawings: Sequence[tuple[Chart, str]]) -> str:

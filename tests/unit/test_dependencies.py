@@ -25,3 +25,10 @@ def test_every_dependency_is_imported_by_shipped_code() -> None:
 def test_dev_has_the_extras_that_tests_need() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert "llava-slt[s3,ray,lmdb,plots]" in extras["dev"]
+
+
+def test_every_package_is_installed() -> None:
+    """A room that pyproject.toml does not list works in a checkout and is missing from what pip installs."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    ours = {s.module for s in sources(*LIBRARY, "ds_configs") if s.path.endswith("/__init__.py")}
+    assert sorted(listed) == sorted(ours)

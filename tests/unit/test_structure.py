@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ast
 import functools
+import graphlib
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 
 from tests.source_tree import EVERYTHING, LIBRARY, ROOT, FunctionNode, Source, dotted, imported_modules, sources, within
@@ -210,6 +210,15 @@ def test_rooms_of_the_data_layer_import_downwards() -> None:
     assert_none(problems)
 
 
+def test_no_two_modules_import_each_other() -> None:
+    """At any distance, imports inside functions included."""
+    graph = {s.module: {m for _, m in _own_imports(s) if m != s.module} for s in sources(*LIBRARY, "ds_configs")}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        raise AssertionError(f"imported in a circle: {' <- '.join(error.args[1])}") from None
+
+
 def _own_imports(source: Source) -> Iterator[tuple[int, str]]:
     """Imports of this repository's modules; ``from pipeline import errors`` counts as ``pipeline.errors``."""
     modules = {s.module for s in sources(*LIBRARY, "ds_configs")}
@@ -380,13 +389,6 @@ def test_test_folders_are_packages() -> None:
     """Equal file names in different folders (test_plan.py) collide otherwise, and spawned ranks cannot find them."""
     folders = {(ROOT / s.path).parent for s in sources("tests")}
     assert_none([f"{folder.relative_to(ROOT)}/__init__.py is missing" for folder in folders if not _is_package(folder)])
-
-
-def test_every_package_is_installed() -> None:
-    """A room that pyproject.toml does not list works in a checkout and is missing from what pip installs."""
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    ours = {s.module for s in sources(*LIBRARY, "ds_configs") if s.path.endswith("/__init__.py")}
-    assert sorted(listed) == sorted(ours)
 
 
 def _is_package(folder: object) -> bool:

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from shards.format.index import ShardSet
-from shards.inspect.plots import draw, ordered, split_colours, write_plots
-from shards.inspect.plots_page import page, size
+from shards.inspect.plots import draw, ordered, split_colours
+from shards.inspect.plots_page import page, size, write_plots
 from shards.inspect.stats import describe
 from tests.unit.shards.shard_sets import in_memory
 
