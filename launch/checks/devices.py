@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from launch.checks.base import HostCheck
@@ -15,12 +16,16 @@ class Devices(HostCheck):
 
     name = "devices"
 
+    def question(self, plan: LaunchPlan, marker: Path | None) -> bool:
+        """Whether it matters how many there are: asking a driver takes a second, or much longer when it hangs."""
+        del marker
+        return plan.needs_gpus and not (plan.hostfile is None and len(plan.hosts) == 1)
+
     def look(self, question: Any) -> int:
-        del question
-        return listed_devices()
+        return listed_devices() if question else 0
 
     def judge(self, plan: LaunchPlan, host: Host, answer: Any) -> str:
         missing = [device for device in host.devices if isinstance(device, int) and device >= answer]
-        if not plan.needs_gpus or not missing or (plan.hostfile is None and len(plan.hosts) == 1):
+        if not missing or not self.question(plan, None):
             return ""
         return f"has {answer or 'no'} GPU{'s' if answer > 1 else ''}, but the hostfile gives it {host.slots} ranks"

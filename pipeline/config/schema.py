@@ -279,7 +279,7 @@ class TrainConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When to save, what to keep."""
     log_every_steps: int = Field(default=10, gt=0)
-    """Steps per row of metrics."""
+    """Steps per row of metrics; one more is written before an evaluation."""
     eval_every_steps: int = Field(default=0, ge=0)
     """0 = only before and after training."""
     eval_batches: int = Field(default=0, ge=0)

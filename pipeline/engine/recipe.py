@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -56,10 +57,11 @@ def _resolve_for_all(given: Unresolved, ranks: dist.Ranks, enter: Callable[[Path
     if ranks.is_main:
         try:
             told = _resolve(given, ranks.world_size, enter)
-        except SltError as error:
+        except Exception as error:
             if ranks.world_size == 1:
                 raise
-            told = error  # raised here alone it would leave the others waiting for this rank
+            # raised here alone it would leave the others waiting for this rank
+            told = error if isinstance(error, SltError) else SltError(traceback.format_exc())
     dist.init()
     told = dist.broadcast_object(told)
     if isinstance(told, SltError):
@@ -112,7 +114,7 @@ def _check_inputs(loaded: LoadedRecipe, ranks: dist.Ranks) -> None:
     if ranks.local_rank == 0:
         try:
             check_inputs(loaded)
-        except RecipeError as error:
+        except (RecipeError, OSError) as error:
             problem = str(error)
     missing = _told(problem, ranks, bool)
     if missing:

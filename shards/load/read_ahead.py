@@ -34,6 +34,7 @@ class ReadAhead(SampleReader):
         """As :meth:`Reader.payload`; the payloads of the samples that follow are read with it."""
         if sample not in self._payloads and sample in self._unread:
             first = self._unread.index(sample)
+            self._payloads = {}  # before the next ones are read: memory for one block at a time
             count, self._payloads = self._reader.payloads(self._unread[first:], _MOST_BYTES)
             del self._unread[first : first + count]
         payload = self._payloads.get(sample)

@@ -54,8 +54,11 @@ class Log(Observer):
         if self.peak is not None:  # from the batches on the host: reading lengths from a device would wait for it
             flops = self.training.stage.flops_per_step(list(step.batch.micro_batches))
         self.interval.add(step, flops)
-        due = self.training.state.step % self.training.recipe.train.log_every_steps == 0
-        if not (due or step.last or wishes.stop):
+        train, done = self.training.recipe.train, self.training.state.step
+        due = done % train.log_every_steps == 0
+        # a stop during the evaluation that follows would take the open interval along
+        evaluates = bool(train.eval_every_steps and done % train.eval_every_steps == 0)
+        if not (due or evaluates or step.last or wishes.stop):
             return {}
         row = self._row(self.interval, step.learning_rate)
         self.interval = Interval()

@@ -12,8 +12,10 @@ from launch.checks.__main__ import main
 from launch.checks.port import port_in_use
 
 
-def answers(capfdbinary: pytest.CaptureFixture[bytes], port: int, files: list[tuple[str, str]]) -> dict[str, object]:
-    assert main([json.dumps({"port": port, "files": files, "devices": None})]) == 0
+def answers(
+    capfdbinary: pytest.CaptureFixture[bytes], port: int, files: list[tuple[str, str]], gpus: bool = True
+) -> dict[str, object]:
+    assert main([json.dumps({"port": port, "files": files, "devices": gpus})]) == 0
     line = capfdbinary.readouterr().out.decode("ascii")
     assert line.startswith(f"{READY} ") and line.count("\n") == 1
     return json.loads(line.removeprefix(READY))  # type: ignore[no-any-return]
@@ -27,6 +29,7 @@ def test_what_a_host_says(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch
         port = taken.getsockname()[1]
         assert port_in_use(port)
         assert answers(capfdbinary, port, []) == {"files": "", "devices": 4, "port": True}
+        assert answers(capfdbinary, port, [], gpus=False)["devices"] == 0, "a driver that may hang is not asked"
     said = answers(capfdbinary, port, [("/", "unsaid"), ("/no/such", "has no \udcff")])
     assert said == {"files": "has no \udcff", "devices": 4, "port": False}
 

@@ -13,8 +13,8 @@ from pipeline.engine.observers.log import Log
 from pipeline.engine.state import TrainState
 
 
-def training(log_every_steps: int, peak_tflops: float | None) -> Any:
-    train = SimpleNamespace(log_every_steps=log_every_steps, peak_tflops=peak_tflops)
+def training(every: int, peak_tflops: float | None, eval_every: int = 0) -> Any:
+    train = SimpleNamespace(log_every_steps=every, peak_tflops=peak_tflops, eval_every_steps=eval_every)
     stage = SimpleNamespace(
         reduce=lambda sums: {"loss": sums["loss"] / sums["valid_tokens"]}, flops_per_step=lambda batches: 3e6
     )
@@ -52,3 +52,13 @@ def test_a_stop_ends_the_interval() -> None:
     run = training(100, None)
     run.state.step = 1
     assert Log(run).on_step(step(8.0), Wishes(stop=True), 0)["train/loss"] == 2.0
+
+
+def test_an_evaluation_ends_the_interval() -> None:
+    """It may be stopped, and the run that resumes begins a new interval."""
+    run = training(100, None, eval_every=3)
+    log = Log(run)
+    for run.state.step in (1, 2):
+        assert log.on_step(step(8.0), Wishes(), 0) == {}
+    run.state.step = 3
+    assert log.on_step(step(8.0), Wishes(), 0)["train/loss"] == 2.0
