@@ -2,8 +2,8 @@
 
 ``run_dir/launch.lock`` holds host, pid and start. On the holder's system, its process is looked up by pid and start
 time, because pids are reused. Other systems (another host that shares the storage, another container, the same host
-before a reboot) cannot look it up, so the holder touches the file while it lives; the age is measured by the clock of
-the storage alone.
+before a reboot) cannot look it up, so the holder touches the file while it lives; its age is measured by the
+storage's clock alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 120.0
 """Twelve beats, and twice the time NFS may cache a file's time stamp."""
-_WRITING_SECONDS = 2.0  # between the lock's name and its content
+_WRITING_SECONDS = 2.0  # from creating the lock file to writing it
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,8 @@ def hold(run_dir: Path, launch_id: str, orphans: Callable[[str], None] = lambda 
     """Keep every other run out of the directory.
 
     Args:
-        run_dir: the run's directory; made if missing.
-        launch_id: of this launch.
+        run_dir: the run's directory; created if missing.
+        launch_id: this launch.
         orphans: ends the processes of a dead holder's launch; called with its launch id before the takeover.
 
     Raises:
@@ -83,7 +83,7 @@ def hold(run_dir: Path, launch_id: str, orphans: Callable[[str], None] = lambda 
         with accompany(run_dir):
             yield
     finally:
-        if (found := _read(path)) is not None and found.key == me.key:
+        if (holder := _read(path)) is not None and holder.key == me.key:
             path.unlink(missing_ok=True)
 
 
@@ -109,7 +109,7 @@ def _create(path: Path, me: Holder) -> bool:
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(me.key)
-    except OSError:  # a full disk may hold the name, but not the content
+    except OSError:  # a full disk may take the name but not the content
         path.unlink()
         raise
     return True
@@ -121,8 +121,8 @@ def _take_over(path: Path, orphans: Callable[[str], None]) -> None:
     Raises:
         RecipeError: the holder is alive, or may be.
     """
-    found = _read(path)
-    if found is None:
+    holder = _read(path)
+    if holder is None:
         age = _age_seconds(path)
         if age is None:  # just released
             return
@@ -132,9 +132,9 @@ def _take_over(path: Path, orphans: Callable[[str], None]) -> None:
         if age < STALE_SECONDS:
             raise RecipeError(f"{path} cannot be read; if no run uses this directory, remove it")
     else:
-        _refuse_if_alive(path, found)
-        log.info("%s: its holder (%s) is gone; taking over", path, found)
-        orphans(found.launch_id)
+        _refuse_if_alive(path, holder)
+        log.info("%s: its holder (%s) is gone; taking over", path, holder)
+        orphans(holder.launch_id)
     # another process may take over at the same time: check that the moved lock is the one judged above
     moved = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -142,24 +142,24 @@ def _take_over(path: Path, orphans: Callable[[str], None]) -> None:
     except FileNotFoundError:
         return
     now = _read(moved)
-    if now is not None and now != found:
+    if now is not None and now != holder:
         _create(path, now)
     moved.unlink(missing_ok=True)
 
 
-def _refuse_if_alive(path: Path, found: Holder) -> None:
-    if found.system == _system():
-        if _process_start(found.pid) == found.process_start:
+def _refuse_if_alive(path: Path, holder: Holder) -> None:
+    if holder.system == _system():
+        if _process_start(holder.pid) == holder.process_start:
             raise RecipeError(
-                f"{path.parent} is in use by {found} (launch {found.launch_id}); two runs would overwrite each "
+                f"{path.parent} is in use by {holder} (launch {holder.launch_id}); two runs would overwrite each "
                 "other's checkpoints. Wait for it, stop it, or choose another one with --run-dir"
             )
         return
     age = _age_seconds(path)
     if age is not None and age < STALE_SECONDS:
         raise RecipeError(
-            f"{path.parent} is in use by {found} (launch {found.launch_id}), which gave a sign of life {age:.0f} s ago;"
-            f" two runs would overwrite each other's checkpoints. If that host is down, start again in"
+            f"{path.parent} is in use by {holder} (launch {holder.launch_id}), which gave a sign of life {age:.0f} s"
+            f" ago; two runs would overwrite each other's checkpoints. If that host is down, start again in"
             f" {STALE_SECONDS - age:.0f} s; else wait for it, stop it, or choose another one with --run-dir"
         )
 

@@ -148,7 +148,7 @@ def main() -> None:
     """Entry point: a user error gives a paragraph and an exit code, never a traceback."""
     set_defaults()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for ours in ("shards", "pipeline", "launch"):  # INFO of other libraries is of no use here, such as credential paths
+    for ours in ("shards", "pipeline", "launch"):  # INFO of other libraries is noise here, such as credential paths
         logging.getLogger(ours).setLevel(logging.INFO)
     try:
         app()

@@ -62,7 +62,7 @@ def supervise(command: Command, run_dir: Path, ranks: tuple[str, int], patience:
 
     Args:
         command: from a backend.
-        run_dir: where ``logs/`` is kept; shared by all hosts.
+        run_dir: holds ``logs/``; shared by all hosts.
         ranks: the launch id and the world size.
         patience: waiting times.
 
@@ -85,7 +85,7 @@ class _Supervisor:
         self.next_look = 0.0
         self.next_reminder = 0.0
         self.lost: list[str] = []
-        self.told: dict[int, Report] = {}
+        self.rank_reports: dict[int, Report] = {}
         self.begun = False
 
     def run(self) -> Outcome:
@@ -121,7 +121,7 @@ class _Supervisor:
             ) from error
 
     def _reports(self, quiet: bool = False) -> dict[int, Report]:
-        return read_reports(self.logs, quiet) | self.told
+        return read_reports(self.logs, quiet) | self.rank_reports
 
     def _start(self) -> subprocess.Popen[bytes]:
         env = {key: value for key, value in os.environ.items() if key not in _RANK_VARIABLES}
@@ -167,8 +167,8 @@ class _Supervisor:
         if report is not None:
             self.begun = self.begun or bool(report.get("begun"))
             if "code" in report:
-                told = Report.read(report)
-                self.told[told.rank] = told
+                rank_report = Report.read(report)
+                self.rank_reports[rank_report.rank] = rank_report
             return shown if self._says_more(shown) else None
         # connections also end when we kill
         if self.command.lost_host is not None and not self.killed and (match := re.match(self.command.lost_host, line)):
@@ -186,7 +186,7 @@ class _Supervisor:
             self._kill(process)
             return
         log.warning("%s: passed on to the ranks, which have %.0f s to save", name, self.patience.grace_seconds)
-        if number == signal.SIGHUP:  # which other hosts may ignore
+        if number == signal.SIGHUP:  # other hosts may ignore it
             number, name = signal.SIGTERM, "SIGTERM"
         self._set_deadline(self.patience.grace_seconds)
         self.next_reminder = time.monotonic() + _REMIND_SECONDS
@@ -235,10 +235,10 @@ class _Supervisor:
         psutil.wait_procs(left, timeout=10)
 
     def _leftover(self, group: int) -> list[psutil.Process]:
-        found = {process.pid: process for process in _group_members(group)}
+        processes = {process.pid: process for process in _group_members(group)}
         if self.command.remote is None:
-            found.update((process.pid, process) for process in find_processes(self.launch_id))
-        return list(found.values())
+            processes.update((process.pid, process) for process in find_processes(self.launch_id))
+        return list(processes.values())
 
     def _remote(self, name: str, *flags: str) -> None:
         _signal_hosts(self.command, self.launch_id, name, *flags)
