@@ -3,8 +3,8 @@
 ``run_dir/checkpoints/step-000100/`` holds ``deepspeed/`` (ZeRO shards), ``rng-rank-N.pt``, ``state.json``,
 ``recipe.resolved.yaml``, ``probe.safetensors`` (live outputs, the oracle of the export), ``manifest.json`` (size and
 sha256 of every part, versions, world size) and, written last, ``COMPLETE`` with the manifest's sha256. The newest one
-is the one of the highest step; no file beside them says so. ``checkpoints/best`` names the one of the best evaluation.
-It is written to a temporary folder first, so a crash at any moment leaves the previous checkpoint untouched.
+is the one with the highest step; no pointer file says so. ``checkpoints/best`` names the one with the best evaluation.
+A checkpoint is written to a temporary folder first, so a crash at any moment leaves the previous checkpoint untouched.
 DeepSpeed's own `latest` and tags are not used: it writes them before all ranks are done, and torch.load does not
 notice flipped bytes.
 """
@@ -75,28 +75,28 @@ def checkpoint_folder(run_dir: Path) -> Path:
 
 
 def complete_folders(run_dir: Path) -> list[Path]:
-    """Folders of the complete checkpoints by rising step, as a number: step-1000000 comes after step-999900."""
+    """Folders of the complete checkpoints by rising step as a number: step-1000000 follows step-999900."""
     named = ((_STEP_FOLDER.fullmatch(path.name), path) for path in checkpoint_folder(run_dir).glob("step-*"))
-    found = [(int(match[1]), path) for match, path in named if match and (path / "COMPLETE").is_file()]
-    return [path for _, path in sorted(found)]
+    steps = [(int(match[1]), path) for match, path in named if match and (path / "COMPLETE").is_file()]
+    return [path for _, path in sorted(steps)]
 
 
 def list_checkpoints(run_dir: Path) -> list[Checkpoint]:
-    """Complete checkpoints that this version reads, oldest first; any other complete one is named in the log."""
-    found = []
+    """Complete checkpoints that this version reads, oldest first; the log names any other."""
+    checkpoints = []
     for path in complete_folders(run_dir):
         try:
-            found.append(open_checkpoint(path))
+            checkpoints.append(open_checkpoint(path))
         except CheckpointError as error:
             logger.warning("not listed: %s", error)
-    return found
+    return checkpoints
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint by its folder; its parts are not read, see `verify`.
 
     Raises:
-        CheckpointError: there is none, it is incomplete, or another version of the format.
+        CheckpointError: it is absent, incomplete, or of another format version.
         DamagedCheckpointError: its manifest is damaged.
     """
     if not (path / "COMPLETE").is_file():
@@ -122,22 +122,22 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def latest_checkpoint(run_dir: Path, damaged: Damaged | None = None) -> Checkpoint | None:
-    """The newest checkpoint whose every byte is as it was written; None where there is no complete one.
+    """The newest checkpoint with every byte as written; None if no complete one exists.
 
     All ranks must call: they verify together.
 
     Args:
-        damaged: what to do when a newer one is damaged; None = what the recipe of the run says.
+        damaged: what to do when a newer one is damaged; None = as the run's recipe says.
 
     Raises:
         DamagedCheckpointError: it is damaged and `damaged` is `stop`, or no complete checkpoint is intact.
-        CheckpointError: it is of another version of the format.
+        CheckpointError: it is of another format version.
     """
     return _first_intact(complete_folders(run_dir)[::-1], damaged)
 
 
 def best_checkpoint(run_dir: Path) -> Checkpoint:
-    """The checkpoint of the best evaluation, else the latest; verified as `latest_checkpoint` does.
+    """The checkpoint with the best evaluation, else the latest; verified as in `latest_checkpoint`.
 
     Raises:
         CheckpointError: the run has no complete checkpoint.
@@ -147,20 +147,20 @@ def best_checkpoint(run_dir: Path) -> Checkpoint:
     best = [path for path in folders if path.name == name]
     if name and not best:
         logger.error("%s: the best checkpoint %s is not there; using the newest", run_dir, name)
-    found = _first_intact(best + [path for path in folders if path not in best], None)
-    if found is None:
+    checkpoint = _first_intact(best + [path for path in folders if path not in best], None)
+    if checkpoint is None:
         raise CheckpointError(f"no complete checkpoint in {checkpoint_folder(run_dir)}; train first, or check run_dir")
-    return found
+    return checkpoint
 
 
 def best_name(run_dir: Path) -> str:
-    """Folder name of the checkpoint of the best evaluation; empty before there is one."""
+    """Folder name of the checkpoint with the best evaluation; empty before there is one."""
     pointer = checkpoint_folder(run_dir) / "best"
     return pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
 
 
 def _first_intact(folders: list[Path], damaged: Damaged | None) -> Checkpoint | None:
-    """The first folder without damage; what was passed over is told loudly, or is an error."""
+    """The first folder without damage; skipped ones are logged as errors, or raise."""
     passed: list[str] = []
     for folder in folders:
         problems = damage(folder)
@@ -185,10 +185,10 @@ def _first_intact(folders: list[Path], damaged: Damaged | None) -> Checkpoint | 
 
 
 def damage(folder: Path) -> list[str]:
-    """What is wrong with a complete checkpoint, found by all ranks together and the same on each. All must call.
+    """What is wrong with a complete checkpoint, equal on all ranks, which check it together. All must call.
 
     Raises:
-        CheckpointError: it is incomplete or of another version of the format.
+        CheckpointError: it is incomplete or of another format version.
     """
     try:
         mine = verify(open_checkpoint(folder), dist.rank(), dist.world_size())
@@ -259,10 +259,10 @@ def save(engine: TrainEngine, stage: AnyStage, run_dir: Path, resolved: Resolved
 
 @contextlib.contextmanager
 def _clean_after_failure(*folders: Path) -> Iterator[None]:
-    """Remove what is unfinished when writing fails.
+    """Remove unfinished folders when writing fails.
 
-    Every rank does while ranks write: one that fails because another one did is the last to know, and removes what was
-    written meanwhile. Once rank 0 publishes it alone does: others may see an old state of a shared disk.
+    While ranks write, every rank does: the last to fail, because another did, removes what was written meanwhile.
+    Once rank 0 publishes, only rank 0 does: others may see an old state of a shared disk.
     """
     try:
         yield
@@ -312,10 +312,10 @@ def _hash_parts(folder: Path) -> dict[str, dict[str, Any]]:
 def _publish(temporary: Path, final: Path, folder: Path) -> None:
     if final.exists():  # an earlier attempt at the same step; it is replaced only by a complete one
         shutil.rmtree(final)
-    shutil.rmtree(universal_folder(final), ignore_errors=True)  # converted from that earlier attempt
+    shutil.rmtree(universal_folder(final), ignore_errors=True)  # converted from that attempt
     os.replace(temporary, final)
     write_durably(final / "COMPLETE", sha256_of(final / "manifest.json"))
-    (folder / "latest").unlink(missing_ok=True)  # earlier releases wrote it, and nothing moves it any more
+    (folder / "latest").unlink(missing_ok=True)  # earlier releases wrote it; nothing updates it now
 
 
 def mark_best(run_dir: Path, checkpoint: Path) -> None:
@@ -331,7 +331,7 @@ def prune(run_dir: Path, keep: int) -> None:
     folder, best = checkpoint_folder(run_dir), best_name(run_dir)
     for old in complete_folders(run_dir)[:-keep]:
         if old.name != best:
-            (old / "COMPLETE").unlink()  # it stops to exist before its parts go
+            (old / "COMPLETE").unlink()  # not a checkpoint any more, before its parts go
             shutil.rmtree(old)
             shutil.rmtree(universal_folder(old), ignore_errors=True)
     for leftover in folder.glob(".tmp-step-*"):
@@ -339,10 +339,10 @@ def prune(run_dir: Path, keep: int) -> None:
 
 
 def set_damaged_aside(run_dir: Path, resumed: Checkpoint) -> None:
-    """Rename what is newer than the resumed checkpoint; only rank 0 acts.
+    """Rename checkpoints newer than the resumed one; only rank 0 acts.
 
-    It was passed over because it is damaged. Kept under its name it would count among the newest ones that `prune`
-    keeps, in place of an intact one.
+    They were skipped because they are damaged. Under their own names they would count among the newest ones that
+    `prune` keeps, in place of intact ones.
     """
     if not dist.is_main():
         return
@@ -355,7 +355,7 @@ def set_damaged_aside(run_dir: Path, resumed: Checkpoint) -> None:
 
 
 def load(engine: TrainEngine, checkpoint: Checkpoint, universal: Path | None) -> TrainState:
-    """Load weights, optimizer and RNG from a checkpoint that was verified when it was chosen. All ranks must call.
+    """Load weights, optimizer and RNG from a checkpoint that was verified when chosen. All ranks must call.
 
     Args:
         universal: converted copy to load from when the world size changed (`pipeline.engine.reshard`).
@@ -390,5 +390,5 @@ def universal_tag(checkpoint: Checkpoint) -> str:
 
 
 def universal_folder(path: Path) -> Path:
-    """Where a checkpoint's copy for other world sizes lies."""
+    """Where a checkpoint's copy for other world sizes is."""
     return path.parent / f".universal-{path.name}"

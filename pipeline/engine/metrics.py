@@ -1,4 +1,4 @@
-"""Metrics of a run: the file they are in, their text for people, the peak that utilisation refers to.
+"""Metrics of a run: their file, their text for people, and the peak that utilisation refers to.
 
 Names: ``train/loss``, ``train/grad_norm``, ``data/wait_seconds``, ``perf/tokens_per_second``, ``eval/...``.
 """
@@ -35,7 +35,7 @@ def drop_rows_after(path: Path, step: int) -> None:
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:  # the line a kill -9 cut in half
+        except json.JSONDecodeError:  # a line that kill -9 cut in half
             logger.warning("%s: dropped an incomplete line", path)
             continue
         if row["step"] <= step:

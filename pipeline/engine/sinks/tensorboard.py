@@ -1,4 +1,4 @@
-"""The rows of metrics as TensorBoard events, where `train.tensorboard` asks for them."""
+"""Rows of metrics as TensorBoard events, if `train.tensorboard` is set."""
 
 from __future__ import annotations
 
