@@ -15,7 +15,7 @@ from pipeline import dist
 from pipeline.config.schema import Recipe
 from pipeline.errors import RecipeError
 from pipeline.inference.clips import FetchFrames, check_fingerprints, holds_features
-from pipeline.models.training_texts import tell_known_texts
+from pipeline.models.training_texts import warn_of_known_texts
 from pipeline.models.visual import HierarchicalVisualEncoder
 from pipeline.stages.base import Batch, Stage
 from pipeline.stages.data import Plans, StageContext
@@ -75,7 +75,7 @@ def check_video(
         check_features(plan, encoder)
     if context.rank == 0:
         texts = [text for plan in plans.held_out for text in plan.samples.column("text").to_pylist()]
-        tell_known_texts(text_model, texts, context.recipe.data.storage_options)
+        warn_of_known_texts(text_model, texts, context.recipe.data.storage_options)
 
 
 def check_features(plan: Plan, encoder: HierarchicalVisualEncoder) -> None:

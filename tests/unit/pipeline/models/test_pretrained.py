@@ -20,7 +20,7 @@ from pipeline.inference.generate import GenerationOptions, end_ids, translate_ba
 from pipeline.inference.load import load_export
 from pipeline.models.language import embedding_rms, load_language
 from pipeline.models.llava_slt import checkpoint_in_eval
-from pipeline.models.pretrained import check_positions, position_limit, tell_tokenizer
+from pipeline.models.pretrained import check_positions, log_tokenizer_settings, position_limit
 from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.registry import build_llava_slt, build_visual
 from pipeline.models.text_encoder import TextEncoder
@@ -148,14 +148,14 @@ def test_a_control_token_of_the_config_ends_an_answer_too(tmp_path: Path) -> Non
 def test_what_a_tokenizer_does_to_texts_by_itself_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tokenizer = bpe_tokenizer(tmp_path)
     with caplog.at_level(logging.INFO):
-        tell_tokenizer(tokenizer, "plain")
+        log_tokenizer_settings(tokenizer, "plain")
         assert not caplog.records
         tokenizer.backend_tokenizer.normalizer = normalizers.NFD()
-        tell_tokenizer(tokenizer, "composed again")
+        log_tokenizer_settings(tokenizer, "composed again")
         assert not caplog.records
         tokenizer.backend_tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
         tokenizer.backend_tokenizer.decoder = decoders.WordPiece(cleanup=True)
-        tell_tokenizer(tokenizer, "bert")
+        log_tokenizer_settings(tokenizer, "bert")
     assert caplog.messages == ["bert: tokenizer settings of its own: decoder.cleanup=True, normalizer='ÄÉš -> aes'"]
 
 
