@@ -36,10 +36,10 @@ class Protocol:
     """Appended to both sides."""
 
     def prepare(self, text: str) -> str:
-        """One hypothesis or reference as it is handed to the metrics; an empty text stays empty but for `suffix`.
+        """One hypothesis or reference as the metrics get it; an empty text stays empty except for `suffix`.
 
-        Characters in any spelling are the same (NFC): sacreBLEU compares code points and would count ``é`` in two
-        forms as two different words.
+        All spellings of a character are equal (NFC): sacreBLEU compares code points and would count two forms of
+        ``é`` as different words.
         """
         text = " ".join(unicodedata.normalize(UNICODE_FORM, text).split())
         for old, new in self.replacements:
