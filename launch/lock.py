@@ -80,7 +80,7 @@ def hold(run_dir: Path, launch_id: str, orphans: Callable[[str], None] = lambda 
             f"{error.strerror}; nothing was started. Free space, or choose another one with --run-dir"
         ) from error
     try:
-        with accompany(run_dir):
+        with keep_fresh(run_dir):
             yield
     finally:
         if (holder := _read(path)) is not None and holder.key == me.key:
@@ -88,7 +88,7 @@ def hold(run_dir: Path, launch_id: str, orphans: Callable[[str], None] = lambda 
 
 
 @contextlib.contextmanager
-def accompany(run_dir: Path) -> Iterator[None]:
+def keep_fresh(run_dir: Path) -> Iterator[None]:
     """Keep the lock of this process's launch fresh: ranks may outlive their launcher."""
     stop = threading.Event()
     beat = threading.Thread(target=_beat, args=(run_dir / "launch.lock", stop), name="lock", daemon=True)
@@ -141,9 +141,9 @@ def _take_over(path: Path, orphans: Callable[[str], None]) -> None:
         path.rename(moved)
     except FileNotFoundError:
         return
-    now = _read(moved)
-    if now is not None and now != holder:
-        _create(path, now)
+    moved_holder = _read(moved)
+    if moved_holder is not None and moved_holder != holder:
+        _create(path, moved_holder)
     moved.unlink(missing_ok=True)
 
 
@@ -158,8 +158,8 @@ def _refuse_if_alive(path: Path, holder: Holder) -> None:
     age = _age_seconds(path)
     if age is not None and age < STALE_SECONDS:
         raise RecipeError(
-            f"{path.parent} is in use by {holder} (launch {holder.launch_id}), which gave a sign of life {age:.0f} s"
-            f" ago; two runs would overwrite each other's checkpoints. If that host is down, start again in"
+            f"{path.parent} is in use by {holder} (launch {holder.launch_id}), which was last seen alive"
+            f" {age:.0f} s ago; two runs would overwrite each other's checkpoints. If that host is down, start again in"
             f" {STALE_SECONDS - age:.0f} s; else wait for it, stop it, or choose another one with --run-dir"
         )
 
@@ -173,7 +173,7 @@ def _read(path: Path) -> Holder | None:
 
 
 def _age_seconds(path: Path) -> float | None:
-    """Seconds since the holder's last sign of life, by the storage's clock; None if the lock is gone."""
+    """Seconds since the holder last touched the lock, by the storage's clock; None if the lock is gone."""
     probe = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         probe.touch()
@@ -189,7 +189,7 @@ def _beat(path: Path, stop: threading.Event) -> None:
         try:
             os.utime(path)
         except OSError as error:
-            log.warning("%s: no sign of life could be given (%s); other hosts may take it over", path, error.strerror)
+            log.warning("%s: cannot touch the lock (%s); other hosts may take it over", path, error.strerror)
 
 
 def _myself(launch_id: str) -> Holder:
@@ -220,4 +220,4 @@ def _system() -> str:
         return f"{socket.gethostname()} {uuid.getnode()} {int(time.time() - time.monotonic()) // 3600}"
 
 
-__all__ = ["BEAT_SECONDS", "STALE_SECONDS", "Holder", "accompany", "hold"]
+__all__ = ["BEAT_SECONDS", "STALE_SECONDS", "Holder", "hold", "keep_fresh"]

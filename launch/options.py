@@ -153,7 +153,7 @@ def _hosts(
     if options.accelerator == "auto" and not environ.get("DS_ACCELERATOR") and _is_for_gpus(loaded):
         raise RecipeError(
             f"{demand} of a recipe for GPUs (deepspeed.base={loaded.recipe.deepspeed.base}), but {_shown(environ, 0)};"
-            " name machines that have some with --hostfile, or ask for processors with --accelerator cpu"
+            " name machines that have some with --hostfile, or use the CPU with --accelerator cpu"
         )
     cores = len(os.sched_getaffinity(0))
     if options.num_procs is None and count > cores:

@@ -38,7 +38,7 @@ from pipeline.errors import EXIT_OK, EXIT_PREEMPTED, ClusterError, StorageError,
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
-_LOOK_SECONDS = 1.0  # between looks at the ranks' reports, which may lie on a busy shared disk
+_LOOK_SECONDS = 1.0  # between looks at the ranks' reports, which may be on a busy shared disk
 _REMIND_SECONDS = 5.0  # between requests to stop while ranks may still be starting
 _REMOTE_SECONDS = 60.0  # limit of one pdsh call; a lost host must not hold up the others
 # Set by an outer launcher or an earlier run; if inherited, they would make every process think it is that rank.
@@ -169,13 +169,13 @@ class _Supervisor:
             if "code" in report:
                 rank_report = Report.read(report)
                 self.rank_reports[rank_report.rank] = rank_report
-            return shown if self._says_more(shown) else None
+            return shown if self._has_text(shown) else None
         # connections also end when we kill
         if self.command.lost_host is not None and not self.killed and (match := re.match(self.command.lost_host, line)):
             self.lost.append(match[1])
         return line
 
-    def _says_more(self, rest: str) -> bool:
+    def _has_text(self, rest: str) -> bool:
         """Whether a line has text before its report, other than the host's name that pdsh adds."""
         return bool(rest) and re.fullmatch(r"\S+: ", rest) is None
 
@@ -226,7 +226,7 @@ class _Supervisor:
         if self.command.remote is not None and failed:
             self._remote("SIGKILL", "--all")
         end = time.monotonic() + self.patience.leftover_seconds
-        while (left := self._leftover(process.pid)) and time.monotonic() < end:
+        while (left := self._remaining(process.pid)) and time.monotonic() < end:
             time.sleep(_POLL_SECONDS)
         # mostly helpers of a rank (loader workers and their starter), which end a moment after it; a rank killed here
         # counts as one without a report
@@ -234,7 +234,7 @@ class _Supervisor:
         send(left, signal.SIGKILL)
         psutil.wait_procs(left, timeout=10)
 
-    def _leftover(self, group: int) -> list[psutil.Process]:
+    def _remaining(self, group: int) -> list[psutil.Process]:
         processes = {process.pid: process for process in _group_members(group)}
         if self.command.remote is None:
             processes.update((process.pid, process) for process in find_processes(self.launch_id))

@@ -33,14 +33,14 @@ def run_rank(recipe: str, sets: list[str], sha256: str | None = None) -> int:
     from pipeline.engine.signals import StopFlag
 
     with StopFlag(leave_before_first_step, tell_begun) as stop:
-        from launch.lock import accompany, hold
+        from launch.lock import hold, keep_fresh
         from pipeline.config.recipe_file import RecipeFile
         from pipeline.engine.recipe import Unresolved
         from pipeline.engine.run import Launcher
         from pipeline.engine.run import main as run
 
         if sha256 is not None:
-            return run(RecipeFile(Path(recipe), sha256), stop, Launcher(tell, accompany))
+            return run(RecipeFile(Path(recipe), sha256), stop, Launcher(tell, keep_fresh))
         guard = partial(hold, launch_id="without launcher")
         return run(Unresolved(recipe, tuple(sets)), stop, Launcher(tell, guard))
 

@@ -16,7 +16,7 @@ from launch.plan import LaunchPlan
 from pipeline.errors import RecipeError
 
 # A host that does not answer at the start is given up, one that is lost later within a minute; nothing may ask for a
-# password. The user's PDSH_SSH_ARGS_APPEND stands before these, and ssh takes the first.
+# password. The user's PDSH_SSH_ARGS_APPEND comes before these, and ssh takes the first.
 _SSH_OPTIONS = "-o ServerAliveInterval=15 -o ServerAliveCountMax=3 -o ConnectTimeout=15 -o BatchMode=yes"
 _LOST = r"^pdsh@[^ ]+: ([^ ]+): ssh exited with exit code 255$"  # ssh's own failure, not that of a rank
 _LOOPBACK = ("localhost", "127.0.0.1")
