@@ -52,18 +52,18 @@ def ranks_from_environment() -> Ranks:
 
 
 def uses_cuda() -> bool:
-    """Whether ranks train on CUDA devices: some exist, and nobody asked for the CPU.
+    """Whether ranks train on CUDA devices: some exist, and nobody chose the CPU.
 
     Raises:
-        ClusterError: GPUs were asked for, but torch finds none; training would silently use the CPU.
+        ClusterError: GPUs were requested, but torch finds none; training would silently use the CPU.
     """
-    asked = os.environ.get("DS_ACCELERATOR", "")
-    if asked == "cuda" and not torch.cuda.is_available():
+    requested = os.environ.get("DS_ACCELERATOR", "")
+    if requested == "cuda" and not torch.cuda.is_available():
         raise ClusterError(
-            f"GPUs are asked for (DS_ACCELERATOR=cuda), but torch {torch.__version__} finds none on this host; install "
-            "a build of torch for its driver, or ask for processors (--accelerator cpu, or DS_ACCELERATOR=cpu)"
+            f"GPUs are requested (DS_ACCELERATOR=cuda), but torch {torch.__version__} finds none on this host; install "
+            "a build of torch for its driver, or use the CPU (--accelerator cpu, or DS_ACCELERATOR=cpu)"
         )
-    return asked != "cpu" and torch.cuda.is_available()
+    return requested != "cpu" and torch.cuda.is_available()
 
 
 def device_for(ranks: Ranks) -> torch.device:

@@ -98,8 +98,8 @@ def _source_problem(place: str, source: SourceConfig, kinds: tuple[str, ...]) ->
         return Problem(f"{what}: its manifest.json cannot be read ({error!r}); copy or build the set again", (name,))
     if kind not in kinds:
         return Problem(f"{what} holds {kind}, but this stage reads {' or '.join(kinds)}", (name,))
-    there = {path.name for path in folder.iterdir()}
-    if absent := [shard for shard in shards if shard not in there and not (folder / shard).is_file()]:
+    present = {path.name for path in folder.iterdir()}
+    if absent := [shard for shard in shards if shard not in present and not (folder / shard).is_file()]:
         text = f"{what}: {len(absent)} of its {len(shards)} shards are missing, first {absent[0]}; copy the set again"
         return Problem(text, (name,))
     if not splits.get(source.split):
@@ -205,7 +205,7 @@ def _part_problem(part: _Part, path: str) -> str:
         names = " or ".join(_TOKENIZER_FILES[:3])
         return "" if any((folder / name).is_file() for name in _TOKENIZER_FILES) else f"holds no tokenizer ({names})"
     if not (folder / "config.json").is_file():
-        return "holds no config.json, so it is no Hugging Face model"
+        return "holds no config.json, so it is not a Hugging Face model"
     if not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
         return f"holds no weights ({' or '.join(_WEIGHTS)}); copy or export it again"
     return ""
@@ -217,7 +217,7 @@ def _hub_problem(path: str) -> str:
     cached = Path(constants.HF_HUB_CACHE) / f"models--{path.replace('/', '--')}" / "snapshots"
     if not constants.HF_HUB_OFFLINE or cached.is_dir():
         return ""
-    return "is no folder here, and the hub cannot be asked for it (HF_HUB_OFFLINE); download it, or correct the path"
+    return "is not a folder here, and the hub cannot be reached (HF_HUB_OFFLINE); download it, or correct the path"
 
 
 __all__ = ["check_inputs", "input_problems", "too_few_texts"]

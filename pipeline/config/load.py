@@ -278,7 +278,7 @@ def _field_problem(error: Any) -> Problem:
         hint = nearest(str(value), expected.replace("'", "").replace(" or ", ", ").split(", "))
         return Problem(f"{path} must be {expected}, got {shown}{hint}", (path,))
     if kind == "model_type":
-        return Problem(f"{path} must be a section with settings of its own, got {shown}", (path,))
+        return Problem(f"{path} must be a section with its own settings, got {shown}", (path,))
     message = error["msg"].replace("Input should be", "must be", 1).replace("Input should", "must", 1)
     separator = " " if message.startswith("must") else ": "
     return Problem(f"{path}{separator}{message[0].lower()}{message[1:]}, got {shown}", (path,))

@@ -24,11 +24,11 @@ def unread(recipe: Recipe, origins: Mapping[str, str]) -> Iterator[str]:
         origins: where each setting was written.
     """
     for name in STAGES[recipe.stage].unread:
-        if origin := _written(recipe, origins, name):
+        if origin := _where_changed(recipe, origins, name):
             yield f"{name} ({origin}) is not read by the {recipe.stage} stage"
     for name, reason in _left_out(recipe):
         covered = any(f"{name}.".startswith(f"{known}.") for known in STAGES[recipe.stage].unread)
-        if not covered and (origin := _written(recipe, origins, name)):
+        if not covered and (origin := _where_changed(recipe, origins, name)):
             yield f"{name} ({origin}) is not read: {reason}"
 
 
@@ -60,7 +60,7 @@ def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield name, "data.eval is empty"
 
 
-def _written(recipe: Recipe, origins: Mapping[str, str], name: str) -> str:
+def _where_changed(recipe: Recipe, origins: Mapping[str, str], name: str) -> str:
     """Where the setting, or one inside it, was set to another value than its default; empty if nowhere."""
     for path, origin in origins.items():
         if f"{path}.".startswith(f"{name}.") and _differs(recipe, path):

@@ -34,8 +34,8 @@ def agree(training: Training, batch: StepBatch, votes: list[int]) -> Agreement:
     """
     valid = sum(int(micro["valid_tokens"]) for micro in batch.micro_batches)
     samples = sum(int(micro["samples"]) for micro in batch.micro_batches)
-    mine = [valid, samples, int(training.stop.requested), len(batch.skipped), *votes]
-    counts = dist.all_reduce_sum(torch.tensor(mine, dtype=torch.int64).to(training.device))
+    counts_of_rank = [valid, samples, int(training.stop.requested), len(batch.skipped), *votes]
+    counts = dist.all_reduce_sum(torch.tensor(counts_of_rank, dtype=torch.int64).to(training.device))
     valid, samples, stop, bad, *votes = (int(value) for value in counts.tolist())
     if bad:
         _note_bad_samples(training, batch)

@@ -146,7 +146,7 @@ def best_checkpoint(run_dir: Path) -> Checkpoint:
     name = best_name(run_dir)
     best = [path for path in folders if path.name == name]
     if name and not best:
-        logger.error("%s: the best checkpoint %s is not there; using the newest", run_dir, name)
+        logger.error("%s: the best checkpoint %s does not exist; using the newest", run_dir, name)
     checkpoint = _first_intact(best + [path for path in folders if path not in best], None)
     if checkpoint is None:
         raise CheckpointError(f"no complete checkpoint in {checkpoint_folder(run_dir)}; train first, or check run_dir")
@@ -161,24 +161,24 @@ def best_name(run_dir: Path) -> str:
 
 def _first_intact(folders: list[Path], damaged: Damaged | None) -> Checkpoint | None:
     """The first folder without damage; skipped ones are logged as errors, or raise."""
-    passed: list[str] = []
+    damages: list[str] = []
     for folder in folders:
         problems = damage(folder)
         if problems:
-            passed.append("\n  ".join([f"checkpoint {folder} is damaged:", *problems]))
+            damages.append("\n  ".join([f"checkpoint {folder} is damaged:", *problems]))
             continue
         checkpoint = open_checkpoint(folder)
-        if passed and (damaged or checkpoint.resolved().recipe.train.checkpoint.damaged) == "stop":
+        if damages and (damaged or checkpoint.resolved().recipe.train.checkpoint.damaged) == "stop":
             raise DamagedCheckpointError(
-                "\n".join(passed) + f"\n  {folder} is intact, but train.checkpoint.damaged is `stop`; "
+                "\n".join(damages) + f"\n  {folder} is intact, but train.checkpoint.damaged is `stop`; "
                 "fix: restore the damaged files, or remove the damaged checkpoint"
             )
-        if passed and dist.is_main():
-            logger.error("%s\n  FALLING BACK to %s, which is intact", "\n".join(passed), folder)
+        if damages and dist.is_main():
+            logger.error("%s\n  FALLING BACK to %s, which is intact", "\n".join(damages), folder)
         return checkpoint
-    if passed:
+    if damages:
         raise DamagedCheckpointError(
-            "\n".join(passed) + "\n  no complete checkpoint is intact; fix: restore the files from a copy, or choose "
+            "\n".join(damages) + "\n  no complete checkpoint is intact; fix: restore the files from a copy, or choose "
             "another run_dir to start from step 0"
         )
     return None
@@ -191,10 +191,10 @@ def damage(folder: Path) -> list[str]:
         CheckpointError: it is incomplete or of another format version.
     """
     try:
-        mine = verify(open_checkpoint(folder), dist.rank(), dist.world_size())
+        problems = verify(open_checkpoint(folder), dist.rank(), dist.world_size())
     except DamagedCheckpointError as error:
-        mine = [str(error)]
-    return list(dict.fromkeys(problem for share in dist.gather_objects(mine) for problem in share))
+        problems = [str(error)]
+    return list(dict.fromkeys(problem for share in dist.gather_objects(problems) for problem in share))
 
 
 def verify(checkpoint: Checkpoint, rank: int = 0, world_size: int = 1) -> list[str]:
@@ -301,12 +301,12 @@ def _write_export_files(stage: AnyStage, folder: Path) -> None:
 def _hash_parts(folder: Path) -> dict[str, dict[str, Any]]:
     """Every rank syncs and hashes its share of the files; returns all of them on every rank."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    mine = {}
+    share_of_rank = {}
     for file in files[dist.rank() :: dist.world_size()]:
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
-        mine[str(file.relative_to(folder))] = {"size": file.stat().st_size, "sha256": sha256_of(file)}
-    return {name: part for share in dist.gather_objects(mine) for name, part in share.items()}
+        share_of_rank[str(file.relative_to(folder))] = {"size": file.stat().st_size, "sha256": sha256_of(file)}
+    return {name: part for share in dist.gather_objects(share_of_rank) for name, part in share.items()}
 
 
 def _publish(temporary: Path, final: Path, folder: Path) -> None:
@@ -331,7 +331,7 @@ def prune(run_dir: Path, keep: int) -> None:
     folder, best = checkpoint_folder(run_dir), best_name(run_dir)
     for old in complete_folders(run_dir)[:-keep]:
         if old.name != best:
-            (old / "COMPLETE").unlink()  # not a checkpoint any more, before its parts go
+            (old / "COMPLETE").unlink()  # no longer a checkpoint, before its parts go
             shutil.rmtree(old)
             shutil.rmtree(universal_folder(old), ignore_errors=True)
     for leftover in folder.glob(".tmp-step-*"):

@@ -31,7 +31,7 @@ def drop_rows_after(path: Path, step: int) -> None:
     """Atomically remove rows of later steps (a killed run may have logged beyond its last checkpoint)."""
     if not path.exists():
         return
-    kept = []
+    kept_lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             row = json.loads(line)
@@ -39,8 +39,8 @@ def drop_rows_after(path: Path, step: int) -> None:
             logger.warning("%s: dropped an incomplete line", path)
             continue
         if row["step"] <= step:
-            kept.append(line)
-    write_atomic(path, "".join(line + "\n" for line in kept))
+            kept_lines.append(line)
+    write_atomic(path, "".join(line + "\n" for line in kept_lines))
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

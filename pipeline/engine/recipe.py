@@ -121,12 +121,12 @@ def _check_inputs(loaded: LoadedRecipe, ranks: dist.Ranks) -> None:
 
 def _gather_reports(mine: str, ranks: dist.Ranks, matters: Callable[[str], bool]) -> str:
     """The ranks' reports that matter, each once, with its ranks and hosts; empty if none does."""
-    speakers: dict[str, dict[str, list[int]]] = {}
+    ranks_of_text: dict[str, dict[str, list[int]]] = {}
     for rank, (host, text) in enumerate(dist.gather_objects((socket.gethostname(), mine))):
         if matters(text):
-            speakers.setdefault(text, {}).setdefault(host, []).append(rank)
+            ranks_of_text.setdefault(text, {}).setdefault(host, []).append(rank)
     lines = []
-    for text, hosts in speakers.items():
+    for text, hosts in ranks_of_text.items():
         who = "; ".join(f"rank {','.join(map(str, numbers))} on {host}" for host, numbers in hosts.items())
         lines.append(f"  {who}: {text}")
     return "\n".join(lines)

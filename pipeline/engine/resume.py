@@ -22,7 +22,7 @@ from pipeline.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 # Fields that may differ between the run that saved and the run that resumes: they change neither the samples of a
-# global batch nor the numbers computed from them (micro_batch and ZeRO stage: up to rounding). Where the shards lie
+# global batch nor the numbers computed from them (micro_batch and ZeRO stage: up to rounding). Where the shards are
 # may change too; the plan's fingerprint checks that they hold the same samples.
 FREE_FIELDS = (
     "name", "run_dir", "deepspeed", "data.train", "data.eval", "data.workers", "data.max_bad_samples",
@@ -73,13 +73,13 @@ def restore_best(run_dir: Path, state: TrainState) -> None:
     if not dist.is_main():
         return
     step = state.best.get("step", 0)
-    own = checkpoint_folder(run_dir) / f"step-{step:06d}"
-    if own in complete_folders(run_dir):
-        mark_best(run_dir, own)
+    best = checkpoint_folder(run_dir) / f"step-{step:06d}"
+    if best in complete_folders(run_dir):
+        mark_best(run_dir, best)
         return
     (checkpoint_folder(run_dir) / "best").unlink(missing_ok=True)
     if step:
-        logger.warning("the checkpoint of the best evaluation up to here, %s, is not there any more", own)
+        logger.warning("the checkpoint with the best evaluation so far, %s, no longer exists", best)
 
 
 def differences(saved: Any, now: Any, path: str = "") -> list[str]:

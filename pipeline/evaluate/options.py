@@ -51,8 +51,8 @@ def parse_sets(
     for entry in sets:
         name, equals, text = entry.partition("=")
         if not equals or name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else f" Known: {', '.join(known)}"
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean `{close[0]}`?" if close else f" Known: {', '.join(known)}"
             problems.append(f"--set {entry}: `{name}` is not a setting{hint}" if equals else f"--set {entry}: no `=`")
             continue
         try:

@@ -98,7 +98,7 @@ def get_protocol(name: str) -> Protocol:
         RecipeError: no such protocol; names the nearest one and all that exist.
     """
     if name not in PROTOCOLS:
-        near = difflib.get_close_matches(name, PROTOCOLS, n=1)
-        hint = f"; did you mean `{near[0]}`?" if near else ""
+        close = difflib.get_close_matches(name, PROTOCOLS, n=1)
+        hint = f"; did you mean `{close[0]}`?" if close else ""
         raise RecipeError(f"`{name}` is not a scoring protocol{hint} Known: {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]

@@ -49,7 +49,7 @@ class EvaluateOptions:
     precision: Precision = "auto"
 
 
-def _alone() -> None:
+def _no_barrier() -> None:
     """Barrier of a single process."""
 
 
@@ -59,7 +59,7 @@ class EvalRanks:
 
     rank: int = 0
     world_size: int = 1
-    barrier: Callable[[], None] = _alone
+    barrier: Callable[[], None] = _no_barrier
 
 
 def evaluate_export(

@@ -59,9 +59,9 @@ def choose(name: str, device: torch.device | str, dtype: torch.dtype = torch.bfl
             )
         log.info("packed attention: %s (forced by the recipe)", name)
         return name
-    passed = {backend: _obstacle(backend, device, dtype) for backend in BACKENDS}
-    chosen = next(backend for backend in BACKENDS if passed[backend] is None)
-    reasons = "; ".join(f"{backend}: {reason}" for backend, reason in passed.items() if reason)
+    obstacles = {backend: _obstacle(backend, device, dtype) for backend in BACKENDS}
+    chosen = next(backend for backend in BACKENDS if obstacles[backend] is None)
+    reasons = "; ".join(f"{backend}: {reason}" for backend, reason in obstacles.items() if reason)
     log.info("packed attention: %s (auto)%s", chosen, f"; not {reasons}" if reasons else "")
     return chosen
 

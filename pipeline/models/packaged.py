@@ -62,10 +62,10 @@ def _gguf_file() -> Path:
 def _convert(source: Path, target: Path) -> None:
     options = {"gguf_file": source.name}
     tokenizer = AutoTokenizer.from_pretrained(source.parent, **options)
-    read = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.bfloat16, **options)
-    content = read.config.to_dict()
+    packaged = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.bfloat16, **options)
+    content = packaged.config.to_dict()
     content.pop("quantization_config", None)
     model = LlamaForCausalLM(LlamaConfig(**content)).bfloat16()
-    model.load_state_dict(read.state_dict())
+    model.load_state_dict(packaged.state_dict())
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)

@@ -40,7 +40,7 @@ def drop_generation_settings(llm: PreTrainedModel, source: str) -> None:
     held = config.to_diff_dict()
     dropped = {name: value for name, value in held.items() if name not in (*_IDS, *_OF_NO_EFFECT)}
     if dropped:
-        log.info("%s: generation settings not taken over (the recipe decides): %s", source, _listed(dropped))
+        log.info("%s: generation settings dropped (the recipe decides): %s", source, _listed(dropped))
     llm.generation_config = GenerationConfig(**{name: getattr(config, name, None) for name in _IDS})
 
 
@@ -63,7 +63,9 @@ def set_end_ids(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source
     if len(ends) > 1:
         log.info("%s: answers end at %s too", source, ", ".join(f"{tokens[at]!r} ({at})" for at in ends[1:]))
     if words:
-        log.info("%s: stated as eos, but words of the tokenizer: %s", source, ", ".join(tokens[at] for at in words))
+        log.info(
+            "%s: listed as eos, but ordinary words of the tokenizer: %s", source, ", ".join(tokens[at] for at in words)
+        )
     llm.generation_config = llm.generation_config or GenerationConfig()
     llm.generation_config.eos_token_id = ends if len(ends) > 1 else eos
 
@@ -77,7 +79,7 @@ def log_dropout(config: PreTrainedConfig, source: str) -> None:
         if ("drop" in name or name.endswith("pdrop")) and isinstance(value, float) and value > 0
     }
     if dropout:
-        log.info("%s: dropout of its own, while it trains: %s", source, _listed(dropout))
+        log.info("%s: its own dropout acts while it trains: %s", source, _listed(dropout))
 
 
 def log_tokenizer_settings(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
@@ -90,7 +92,7 @@ def log_tokenizer_settings(tokenizer: PreTrainedTokenizerBase, source: str) -> N
     if getattr(getattr(backend, "decoder", None), "cleanup", False):
         shown["decoder.cleanup"] = True  # spaces before punctuation go
     if shown:
-        log.info("%s: tokenizer settings of its own: %s", source, _listed(shown))
+        log.info("%s: its own tokenizer settings: %s", source, _listed(shown))
 
 
 def _listed(settings: Mapping[str, object]) -> str:
@@ -141,20 +143,20 @@ def position_limit(model: nn.Module) -> int | None:
     """Longest input of a model with a table of positions; None if positions are computed (rotary)."""
     limits = []
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Embedding) or not _of_positions(name):
+        if not isinstance(module, nn.Embedding) or not _is_position_table(name):
             continue
         # RoBERTa counts from the id after padding; OPT and BART keep two extra rows in front
         offset = int(getattr(module, "offset", 0)) or (0 if module.padding_idx is None else module.padding_idx + 1)
         limits.append(int(module.num_embeddings) - offset)
     # GPT-J, CodeGen and CTRL keep sines and cosines up to a fixed length
-    limits += [len(table) for name, table in model.named_buffers() if table.dim() == 2 and _of_positions(name)]
+    limits += [len(table) for name, table in model.named_buffers() if table.dim() == 2 and _is_position_table(name)]
     config: Any = getattr(model, "config", None)
     if getattr(config, "model_type", "") == "mpt":  # every call makes a table of biases of this length
         limits.append(int(config.max_seq_len))
     return min(limits) if limits else None
 
 
-def _of_positions(name: str) -> bool:
+def _is_position_table(name: str) -> bool:
     last = name.rsplit(".", 1)[-1]
     return last in ("wpe", "embed_positions", "positions_embed", "pos_encoding") or "position_emb" in last
 

@@ -123,9 +123,9 @@ def build_llava_slt(
         prompt=prompt,
     )
     token_ids = llm.generation_config  # from here on the whole model's
-    whole = AutoModel.from_config(config, dtype=dtype, visual=_mark_loaded(visual), llm=_mark_loaded(llm))
-    whole.generation_config = token_ids
-    return whole, processor
+    llava_slt = AutoModel.from_config(config, dtype=dtype, visual=_mark_loaded(visual), llm=_mark_loaded(llm))
+    llava_slt.generation_config = token_ids
+    return llava_slt, processor
 
 
 def _mark_loaded(part: PreTrainedModel) -> PreTrainedModel:

@@ -181,10 +181,10 @@ class TextEncoder:
 def _without_zero3() -> Iterator[None]:
     """Hides a live `HfDeepSpeedConfig` from `from_pretrained`: this model is never wrapped by an engine."""
     reference = zero3._hf_deepspeed_config_weak_ref
-    held = None if reference is None else reference()
+    config = None if reference is None else reference()
     zero3.unset_hf_deepspeed_config()
     try:
         yield
     finally:
-        if held is not None:
-            zero3.set_hf_deepspeed_config(held)
+        if config is not None:
+            zero3.set_hf_deepspeed_config(config)

@@ -68,7 +68,7 @@ def warn_of_known_texts(
     try:
         gone = [folder.location for folder, _ in folders if not folder.exists(MANIFEST_NAME)]
         if gone:
-            log.info("%s: its training texts are not there any more (%s), so they are not compared", export, gone[0])
+            log.info("%s: its training texts (%s) no longer exist, so they are not compared", export, gone[0])
             return None
         overlap = known_texts(texts, folders)
     except DataError as error:

@@ -125,7 +125,7 @@ class Stage(abc.ABC, Generic[Batch]):
         """The stage with its model, on every rank. Refuses shard sets that do not fit the model, and does
         the one-time work before training (caches).
 
-        Runs inside the ZeRO-3 context where the recipe asks for it. Raises RecipeError.
+        Runs inside the ZeRO-3 context if the recipe asks for it. Raises RecipeError.
         """
 
     # -- model -----------------------------------------------------------------------------------------------------

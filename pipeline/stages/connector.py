@@ -111,7 +111,7 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
             sources, CollatePrompts(self.processor), stop_requested, config.eval_samples
         ):
             texts = translate_batch(self.module, self.processor, batch, options)
-            for sample, text, row in zip(samples, texts, batch["rows"], strict=False):  # padding stands for no sample
+            for sample, text, row in zip(samples, texts, batch["rows"], strict=False):  # padding has no samples
                 texts_of_sample[sample] = (text, row.text)
         pairs = merge_over_ranks(texts_of_sample)
         scores = score([text for text, _ in pairs], [reference for _, reference in pairs], config.score_protocol)

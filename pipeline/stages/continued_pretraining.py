@@ -1,7 +1,7 @@
 """Continued pretraining: next-token prediction on packed documents, to adapt an LLM to the sign domain.
 
 The corpus mixes plain text with "words in sign order -> sentence" pairs (see `shards.corpora.text`): the LLM is
-frozen in the connector stage, so whatever it will do with word-like embeddings is learned here (arXiv 2412.16524,
+frozen in the connector stage, so all it does with word-like embeddings is learned here (arXiv 2412.16524,
 "linguistic continued pretraining").
 """
 

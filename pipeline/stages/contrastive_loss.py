@@ -1,6 +1,6 @@
 """The loss of the contrastive stage over this rank's share of the global batch.
 
-Negatives are the whole global batch, whatever the number of ranks and micro-batches: local loss with
+Negatives are the whole global batch, for any number of ranks and micro-batches: local loss with
 gather-with-grad, cached-gradient accumulation (GradCache, arXiv 2101.06983).
 
 Shape suffixes: B samples, S word tokens, L text tokens, E embedding.

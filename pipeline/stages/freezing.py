@@ -51,7 +51,7 @@ def check_layers(module: nn.Module) -> None:
         fix = f"it is frozen, but stores no statistics to use instead; {fix}"
     raise RecipeError(
         f"{len(mixing)} layers mix the samples of a micro-batch, the first is {mixing[0]} ({type(layer).__name__}):"
-        f" losses would depend on train.micro_batch and the number of ranks. To mend: {fix}."
+        f" losses would depend on train.micro_batch and the number of ranks. Fix: {fix}."
     )
 
 

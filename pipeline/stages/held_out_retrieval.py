@@ -40,13 +40,13 @@ class HeldOutPair:
 
 def pairs_of(features: dict[str, Tensor], text_ids_B: Tensor, config: ContrastiveConfig) -> list[HeldOutPair]:
     """The samples of a batch of the stage's features."""
-    kept = {name: value.detach().cpu() for name, value in features.items()}
+    on_cpu = {name: value.detach().cpu() for name, value in features.items()}
 
     def sides(name: str, at: int) -> tuple[Tensor, Tensor]:
         if name == SENTENCE:
-            return kept["video_BE"][at], kept["text_BE"][at]
-        words_SE, tokens_LE = kept["words_BSE"][at], kept["tokens_BLE"][at]
-        return words_SE[kept["words_mask_BS"][at].bool()], tokens_LE[kept["tokens_mask_BL"][at].bool()]
+            return on_cpu["video_BE"][at], on_cpu["text_BE"][at]
+        words_SE, tokens_LE = on_cpu["words_BSE"][at], on_cpu["tokens_BLE"][at]
+        return words_SE[on_cpu["words_mask_BS"][at].bool()], tokens_LE[on_cpu["tokens_mask_BL"][at].bool()]
 
     return [
         HeldOutPair(text_id, {name: sides(name, at) for name in TRAINED[config.objective]})
@@ -83,10 +83,12 @@ def held_out_metrics(
             else _token_scores(_padded(video, device), _padded(text, device), token_scale)
         )
     metrics = {name: flat_metrics(retrieval_from_scores(*scores[name], text_ids_N)) for name in scores}
-    whole = metrics[next(iter(metrics))]
+    objective_metrics = metrics[next(iter(metrics))]
     if len(metrics) > 1:
-        whole = flat_metrics(retrieval_from_scores(*_sum(scores, config.token_weight), text_ids_N))
-    return whole | {f"{kind}/{name}": value for kind, values in metrics.items() for name, value in values.items()}
+        objective_metrics = flat_metrics(retrieval_from_scores(*_sum(scores, config.token_weight), text_ids_N))
+    return objective_metrics | {
+        f"{kind}/{name}": value for kind, values in metrics.items() for name, value in values.items()
+    }
 
 
 def _sum(scores: dict[str, Scores], token_weight: float) -> Scores:

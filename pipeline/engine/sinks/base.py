@@ -20,7 +20,7 @@ class Sink:
         self.training = training
 
     @classmethod
-    def wanted(cls, recipe: Recipe) -> bool:
+    def enabled(cls, recipe: Recipe) -> bool:
         """Whether the recipe asks for it."""
         del recipe
         return True

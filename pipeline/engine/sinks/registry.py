@@ -14,4 +14,4 @@ SINKS: tuple[type[Sink], ...] = (JsonLines, TensorBoard, WeightsAndBiases, Conso
 
 def sinks_of(training: Training) -> list[Sink]:
     """The sinks that the recipe asks for on rank 0, none on other ranks."""
-    return [kind(training) for kind in SINKS if training.ranks.is_main and kind.wanted(training.recipe)]
+    return [kind(training) for kind in SINKS if training.ranks.is_main and kind.enabled(training.recipe)]

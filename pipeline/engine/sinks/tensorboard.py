@@ -20,7 +20,7 @@ class TensorBoard(Sink):
             self._writer = SummaryWriter(str(self.folder), purge_step=training.state.step + 1)
 
     @classmethod
-    def wanted(cls, recipe: Recipe) -> bool:
+    def enabled(cls, recipe: Recipe) -> bool:
         return recipe.train.tensorboard
 
     def write(self, step: int, metrics: Metrics) -> None:

@@ -26,7 +26,7 @@ class WeightsAndBiases(Sink):
         )
 
     @classmethod
-    def wanted(cls, recipe: Recipe) -> bool:
+    def enabled(cls, recipe: Recipe) -> bool:
         return recipe.train.wandb_project is not None
 
     def write(self, step: int, metrics: Metrics) -> None:

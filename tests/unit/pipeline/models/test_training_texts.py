@@ -80,7 +80,7 @@ def test_texts_that_cannot_be_compared(llm: Path, texts: Path, caplog: pytest.Lo
     assert "its training texts cannot be compared" in caplog.text and "unreadable index" in caplog.text
     (texts / "manifest.json").unlink()
     assert warn_of_known_texts(llm, KNOWN) is None
-    assert f"its training texts are not there any more ({texts})" in caplog.text
+    assert f"its training texts ({texts}) no longer exist" in caplog.text
 
 
 def test_a_stage_tells_it_once_before_training(llm: Path, caplog: pytest.LogCaptureFixture) -> None:
