@@ -107,7 +107,7 @@ def ckpt_inspect(path: Annotated[Path, typer.Argument(help="checkpoint folder, o
 
 @ckpt_app.command("reshard", epilog="Example: slt ckpt reshard runs/demo/connector/checkpoints/step-000100")
 def ckpt_reshard(path: Annotated[Path, typer.Argument(help="checkpoint folder, or run folder for its latest")]) -> None:
-    """Convert a checkpoint for another world size ahead of time (a resuming run does it by itself)."""
+    """Convert a checkpoint for another world size ahead of time (a resuming run does so itself)."""
     from pipeline.engine.reshard import to_universal
     from pipeline.export.hf import find_checkpoint
 

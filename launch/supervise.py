@@ -2,7 +2,7 @@
 
 A signal sent to DeepSpeed's launcher (0.19.8) reaches the ranks one by one, 30 s apart; sent to the process group, it
 kills the loader workers that the ranks need. So signals go only to the rank processes, all at once, and the ranks get
-time to save. Whatever is left of our process group after that is killed.
+time to save. What then remains of our process group is killed.
 
 Each rank reports how it ended in ``<run_dir>/logs/exit-rank-N.json`` (``{"rank": 0, "code": 75, "error": "..."}``) and
 on its output (`launch.notes`): launchers reduce exit codes to 1 or lose them, and a full disk takes no file.

@@ -54,7 +54,7 @@ class Outcome:
     stopped: str = ""
     """For a launch that stopped on request: whether its work was saved."""
     lost_hosts: tuple[str, ...] = ()
-    """Hosts whose connection broke, or whose launcher was killed: ssh reports both alike."""
+    """Hosts whose connection broke, or whose launcher was killed: ssh reports both in the same way."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ def command(plan: LaunchPlan) -> Command:
     node = node_command(plan, "critical")
     if len(names) == 1 and is_this_machine(names[0]):
         return Command(argv=node.argv, env=dict(node.env))
-    # all hosts at once: ranks that wait in a queue would let the others wait for them
+    # all hosts at once: the others would wait for ranks that queue
     pdsh = ("pdsh", "-R", "ssh", "-S", "-f", str(len(names)), "-w", ",".join(names))
     return Command(
         argv=(*pdsh, shell_line(node)),

@@ -168,7 +168,7 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _weight_problem(weight: float | list[tuple[int, float]]) -> str:
-    """What is wrong with a source's weight or curriculum; empty when nothing is."""
+    """What is wrong with a source's weight or curriculum; empty if nothing is."""
     if isinstance(weight, float):
         return "" if weight > 0 else f"must be positive, it is {weight:g}"
     epochs = [epoch for epoch, _ in weight]

@@ -32,7 +32,7 @@ _UNTRAINED = [
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Where one seed's runs live and what they read."""
+    """One seed's run folders and inputs."""
 
     out: Path
     data: DemoData

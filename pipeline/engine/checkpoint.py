@@ -185,7 +185,7 @@ def _first_intact(folders: list[Path], damaged: Damaged | None) -> Checkpoint | 
 
 
 def damage(folder: Path) -> list[str]:
-    """What is wrong with a complete checkpoint, equal on all ranks, which check it together. All must call.
+    """Problems of a complete checkpoint, equal on all ranks, which check it together. All must call.
 
     Raises:
         CheckpointError: it is incomplete or of another format version.

@@ -21,7 +21,7 @@ _FAILED_WRITES = (
 
 @contextlib.contextmanager
 def failed_writes_as_os_error(what: str) -> Iterator[None]:
-    """Inside, a failed write becomes an OSError that names what was written: torch, safetensors and tokenizers
+    """A failed write inside becomes an OSError that names what was written: torch, safetensors and tokenizers
     raise their own errors for a full disk, and the error of an open file names no file."""
     try:
         yield
@@ -40,7 +40,7 @@ def failed_writes_as_os_error(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def named_if_unwritable(path: Path) -> Iterator[None]:
-    """Inside, a write that fails becomes a StorageError that names ``path`` (a file or the folder written to).
+    """A failed write inside becomes a StorageError that names ``path`` (a file or the folder written to).
 
     Raises:
         StorageError: full disk, permissions and the like.

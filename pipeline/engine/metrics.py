@@ -21,7 +21,7 @@ PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0, "B200
 
 
 def peak_tflops(config: TrainConfig, device_name: str) -> float | None:
-    """The recipe's figure, or the data sheet's for a known device; None where no peak is known."""
+    """The recipe's figure, or the data sheet's for a known device; None if no peak is known."""
     if config.peak_tflops is not None:
         return config.peak_tflops
     return next((peak for name, peak in PEAK_TFLOPS.items() if name in device_name), None)

@@ -66,7 +66,7 @@ def find_resume(run_dir: Path, resolved: ResolvedRecipe) -> Checkpoint | None:
 
 
 def restore_best(run_dir: Path, state: TrainState) -> None:
-    """Point `best` at what was the best checkpoint of the resumed run's own history; only rank 0 acts.
+    """Point `best` at the best checkpoint of the resumed run's own history; only rank 0 acts.
 
     A run that resumes at an older step repeats later ones: a `best` among those no longer belongs to it.
     """

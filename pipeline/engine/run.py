@@ -119,7 +119,7 @@ def main(source: RecipeFile | Unresolved, stop: StopFlag, launcher: Launcher) ->
     launcher_knows = launcher.tell(note)
     if run_dir is not None:
         _leave_exit_note(run_dir, note)
-    # the launcher reports what it knows itself, once for all ranks
+    # the launcher itself reports what it knows, once for all ranks
     if failed and not (launcher_knows and code != EXIT_BUG):
         sys.stderr.write(f"error (rank {rank}): {message}\n")
     if message:

@@ -136,7 +136,7 @@ def start_engine(
 
 
 def check_engine(engine: Any, resolved: ResolvedRecipe) -> None:
-    """Compare what DeepSpeed will do with what the recipe says."""
+    """Compare DeepSpeed's settings with the recipe's."""
     train = resolved.recipe.train
     pairs = {
         "train.global_batch": (train.global_batch, engine.train_batch_size()),

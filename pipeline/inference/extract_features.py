@@ -24,7 +24,7 @@ _FRAMES_PER_PASS = 64
 
 
 class FrozenBackbone:
-    """The backbone of a recipe's visual encoder as `write_features` wants it: frames in, features out.
+    """The backbone of a recipe's visual encoder as `write_features` needs it: frames in, features out.
 
     Args:
         encoder: built by `build_visual`; its backbone must be pretrained and frozen.

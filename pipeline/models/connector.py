@@ -26,7 +26,7 @@ class ConnectorLinear(nn.Linear):
 
 
 class Connector(nn.Module):
-    """[..., D] visual tokens -> [..., E] LLM embeddings. No output norm: an embedding table has none either.
+    """[..., D] visual tokens -> [..., E] LLM embeddings. No output norm, as an embedding table has none.
 
     New weights are scaled so that inputs of unit RMS (the encoder ends in LayerNorm) come out with ``output_rms``: a
     frozen LLM then sees visual tokens as large as its own embeddings from the first step.

@@ -35,7 +35,7 @@ INDEX_NAME, SENTENCE_NAME, TOKENS_NAME = "index.json", "sentence.f32", "tokens.f
 TEXTS_PER_WRITE = 4096
 """Texts whose features are in memory at once."""
 STATISTICS_BYTES = 16 << 20
-"""Float64 numbers that `TextFeatureCache.statistics` has in memory at once, about three times over."""
+"""Float64 numbers `TextFeatureCache.statistics` reads at once; memory holds about three times as many."""
 
 
 class TextFeatureCache:

@@ -100,7 +100,7 @@ class TextEncoder:
 
     @property
     def width(self) -> int:
-        """D, the width of token and sentence features alike."""
+        """D, the width of both token and sentence features."""
         return int(self.model.config.get_text_config().hidden_size)
 
     @cached_property
