@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from pipeline import dist
 from pipeline.config.resolve import ResolvedRecipe
 from pipeline.engine.durable import failed_writes_as_os_error, sha256_of, write_durably
+from pipeline.engine.publish import COMPLETE, publish, remove_leftovers, temporary_folder
 from pipeline.engine.setup import TrainEngine, quiet_deepspeed
 from pipeline.engine.state import TrainState, restore_rng, rng_state
 from pipeline.errors import CheckpointError, DamagedCheckpointError
@@ -77,7 +78,7 @@ def checkpoint_folder(run_dir: Path) -> Path:
 def complete_folders(run_dir: Path) -> list[Path]:
     """Folders of the complete checkpoints by rising step as a number: step-1000000 follows step-999900."""
     named = ((_STEP_FOLDER.fullmatch(path.name), path) for path in checkpoint_folder(run_dir).glob("step-*"))
-    steps = [(int(match[1]), path) for match, path in named if match and (path / "COMPLETE").is_file()]
+    steps = [(int(match[1]), path) for match, path in named if match and (path / COMPLETE).is_file()]
     return [path for _, path in sorted(steps)]
 
 
@@ -99,12 +100,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: it is absent, incomplete, or of another format version.
         DamagedCheckpointError: its manifest is damaged.
     """
-    if not (path / "COMPLETE").is_file():
+    if not (path / COMPLETE).is_file():
         state = "is incomplete (no COMPLETE file)" if path.is_dir() else "does not exist"
         raise CheckpointError(f"checkpoint {path} {state}; `slt ckpt list RUN_DIR` shows the complete ones")
     try:
         text = (path / "manifest.json").read_bytes()
-        expected = (path / "COMPLETE").read_text(encoding="utf-8").strip()
+        expected = (path / COMPLETE).read_text(encoding="utf-8").strip()
         manifest = json.loads(text)
         version, parts = manifest["format_version"], manifest.get("parts", {})
         whole = isinstance(version, int) and all({"size", "sha256"} <= part.keys() for part in parts.values())
@@ -221,8 +222,8 @@ def save(engine: TrainEngine, stage: AnyStage, run_dir: Path, resolved: Resolved
         CheckpointError: a part could not be written (full disk, permissions); earlier checkpoints are untouched.
     """
     folder = checkpoint_folder(run_dir)
-    name = f"step-{state.step:06d}"
-    temporary, final = folder / f".tmp-{name}", folder / name
+    final = folder / f"step-{state.step:06d}"
+    temporary = temporary_folder(final)
     module = engine.module
     module.eval()
     probe = stage.probe(engine.forward)
@@ -239,7 +240,7 @@ def save(engine: TrainEngine, stage: AnyStage, run_dir: Path, resolved: Resolved
                 _write_export_files(stage, temporary / "hf")
             dist.barrier()
             parts = _hash_parts(temporary)
-        with _clean_after_failure(temporary, final) if dist.is_main() else contextlib.nullcontext():
+        with _clean_after_failure(temporary) if dist.is_main() else contextlib.nullcontext():
             if dist.is_main():
                 manifest = {
                     "format_version": FORMAT_VERSION, "step": state.step, "world_size": dist.world_size(),
@@ -247,7 +248,9 @@ def save(engine: TrainEngine, stage: AnyStage, run_dir: Path, resolved: Resolved
                     "versions": resolved.versions, "git_commit": resolved.git_commit, "parts": parts,
                 }  # fmt: skip
                 write_durably(temporary / "manifest.json", json.dumps(manifest, indent=1))
-                _publish(temporary, final, folder)
+                shutil.rmtree(universal_folder(final), ignore_errors=True)  # converted from an earlier attempt
+                publish(final)
+                (folder / "latest").unlink(missing_ok=True)  # earlier releases wrote it, and nothing moves it any more
             dist.barrier()
     except OSError as error:
         raise CheckpointError(
@@ -268,7 +271,7 @@ def _clean_after_failure(*folders: Path) -> Iterator[None]:
         yield
     except BaseException:
         for folder in folders:
-            if folder.is_dir() and not (folder / "COMPLETE").is_file():
+            if folder.is_dir() and not (folder / COMPLETE).is_file():
                 shutil.rmtree(folder, ignore_errors=True)
         raise
 
@@ -309,15 +312,6 @@ def _hash_parts(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: part for share in dist.gather_objects(share_of_rank) for name, part in share.items()}
 
 
-def _publish(temporary: Path, final: Path, folder: Path) -> None:
-    if final.exists():  # an earlier attempt at the same step; it is replaced only by a complete one
-        shutil.rmtree(final)
-    shutil.rmtree(universal_folder(final), ignore_errors=True)  # converted from that attempt
-    os.replace(temporary, final)
-    write_durably(final / "COMPLETE", sha256_of(final / "manifest.json"))
-    (folder / "latest").unlink(missing_ok=True)  # earlier releases wrote it; nothing updates it now
-
-
 def mark_best(run_dir: Path, checkpoint: Path) -> None:
     """Point `best` at a checkpoint; only rank 0 writes."""
     if dist.is_main():
@@ -331,11 +325,10 @@ def prune(run_dir: Path, keep: int) -> None:
     folder, best = checkpoint_folder(run_dir), best_name(run_dir)
     for old in complete_folders(run_dir)[:-keep]:
         if old.name != best:
-            (old / "COMPLETE").unlink()  # no longer a checkpoint, before its parts go
+            (old / COMPLETE).unlink()  # no longer a checkpoint, before its parts go
             shutil.rmtree(old)
             shutil.rmtree(universal_folder(old), ignore_errors=True)
-    for leftover in folder.glob(".tmp-step-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    remove_leftovers(folder)
 
 
 def set_damaged_aside(run_dir: Path, resumed: Checkpoint) -> None:

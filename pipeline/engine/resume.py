@@ -16,6 +16,7 @@ from pipeline.engine.checkpoint import (
     mark_best,
     set_damaged_aside,
 )
+from pipeline.engine.publish import finish_interrupted
 from pipeline.engine.state import TrainState
 from pipeline.errors import CheckpointError
 
@@ -42,6 +43,9 @@ def find_resume(run_dir: Path, resolved: ResolvedRecipe) -> Checkpoint | None:
         DamagedCheckpointError: the newest is damaged and `damaged` is `stop`, or all are.
     """
     rules = resolved.recipe.train.checkpoint
+    if dist.is_main():
+        finish_interrupted(checkpoint_folder(run_dir))
+    dist.barrier()
     complete = complete_folders(run_dir)
     if complete and rules.resume == "never":
         raise CheckpointError(

@@ -14,6 +14,7 @@ import torch
 from pipeline.config.load import load_recipe
 from pipeline.config.resolve import resolve
 from pipeline.engine import checkpoint as checkpoints
+from pipeline.engine import publish as publishing
 from pipeline.engine import reshard, zero
 from pipeline.engine.durable import failed_writes_as_os_error
 from pipeline.engine.state import TrainState
@@ -121,19 +122,47 @@ def test_torchs_own_words_for_a_failed_write_become_an_os_error(tmp_path: Path, 
 
 
 def test_the_last_small_files_may_not_fit_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder has its name already when COMPLETE cannot be written."""
+    """COMPLETE, which is written last, before the folder gets its name."""
     first = save(tmp_path, Engine(4), OneStage(), 1)
-    write = checkpoints.write_durably
+    write = publishing.write_durably
 
     def full(path: Path, text: str) -> None:
         if path.name == "COMPLETE":
             raise OSError(28, "No space left on device", str(path))
         write(path, text)
 
-    monkeypatch.setattr(checkpoints, "write_durably", full)
+    monkeypatch.setattr(publishing, "write_durably", full)
     with pytest.raises(CheckpointError, match=r"step-000002 could not be written: .*No space left.*COMPLETE"):
         save(tmp_path, Engine(4), OneStage(), 2)
     assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == [first.name]
+
+
+def test_a_step_that_is_saved_again_is_never_without_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash between the two renames leaves both checkpoints; the run that resumes publishes the newer one."""
+    first = save(tmp_path, Engine(4), OneStage(), 1)
+    manifest = (first / "manifest.json").read_bytes()
+    replace = publishing.os.replace
+
+    def crash(source: Path, target: Path) -> None:
+        if target == first:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publishing.os, "replace", crash)
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, Engine(5), OneStage(), 1)
+    folder = tmp_path / "checkpoints"
+    assert sorted(entry.name for entry in folder.iterdir()) == [".replaced-step-000001", ".tmp-step-000001"]
+    assert (folder / ".replaced-step-000001" / "manifest.json").read_bytes() == manifest
+    publishing.finish_interrupted(folder)
+    assert checkpoints.verify(checkpoints.open_checkpoint(first)) == []
+    assert (first / "manifest.json").read_bytes() != manifest, "the newer one"
+    save(tmp_path, Engine(4), OneStage(), 2)
+    checkpoints.prune(tmp_path, keep=2)
+    assert sorted(entry.name for entry in folder.iterdir()) == ["step-000001", "step-000002"]
 
 
 def test_a_tokenizer_that_does_not_fit(tmp_path: Path) -> None:

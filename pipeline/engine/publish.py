@@ -1,0 +1,51 @@
+"""A checkpoint that is written becomes the one of its step: complete before it has its name, and never in pieces.
+
+A run that repeats a stopped evaluation saves the step it resumed once more. The older checkpoint stays until the newer
+one is whole, and a crash between the two renames is mended by the run that resumes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from pipeline.engine.durable import sha256_of, write_durably
+from shards.atomic import sync_folder
+
+COMPLETE = "COMPLETE"
+"""Its presence makes a folder a checkpoint; it holds the sha256 of the manifest."""
+_TEMPORARY, _REPLACED = ".tmp-", ".replaced-"
+
+
+def temporary_folder(final: Path) -> Path:
+    """Where a checkpoint is written before it is published."""
+    return final.with_name(f"{_TEMPORARY}{final.name}")
+
+
+def publish(final: Path) -> None:
+    """Give the finished temporary folder its name. A complete checkpoint of this name is replaced."""
+    temporary, replaced = temporary_folder(final), final.with_name(f"{_REPLACED}{final.name}")
+    write_durably(temporary / COMPLETE, sha256_of(temporary / "manifest.json"))
+    shutil.rmtree(replaced, ignore_errors=True)
+    if final.exists():
+        os.replace(final, replaced)
+    os.replace(temporary, final)
+    sync_folder(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def finish_interrupted(folder: Path) -> None:
+    """Publish what a crash left complete but without its name; only one rank may call."""
+    for temporary in folder.glob(f"{_TEMPORARY}step-*"):
+        final = temporary.with_name(temporary.name.removeprefix(_TEMPORARY))
+        if (temporary / COMPLETE).is_file() and not final.exists():
+            os.replace(temporary, final)
+            sync_folder(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what interrupted saves left behind."""
+    for pattern in (f"{_TEMPORARY}step-*", f"{_REPLACED}step-*"):
+        for leftover in folder.glob(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
