@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     try:
         if folder:
             os.chdir(folder)
-            env[b"PWD"] = folder  # the login's own still names its first folder
+            env[b"PWD"] = folder  # the login's PWD still names its first folder
         os.execve(argv[0], argv, {**os.environb, **env})
     except OSError as error:
         sys.stderr.write(f"cannot start {os.fsdecode(argv[0])} in {os.fsdecode(folder)}: {error}\n")

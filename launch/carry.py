@@ -28,7 +28,7 @@ class HostCommand:
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
     folder: Path | None = None
-    """Where it runs; None = the folder of a login."""
+    """Where it runs; None = the login's folder."""
     node_rank_at: int | None = None
     """Position in ``argv`` where each host inserts ``--node_rank=N``; None = nowhere."""
 

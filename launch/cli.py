@@ -122,17 +122,17 @@ def report(outcome: Outcome, plan: LaunchPlan) -> list[str]:
         return lines
     lost = "connection lost, or the launcher there was killed; ranks may still run there if it cannot be reached"
     lines += [f"  {host}: {lost}" for host in outcome.lost_hosts]
-    seen: dict[tuple[int, str], list[int]] = {}
+    failures: dict[tuple[int, str], list[int]] = {}
     for rank in plan.ranks:
         code = outcome.rank_codes.get(rank.rank)
         if code is None:
-            seen.setdefault((-1, "no report; it was killed or never started"), []).append(rank.rank)
+            failures.setdefault((-1, "no report; it was killed or never started"), []).append(rank.rank)
         elif code != EXIT_OK:
             error = outcome.errors.get(rank.rank, "").strip()
             # an unexpected error carries its traceback, which was printed already; its last line names it
             error = error.splitlines()[-1] if code == EXIT_BUG and error else error
-            seen.setdefault((code, error), []).append(rank.rank)
-    for (code, error), ranks in seen.items():
+            failures.setdefault((code, error), []).append(rank.rank)
+    for (code, error), ranks in failures.items():
         hosts = ", ".join(dict.fromkeys(plan.ranks[rank].host for rank in ranks))
         ended = f"exit code {code}" if code >= 0 else ""
         lines.append(f"  rank {','.join(map(str, ranks))} on {hosts}: {': '.join(p for p in (ended, error) if p)}")

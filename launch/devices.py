@@ -21,7 +21,7 @@ _UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z/-]+")
 def listed_devices(root: Path = Path("/")) -> int:
     """Number of GPUs of this machine, including those that the environment hides."""
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             ["nvidia-smi", "-L"],
             capture_output=True,
             text=True,
@@ -29,7 +29,7 @@ def listed_devices(root: Path = Path("/")) -> int:
             check=False,
             stdin=subprocess.DEVNULL,
         )
-        listed = re.findall(r"^GPU \d+:", done.stdout, flags=re.MULTILINE) if done.returncode == 0 else []
+        listed = re.findall(r"^GPU \d+:", result.stdout, flags=re.MULTILINE) if result.returncode == 0 else []
     except (OSError, subprocess.TimeoutExpired):  # no NVIDIA tools here, or a driver that hangs
         listed = []
     if listed:
@@ -45,31 +45,31 @@ def visible_devices(environ: Mapping[str, str], listed: int) -> tuple[int | str,
 
     Args:
         environ: variables of the process.
-        listed: devices of the machine; 0 = none listed, then the variable is trusted.
+        listed: number of devices of the machine; 0 = none listed, then the variable is trusted.
 
     Raises:
         RecipeError: a device is named twice.
     """
     if VARIABLE not in environ:
         return tuple(range(listed))
-    found: list[int | str] = []
+    devices: list[int | str] = []
     for entry in environ[VARIABLE].split(","):
         name = entry.strip()
         if name.isdecimal() and (not listed or int(name) < listed):
-            found.append(int(name))
+            devices.append(int(name))
         elif _UUID.fullmatch(name):
-            found.append(name)
+            devices.append(name)
         else:
             break
-    twice = next((name for number, name in enumerate(found) if name in found[:number]), None)
+    twice = next((name for number, name in enumerate(devices) if name in devices[:number]), None)
     if twice is not None:
         raise RecipeError(f"{VARIABLE}={environ[VARIABLE]} names device {twice} twice; name each device once")
-    return tuple(found)
+    return tuple(devices)
 
 
 def _is_gpu(path: Path) -> bool:
     try:
-        return path.read_text().strip() not in ("", "0")  # processors are compute nodes, too, and have no GPU id
+        return path.read_text().strip() not in ("", "0")  # processors are listed too, without a GPU id
     except OSError:
         return False
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 _DEFAULTS = {
-    # one bar per loaded file and rank drowns what a run has to say; our own progress stays
+    # one bar per loaded file and rank drowns the run's own output; our own progress stays
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     # tokenizers warn about every fork after use; loader workers tokenise one text at a time anyway
     "TOKENIZERS_PARALLELISM": "false",

@@ -90,7 +90,7 @@ def filter_hosts(hosts: tuple[Host, ...], include: str = "", exclude: str = "") 
         return hosts
     option = "--include" if include else "--exclude"
     chosen = _parse_filter(include or exclude, hosts, option)
-    left = []
+    kept = []
     for host in hosts:
         named = chosen.get(host.name)
         if include:
@@ -98,10 +98,10 @@ def filter_hosts(hosts: tuple[Host, ...], include: str = "", exclude: str = "") 
         else:
             devices = tuple(device for device in host.devices if named is None or device not in named)
         if devices:
-            left.append(Host(host.name, devices))
-    if not left:
+            kept.append(Host(host.name, devices))
+    if not kept:
         raise RecipeError(f"{option} {include or exclude} leaves no device to run on")
-    return tuple(left)
+    return tuple(kept)
 
 
 def _parse_filter(text: str, hosts: tuple[Host, ...], option: str) -> dict[str, tuple[int | str, ...]]:
@@ -119,8 +119,8 @@ def _parse_filter(text: str, hosts: tuple[Host, ...], option: str) -> dict[str, 
             unknown = [device for device in sorted(map(int, numbers.split(","))) if device not in known[name].devices]
             if unknown:
                 raise RecipeError(f"{option} {text}: host {name} has slots={known[name].slots}, no device {unknown[0]}")
-        wanted = {*chosen.get(name, ()), *devices}
-        chosen[name] = tuple(device for device in known[name].devices if device in wanted)
+        devices_so_far = {*chosen.get(name, ()), *devices}
+        chosen[name] = tuple(device for device in known[name].devices if device in devices_so_far)
     return chosen
 
 

@@ -2,8 +2,8 @@
 
 ``run_dir/launch.lock`` holds host, pid and start. On the holder's system, its process is looked up by pid and start
 time, because pids are reused. Other systems (another host that shares the storage, another container, the same host
-before a reboot) cannot look it up, so the holder touches the file while it lives; the age is measured by the clock of
-the storage alone.
+before a reboot) cannot look it up, so the holder touches the file while it lives; its age is measured by the
+storage's clock alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 120.0
 """Twelve beats, and twice the time NFS may cache a file's time stamp."""
-_WRITING_SECONDS = 2.0  # between the lock's name and its content
+_WRITING_SECONDS = 2.0  # from creating the lock file to writing it
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,8 @@ def hold(run_dir: Path, launch_id: str, orphans: Callable[[str], None] = lambda 
     """Keep every other run out of the directory.
 
     Args:
-        run_dir: the run's directory; made if missing.
-        launch_id: of this launch.
+        run_dir: the run's directory; created if missing.
+        launch_id: this launch.
         orphans: ends the processes of a dead holder's launch; called with its launch id before the takeover.
 
     Raises:
@@ -80,15 +80,15 @@ def hold(run_dir: Path, launch_id: str, orphans: Callable[[str], None] = lambda 
             f"{error.strerror}; nothing was started. Free space, or choose another one with --run-dir"
         ) from error
     try:
-        with accompany(run_dir):
+        with keep_fresh(run_dir):
             yield
     finally:
-        if (found := _read(path)) is not None and found.key == me.key:
+        if (holder := _read(path)) is not None and holder.key == me.key:
             path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def accompany(run_dir: Path) -> Iterator[None]:
+def keep_fresh(run_dir: Path) -> Iterator[None]:
     """Keep the lock of this process's launch fresh: ranks may outlive their launcher."""
     stop = threading.Event()
     beat = threading.Thread(target=_beat, args=(run_dir / "launch.lock", stop), name="lock", daemon=True)
@@ -109,7 +109,7 @@ def _create(path: Path, me: Holder) -> bool:
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(me.key)
-    except OSError:  # a full disk may hold the name, but not the content
+    except OSError:  # a full disk may take the name but not the content
         path.unlink()
         raise
     return True
@@ -121,8 +121,8 @@ def _take_over(path: Path, orphans: Callable[[str], None]) -> None:
     Raises:
         RecipeError: the holder is alive, or may be.
     """
-    found = _read(path)
-    if found is None:
+    holder = _read(path)
+    if holder is None:
         age = _age_seconds(path)
         if age is None:  # just released
             return
@@ -132,34 +132,34 @@ def _take_over(path: Path, orphans: Callable[[str], None]) -> None:
         if age < STALE_SECONDS:
             raise RecipeError(f"{path} cannot be read; if no run uses this directory, remove it")
     else:
-        _refuse_if_alive(path, found)
-        log.info("%s: its holder (%s) is gone; taking over", path, found)
-        orphans(found.launch_id)
+        _refuse_if_alive(path, holder)
+        log.info("%s: its holder (%s) is gone; taking over", path, holder)
+        orphans(holder.launch_id)
     # another process may take over at the same time: check that the moved lock is the one judged above
     moved = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         path.rename(moved)
     except FileNotFoundError:
         return
-    now = _read(moved)
-    if now is not None and now != found:
-        _create(path, now)
+    moved_holder = _read(moved)
+    if moved_holder is not None and moved_holder != holder:
+        _create(path, moved_holder)
     moved.unlink(missing_ok=True)
 
 
-def _refuse_if_alive(path: Path, found: Holder) -> None:
-    if found.system == _system():
-        if _process_start(found.pid) == found.process_start:
+def _refuse_if_alive(path: Path, holder: Holder) -> None:
+    if holder.system == _system():
+        if _process_start(holder.pid) == holder.process_start:
             raise RecipeError(
-                f"{path.parent} is in use by {found} (launch {found.launch_id}); two runs would overwrite each "
+                f"{path.parent} is in use by {holder} (launch {holder.launch_id}); two runs would overwrite each "
                 "other's checkpoints. Wait for it, stop it, or choose another one with --run-dir"
             )
         return
     age = _age_seconds(path)
     if age is not None and age < STALE_SECONDS:
         raise RecipeError(
-            f"{path.parent} is in use by {found} (launch {found.launch_id}), which gave a sign of life {age:.0f} s ago;"
-            f" two runs would overwrite each other's checkpoints. If that host is down, start again in"
+            f"{path.parent} is in use by {holder} (launch {holder.launch_id}), which was last seen alive"
+            f" {age:.0f} s ago; two runs would overwrite each other's checkpoints. If that host is down, start again in"
             f" {STALE_SECONDS - age:.0f} s; else wait for it, stop it, or choose another one with --run-dir"
         )
 
@@ -173,7 +173,7 @@ def _read(path: Path) -> Holder | None:
 
 
 def _age_seconds(path: Path) -> float | None:
-    """Seconds since the holder's last sign of life, by the storage's clock; None if the lock is gone."""
+    """Seconds since the holder last touched the lock, by the storage's clock; None if the lock is gone."""
     probe = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         probe.touch()
@@ -189,7 +189,7 @@ def _beat(path: Path, stop: threading.Event) -> None:
         try:
             os.utime(path)
         except OSError as error:
-            log.warning("%s: no sign of life could be given (%s); other hosts may take it over", path, error.strerror)
+            log.warning("%s: cannot touch the lock (%s); other hosts may take it over", path, error.strerror)
 
 
 def _myself(launch_id: str) -> Holder:
@@ -220,4 +220,4 @@ def _system() -> str:
         return f"{socket.gethostname()} {uuid.getnode()} {int(time.time() - time.monotonic()) // 3600}"
 
 
-__all__ = ["BEAT_SECONDS", "STALE_SECONDS", "Holder", "accompany", "hold"]
+__all__ = ["BEAT_SECONDS", "STALE_SECONDS", "Holder", "hold", "keep_fresh"]

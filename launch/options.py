@@ -147,28 +147,28 @@ def _hosts(
     if options.include or options.exclude:
         raise RecipeError("--include and --exclude select from a hostfile; add --hostfile")
     count = options.num_procs or _first_world_size(loaded)
-    asked = f"{count} ranks" if options.num_procs else f"{count} ranks (the recipe's first world size)"
+    demand = f"{count} ranks" if options.num_procs else f"{count} ranks (the recipe's first world size)"
     if accelerator == "gpu":
-        return (Host("localhost", _gpus(count, asked, environ)),)
+        return (Host("localhost", _gpus(count, demand, environ)),)
     if options.accelerator == "auto" and not environ.get("DS_ACCELERATOR") and _is_for_gpus(loaded):
         raise RecipeError(
-            f"{asked} of a recipe for GPUs (deepspeed.base={loaded.recipe.deepspeed.base}), but {_shown(environ, 0)}; "
-            "name machines that have some with --hostfile, or ask for processors with --accelerator cpu"
+            f"{demand} of a recipe for GPUs (deepspeed.base={loaded.recipe.deepspeed.base}), but {_shown(environ, 0)};"
+            " name machines that have some with --hostfile, or use the CPU with --accelerator cpu"
         )
     cores = len(os.sched_getaffinity(0))
     if options.num_procs is None and count > cores:
         raise RecipeError(
-            f"{asked} are more than the {cores} processor cores of this machine; say how many to start: --num-procs N"
+            f"{demand} are more than the {cores} processor cores of this machine; say how many to start: --num-procs N"
         )
     return (Host("localhost", tuple(range(count))),)
 
 
-def _gpus(count: int, asked: str, environ: Mapping[str, str]) -> tuple[int | str, ...]:
+def _gpus(count: int, demand: str, environ: Mapping[str, str]) -> tuple[int | str, ...]:
     """The first ``count`` devices that this environment may use. Raises RecipeError when there are fewer."""
     names = visible_devices(environ, listed_devices())
     if len(names) < count:
         fewer = f"; start fewer with --num-procs {len(names)}, or name more machines with --hostfile" if names else ""
-        raise RecipeError(f"{asked} need {count} devices, but {_shown(environ, len(names))}{fewer}")
+        raise RecipeError(f"{demand} need {count} devices, but {_shown(environ, len(names))}{fewer}")
     return names[:count]
 
 

@@ -43,7 +43,7 @@ class LaunchPlan:
     accelerator: str = "unknown"
     """``cpu``, ``gpu``, or ``unknown`` for hosts that were not checked."""
     needs_gpus: bool = False
-    """Whether every rank needs a GPU of its own on its host."""
+    """Whether every rank needs its own GPU."""
 
     @property
     def world_size(self) -> int:

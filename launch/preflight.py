@@ -34,7 +34,7 @@ def check_hosts(command: Command, plan: LaunchPlan) -> None:
 
     Raises:
         ClusterError: names each host that cannot take part and says why.
-        RecipeError: what is wrong with the command itself: the port where the ranks meet is in use.
+        RecipeError: the command itself is wrong, such as a port that is in use.
     """
     if command.remote is None:
         if len(plan.hosts) > 1:
@@ -50,10 +50,10 @@ def check_hosts(command: Command, plan: LaunchPlan) -> None:
         output, errors = _ask(command, _questions(plan, marker))
     problems, others = [], []
     for host in plan.hosts:
-        said = _lines_of(host.name, output)
-        answers = next((line.removeprefix(READY) for line in said if line.startswith(READY)), None)
+        host_lines = _lines_of(host.name, output)
+        answers = next((line.removeprefix(READY) for line in host_lines if line.startswith(READY)), None)
         if answers is None:
-            problems.append(f"  {host.name}: {'; '.join(_lines_of(host.name, errors) + said) or 'no answer'}")
+            problems.append(f"  {host.name}: {'; '.join(_lines_of(host.name, errors) + host_lines) or 'no answer'}")
             continue
         try:
             problems += [f"  {host.name}: {reason}" for reason in _reasons(plan, host, json.loads(answers))]
@@ -72,7 +72,7 @@ def check_hosts(command: Command, plan: LaunchPlan) -> None:
 
 
 def _reasons(plan: LaunchPlan, host: Host, answers: dict[str, Any]) -> list[str]:
-    """The first reason why a host cannot take part. Raises RecipeError for problems that are no fault of the host."""
+    """The first reason why a host cannot take part. Raises RecipeError when the command is at fault."""
     for check in CHECKS:
         reason = check.judge(plan, host, answers[check.name])
         if reason and not check.blames_host:
@@ -83,7 +83,7 @@ def _reasons(plan: LaunchPlan, host: Host, answers: dict[str, Any]) -> list[str]
 
 
 def _questions(plan: LaunchPlan, marker: Path) -> str:
-    """Shell text that prints READY and the answers of the host, or what the host lacks to give them."""
+    """Shell text that prints READY and the host's answers, or says what the host lacks to answer."""
     needed = {
         Path(sys.executable): f"has no {sys.executable}",
         ARRIVE_SCRIPT: f"has no {ARRIVE_SCRIPT}",
@@ -99,7 +99,7 @@ def _ask(command: Command, shell: str) -> tuple[str, str]:
     assert command.remote is not None
     argv = [shell if part == "{command}" else part for part in command.remote]
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             argv, env={**os.environ, **command.env}, timeout=TIMEOUT_SECONDS, check=False,
             capture_output=True, text=True, stdin=subprocess.DEVNULL,
         )  # fmt: skip
@@ -107,7 +107,7 @@ def _ask(command: Command, shell: str) -> tuple[str, str]:
         raise ClusterError(f"{argv[0]} is not installed on this machine, and the other hosts need it") from error
     except subprocess.TimeoutExpired as error:
         return _text(error.stdout), _text(error.stderr)
-    return done.stdout, done.stderr
+    return result.stdout, result.stderr
 
 
 def _text(captured: bytes | str | None) -> str:

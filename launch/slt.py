@@ -107,7 +107,7 @@ def ckpt_inspect(path: Annotated[Path, typer.Argument(help="checkpoint folder, o
 
 @ckpt_app.command("reshard", epilog="Example: slt ckpt reshard runs/demo/connector/checkpoints/step-000100")
 def ckpt_reshard(path: Annotated[Path, typer.Argument(help="checkpoint folder, or run folder for its latest")]) -> None:
-    """Convert a checkpoint for another world size ahead of time (a resuming run does it by itself)."""
+    """Convert a checkpoint for another world size ahead of time (a resuming run does so itself)."""
     from pipeline.engine.reshard import to_universal
     from pipeline.export.hf import find_checkpoint
 
@@ -148,7 +148,7 @@ def main() -> None:
     """Entry point: a user error gives a paragraph and an exit code, never a traceback."""
     set_defaults()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for ours in ("shards", "pipeline", "launch"):  # INFO of other libraries is of no use here, such as credential paths
+    for ours in ("shards", "pipeline", "launch"):  # INFO of other libraries is noise here, such as credential paths
         logging.getLogger(ours).setLevel(logging.INFO)
     try:
         app()

@@ -11,7 +11,7 @@ from types import FrameType
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, stop_signals
 
 _RUNS = (("launch", "run"), ("train",))
-"""Commands that train; they install signal handlers of their own, which report how the run stopped."""
+"""Commands that train; they install their own signal handlers, which report how the run stopped."""
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     del frame
-    with contextlib.suppress(OSError):  # the terminal may be what has gone
+    with contextlib.suppress(OSError):  # the terminal may be gone
         sys.stderr.write(f"{signal.Signals(number).name}: stopped before the first step, nothing to save\n")
         sys.stderr.flush()
     os._exit(EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED)

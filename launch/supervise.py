@@ -2,7 +2,7 @@
 
 A signal sent to DeepSpeed's launcher (0.19.8) reaches the ranks one by one, 30 s apart; sent to the process group, it
 kills the loader workers that the ranks need. So signals go only to the rank processes, all at once, and the ranks get
-time to save. Whatever is left of our process group after that is killed.
+time to save. What then remains of our process group is killed.
 
 Each rank reports how it ended in ``<run_dir>/logs/exit-rank-N.json`` (``{"rank": 0, "code": 75, "error": "..."}``) and
 on its output (`launch.notes`): launchers reduce exit codes to 1 or lose them, and a full disk takes no file.
@@ -38,7 +38,7 @@ from pipeline.errors import EXIT_OK, EXIT_PREEMPTED, ClusterError, StorageError,
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
-_LOOK_SECONDS = 1.0  # between looks at the ranks' reports, which may lie on a busy shared disk
+_LOOK_SECONDS = 1.0  # between looks at the ranks' reports, which may be on a busy shared disk
 _REMIND_SECONDS = 5.0  # between requests to stop while ranks may still be starting
 _REMOTE_SECONDS = 60.0  # limit of one pdsh call; a lost host must not hold up the others
 # Set by an outer launcher or an earlier run; if inherited, they would make every process think it is that rank.
@@ -62,7 +62,7 @@ def supervise(command: Command, run_dir: Path, ranks: tuple[str, int], patience:
 
     Args:
         command: from a backend.
-        run_dir: where ``logs/`` is kept; shared by all hosts.
+        run_dir: holds ``logs/``; shared by all hosts.
         ranks: the launch id and the world size.
         patience: waiting times.
 
@@ -85,7 +85,7 @@ class _Supervisor:
         self.next_look = 0.0
         self.next_reminder = 0.0
         self.lost: list[str] = []
-        self.told: dict[int, Report] = {}
+        self.rank_reports: dict[int, Report] = {}
         self.begun = False
 
     def run(self) -> Outcome:
@@ -121,7 +121,7 @@ class _Supervisor:
             ) from error
 
     def _reports(self, quiet: bool = False) -> dict[int, Report]:
-        return read_reports(self.logs, quiet) | self.told
+        return read_reports(self.logs, quiet) | self.rank_reports
 
     def _start(self) -> subprocess.Popen[bytes]:
         env = {key: value for key, value in os.environ.items() if key not in _RANK_VARIABLES}
@@ -167,15 +167,15 @@ class _Supervisor:
         if report is not None:
             self.begun = self.begun or bool(report.get("begun"))
             if "code" in report:
-                told = Report.read(report)
-                self.told[told.rank] = told
-            return shown if self._says_more(shown) else None
+                rank_report = Report.read(report)
+                self.rank_reports[rank_report.rank] = rank_report
+            return shown if self._has_text(shown) else None
         # connections also end when we kill
         if self.command.lost_host is not None and not self.killed and (match := re.match(self.command.lost_host, line)):
             self.lost.append(match[1])
         return line
 
-    def _says_more(self, rest: str) -> bool:
+    def _has_text(self, rest: str) -> bool:
         """Whether a line has text before its report, other than the host's name that pdsh adds."""
         return bool(rest) and re.fullmatch(r"\S+: ", rest) is None
 
@@ -186,7 +186,7 @@ class _Supervisor:
             self._kill(process)
             return
         log.warning("%s: passed on to the ranks, which have %.0f s to save", name, self.patience.grace_seconds)
-        if number == signal.SIGHUP:  # which other hosts may ignore
+        if number == signal.SIGHUP:  # other hosts may ignore it
             number, name = signal.SIGTERM, "SIGTERM"
         self._set_deadline(self.patience.grace_seconds)
         self.next_reminder = time.monotonic() + _REMIND_SECONDS
@@ -226,7 +226,7 @@ class _Supervisor:
         if self.command.remote is not None and failed:
             self._remote("SIGKILL", "--all")
         end = time.monotonic() + self.patience.leftover_seconds
-        while (left := self._leftover(process.pid)) and time.monotonic() < end:
+        while (left := self._remaining(process.pid)) and time.monotonic() < end:
             time.sleep(_POLL_SECONDS)
         # mostly helpers of a rank (loader workers and their starter), which end a moment after it; a rank killed here
         # counts as one without a report
@@ -234,11 +234,11 @@ class _Supervisor:
         send(left, signal.SIGKILL)
         psutil.wait_procs(left, timeout=10)
 
-    def _leftover(self, group: int) -> list[psutil.Process]:
-        found = {process.pid: process for process in _group_members(group)}
+    def _remaining(self, group: int) -> list[psutil.Process]:
+        processes = {process.pid: process for process in _group_members(group)}
         if self.command.remote is None:
-            found.update((process.pid, process) for process in find_processes(self.launch_id))
-        return list(found.values())
+            processes.update((process.pid, process) for process in find_processes(self.launch_id))
+        return list(processes.values())
 
     def _remote(self, name: str, *flags: str) -> None:
         _signal_hosts(self.command, self.launch_id, name, *flags)

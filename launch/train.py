@@ -11,9 +11,9 @@ from pathlib import Path
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Run one rank of one training stage.")
-    parser.add_argument("recipe", help="recipe YAML, or the recipe.resolved.yaml of the launcher")
+    parser.add_argument("recipe", help="recipe YAML, or the launcher's recipe.resolved.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets")
-    parser.add_argument("--sha256", help="of the launcher's recipe.resolved.yaml, which is taken as it stands")
+    parser.add_argument("--sha256", help="of the launcher's recipe.resolved.yaml, which is used as it is")
     parser.add_argument("--local_rank", type=int, default=None, help="passed by the deepspeed launcher")
     options = parser.parse_args(arguments)
     if options.sha256 and options.sets:
@@ -25,7 +25,7 @@ def run_rank(recipe: str, sets: list[str], sha256: str | None = None) -> int:
     """Train on this rank; returns its exit code. A signal is honoured before torch is imported, which takes seconds.
 
     Args:
-        recipe: a recipe that rank 0 resolves, or with ``sha256`` the file that the launcher has written.
+        recipe: a recipe that rank 0 resolves, or with ``sha256`` the file that the launcher wrote.
         sets: overrides, ``a.b=c``.
         sha256: of the launcher's file.
     """
@@ -33,14 +33,14 @@ def run_rank(recipe: str, sets: list[str], sha256: str | None = None) -> int:
     from pipeline.engine.signals import StopFlag
 
     with StopFlag(leave_before_first_step, tell_begun) as stop:
-        from launch.lock import accompany, hold
+        from launch.lock import hold, keep_fresh
         from pipeline.config.recipe_file import RecipeFile
         from pipeline.engine.recipe import Unresolved
         from pipeline.engine.run import Launcher
         from pipeline.engine.run import main as run
 
         if sha256 is not None:
-            return run(RecipeFile(Path(recipe), sha256), stop, Launcher(tell, accompany))
+            return run(RecipeFile(Path(recipe), sha256), stop, Launcher(tell, keep_fresh))
         guard = partial(hold, launch_id="without launcher")
         return run(Unresolved(recipe, tuple(sets)), stop, Launcher(tell, guard))
 

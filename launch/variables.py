@@ -40,7 +40,7 @@ def exported(texts: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]
     Raises:
         RecipeError: an invalid name, a variable that is not set, or a secret.
     """
-    found = {}
+    variables = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not _NAME.fullmatch(name):
@@ -49,8 +49,8 @@ def exported(texts: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]
             raise RecipeError(f"--export {name}: exported values show in process lists; log in on every host instead")
         if not equals and name not in environ:
             raise RecipeError(f"--export {name}: the variable is not set here; write --export {name}=VALUE")
-        found[name] = value if equals else environ[name]
-    return found
+        variables[name] = value if equals else environ[name]
+    return variables
 
 
 def deepspeed_env_files() -> dict[str, str]:
@@ -59,7 +59,7 @@ def deepspeed_env_files() -> dict[str, str]:
     Raises:
         RecipeError: a file cannot be read, or a line is something else.
     """
-    found: dict[str, str] = {}
+    variables: dict[str, str] = {}
     for folder in (Path.home(), Path.cwd()):
         path = folder / ".deepspeed_env"
         if not path.is_file():
@@ -74,8 +74,8 @@ def deepspeed_env_files() -> dict[str, str]:
                 continue
             if not equals or not _NAME.fullmatch(key.strip()):
                 raise RecipeError(f"{path}:{number}: {line!r} is not of the form NAME=VALUE")
-            found[key.strip()] = value
-    return found
+            variables[key.strip()] = value
+    return variables
 
 
 __all__ = ["carried", "deepspeed_env_files", "exported", "python_path", "search_paths"]

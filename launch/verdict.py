@@ -54,7 +54,7 @@ class Outcome:
     stopped: str = ""
     """For a launch that stopped on request: whether its work was saved."""
     lost_hosts: tuple[str, ...] = ()
-    """Hosts whose connection broke, or whose launcher was killed: ssh reports both alike."""
+    """Hosts whose connection broke, or whose launcher was killed: ssh reports both in the same way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +80,8 @@ def verdict(reports: Mapping[int, Report], world_size: int, seen: Evidence) -> O
         code, stopped = EXIT_INTERRUPTED if interrupted else EXIT_PREEMPTED, BEFORE_FIRST_STEP
     else:
         code = worst_code(codes, 0 if seen.killed else seen.launcher_code, world_size, bool(seen.lost_hosts))
-        told = (report.stopped for report in reports.values() if report.stopped)
-        stopped = next(told, "") if code in (EXIT_PREEMPTED, EXIT_INTERRUPTED) else ""
+        reasons = (report.stopped for report in reports.values() if report.stopped)
+        stopped = next(reasons, "") if code in (EXIT_PREEMPTED, EXIT_INTERRUPTED) else ""
     return Outcome(code, seen.launcher_code, codes, errors, seen.signals, stopped, seen.lost_hosts)
 
 
@@ -101,7 +101,7 @@ def worst_code(rank_codes: Mapping[int, int], launcher_code: int, world_size: in
 
     A rank without a report was killed. If the launcher saw a signal first, that is the cause; if another rank reported
     a failure, that is the cause, and the silent rank was stopped because of it. A launcher that fails before any rank
-    reports is a cluster problem, and so is a ``lost`` connection to a host, whose ranks therefore are silent.
+    reports is a cluster problem, and so is a ``lost`` connection to a host, which silences its ranks.
     """
     death = 0 if lost else _signal_death(launcher_code)
     failures = [code for code in rank_codes.values() if code not in (EXIT_OK, EXIT_PREEMPTED)]

@@ -1,4 +1,4 @@
-"""Who this process is and how it talks to the others. With ``pipeline/engine`` the only place that touches
+"""Who this process is and how it talks to the others. Only this file and ``pipeline/engine`` touch
 ``torch.distributed``, DeepSpeed's communication or ``os.environ``; everything else takes rank and world size as ints.
 """
 
@@ -52,18 +52,18 @@ def ranks_from_environment() -> Ranks:
 
 
 def uses_cuda() -> bool:
-    """Whether ranks train on CUDA devices: there are some, and nobody asked for processors.
+    """Whether ranks train on CUDA devices: some exist, and nobody chose the CPU.
 
     Raises:
-        ClusterError: GPUs were asked for, but torch finds none; training would take the processors without a word.
+        ClusterError: GPUs were requested, but torch finds none; training would silently use the CPU.
     """
-    asked = os.environ.get("DS_ACCELERATOR", "")
-    if asked == "cuda" and not torch.cuda.is_available():
+    requested = os.environ.get("DS_ACCELERATOR", "")
+    if requested == "cuda" and not torch.cuda.is_available():
         raise ClusterError(
-            f"GPUs are asked for (DS_ACCELERATOR=cuda), but torch {torch.__version__} finds none on this host; install "
-            "a build of torch for its driver, or ask for processors (--accelerator cpu, or DS_ACCELERATOR=cpu)"
+            f"GPUs are requested (DS_ACCELERATOR=cuda), but torch {torch.__version__} finds none on this host; install "
+            "a build of torch for its driver, or use the CPU (--accelerator cpu, or DS_ACCELERATOR=cpu)"
         )
-    return asked != "cpu" and torch.cuda.is_available()
+    return requested != "cpu" and torch.cuda.is_available()
 
 
 def device_for(ranks: Ranks) -> torch.device:
@@ -74,7 +74,7 @@ def device_for(ranks: Ranks) -> torch.device:
 
 
 def choose_accelerator() -> None:
-    """Tell DeepSpeed, before it is imported, to use the CPU where there is no CUDA; it would probe and warn."""
+    """Tell DeepSpeed, before its import, to use the CPU if there is no CUDA; else it probes and warns."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
@@ -95,7 +95,7 @@ def init(timeout_minutes: float = 30.0) -> Ranks:
 
     if not cuda:
         # DeepSpeed would JIT-compile its shared-memory all-reduce (a minute of g++), which training never calls and
-        # which hangs for ever on a stale build lock.
+        # which hangs forever on a stale build lock.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if torch_dist.is_initialized():
         return Ranks(torch_dist.get_rank(), ranks.local_rank, torch_dist.get_world_size())
@@ -201,9 +201,9 @@ class _GatherWithGrad(torch.autograd.Function):
     def forward(ctx: Any, local: torch.Tensor) -> torch.Tensor:
         ctx.rows = local.shape[0]
         local = local.contiguous()
-        parts = [torch.empty_like(local) for _ in range(world_size())]
-        torch_dist.all_gather(parts, local)
-        return torch.cat(parts)
+        gathered = [torch.empty_like(local) for _ in range(world_size())]
+        torch_dist.all_gather(gathered, local)
+        return torch.cat(gathered)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
@@ -222,11 +222,11 @@ def gather_rows(local: torch.Tensor) -> torch.Tensor:
     """[B, ...] of every rank -> [R*B, ...] without gradient. All ranks must call with equal shapes."""
     if world_size() == 1:
         return local
-    parts = [torch.empty_like(local) for _ in range(world_size())]
-    torch_dist.all_gather(parts, local.contiguous())
-    return torch.cat(parts)
+    gathered = [torch.empty_like(local) for _ in range(world_size())]
+    torch_dist.all_gather(gathered, local.contiguous())
+    return torch.cat(gathered)
 
 
 def gather(local: torch.Tensor) -> torch.Tensor:
-    """`gather_with_grad` for tensors that want a gradient, `gather_rows` for ids and masks."""
+    """`gather_with_grad` for tensors that need a gradient, `gather_rows` for ids and masks."""
     return gather_with_grad(local) if local.requires_grad else gather_rows(local)

@@ -34,7 +34,7 @@ class CheckpointError(SltError):
 
 
 class DamagedCheckpointError(CheckpointError):
-    """Bytes of a checkpoint differ from those that were written; neither recipe nor option is the cause."""
+    """A checkpoint's bytes differ from those written; neither recipe nor option is the cause."""
 
     exit_code = EXIT_DAMAGED
 
@@ -70,7 +70,7 @@ __all__ = [
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """What asks a run to stop. SIGHUP, which comes when a terminal closes, does not where it is ignored already: the
-    run was started to outlive it (nohup)."""
+    """Signals that ask a run to stop. SIGHUP, sent when a terminal closes, is left out if already ignored: the run was
+    started to outlive the terminal (nohup)."""
     hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
     return (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, *hangup)

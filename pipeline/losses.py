@@ -109,7 +109,7 @@ def clamped_scale(log_scale: Tensor, max_scale: float) -> Tensor:
     """``exp(log_scale)``, at most ``max_scale`` (CLIP, arXiv 2103.00020, uses 100).
 
     The gradient passes the clamp unchanged, so that a scale that reached the limit can come down again; a plain
-    clamp would freeze it there. Being linear in the loss gradient it is also the same at every world size.
+    clamp would freeze it there. Linear in the loss gradient, it is also equal at every world size.
     """
     excess = (log_scale - math.log(max_scale)).clamp(min=0).detach()
     return (log_scale - excess).exp()
@@ -129,7 +129,7 @@ def sentence_contrastive(
     Args:
         video_BE: sentence embeddings of this rank's videos; normalised here.
         text_BE: embeddings of their texts; normalised here.
-        text_ids_B: int64 identity of each text. Other samples with an equal text are no negatives: they are left
+        text_ids_B: int64 identity of each text. Other samples with an equal text are not negatives: they are left
             out of the softmax.
         scale: inverse temperature, scalar.
         gather: concatenates over the ranks that share the batch, each with the same B; default a single process.
@@ -165,12 +165,12 @@ def token_contrastive(
 
     For a pair of video and text, every word token takes the softmax-weighted mean of its cosine similarities to the
     text tokens, and the mean over word tokens is the video-to-text score; text-to-video likewise with the sides
-    exchanged.
+    swapped.
 
     Args:
         words: word tokens of this rank's videos, [B, S, E]; normalised here.
         tokens: text tokens of their texts, [B, L, E]; normalised here.
-        text_ids_B: int64 identity of each text; equal texts are no negatives.
+        text_ids_B: int64 identity of each text; equal texts are not negatives.
         scales: inverse temperature of the InfoNCE, and of the softmax inside a pair.
         gather: concatenates over the ranks that share the batch, each with the same B, S and L.
         rank: this process's place in the gathered batch.
@@ -253,5 +253,5 @@ def _symmetric_info_nce(
 
 
 def _lowest(tensor: Tensor) -> float:
-    """Stands for minus infinity without NaN where a whole row is masked."""
+    """Stands for minus infinity, without NaN if a whole row is masked."""
     return torch.finfo(tensor.dtype).min

@@ -15,8 +15,8 @@ from launch.carry import shell_line
 from launch.plan import LaunchPlan
 from pipeline.errors import RecipeError
 
-# A host that does not answer is given up at the start, one that is lost later within a minute; nothing may ask for a
-# password. What the user sets in PDSH_SSH_ARGS_APPEND stands before these, and ssh takes the first.
+# A host that does not answer at the start is given up, one that is lost later within a minute; nothing may ask for a
+# password. The user's PDSH_SSH_ARGS_APPEND comes before these, and ssh takes the first.
 _SSH_OPTIONS = "-o ServerAliveInterval=15 -o ServerAliveCountMax=3 -o ConnectTimeout=15 -o BatchMode=yes"
 _LOST = r"^pdsh@[^ ]+: ([^ ]+): ssh exited with exit code 255$"  # ssh's own failure, not that of a rank
 _LOOPBACK = ("localhost", "127.0.0.1")
@@ -32,7 +32,7 @@ def command(plan: LaunchPlan) -> Command:
     node = node_command(plan, "critical")
     if len(names) == 1 and is_this_machine(names[0]):
         return Command(argv=node.argv, env=dict(node.env))
-    # all hosts at once: ranks that wait in a queue would let the others wait for them
+    # all hosts at once: the others would wait for ranks that queue
     pdsh = ("pdsh", "-R", "ssh", "-S", "-f", str(len(names)), "-w", ",".join(names))
     return Command(
         argv=(*pdsh, shell_line(node)),
@@ -50,9 +50,9 @@ def is_this_machine(name: str) -> bool:
 
 
 def _ssh_arguments(plan: LaunchPlan) -> str:
-    given = os.environ.get("PDSH_SSH_ARGS_APPEND", "")
+    user_options = os.environ.get("PDSH_SSH_ARGS_APPEND", "")
     port = f"-p {plan.ssh_port}" if plan.ssh_port is not None else ""
-    return " ".join(part for part in (given, port, _SSH_OPTIONS) if part)
+    return " ".join(part for part in (user_options, port, _SSH_OPTIONS) if part)
 
 
 __all__ = ["command", "is_this_machine"]

@@ -12,6 +12,6 @@ from launch.checks.files import Files
 from launch.checks.port import Port
 
 CHECKS: tuple[HostCheck, ...] = (Files(), Devices(), Port())
-"""In the order in which their reasons are given."""
+"""In the order in which they are judged."""
 READY = "slt-host-ready"
-"""First word of the line with a host's answers, by which it is known among what a login shell prints."""
+"""First word of a host's answer line; a login shell may print other lines."""

@@ -1,4 +1,4 @@
-"""A check of one host before any rank starts: what to look at there, and what follows from it."""
+"""A check of one host before any rank starts: what to look at there and how to judge it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from launch.plan import LaunchPlan
 
 
 class HostCheck(ABC):
-    """One look at a host. `look` runs on every host at the same time, the rest where the launcher runs.
+    """One check of every host. `look` runs on all hosts at once, the rest where the launcher runs.
 
     Questions and answers travel as JSON. Nothing here may import torch: hosts are asked before anything heavy starts.
     """
@@ -19,21 +19,21 @@ class HostCheck(ABC):
     name: ClassVar[str]
     """Key of its question and its answer."""
     blames_host: ClassVar[bool] = True
-    """False: the reason is about the command, not about one host, and is raised by itself as a RecipeError."""
+    """False: the reason is about the command, not about one host, and becomes a RecipeError."""
 
     def question(self, plan: LaunchPlan, marker: Path | None) -> Any:
-        """What `look` has to know.
+        """What `look` needs to know.
 
         Args:
-            plan: of the launch.
-            marker: a file that was just made in the run directory; None when this machine alone takes part.
+            plan: the launch.
+            marker: a file just created in the run directory; None when only this machine takes part.
         """
         del plan, marker
 
     @abstractmethod
     def look(self, question: Any) -> Any:
-        """What the host says. An exception keeps the host out, with its text as the reason."""
+        """The host's answer. An exception refuses the host; its text is the reason."""
 
     @abstractmethod
     def judge(self, plan: LaunchPlan, host: Host, answer: Any) -> str:
-        """Why the host cannot take part, as the rest of a sentence that begins with its name; empty when it can."""
+        """Why the host cannot take part, as the end of a sentence that starts with its name; empty if it can."""

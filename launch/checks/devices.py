@@ -1,4 +1,4 @@
-"""Has the host as many devices as the hostfile gives it ranks?"""
+"""Does the host have as many devices as the hostfile gives it ranks?"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from launch.plan import LaunchPlan
 
 
 class Devices(HostCheck):
-    """Counted without torch. Ranks on this machine without a hostfile were made from its devices."""
+    """Counts without torch. Without a hostfile, the ranks already follow this machine's devices."""
 
     name = "devices"
 

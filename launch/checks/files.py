@@ -12,12 +12,12 @@ from launch.plan import LaunchPlan
 
 
 class Files(HostCheck):
-    """A run directory is shared when a host sees a file that was made there a moment ago."""
+    """A run directory is shared if the host sees a file created there a moment ago."""
 
     name = "files"
 
     def question(self, plan: LaunchPlan, marker: Path | None) -> list[tuple[str, str]]:
-        """Paths, and what to say of a host without them."""
+        """Paths, each with the reason to give if the host lacks it."""
         if marker is None:
             return []
         return [

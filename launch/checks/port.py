@@ -12,7 +12,7 @@ from launch.plan import LaunchPlan
 
 
 class Port(HostCheck):
-    """Every host is asked, as none knows that it is the first one."""
+    """Asks every host, because none knows whether it is the first."""
 
     name = "port"
     blames_host = False

@@ -1,7 +1,7 @@
 """Rules between settings. Each rule reads a whole `Recipe` and yields the problems it finds; nothing is raised here.
 
-A rule names the settings it read, so that its verdict is dropped when one of them is wrong itself, and so that the
-message can name the line the user wrote.
+A rule names the settings it read, so that its verdict is dropped if one of them is itself wrong, and the message can
+name the line the user wrote.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def cross_field_problems(recipe: Recipe) -> list[Problem]:
 
 
 def notes(recipe: Recipe, origins: Mapping[str, str]) -> Iterator[str]:
-    """What is allowed but probably not meant: settings that nothing reads, a run that ends in its warm-up."""
+    """What is allowed but probably a mistake: settings that nothing reads, a run that ends during warm-up."""
     steps, warmup = recipe.train.steps, recipe.train.optimizer.warmup_steps
     if steps is not None and warmup > steps:
         yield f"train.optimizer.warmup_steps={warmup} is longer than the run (train.steps={steps})"
@@ -168,7 +168,7 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _weight_problem(weight: float | list[tuple[int, float]]) -> str:
-    """What is wrong with a source's weight or curriculum; empty when nothing is."""
+    """What is wrong with a source's weight or curriculum; empty if nothing is."""
     if isinstance(weight, float):
         return "" if weight > 0 else f"must be positive, it is {weight:g}"
     epochs = [epoch for epoch, _ in weight]
@@ -180,7 +180,7 @@ def _weight_problem(weight: float | list[tuple[int, float]]) -> str:
 
 
 def is_remote(shards: str) -> bool:
-    """Whether a shard set lies in an object store."""
+    """Whether a shard set is in an object store."""
     return "://" in shards and not shards.startswith("file://")
 
 

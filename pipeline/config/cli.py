@@ -120,9 +120,9 @@ def run_app(application: typer.Typer, arguments: list[str] | None = None) -> NoR
     sys.exit(0)
 
 
-def _world_sizes(loaded: LoadedRecipe, given: int | None) -> list[int]:
-    if given is not None:
-        return [given]
+def _world_sizes(loaded: LoadedRecipe, requested: int | None) -> list[int]:
+    if requested is not None:
+        return [requested]
     recorded = (loaded.recorded or {}).get("world_size")
     return [recorded] if isinstance(recorded, int) else list(loaded.recipe.train.world_sizes)
 
@@ -139,7 +139,7 @@ def _batch_row(resolved: ResolvedRecipe) -> dict[str, int]:
 
 
 def _leaves(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, value) of everything that holds no further settings; empty containers count as values."""
+    """(dotted path, value) of everything without further settings inside; empty containers count as values."""
     items: Any = ()
     if isinstance(data, dict):
         items = data.items()
@@ -169,7 +169,7 @@ def _lines(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, int]]:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             path = f"{prefix}.{key.value}" if prefix else str(key.value)
-            # the comment goes behind a value's last line when the value is a single line, else behind its key
+            # the comment follows the value if that is a single line, else its key
             if value.start_mark.line == key.start_mark.line:
                 yield path, value.end_mark.line if isinstance(value, yaml.ScalarNode) else key.start_mark.line
             else:

@@ -1,7 +1,7 @@
-"""The DeepSpeed configuration of a run: a base from ds_configs/ completed by the recipe, with nothing left to chance.
+"""The DeepSpeed configuration of a run: a base from ds_configs/, completed by the recipe, nothing left to chance.
 
-DeepSpeed 0.19.8 takes an unfilled "auto" for a default or for off, and ignores a misspelt top-level key, both without
-a word. Therefore every key is checked against the lists below (a test compares them with the installed DeepSpeed),
+DeepSpeed 0.19.8 silently takes an unfilled "auto" for a default or for off, and silently ignores a misspelt top-level
+key. Therefore every key is checked against the lists below (a test compares them with the installed DeepSpeed),
 keys the recipe owns cannot be set elsewhere, and no "auto" is left when the configuration reaches DeepSpeed.
 """
 
@@ -159,7 +159,7 @@ def _assemble(recipe: Recipe, world_size: int, accumulation_steps: int) -> tuple
     config.setdefault("steps_per_print", _NEVER_PRINT_STEPS)
     config.setdefault("wall_clock_breakdown", False)
     if _offloads(zero, "offload_optimizer"):
-        # without this DeepSpeed refuses a client optimizer beside ZeRO-Offload
+        # without this, DeepSpeed refuses a client optimizer with ZeRO-Offload
         config["zero_force_ds_cpu_optimizer"] = False
     filled, left = _fill_auto(config, "", _bucket_sizes(recipe))
     problems += [
@@ -213,13 +213,13 @@ def _key_problems(config: Mapping[str, Any], label: str, field: str) -> list[Pro
 
 
 def _bf16_problems(section: Mapping[str, Any], label: str) -> list[str]:
-    found = []
+    texts = []
     if section.get("enabled", "auto") != "auto":
-        found.append(f"{label}: bf16.enabled is decided by the recipe; set train.precision instead")
+        texts.append(f"{label}: bf16.enabled is decided by the recipe; set train.precision instead")
     for key in section:
         if key not in BF16_KEYS:
-            found.append(f"{label}: bf16.{key} is not a DeepSpeed key{nearest(key, BF16_KEYS)}")
-    return found
+            texts.append(f"{label}: bf16.{key} is not a DeepSpeed key{nearest(key, BF16_KEYS)}")
+    return texts
 
 
 def _zero_problems(zero: Mapping[str, Any], label: str) -> list[Problem]:
@@ -279,7 +279,7 @@ def _bucket_sizes(recipe: Recipe) -> dict[str, int]:
 
 
 def _fill_auto(node: Any, path: str, values: Mapping[str, int]) -> tuple[Any, list[str]]:
-    """Replace each "auto" a rule knows; also return the paths of those nobody fills."""
+    """Replace each "auto" that a rule knows; also return the paths of the others."""
     left: list[str] = []
     if isinstance(node, dict):
         result = {}

@@ -1,7 +1,7 @@
-"""What a recipe reads must be there before any process starts: shard sets and their splits, exports, tokenizers.
+"""A recipe's inputs must exist before any process starts: shard sets and their splits, exports, tokenizers.
 
-Looks at manifests, file names and single columns of an index; loads no model and asks no other machine. What lies in
-an object store or on the hub is left to the run, unless the hub cannot be asked at all.
+Reads manifests, file names and single columns of an index; loads no model and asks no other machine. Inputs in an
+object store or on the hub are left to the run, unless the hub cannot be reached at all.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class _Part:
     name: str
     path: str | None
     weights: bool = True
-    """Whether it is a model; else a tokenizer."""
+    """Whether it is a model; otherwise a tokenizer."""
     hub: bool = True
     """Whether it may be a hub id."""
 
 
 def check_inputs(loaded: LoadedRecipe) -> None:
-    """Refuse a recipe whose inputs on this machine's disks are missing or hold something else.
+    """Refuse a recipe whose inputs on this machine are missing or of the wrong kind.
 
     Raises:
         RecipeError: lists every problem with the line of its setting.
@@ -98,15 +98,15 @@ def _source_problem(place: str, source: SourceConfig, kinds: tuple[str, ...]) ->
         return Problem(f"{what}: its manifest.json cannot be read ({error!r}); copy or build the set again", (name,))
     if kind not in kinds:
         return Problem(f"{what} holds {kind}, but this stage reads {' or '.join(kinds)}", (name,))
-    there = {path.name for path in folder.iterdir()}
-    if absent := [shard for shard in shards if shard not in there and not (folder / shard).is_file()]:
+    present = {path.name for path in folder.iterdir()}
+    if absent := [shard for shard in shards if shard not in present and not (folder / shard).is_file()]:
         text = f"{what}: {len(absent)} of its {len(shards)} shards are missing, first {absent[0]}; copy the set again"
         return Problem(text, (name,))
     if not splits.get(source.split):
         full = {split: count for split, count in sorted(splits.items()) if count}
-        found = ", ".join(f"{split} ({count})" for split, count in full.items()) or "no samples at all"
+        available = ", ".join(f"{split} ({count})" for split, count in full.items()) or "no samples at all"
         hint = nearest(source.split, full)
-        return Problem(f"{place}.split={source.split}: {source.shards} has {found}{hint}", (f"{place}.split", name))
+        return Problem(f"{place}.split={source.split}: {source.shards} has {available}{hint}", (f"{place}.split", name))
     return None if source.corpus is None else _corpus_problem(place, source)
 
 
@@ -119,13 +119,13 @@ def _corpus_problem(place: str, source: SourceConfig) -> Problem | None:
     known = pc.unique(table["corpus"]).to_pylist()
     if source.corpus in known:
         return None
-    found = ", ".join(sorted(known))
-    text = f"{place}.corpus={source.corpus}: split {source.split} of {source.shards} has {found}"
+    available = ", ".join(sorted(known))
+    text = f"{place}.corpus={source.corpus}: split {source.split} of {source.shards} has {available}"
     return Problem(f"{text}{nearest(str(source.corpus), known)}", (f"{place}.corpus", f"{place}.shards"))
 
 
 def _columns(source: SourceConfig, names: list[str]) -> pa.Table | Problem:
-    """Columns of the index, only the rows of the source's split."""
+    """Columns of the index, for the source's split only."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -166,7 +166,7 @@ def _text_problems(recipe: Recipe, sound: dict[str, bool]) -> Iterator[Problem]:
 
 
 def too_few_texts(global_batch: int, texts: int) -> str:
-    """What is wrong with ``data.unique_texts`` where there are so few distinct texts; empty when nothing is."""
+    """What is wrong with ``data.unique_texts`` for so few distinct texts; empty if nothing is."""
     if texts >= global_batch:
         return ""
     return (
@@ -193,7 +193,7 @@ def _parts(recipe: Recipe) -> Iterator[_Part]:
 
 
 def _part_problem(part: _Part, path: str) -> str:
-    """What is wrong with a pretrained part; empty when nothing is, or when only the hub can tell."""
+    """What is wrong with a pretrained part; empty if nothing is, or only the hub can tell."""
     folder = Path(path)
     if not folder.is_dir():
         if part.hub and _HUB_ID.fullmatch(path):
@@ -205,7 +205,7 @@ def _part_problem(part: _Part, path: str) -> str:
         names = " or ".join(_TOKENIZER_FILES[:3])
         return "" if any((folder / name).is_file() for name in _TOKENIZER_FILES) else f"holds no tokenizer ({names})"
     if not (folder / "config.json").is_file():
-        return "holds no config.json, so it is no Hugging Face model"
+        return "holds no config.json, so it is not a Hugging Face model"
     if not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
         return f"holds no weights ({' or '.join(_WEIGHTS)}); copy or export it again"
     return ""
@@ -217,7 +217,7 @@ def _hub_problem(path: str) -> str:
     cached = Path(constants.HF_HUB_CACHE) / f"models--{path.replace('/', '--')}" / "snapshots"
     if not constants.HF_HUB_OFFLINE or cached.is_dir():
         return ""
-    return "is no folder here, and the hub cannot be asked for it (HF_HUB_OFFLINE); download it, or correct the path"
+    return "is not a folder here, and the hub cannot be reached (HF_HUB_OFFLINE); download it, or correct the path"
 
 
 __all__ = ["check_inputs", "input_problems", "too_few_texts"]

@@ -58,14 +58,14 @@ class LoadedRecipe:
     recipe: Recipe
     path: Path
     origins: dict[str, str] = field(default_factory=dict)
-    """Dotted setting -> ``file:line`` or ``--set ...``; settings not in here hold their default."""
+    """Dotted setting -> ``file:line`` or ``--set ...``; all other settings hold their default."""
     notes: tuple[str, ...] = ()
-    """Things that are allowed but probably not meant, such as settings this stage never reads."""
+    """What is allowed but probably a mistake, such as settings this stage never reads."""
     recorded: dict[str, Any] | None = None
     """The ``resolved`` block when the file is a resolved recipe."""
 
     def origin(self, path: str) -> str:
-        """Where the value of a dotted setting came from; ``default`` when nobody wrote it."""
+        """Where the value of a dotted setting came from; ``default`` if nobody wrote it."""
         return self.origins.get(path, "default")
 
 
@@ -84,12 +84,12 @@ def load_recipe(path: str | Path, sets: Sequence[str] = ()) -> Recipe:
 
 def load(path: str | Path, sets: Sequence[str] = ()) -> LoadedRecipe:
     """As `load_recipe`, keeping origins and notes."""
-    found = find_recipe(path)
-    document = read_document(found)
+    file = find_recipe(path)
+    document = read_document(file)
     recorded = document.data.pop(RESOLVED_BLOCK, None)
     merged = _Merged()
     problems = list(document.problems)
-    problems += merged.extend(document, found)
+    problems += merged.extend(document, file)
     merged.add(document)
     for text in sets:
         problems += merged.set(text)
@@ -99,27 +99,27 @@ def load(path: str | Path, sets: Sequence[str] = ()) -> LoadedRecipe:
     else:
         recipe = None
     if problems or recipe is None:
-        raise RecipeError(problem_message(shown_path(found), problems, merged.origins))
+        raise RecipeError(problem_message(shown_path(file), problems, merged.origins))
     remarks = tuple(notes(recipe, merged.origins))
     for remark in remarks:
-        log.warning("%s: %s", shown_path(found), remark)
-    return LoadedRecipe(recipe, found, merged.origins, remarks, recorded if isinstance(recorded, dict) else None)
+        log.warning("%s: %s", shown_path(file), remark)
+    return LoadedRecipe(recipe, file, merged.origins, remarks, recorded if isinstance(recorded, dict) else None)
 
 
 def find_recipe(path: str | Path) -> Path:
-    """The file meant by a path or by the name of a built-in recipe."""
-    given = Path(path)
-    if given.is_file():
-        return given
-    if given.parent == Path("."):
-        builtin = BUILTIN_RECIPES / f"{given.name.removesuffix('.yaml')}.yaml"
+    """The file of a path or of a built-in recipe's name."""
+    named = Path(path)
+    if named.is_file():
+        return named
+    if named.parent == Path("."):
+        builtin = BUILTIN_RECIPES / f"{named.name.removesuffix('.yaml')}.yaml"
         if builtin.is_file():
             return builtin
     names = sorted(file.stem for file in BUILTIN_RECIPES.glob("*.yaml"))
-    if given.is_dir():
-        raise RecipeError(f"{given} is a folder; name a recipe file inside it")
-    hint = nearest(given.name.removesuffix(".yaml"), names)
-    raise RecipeError(f"{given} is neither a recipe file nor a built-in recipe{hint}\n  built in: {', '.join(names)}")
+    if named.is_dir():
+        raise RecipeError(f"{named} is a folder; name a recipe file inside it")
+    hint = nearest(named.name.removesuffix(".yaml"), names)
+    raise RecipeError(f"{named} is neither a recipe file nor a built-in recipe{hint}\n  built in: {', '.join(names)}")
 
 
 class _Merged:
@@ -178,16 +178,16 @@ class _Merged:
         where = f"--set {text}"
         path, equals, raw = text.partition("=")
         path = path.strip()
-        parts = path.split(".")
-        if not equals or not all(parts):
+        keys = path.split(".")
+        if not equals or not all(keys):
             return [Problem("must look like a.b=value", where=where)]
         try:
             value = parse_value(raw)
         except ValueError as error:
             return [Problem(f"the value {raw!r} is not valid YAML: {error}", where=where)]
         holder: Any = self.data
-        for depth, part in enumerate(parts):
-            here, last = ".".join(parts[: depth + 1]), depth == len(parts) - 1
+        for depth, part in enumerate(keys):
+            here, last = ".".join(keys[: depth + 1]), depth == len(keys) - 1
             if isinstance(holder, list):
                 if not part.isdigit() or int(part) >= len(holder):
                     return [Problem(f"{here}: give a list position 0..{len(holder) - 1}", where=where)]
@@ -195,7 +195,7 @@ class _Merged:
             elif isinstance(holder, dict):
                 slot = part
             else:
-                return [Problem(f"{here}: {'.'.join(parts[:depth])} is a value, not a section", where=where)]
+                return [Problem(f"{here}: {'.'.join(keys[:depth])} is a value, not a section", where=where)]
             if last:
                 self._forget(here)
                 holder[slot] = value
@@ -216,7 +216,7 @@ def _paths_of(value: Any, path: str) -> Iterator[str]:
 
 
 def _validate(merged: _Merged) -> tuple[Recipe | None, list[Problem]]:
-    """Types and names first; then the cross-field rules on whatever is sound, so that one run shows everything."""
+    """Check types and names, then the cross-field rules on whatever is sound, so that one run shows everything."""
     try:
         # through JSON, because strict validation of Python objects would refuse a list for a tuple field
         recipe = Recipe.model_validate_json(json.dumps(merged.data), strict=True)
@@ -235,12 +235,12 @@ def _rules_on_sound_part(data: dict[str, Any], errors: Iterable[Any]) -> list[Pr
     try:
         recipe = Recipe.model_validate_json(json.dumps(sound), strict=True)
     except ValidationError:
-        return []  # the damage is not local; the problems found so far are reported alone
+        return []  # the damage is not local; report only the problems found so far
     return [*cross_field_problems(recipe), *deepspeed_problems(recipe)]
 
 
 def _replace(data: dict[str, Any], loc: list[str]) -> None:
-    """Drop a wrong or unknown setting, or put a stand-in where one is required."""
+    """Drop a wrong or unknown setting, or put a stand-in for a required one."""
     holder: Any = data
     for depth, part in enumerate(loc[:-1]):
         holder = holder[int(part)] if isinstance(holder, list) else holder.get(part)
@@ -256,7 +256,7 @@ def _replace(data: dict[str, Any], loc: list[str]) -> None:
 
 
 def _touches(problem: Problem, bad: Iterable[str]) -> bool:
-    """Whether a rule read a setting that is wrong itself (its verdict then means nothing)."""
+    """Whether a rule read a setting that is itself wrong (its verdict then means nothing)."""
     return any(
         name == path or name.startswith(f"{path}.") or path.startswith(f"{name}.")
         for name in problem.fields
@@ -266,26 +266,26 @@ def _touches(problem: Problem, bad: Iterable[str]) -> bool:
 
 def _field_problem(error: Any) -> Problem:
     path = ".".join(str(part) for part in error["loc"])
-    kind, given = error["type"], error.get("input")
+    kind, value = error["type"], error.get("input")
     if kind == "extra_forbidden":
         close = nearest_setting(path)
         return Problem(f"{path} is not a setting" + (f"; did you mean {close}?" if close else ""), (path,))
     if kind == "missing":
         return Problem(f"{path} is missing", (path,))
-    shown = "nothing" if given is None else "a section" if isinstance(given, dict) else repr(given)
+    shown = "nothing" if value is None else "a section" if isinstance(value, dict) else repr(value)
     if kind == "literal_error":
         expected = error["ctx"]["expected"]
-        hint = nearest(str(given), expected.replace("'", "").replace(" or ", ", ").split(", "))
+        hint = nearest(str(value), expected.replace("'", "").replace(" or ", ", ").split(", "))
         return Problem(f"{path} must be {expected}, got {shown}{hint}", (path,))
     if kind == "model_type":
-        return Problem(f"{path} must be a section with settings of its own, got {shown}", (path,))
+        return Problem(f"{path} must be a section with its own settings, got {shown}", (path,))
     message = error["msg"].replace("Input should be", "must be", 1).replace("Input should", "must", 1)
     separator = " " if message.startswith("must") else ": "
     return Problem(f"{path}{separator}{message[0].lower()}{message[1:]}, got {shown}", (path,))
 
 
 def _origin(origins: dict[str, str], path: str) -> str:
-    """The origin of a setting or of the nearest section around it that somebody wrote."""
+    """The origin of a setting, or of the nearest section around it that was written."""
     while path:
         if path in origins:
             return origins[path]
@@ -294,7 +294,7 @@ def _origin(origins: dict[str, str], path: str) -> str:
 
 
 def problem_message(label: str, problems: Sequence[Problem], origins: dict[str, str]) -> str:
-    """All problems of a recipe as one paragraph, each with the place of the setting it is about."""
+    """All problems of a recipe as one paragraph, each with the place of its setting."""
     lines = []
     for problem in problems:
         where = problem.where or next((o for o in (_origin(origins, name) for name in problem.fields) if o), label)

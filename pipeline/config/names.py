@@ -1,4 +1,4 @@
-"""Names of all recipe settings: the nearest valid one for a misspelt one, and where each section's class is."""
+"""Names of all recipe settings, the nearest valid one for a misspelt one, and the class of each section."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def general_name(path: str) -> str:
 
 
 def nearest_setting(path: str) -> str | None:
-    """The valid setting a misspelt dotted path most likely means: a sibling, the same word elsewhere, or None."""
+    """The valid setting that a misspelt dotted path most likely means: a sibling, the same word elsewhere, or None."""
     general = general_name(path)
     parent, _, leaf = general.rpartition(".")
     siblings = [name.rpartition(".")[2] for name in setting_names() if name.rpartition(".")[0] == parent]
@@ -66,13 +66,13 @@ def nearest(word: str, words: typing.Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-# Words that name a secret as they stand, and endings of words that do (HFTOKEN, PGPASSWORD).
+# Words that name a secret, and endings of words that do (HFTOKEN, PGPASSWORD).
 _SECRET_WORDS = frozenset({"KEY", "KEYS", "PASS", "PWD", "PAT", "SAS"})
 _SECRET_ENDINGS = (
     "TOKEN", "SECRET", "SECRETS", "PASSWORD", "PASSWORDS", "PASSWD", "PASSPHRASE", "CREDENTIAL", "CREDENTIALS",
     "APIKEY", "APIKEYS",
 )  # fmt: skip
-# Beside these a token or key is a thing that is counted or measured (MAX_TOKEN, KEY_FRAMES).
+# Next to these words a token or key is something counted or measured (MAX_TOKEN, KEY_FRAMES).
 _MEASURES = frozenset({
     "MAX", "MIN", "NUM", "N", "COUNT", "LIMIT", "LENGTH", "LEN", "BUDGET", "SIZE", "RATE", "FRAME", "FRAMES",
     "INTERVAL", "DROPOUT", "WEIGHT",
@@ -80,7 +80,7 @@ _MEASURES = frozenset({
 
 
 def is_secret(name: str) -> bool:
-    """Whether a variable or option of this name holds what nobody else may see: HF_TOKEN, but not SLT_MAX_TOKENS."""
+    """Whether a variable or option of this name holds a secret: HF_TOKEN does, SLT_MAX_TOKENS does not."""
     words = [word for word in re.split(r"[^A-Z]+", name.upper()) if word]
     if not _MEASURES.isdisjoint(words):
         return False

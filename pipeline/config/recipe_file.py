@@ -1,4 +1,4 @@
-"""``recipe.resolved.yaml`` in a run directory: written once by whoever resolves the recipe, and read by every rank."""
+"""``recipe.resolved.yaml`` in a run directory: written once by the process that resolves it, read by every rank."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESOLVED_RECIPE, RESOLVED_DS_CONFIG = "recipe.resolved.yaml", "ds_config.resolve
 
 @dataclass(frozen=True, slots=True)
 class RecipeFile:
-    """The resolved recipe of a run, as its ranks must find it."""
+    """A run's resolved recipe, as its ranks must find it."""
 
     path: Path
     sha256: str
@@ -28,7 +28,7 @@ class RecipeFile:
 
 
 def recipe_file(resolved: ResolvedRecipe, run_dir: Path) -> RecipeFile:
-    """What `write_resolved` writes there; nothing is written."""
+    """What `write_resolved` would write there; writes nothing."""
     return RecipeFile(run_dir / RESOLVED_RECIPE, hashlib.sha256(resolved.to_yaml().encode()).hexdigest())
 
 

@@ -1,7 +1,7 @@
 """A recipe for one world size, fully explicit: exact batch arithmetic, DeepSpeed configuration, versions, commit.
 
 `ResolvedRecipe.to_yaml` writes an ordinary recipe plus a ``resolved`` block; reading it back gives the same object,
-and running it at the same world size uses the recorded DeepSpeed configuration as it stands.
+and running it at the same world size uses the recorded DeepSpeed configuration unchanged.
 """
 
 from __future__ import annotations
@@ -108,11 +108,11 @@ def resolve(recipe: Recipe, world_size: int) -> ResolvedRecipe:
 
 
 def resolve_loaded(loaded: LoadedRecipe, world_size: int, sets: Sequence[str] = ()) -> ResolvedRecipe:
-    """Resolve a recipe loaded with these ``sets``; a resolved one at its own world size keeps its recorded DeepSpeed
+    """Resolve a recipe loaded with these ``sets``. A resolved one at its own world size keeps its recorded DeepSpeed
     configuration.
 
     Raises:
-        RecipeError: as `resolve`, or when a resolved recipe contradicts its own record.
+        RecipeError: as `resolve`, or a resolved recipe contradicts its own record.
     """
     path = loaded.path
     resolved = resolve(loaded.recipe, world_size)
@@ -145,8 +145,8 @@ def installed_versions() -> dict[str, str]:
 
 
 def project_commit(root: Path = PROJECT_ROOT) -> str:
-    """Commit of the checkout this code runs from, ``-dirty`` appended when tracked files were changed."""
-    if not (root / ".git").exists():  # installed as a package: an outer repository would be somebody else's
+    """Commit of the checkout this code runs from, with ``-dirty`` if tracked files were changed."""
+    if not (root / ".git").exists():  # installed as a package: an outer repository is not ours
         return "unknown"
     try:
         commit = _git(root, "rev-parse", "HEAD")

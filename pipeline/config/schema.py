@@ -1,7 +1,7 @@
 """The recipe: frozen pydantic models, a docstring under every field, checks beside them. No torch here.
 
 Every component receives its own section, never the whole recipe. Numbers the paper (arXiv 2412.16524) does not
-publish are recipe values; where a default comes from is said beside it.
+publish are recipe values; each default's source stands beside it.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class _RecipeDumper(yaml.SafeDumper):
     """SafeDumper that also quotes strings which only YAML 1.2 would read as numbers (`1e-4`)."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        # PyYAML folds these three as line breaks and reads back a space
+        # PyYAML folds these three like line breaks and reads back a space
         style = '"' if any(mark in data for mark in "\x85\u2028\u2029") else None
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
@@ -60,7 +60,7 @@ class Problem:
     fields: tuple[str, ...] = ()
     """Dotted settings the rule read; the first one that the user wrote gives the place in the message."""
     where: str = ""
-    """``file:line`` or the ``--set`` argument, when known already."""
+    """``file:line`` or the ``--set`` argument, if already known."""
 
 
 @dataclass(slots=True)
@@ -107,7 +107,7 @@ def read_document(path: Path, text: str | None = None) -> Document:
 
 
 def shown_path(path: Path) -> str:
-    """A path as messages show it: relative to the working directory when it lies below."""
+    """A path as messages show it: relative if below the working directory."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
@@ -119,7 +119,7 @@ def parse_value(text: str) -> Any:
     """
     document = Document(label="")
     try:
-        loader = _RecipeLoader(text)  # refuses what is no text, such as control characters
+        loader = _RecipeLoader(text)  # refuses non-text, such as control characters
         node = loader.get_single_node()
         value = None if node is None else _Converter(loader, document).convert(node, "")
         loader.dispose()
@@ -131,7 +131,7 @@ def parse_value(text: str) -> Any:
 
 
 def as_value(text: str) -> str:
-    """Text as `parse_value` reads it back: plain where that does, else in quotes."""
+    """Text that `parse_value` reads back: plain if possible, else in quotes."""
     try:
         plain = parse_value(text) == text
     except ValueError:
@@ -145,7 +145,7 @@ def dump_yaml(data: Any) -> str:
 
 
 class _Converter:
-    """Turns composed nodes into plain data while noting lines, duplicates and what recipes do not use."""
+    """Turns composed nodes into plain data; notes lines, duplicates and what recipes do not allow."""
 
     def __init__(self, loader: _RecipeLoader, document: Document) -> None:
         self.loader, self.document = loader, document

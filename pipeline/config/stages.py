@@ -1,6 +1,6 @@
-"""The stages: where each one is, what a recipe must hold for it, and what of the recipe it ignores.
+"""The stages: where each is, what its recipe must hold, and which settings it ignores.
 
-Known without importing a stage, because recipes are checked on machines without torch. Adding a stage = a file in
+Imports no stage, because recipes are checked on machines without torch. Adding a stage = a file in
 ``pipeline/stages`` and an entry here.
 """
 
@@ -20,9 +20,9 @@ class StageEntry:
     shards: tuple[str, ...]
     """Kinds of shard sets it reads."""
     unread: tuple[str, ...]
-    """What it never reads, sections or single settings."""
+    """Sections or settings that it never reads."""
     contrasts: bool = False
-    """Its loss compares the items of a batch: it needs two or more, of a fixed number, best without equal texts."""
+    """Its loss compares the items of a batch: their number is fixed, at least two, best without equal texts."""
 
 
 STAGES = {

@@ -1,4 +1,4 @@
-"""Settings that change nothing in a recipe: the stage, or another setting, keeps them from being read."""
+"""Settings of a recipe that change nothing, because the stage or another setting leaves them unread."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _HELD_OUT = (
 
 
 def unread(recipe: Recipe, origins: Mapping[str, str]) -> Iterator[str]:
-    """One sentence per setting that somebody wrote, to another value than its default, and that nothing reads.
+    """One sentence per setting that was written with another value than its default and that nothing reads.
 
     Args:
         recipe: a sound recipe.
         origins: where each setting was written.
     """
     for name in STAGES[recipe.stage].unread:
-        if origin := _written(recipe, origins, name):
+        if origin := _where_changed(recipe, origins, name):
             yield f"{name} ({origin}) is not read by the {recipe.stage} stage"
     for name, reason in _left_out(recipe):
         covered = any(f"{name}.".startswith(f"{known}.") for known in STAGES[recipe.stage].unread)
-        if not covered and (origin := _written(recipe, origins, name)):
+        if not covered and (origin := _where_changed(recipe, origins, name)):
             yield f"{name} ({origin}) is not read: {reason}"
 
 
@@ -60,8 +60,8 @@ def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield name, "data.eval is empty"
 
 
-def _written(recipe: Recipe, origins: Mapping[str, str], name: str) -> str:
-    """Where the setting, or one inside the section, was given another value than its default; empty where nowhere."""
+def _where_changed(recipe: Recipe, origins: Mapping[str, str], name: str) -> str:
+    """Where the setting, or one inside it, was set to another value than its default; empty if nowhere."""
     for path, origin in origins.items():
         if f"{path}.".startswith(f"{name}.") and _differs(recipe, path):
             return origins.get(name, origin)
@@ -69,13 +69,13 @@ def _written(recipe: Recipe, origins: Mapping[str, str], name: str) -> str:
 
 
 def _differs(recipe: Recipe, path: str) -> bool:
-    """Whether a setting that is no section holds another value than its default; list items count as the list's."""
+    """Whether a setting, not a section, differs from its default; list items count as the list's."""
     holder: Any = recipe
-    parts = path.split(".")
-    for part in parts[:-1]:
+    keys = path.split(".")
+    for part in keys[:-1]:
         holder = getattr(holder, part, None)
-    field = type(holder).model_fields.get(parts[-1]) if hasattr(type(holder), "model_fields") else None
+    field = type(holder).model_fields.get(keys[-1]) if hasattr(type(holder), "model_fields") else None
     if field is None:
         return False
-    value = getattr(holder, parts[-1])
+    value = getattr(holder, keys[-1])
     return not hasattr(value, "model_fields") and (field.is_required() or value != field.get_default())

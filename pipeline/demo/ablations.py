@@ -23,7 +23,7 @@ from pipeline.errors import EXIT_OK, RecipeError
 
 logger = logging.getLogger(__name__)
 
-# One step at a learning rate of (almost) nothing: the exported part is the random initialisation.
+# One step at a learning rate of (almost) nothing: the export is the random initialisation.
 _UNTRAINED = [
     "train.steps=1", "train.optimizer.warmup_steps=0", "train.optimizer.lr=1.0e-30", "train.optimizer.weight_decay=0",
     "train.eval_every_steps=0", "train.checkpoint.every_steps=0",
@@ -32,7 +32,7 @@ _UNTRAINED = [
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Where one seed's runs live and what they read."""
+    """One seed's run folders and inputs."""
 
     out: Path
     data: DemoData
@@ -57,7 +57,7 @@ class Trial:
         return fixed + [f"model.{part}.path={path}" for part, path in paths.items()]
 
     def full(self, stage: str) -> Path:
-        """Export of a stage of the full pipeline, which is run first where it is missing."""
+        """Export of a stage of the full pipeline; runs the stage first if it is missing."""
         if not is_exported(self.out / stage):
             run_stages(self.out, self.data, ABLATION, self.seed, self.num_procs)
         return self.out / stage / "export"
@@ -105,7 +105,7 @@ VARIANTS: dict[str, Callable[[Trial], Path]] = {
 def run_ablations(out: Path, seeds: int, num_procs: int, variants: list[str]) -> int:
     """Run variants with seeds 0..seeds-1 and print the table.
 
-    ``ablations.json`` is written after each; what it already holds is not run again, so an interrupted table continues.
+    ``ablations.json`` is written after each; results in it are not run again, so an interrupted table continues.
 
     Raises:
         RecipeError: an unknown variant.
@@ -133,9 +133,9 @@ def run_ablations(out: Path, seeds: int, num_procs: int, variants: list[str]) ->
 
 
 def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Results so far, an empty list for a variant without any."""
-    found = json.loads(path.read_text(encoding="utf-8"))["variants"] if path.is_file() else {}
-    return {name: list(found.get(name, [])) for name in VARIANTS}
+    """Results so far; an empty list for a variant without any."""
+    results = json.loads(path.read_text(encoding="utf-8"))["variants"] if path.is_file() else {}
+    return {name: list(results.get(name, [])) for name in VARIANTS}
 
 
 def _write(path: Path, results: dict[str, list[dict[str, Any]]]) -> None:

@@ -34,9 +34,9 @@ class DemoData:
 
 
 def prepare(out: Path, size: DemoSize, seed: int, workers: int, gloss_free: bool = False) -> DemoData:
-    """Generate, tokenise and pack; every step is skipped when its result is already there.
+    """Generate, tokenise and pack; skips every step whose result exists.
 
-    ``gloss_free``: the pairs of stage 1 are made from the sentences alone (function words dropped, spoken order), not
+    ``gloss_free``: the pairs of stage 1 come from the sentences alone (function words dropped, spoken order), not
     from the corpus' glosses.
     """
     corpus, shards = out / "corpus", out / "shards"

@@ -1,4 +1,4 @@
-"""What the demo leaves behind: report.json for machines, a table and curves.png for people."""
+"""What the demo writes: report.json for machines, a table and curves.png for people."""
 
 from __future__ import annotations
 

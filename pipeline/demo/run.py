@@ -87,11 +87,11 @@ def fill_report(report: DemoReport, out: Path, data: DemoData, runs: list[StageR
     report.retrieval_r1_chance = best["eval/video_to_text/chance_r1"]
     report.retrieval_candidates = round(100 / report.retrieval_r1_chance)
     start = time.monotonic()
-    seen = evaluate_split(connector.export_dir, data, "test", out / "evaluation" / "test")
-    unseen = evaluate_split(connector.export_dir, data, "test_signer", out / "evaluation" / "test_signer")
+    test = evaluate_split(connector.export_dir, data, "test", out / "evaluation" / "test")
+    test_signer = evaluate_split(connector.export_dir, data, "test_signer", out / "evaluation" / "test_signer")
     report.seconds["evaluation"] = time.monotonic() - start
-    report.bleu4, report.bleu4_unseen_signer = float(seen["bleu4"]), float(unseen["bleu4"])
-    report.rouge_l, report.bleu_signature = float(seen["rouge_l"]), str(seen["signature"])
+    report.bleu4, report.bleu4_unseen_signer = float(test["bleu4"]), float(test_signer["bleu4"])
+    report.rouge_l, report.bleu_signature = float(test["rouge_l"]), str(test["signature"])
     report.translations = read_translations(out / "evaluation" / "test")[:TRANSLATIONS_SHOWN]
 
 

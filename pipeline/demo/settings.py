@@ -1,4 +1,4 @@
-"""Sizes of the demo: `full` reaches the score floor, `smoke` shows within two minutes or so that everything runs."""
+"""Sizes of the demo: `full` reaches the score floor, `smoke` shows in about two minutes that everything runs."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def run_stage(stage: str, run_dir: Path, num_procs: int, sets: list[str], recipe
     name = recipe or f"demo_{stage}"
     overrides = [f"run_dir={run_dir}", f"train.world_sizes=[{num_procs}]", *sets]
     command = [sys.executable, "-m", "launch", "launch", "run", name, "--num-procs", str(num_procs)]
-    command += ["--accelerator", "cpu"]  # any machine runs it, whatever number of GPUs it has
+    command += ["--accelerator", "cpu"]  # runs on any machine, with any number of GPUs
     for override in overrides:
         command += ["--set", override]
     _run(stage, command, run_dir)
@@ -62,7 +62,7 @@ def is_exported(run_dir: Path) -> bool:
 
 
 def run_stage_once(stage: str, run_dir: Path, num_procs: int, sets: list[str], recipe: str = "") -> Path:
-    """`run_stage`, unless an earlier call finished it there; returns the export. The folder must name the settings."""
+    """`run_stage`, unless an earlier call finished it there; returns the export. Name the folder after the settings."""
     if not is_exported(run_dir):
         run_stage(stage, run_dir, num_procs, sets, recipe)
     return run_dir / "export"

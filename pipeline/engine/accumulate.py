@@ -1,4 +1,4 @@
-"""One optimizer step over the micro-batches of a rank, in the two ways a stage can ask for.
+"""One optimizer step over the micro-batches of a rank, in one of two ways, as the stage asks.
 
 `summed`: the loss is a sum over tokens, so micro-batches are independent. `cached`: the loss couples all samples
 of the global batch (negatives), so features are computed first without graphs, the loss gives their gradients, and
@@ -21,24 +21,24 @@ def accumulate(
 ) -> dict[str, torch.Tensor]:
     """Forward, backward and step all micro-batches; returns the stage's local sums (detached scalars)."""
     if isinstance(stage, CachedStage):
-        parts = _single(engine, stage, batches) if len(batches) == 1 else _cached(engine, stage, batches)
-        return parts.sums
+        losses = _single(engine, stage, batches) if len(batches) == 1 else _cached(engine, stage, batches)
+        return losses.sums
     sums: dict[str, torch.Tensor] = {}
     for batch in batches:
-        parts = stage.loss(engine.forward, batch, normaliser)
-        engine.backward(parts.loss)
+        losses = stage.loss(engine.forward, batch, normaliser)
+        engine.backward(losses.loss)
         engine.step()
-        for name, value in parts.sums.items():
+        for name, value in losses.sums.items():
             sums[name] = sums[name] + value if name in sums else value
     return sums
 
 
 def _single(engine: TrainEngine, stage: CachedStage[Any], batches: list[Any]) -> LossParts:
-    """One micro-batch needs no cache: the graph of the only forward is still there."""
-    parts = stage.contrast([stage.features(engine.forward, batches[0])], batches)
-    engine.backward(parts.loss)
+    """One micro-batch needs no cache: the graph of its forward still exists."""
+    losses = stage.contrast([stage.features(engine.forward, batches[0])], batches)
+    engine.backward(losses.loss)
     engine.step()
-    return parts
+    return losses
 
 
 def _cached(engine: TrainEngine, stage: CachedStage[Any], batches: list[Any]) -> LossParts:
@@ -48,10 +48,12 @@ def _cached(engine: TrainEngine, stage: CachedStage[Any], batches: list[Any]) ->
         with torch.no_grad():
             features = stage.features(engine.forward, batch)
         leaves.append({n: v.detach().requires_grad_(v.is_floating_point()) for n, v in features.items()})
-    parts = stage.contrast(leaves, batches)
-    wanted = [(at, name) for at, part in enumerate(leaves) for name, value in part.items() if value.requires_grad]
-    grads = torch.autograd.grad(parts.loss, [leaves[at][name] for at, name in wanted], allow_unused=True)
-    gradient = {key: grad for key, grad in zip(wanted, grads, strict=True) if grad is not None}
+    losses = stage.contrast(leaves, batches)
+    differentiable = [
+        (at, name) for at, part in enumerate(leaves) for name, value in part.items() if value.requires_grad
+    ]
+    grads = torch.autograd.grad(losses.loss, [leaves[at][name] for at, name in differentiable], allow_unused=True)
+    gradient = {key: grad for key, grad in zip(differentiable, grads, strict=True) if grad is not None}
     for at, batch in enumerate(batches):
         _restore_random_state(states[at])  # dropout of the replay must equal the first pass
         features = stage.features(engine.forward, batch)
@@ -60,11 +62,11 @@ def _cached(engine: TrainEngine, stage: CachedStage[Any], batches: list[Any]) ->
             if (at, name) in gradient:
                 surrogate = surrogate + (value.float() * gradient[at, name].float()).sum()
             elif value.requires_grad:
-                # every rank must reach every parameter in every micro-batch, else ZeRO's reductions differ
+                # every rank must reach every parameter in every micro-batch, or ZeRO's reductions differ
                 surrogate = surrogate + value.float().sum() * 0.0
         engine.backward(surrogate)
         engine.step()
-    return parts
+    return losses
 
 
 def _random_state() -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -19,23 +19,23 @@ class Agreement:
 
     normaliser: Normaliser
     samples: int
-    """Of the whole global batch."""
+    """In the global batch."""
     stop: bool
     """Some rank was asked to stop."""
     votes: list[int]
-    """Of every observer, summed over the ranks."""
+    """One per observer, summed over the ranks."""
 
 
 def agree(training: Training, batch: StepBatch, votes: list[int]) -> Agreement:
-    """Global token count, wishes to stop, votes of observers, damaged samples. All ranks must call.
+    """Sum tokens, stop requests, observers' votes and damaged samples over ranks. All ranks must call.
 
     Raises:
         DataError: more damaged samples than `data.max_bad_samples`, on every rank.
     """
     valid = sum(int(micro["valid_tokens"]) for micro in batch.micro_batches)
     samples = sum(int(micro["samples"]) for micro in batch.micro_batches)
-    mine = [valid, samples, int(training.stop.requested), len(batch.skipped), *votes]
-    counts = dist.all_reduce_sum(torch.tensor(mine, dtype=torch.int64).to(training.device))
+    counts_of_rank = [valid, samples, int(training.stop.requested), len(batch.skipped), *votes]
+    counts = dist.all_reduce_sum(torch.tensor(counts_of_rank, dtype=torch.int64).to(training.device))
     valid, samples, stop, bad, *votes = (int(value) for value in counts.tolist())
     if bad:
         _note_bad_samples(training, batch)
@@ -44,8 +44,8 @@ def agree(training: Training, batch: StepBatch, votes: list[int]) -> Agreement:
 
 
 def _note_bad_samples(training: Training, batch: StepBatch) -> None:
-    found = dist.gather_objects([skipped.sample for skipped in batch.skipped])
-    known = {*training.state.bad_samples, *(sample for part in found for sample in part)}
+    bad_of_ranks = dist.gather_objects([skipped.sample for skipped in batch.skipped])
+    known = {*training.state.bad_samples, *(sample for part in bad_of_ranks for sample in part)}
     training.state.bad_samples = sorted(known)
 
 

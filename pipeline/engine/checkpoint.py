@@ -3,8 +3,8 @@
 ``run_dir/checkpoints/step-000100/`` holds ``deepspeed/`` (ZeRO shards), ``rng-rank-N.pt``, ``state.json``,
 ``recipe.resolved.yaml``, ``probe.safetensors`` (live outputs, the oracle of the export), ``manifest.json`` (size and
 sha256 of every part, versions, world size) and, written last, ``COMPLETE`` with the manifest's sha256. The newest one
-is the one of the highest step; no file beside them says so. ``checkpoints/best`` names the one of the best evaluation.
-It is written to a temporary folder first, so a crash at any moment leaves the previous checkpoint untouched.
+is the one with the highest step; no pointer file says so. ``checkpoints/best`` names the one with the best evaluation.
+A checkpoint is written to a temporary folder first, so a crash at any moment leaves the previous checkpoint untouched.
 DeepSpeed's own `latest` and tags are not used: it writes them before all ranks are done, and torch.load does not
 notice flipped bytes.
 """
@@ -76,28 +76,28 @@ def checkpoint_folder(run_dir: Path) -> Path:
 
 
 def complete_folders(run_dir: Path) -> list[Path]:
-    """Folders of the complete checkpoints by rising step, as a number: step-1000000 comes after step-999900."""
+    """Folders of the complete checkpoints by rising step as a number: step-1000000 follows step-999900."""
     named = ((_STEP_FOLDER.fullmatch(path.name), path) for path in checkpoint_folder(run_dir).glob("step-*"))
-    found = [(int(match[1]), path) for match, path in named if match and (path / COMPLETE).is_file()]
-    return [path for _, path in sorted(found)]
+    steps = [(int(match[1]), path) for match, path in named if match and (path / COMPLETE).is_file()]
+    return [path for _, path in sorted(steps)]
 
 
 def list_checkpoints(run_dir: Path) -> list[Checkpoint]:
-    """Complete checkpoints that this version reads, oldest first; any other complete one is named in the log."""
-    found = []
+    """Complete checkpoints that this version reads, oldest first; the log names any other."""
+    checkpoints = []
     for path in complete_folders(run_dir):
         try:
-            found.append(open_checkpoint(path))
+            checkpoints.append(open_checkpoint(path))
         except CheckpointError as error:
             logger.warning("not listed: %s", error)
-    return found
+    return checkpoints
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint by its folder; its parts are not read, see `verify`.
 
     Raises:
-        CheckpointError: there is none, it is incomplete, or another version of the format.
+        CheckpointError: it is absent, incomplete, or of another format version.
         DamagedCheckpointError: its manifest is damaged.
     """
     if not (path / COMPLETE).is_file():
@@ -123,22 +123,22 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def latest_checkpoint(run_dir: Path, damaged: Damaged | None = None) -> Checkpoint | None:
-    """The newest checkpoint whose every byte is as it was written; None where there is no complete one.
+    """The newest checkpoint with every byte as written; None if no complete one exists.
 
     All ranks must call: they verify together.
 
     Args:
-        damaged: what to do when a newer one is damaged; None = what the recipe of the run says.
+        damaged: what to do when a newer one is damaged; None = as the run's recipe says.
 
     Raises:
         DamagedCheckpointError: it is damaged and `damaged` is `stop`, or no complete checkpoint is intact.
-        CheckpointError: it is of another version of the format.
+        CheckpointError: it is of another format version.
     """
     return _first_intact(complete_folders(run_dir)[::-1], damaged)
 
 
 def best_checkpoint(run_dir: Path) -> Checkpoint:
-    """The checkpoint of the best evaluation, else the latest; verified as `latest_checkpoint` does.
+    """The checkpoint with the best evaluation, else the latest; verified as in `latest_checkpoint`.
 
     Raises:
         CheckpointError: the run has no complete checkpoint.
@@ -147,55 +147,55 @@ def best_checkpoint(run_dir: Path) -> Checkpoint:
     name = best_name(run_dir)
     best = [path for path in folders if path.name == name]
     if name and not best:
-        logger.error("%s: the best checkpoint %s is not there; using the newest", run_dir, name)
-    found = _first_intact(best + [path for path in folders if path not in best], None)
-    if found is None:
+        logger.error("%s: the best checkpoint %s does not exist; using the newest", run_dir, name)
+    checkpoint = _first_intact(best + [path for path in folders if path not in best], None)
+    if checkpoint is None:
         raise CheckpointError(f"no complete checkpoint in {checkpoint_folder(run_dir)}; train first, or check run_dir")
-    return found
+    return checkpoint
 
 
 def best_name(run_dir: Path) -> str:
-    """Folder name of the checkpoint of the best evaluation; empty before there is one."""
+    """Folder name of the checkpoint with the best evaluation; empty before there is one."""
     pointer = checkpoint_folder(run_dir) / "best"
     return pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
 
 
 def _first_intact(folders: list[Path], damaged: Damaged | None) -> Checkpoint | None:
-    """The first folder without damage; what was passed over is told loudly, or is an error."""
-    passed: list[str] = []
+    """The first folder without damage; skipped ones are logged as errors, or raise."""
+    damages: list[str] = []
     for folder in folders:
         problems = damage(folder)
         if problems:
-            passed.append("\n  ".join([f"checkpoint {folder} is damaged:", *problems]))
+            damages.append("\n  ".join([f"checkpoint {folder} is damaged:", *problems]))
             continue
         checkpoint = open_checkpoint(folder)
-        if passed and (damaged or checkpoint.resolved().recipe.train.checkpoint.damaged) == "stop":
+        if damages and (damaged or checkpoint.resolved().recipe.train.checkpoint.damaged) == "stop":
             raise DamagedCheckpointError(
-                "\n".join(passed) + f"\n  {folder} is intact, but train.checkpoint.damaged is `stop`; "
+                "\n".join(damages) + f"\n  {folder} is intact, but train.checkpoint.damaged is `stop`; "
                 "fix: restore the damaged files, or remove the damaged checkpoint"
             )
-        if passed and dist.is_main():
-            logger.error("%s\n  FALLING BACK to %s, which is intact", "\n".join(passed), folder)
+        if damages and dist.is_main():
+            logger.error("%s\n  FALLING BACK to %s, which is intact", "\n".join(damages), folder)
         return checkpoint
-    if passed:
+    if damages:
         raise DamagedCheckpointError(
-            "\n".join(passed) + "\n  no complete checkpoint is intact; fix: restore the files from a copy, or choose "
+            "\n".join(damages) + "\n  no complete checkpoint is intact; fix: restore the files from a copy, or choose "
             "another run_dir to start from step 0"
         )
     return None
 
 
 def damage(folder: Path) -> list[str]:
-    """What is wrong with a complete checkpoint, found by all ranks together and the same on each. All must call.
+    """Problems of a complete checkpoint, equal on all ranks, which check it together. All must call.
 
     Raises:
-        CheckpointError: it is incomplete or of another version of the format.
+        CheckpointError: it is incomplete or of another format version.
     """
     try:
-        mine = verify(open_checkpoint(folder), dist.rank(), dist.world_size())
+        problems = verify(open_checkpoint(folder), dist.rank(), dist.world_size())
     except DamagedCheckpointError as error:
-        mine = [str(error)]
-    return list(dict.fromkeys(problem for share in dist.gather_objects(mine) for problem in share))
+        problems = [str(error)]
+    return list(dict.fromkeys(problem for share in dist.gather_objects(problems) for problem in share))
 
 
 def verify(checkpoint: Checkpoint, rank: int = 0, world_size: int = 1) -> list[str]:
@@ -262,10 +262,10 @@ def save(engine: TrainEngine, stage: AnyStage, run_dir: Path, resolved: Resolved
 
 @contextlib.contextmanager
 def _clean_after_failure(*folders: Path) -> Iterator[None]:
-    """Remove what is unfinished when writing fails.
+    """Remove unfinished folders when writing fails.
 
-    Every rank does while ranks write: one that fails because another one did is the last to know, and removes what was
-    written meanwhile. Once rank 0 publishes it alone does: others may see an old state of a shared disk.
+    While ranks write, every rank does: the last to fail, because another did, removes what was written meanwhile.
+    Once rank 0 publishes, only rank 0 does: others may see an old state of a shared disk.
     """
     try:
         yield
@@ -304,12 +304,12 @@ def _write_export_files(stage: AnyStage, folder: Path) -> None:
 def _hash_parts(folder: Path) -> dict[str, dict[str, Any]]:
     """Every rank syncs and hashes its share of the files; returns all of them on every rank."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    mine = {}
+    share_of_rank = {}
     for file in files[dist.rank() :: dist.world_size()]:
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
-        mine[str(file.relative_to(folder))] = {"size": file.stat().st_size, "sha256": sha256_of(file)}
-    return {name: part for share in dist.gather_objects(mine) for name, part in share.items()}
+        share_of_rank[str(file.relative_to(folder))] = {"size": file.stat().st_size, "sha256": sha256_of(file)}
+    return {name: part for share in dist.gather_objects(share_of_rank) for name, part in share.items()}
 
 
 def mark_best(run_dir: Path, checkpoint: Path) -> None:
@@ -325,17 +325,17 @@ def prune(run_dir: Path, keep: int) -> None:
     folder, best = checkpoint_folder(run_dir), best_name(run_dir)
     for old in complete_folders(run_dir)[:-keep]:
         if old.name != best:
-            (old / COMPLETE).unlink()  # it stops to exist before its parts go
+            (old / COMPLETE).unlink()  # no longer a checkpoint, before its parts go
             shutil.rmtree(old)
             shutil.rmtree(universal_folder(old), ignore_errors=True)
     remove_leftovers(folder)
 
 
 def set_damaged_aside(run_dir: Path, resumed: Checkpoint) -> None:
-    """Rename what is newer than the resumed checkpoint; only rank 0 acts.
+    """Rename checkpoints newer than the resumed one; only rank 0 acts.
 
-    It was passed over because it is damaged. Kept under its name it would count among the newest ones that `prune`
-    keeps, in place of an intact one.
+    They were skipped because they are damaged. Under their own names they would count among the newest ones that
+    `prune` keeps, in place of intact ones.
     """
     if not dist.is_main():
         return
@@ -348,7 +348,7 @@ def set_damaged_aside(run_dir: Path, resumed: Checkpoint) -> None:
 
 
 def load(engine: TrainEngine, checkpoint: Checkpoint, universal: Path | None) -> TrainState:
-    """Load weights, optimizer and RNG from a checkpoint that was verified when it was chosen. All ranks must call.
+    """Load weights, optimizer and RNG from a checkpoint that was verified when chosen. All ranks must call.
 
     Args:
         universal: converted copy to load from when the world size changed (`pipeline.engine.reshard`).
@@ -383,5 +383,5 @@ def universal_tag(checkpoint: Checkpoint) -> str:
 
 
 def universal_folder(path: Path) -> Path:
-    """Where a checkpoint's copy for other world sizes lies."""
+    """Where a checkpoint's copy for other world sizes is."""
     return path.parent / f".universal-{path.name}"

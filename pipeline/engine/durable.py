@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and full disks that are told as such."""
+"""Files that are whole or absent, and errors that name a full disk."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from safetensors import SafetensorError
 from pipeline.errors import StorageError
 from shards.atomic import write_atomic
 
-# What torch.save (in both of its formats) and tokenizers say when a disk is full or a folder cannot be written: errors
-# without errno.
+# Texts of torch.save (both formats) and tokenizers for a full disk or an unwritable folder: errors without errno.
 _FAILED_WRITES = (
     "inline_container", "PytorchStreamWriter", "iostream", "write()", "Parent directory", "cannot be opened",
     "os error",  # tokenizers, in Rust
@@ -22,8 +21,8 @@ _FAILED_WRITES = (
 
 @contextlib.contextmanager
 def failed_writes_as_os_error(what: str) -> Iterator[None]:
-    """Inside, a failed write becomes an OSError that names what was written: torch, safetensors and tokenizers have
-    errors of their own for a full disk, and an open file's own error has no name."""
+    """A failed write inside becomes an OSError that names what was written: torch, safetensors and tokenizers
+    raise their own errors for a full disk, and the error of an open file names no file."""
     try:
         yield
     except OSError as error:
@@ -41,7 +40,7 @@ def failed_writes_as_os_error(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def named_if_unwritable(path: Path) -> Iterator[None]:
-    """Inside, a write that fails becomes a StorageError that names ``path`` (a file or the folder written to).
+    """A failed write inside becomes a StorageError that names ``path`` (a file or the folder written to).
 
     Raises:
         StorageError: full disk, permissions and the like.

@@ -1,4 +1,4 @@
-"""Metrics of a run: the file they are in, their text for people, the peak that utilisation refers to.
+"""Metrics of a run: their file, their text for people, and the peak that utilisation refers to.
 
 Names: ``train/loss``, ``train/grad_norm``, ``data/wait_seconds``, ``perf/tokens_per_second``, ``eval/...``.
 """
@@ -21,7 +21,7 @@ PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0, "B200
 
 
 def peak_tflops(config: TrainConfig, device_name: str) -> float | None:
-    """The recipe's figure, or the data sheet's for a known device; None where no peak is known."""
+    """The recipe's figure, or the data sheet's for a known device; None if no peak is known."""
     if config.peak_tflops is not None:
         return config.peak_tflops
     return next((peak for name, peak in PEAK_TFLOPS.items() if name in device_name), None)
@@ -31,16 +31,16 @@ def drop_rows_after(path: Path, step: int) -> None:
     """Atomically remove rows of later steps (a killed run may have logged beyond its last checkpoint)."""
     if not path.exists():
         return
-    kept = []
+    kept_lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:  # the line a kill -9 cut in half
+        except json.JSONDecodeError:  # a line that kill -9 cut in half
             logger.warning("%s: dropped an incomplete line", path)
             continue
         if row["step"] <= step:
-            kept.append(line)
-    write_atomic(path, "".join(line + "\n" for line in kept))
+            kept_lines.append(line)
+    write_atomic(path, "".join(line + "\n" for line in kept_lines))
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""From a resolved recipe to a run that stands before its next step: data, stage, engine, checkpoint."""
+"""From a resolved recipe to a run ready for its next step: data, stage, engine, checkpoint."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def prepare(
 
     Raises:
         RecipeError: the recipe does not fit its data or models.
-        CheckpointError: there is none to resume from, or the one that is there does not fit.
+        CheckpointError: none to resume from, or one that does not fit.
     """
     recipe, run_dir = resolved.recipe, Path(resolved.recipe.run_dir)
     seed_everything(recipe.seed, ranks.rank)
@@ -49,7 +49,7 @@ def prepare(
     stage, engine = start_engine(
         lambda: kind.build(context, plans), resolved, total_steps, load_universal=universal is not None
     )
-    # every process draws differently from here on, but equally in every run of this recipe
+    # from here every process draws differently, but alike in every run of this recipe
     seed_everything(recipe.seed + 1, ranks.rank)
     state = TrainState()
     if resume is not None:
@@ -61,7 +61,7 @@ def prepare(
 
 
 def _universal(resume: checkpoints.Checkpoint | None, ranks: dist.Ranks) -> Path | None:
-    """The checkpoint converted for this world size, when it was saved at another one."""
+    """The checkpoint converted for this world size, if it was saved at another."""
     if resume is None or resume.world_size == ranks.world_size:
         return None
     folder = to_universal(resume) if ranks.is_main else None

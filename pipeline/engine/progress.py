@@ -14,7 +14,7 @@ _SHOWN = ("train/loss", "train/lr", "train/grad_norm", "perf/samples_per_second"
 
 
 class Progress:
-    """Shows the last metrics; the bar is there until `close`."""
+    """Shows the last metrics; the bar stays until `close`."""
 
     def __init__(self, name: str, total: int, done: int) -> None:
         self.name, self.total = name, total

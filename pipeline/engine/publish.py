@@ -1,7 +1,7 @@
-"""A checkpoint that is written becomes the one of its step: complete before it has its name, and never in pieces.
+"""Publishes a written checkpoint under its step's name: complete before it has the name, and never in pieces.
 
-A run that repeats a stopped evaluation saves the step it resumed once more. The older checkpoint stays until the newer
-one is whole, and a crash between the two renames is mended by the run that resumes.
+A run that repeats a stopped evaluation saves the resumed step again. The older checkpoint stays until the newer one is
+whole, and the run that resumes mends a crash between the two renames.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def temporary_folder(final: Path) -> Path:
 
 
 def publish(final: Path) -> None:
-    """Give the finished temporary folder its name. A complete checkpoint of this name is replaced."""
+    """Give the finished temporary folder its name; replaces a complete checkpoint of this name."""
     temporary, replaced = temporary_folder(final), final.with_name(f"{_REPLACED}{final.name}")
     write_durably(temporary / COMPLETE, sha256_of(temporary / "manifest.json"))
     shutil.rmtree(replaced, ignore_errors=True)
@@ -36,7 +36,7 @@ def publish(final: Path) -> None:
 
 
 def finish_interrupted(folder: Path) -> None:
-    """Publish what a crash left complete but without its name; only one rank may call."""
+    """Publish checkpoints that a crash left complete but without their name; only one rank may call."""
     for temporary in folder.glob(f"{_TEMPORARY}step-*"):
         final = temporary.with_name(temporary.name.removeprefix(_TEMPORARY))
         if (temporary / COMPLETE).is_file() and not final.exists():

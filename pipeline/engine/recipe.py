@@ -1,5 +1,5 @@
 """The recipe of a run reaches its ranks through one file: one process resolves and writes it, every rank reads it, and
-the ranks compare what they have read before anything is built from it."""
+the ranks compare what they read before they build anything."""
 
 from __future__ import annotations
 
@@ -23,75 +23,75 @@ Guard = Callable[[Path], AbstractContextManager[None]]
 
 @dataclass(frozen=True, slots=True)
 class Unresolved:
-    """A recipe as a user names it; the ranks were started without `slt launch run`."""
+    """A recipe as the user names it; its ranks were started without `slt launch run`."""
 
     recipe: str
-    """A file, or the name of one of ours."""
+    """A file, or the name of a built-in recipe."""
     sets: tuple[str, ...] = ()
     """Overrides, ``a.b=c``."""
 
 
 @contextmanager
-def file_of_run(given: RecipeFile | Unresolved, guard: Guard) -> Iterator[RecipeFile]:
+def file_of_run(source: RecipeFile | Unresolved, guard: Guard) -> Iterator[RecipeFile]:
     """The file that all ranks read: the launcher's, or one that rank 0 writes now. All ranks must enter.
 
     Args:
-        given: what this rank was started with.
+        source: what this rank was started with.
         guard: keeps other runs out of the run directory while rank 0 is inside.
 
     Raises:
-        SltError: on every rank, what kept rank 0 from writing it.
+        SltError: on every rank, if rank 0 cannot write it.
     """
     ranks = dist.ranks_from_environment()
     with ExitStack() as inside:
-        if isinstance(given, Unresolved):
-            yield _resolve_for_all(given, ranks, lambda run_dir: inside.enter_context(guard(run_dir)))
+        if isinstance(source, Unresolved):
+            yield _resolve_for_all(source, ranks, lambda run_dir: inside.enter_context(guard(run_dir)))
         else:
             if ranks.is_main:
-                inside.enter_context(guard(given.run_dir))
-            yield given
+                inside.enter_context(guard(source.run_dir))
+            yield source
 
 
-def _resolve_for_all(given: Unresolved, ranks: dist.Ranks, enter: Callable[[Path], None]) -> RecipeFile:
-    told: RecipeFile | SltError | None = None
+def _resolve_for_all(unresolved: Unresolved, ranks: dist.Ranks, enter: Callable[[Path], None]) -> RecipeFile:
+    outcome: RecipeFile | SltError | None = None
     if ranks.is_main:
         try:
-            told = _resolve(given, ranks.world_size, enter)
+            outcome = _resolve(unresolved, ranks.world_size, enter)
         except Exception as error:
             if ranks.world_size == 1:
                 raise
-            # raised here alone it would leave the others waiting for this rank
-            told = error if isinstance(error, SltError) else SltError(traceback.format_exc())
+            # raised on this rank alone it would leave the others waiting
+            outcome = error if isinstance(error, SltError) else SltError(traceback.format_exc())
     dist.init()
-    told = dist.broadcast_object(told)
-    if isinstance(told, SltError):
-        raise told
-    assert told is not None
-    return told
+    outcome = dist.broadcast_object(outcome)
+    if isinstance(outcome, SltError):
+        raise outcome
+    assert outcome is not None
+    return outcome
 
 
-def _resolve(given: Unresolved, world_size: int, enter: Callable[[Path], None]) -> RecipeFile:
-    loaded = load(given.recipe, given.sets)
+def _resolve(unresolved: Unresolved, world_size: int, enter: Callable[[Path], None]) -> RecipeFile:
+    loaded = load(unresolved.recipe, unresolved.sets)
     check_inputs(loaded)
-    resolved = resolve_loaded(loaded, world_size, given.sets)
+    resolved = resolve_loaded(loaded, world_size, unresolved.sets)
     run_dir = Path(resolved.recipe.run_dir)
     enter(run_dir)
     return write_resolved(resolved, run_dir)
 
 
-def read_alike(file: RecipeFile, ranks: dist.Ranks) -> ResolvedRecipe:
-    """The resolved recipe, of which every rank has read the same bytes. All ranks must call.
+def read_on_all_ranks(file: RecipeFile, ranks: dist.Ranks) -> ResolvedRecipe:
+    """The resolved recipe, after checking that every rank read the same bytes. All ranks must call.
 
     Raises:
-        ClusterError: names the hosts and ranks that read something else than was written.
-        RecipeError: it was resolved for another number of ranks, or a host lacks what it reads.
+        ClusterError: names the hosts and ranks that read other bytes than were written.
+        RecipeError: it was resolved for another number of ranks, or a host lacks an input.
     """
     try:
         content = file.path.read_bytes()
-        found = f"reads sha256 {hashlib.sha256(content).hexdigest()}"
+        reading = f"reads sha256 {hashlib.sha256(content).hexdigest()}"
     except OSError as error:
-        content, found = b"", f"cannot read it: {error.strerror}"
-    wrong = _told(found, ranks, lambda told: told != f"reads sha256 {file.sha256}")
+        content, reading = b"", f"cannot read it: {error.strerror}"
+    wrong = _gather_reports(reading, ranks, lambda text: text != f"reads sha256 {file.sha256}")
     if wrong:
         raise ClusterError(
             f"{file.path} was written with sha256 {file.sha256}, but\n{wrong}\n"
@@ -109,29 +109,29 @@ def read_alike(file: RecipeFile, ranks: dist.Ranks) -> ResolvedRecipe:
 
 
 def _check_inputs(loaded: LoadedRecipe, ranks: dist.Ranks) -> None:
-    """What the recipe reads must be there on every host; one rank of each looks, all raise."""
+    """The recipe's inputs must exist on every host; one rank per host looks, all raise."""
     problem = ""
     if ranks.local_rank == 0:
         try:
             check_inputs(loaded)
         except (RecipeError, OSError) as error:
             problem = str(error)
-    missing = _told(problem, ranks, bool)
+    missing = _gather_reports(problem, ranks, bool)
     if missing:
         raise RecipeError(f"inputs are missing; every host must see them under the same paths\n{missing}")
 
 
-def _told(mine: str, ranks: dist.Ranks, matters: Callable[[str], bool]) -> str:
-    """What matters of that which the ranks say, each text once with the ranks that say it; empty where nothing does."""
-    speakers: dict[str, dict[str, list[int]]] = {}
+def _gather_reports(mine: str, ranks: dist.Ranks, matters: Callable[[str], bool]) -> str:
+    """The ranks' reports that matter, each once, with its ranks and hosts; empty if none does."""
+    ranks_of_text: dict[str, dict[str, list[int]]] = {}
     for rank, (host, text) in enumerate(dist.gather_objects((socket.gethostname(), mine))):
         if matters(text):
-            speakers.setdefault(text, {}).setdefault(host, []).append(rank)
+            ranks_of_text.setdefault(text, {}).setdefault(host, []).append(rank)
     lines = []
-    for text, hosts in speakers.items():
+    for text, hosts in ranks_of_text.items():
         who = "; ".join(f"rank {','.join(map(str, numbers))} on {host}" for host, numbers in hosts.items())
         lines.append(f"  {who}: {text}")
     return "\n".join(lines)
 
 
-__all__ = ["Guard", "Unresolved", "file_of_run", "read_alike"]
+__all__ = ["Guard", "Unresolved", "file_of_run", "read_on_all_ranks"]

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 def to_universal(checkpoint: Checkpoint, workers: int = 1) -> Path:
     """Convert once (later calls reuse the result); returns the folder to load from.
 
-    Runs in a process of its own, because the converter parses arguments and forks. Only one rank may call.
+    Runs in its own process, because the converter parses arguments and forks. Only one rank may call.
 
     Raises:
         CheckpointError: the converter failed; its last lines are in the message.

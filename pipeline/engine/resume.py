@@ -23,8 +23,8 @@ from pipeline.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 # Fields that may differ between the run that saved and the run that resumes: they change neither the samples of a
-# global batch nor the numbers computed from them (micro_batch and ZeRO stage: up to rounding). Where the shards lie
-# may change too; that they hold the same samples is the plan's fingerprint's business.
+# global batch nor the numbers computed from them (micro_batch and ZeRO stage: up to rounding). Where the shards are
+# may change too; the plan's fingerprint checks that they hold the same samples.
 FREE_FIELDS = (
     "name", "run_dir", "deepspeed", "data.train", "data.eval", "data.workers", "data.max_bad_samples",
     "model.attention", "model.gradient_checkpointing", "train.micro_batch", "train.world_sizes", "train.checkpoint",
@@ -51,39 +51,39 @@ def find_resume(run_dir: Path, resolved: ResolvedRecipe) -> Checkpoint | None:
         raise CheckpointError(
             f"train.checkpoint.resume is `never` but {complete[-1]} exists; choose another run_dir or remove it"
         )
-    found = latest_checkpoint(run_dir, rules.damaged)
-    if found is None:
+    newest = latest_checkpoint(run_dir, rules.damaged)
+    if newest is None:
         if rules.resume == "require":
             raise CheckpointError(
                 f"train.checkpoint.resume is `require` but {checkpoint_folder(run_dir)} holds no complete checkpoint; "
                 "check run_dir, or use `if_present`"
             )
         return None
-    changes = differences(found.resolved().recipe.model_dump(), resolved.recipe.model_dump())
+    changes = differences(newest.resolved().recipe.model_dump(), resolved.recipe.model_dump())
     if changes:
         raise CheckpointError(
-            f"{found.path} belongs to another experiment; these fields differ:\n  " + "\n  ".join(changes)
+            f"{newest.path} belongs to another experiment; these fields differ:\n  " + "\n  ".join(changes)
             + "\n  fix: restore them, or choose another run_dir for a new run"
         )  # fmt: skip
-    set_damaged_aside(run_dir, found)
-    return found
+    set_damaged_aside(run_dir, newest)
+    return newest
 
 
 def restore_best(run_dir: Path, state: TrainState) -> None:
-    """Point `best` at what was the best checkpoint of the resumed run's own history; only rank 0 acts.
+    """Point `best` at the best checkpoint of the resumed run's own history; only rank 0 acts.
 
-    Resumed at an older step, a run may find it at one of the steps it takes anew, which say nothing about it any more.
+    A run that resumes at an older step repeats later ones: a `best` among those no longer belongs to it.
     """
     if not dist.is_main():
         return
     step = state.best.get("step", 0)
-    own = checkpoint_folder(run_dir) / f"step-{step:06d}"
-    if own in complete_folders(run_dir):
-        mark_best(run_dir, own)
+    best = checkpoint_folder(run_dir) / f"step-{step:06d}"
+    if best in complete_folders(run_dir):
+        mark_best(run_dir, best)
         return
     (checkpoint_folder(run_dir) / "best").unlink(missing_ok=True)
     if step:
-        logger.warning("the checkpoint of the best evaluation up to here, %s, is not there any more", own)
+        logger.warning("the checkpoint with the best evaluation so far, %s, no longer exists", best)
 
 
 def differences(saved: Any, now: Any, path: str = "") -> list[str]:
@@ -91,8 +91,8 @@ def differences(saved: Any, now: Any, path: str = "") -> list[str]:
     if path in FREE_FIELDS or saved == now:
         return []
     if isinstance(saved, dict) and isinstance(now, dict):
-        found = []
+        changes = []
         for key in sorted(saved.keys() | now.keys()):
-            found += differences(saved.get(key), now.get(key), f"{path}.{key}".lstrip("."))
-        return found
+            changes += differences(saved.get(key), now.get(key), f"{path}.{key}".lstrip("."))
+        return changes
     return [f"{path}: {saved!r} -> {now!r}"]

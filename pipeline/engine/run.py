@@ -19,7 +19,7 @@ from pipeline.config.resolve import ResolvedRecipe
 from pipeline.engine.durable import named_if_unwritable
 from pipeline.engine.observers.registry import observers_of
 from pipeline.engine.prepare import prepare
-from pipeline.engine.recipe import Guard, Unresolved, file_of_run, read_alike
+from pipeline.engine.recipe import Guard, Unresolved, file_of_run, read_on_all_ranks
 from pipeline.engine.signals import StopFlag
 from pipeline.engine.sinks.registry import sinks_of
 from pipeline.engine.trainer import Trainer
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def setup_logging(ranks: dist.Ranks, run_dir: Path) -> None:
-    """Rank 0 speaks on stderr; every rank keeps its own file in run_dir/logs."""
+    """Rank 0 logs to stderr; every rank to its own file in run_dir/logs."""
     folder = run_dir / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     form = logging.Formatter(f"%(asctime)s rank={ranks.rank} %(levelname)s %(name)s: %(message)s", "%H:%M:%S")
@@ -50,25 +50,25 @@ def setup_logging(ranks: dist.Ranks, run_dir: Path) -> None:
 
 
 class _RankLog(logging.FileHandler):
-    """The rank's own log; on a full disk it says so once and training goes on to where the cause is told."""
+    """The rank's log; on a full disk it says so once, and training goes on until a save reports the cause."""
 
-    told = False
+    reported = False
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)
-        elif not self.told:
-            self.told = True
+        elif not self.reported:
+            self.reported = True
             sys.stderr.write(f"{self.baseFilename} could not be written: {error.strerror}; this log has a gap\n")
 
 
 @dataclass(frozen=True, slots=True)
 class Launcher:
-    """What started this rank, and how to deal with it."""
+    """What started this rank, and how to reach it."""
 
     tell: Callable[[dict[str, Any]], bool]
-    """Takes the exit note to it, which may be unable to read it from the run directory; False where nobody listens."""
+    """Sends it the exit note, which it may be unable to read from the run directory; False if nobody listens."""
     guard: Guard
     """Keeps other runs out of the run directory while rank 0 is inside."""
 
@@ -92,23 +92,23 @@ def train(resolved: ResolvedRecipe, ranks: dist.Ranks, stop: StopFlag) -> tuple[
     return code, stopped
 
 
-def main(given: RecipeFile | Unresolved, stop: StopFlag, launcher: Launcher) -> int:
+def main(source: RecipeFile | Unresolved, stop: StopFlag, launcher: Launcher) -> int:
     """`train` with every failure turned into an exit code, one paragraph for users, and a note for the supervisor.
 
     Args:
-        given: the launcher's resolved recipe, or the recipe that rank 0 is to resolve.
+        source: the launcher's resolved recipe, or a recipe for rank 0 to resolve.
         stop: installed when the process started.
         launcher: what started it.
     """
     rank, code, message, stopped, failed = 0, EXIT_BUG, "", "", False
-    run_dir = given.run_dir if isinstance(given, RecipeFile) else None
+    run_dir = source.run_dir if isinstance(source, RecipeFile) else None
     try:
         rank = dist.ranks_from_environment().rank
-        _speak_before_training(remarks=rank == 0 and isinstance(given, Unresolved))
-        with file_of_run(given, launcher.guard) as file:
+        _log_before_training(remarks=rank == 0 and isinstance(source, Unresolved))
+        with file_of_run(source, launcher.guard) as file:
             run_dir = file.run_dir
             ranks = dist.init()
-            code, stopped = train(read_alike(file, ranks), ranks, stop)
+            code, stopped = train(read_on_all_ranks(file, ranks), ranks, stop)
     except KeyboardInterrupt:
         code, message = EXIT_INTERRUPTED, "interrupted"
     except Exception as error:
@@ -116,24 +116,24 @@ def main(given: RecipeFile | Unresolved, stop: StopFlag, launcher: Launcher) -> 
         if code == EXIT_BUG:
             message = traceback.format_exc()
     note = {"rank": rank, "code": code, "error": message, "stopped": stopped}
-    told = launcher.tell(note)
+    launcher_knows = launcher.tell(note)
     if run_dir is not None:
         _leave_exit_note(run_dir, note)
-    # what a launcher knows it tells itself, once for all ranks
-    if failed and not (told and code != EXIT_BUG):
+    # the launcher itself reports what it knows, once for all ranks
+    if failed and not (launcher_knows and code != EXIT_BUG):
         sys.stderr.write(f"error (rank {rank}): {message}\n")
     if message:
-        # other ranks may sit in a collective; a polite shutdown would wait for them
+        # other ranks may be inside a collective; a clean shutdown would wait for them
         sys.stderr.flush()
         os._exit(code)
     dist.shutdown()
     return code
 
 
-def _speak_before_training(remarks: bool) -> None:
-    """Until the logs are open only errors are told, and ``remarks`` on settings by the rank that resolves them."""
+def _log_before_training(remarks: bool) -> None:
+    """Until the logs are open, show only errors, and ``remarks`` on settings on the rank that resolves them."""
     stream = logging.StreamHandler(sys.stderr)
-    # of the handler, not of the root: the command has given our loggers a level of their own
+    # on the handler, not the root logger: the command has set our loggers' own level
     stream.setLevel(logging.WARNING if remarks else logging.ERROR)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[stream], force=True)
 

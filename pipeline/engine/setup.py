@@ -101,7 +101,7 @@ def start_engine(
     """Build the stage (its model partitioned from the start under ZeRO-3) and initialise DeepSpeed.
 
     Args:
-        build: called where transformers knows of ZeRO-3.
+        build: called while transformers knows of ZeRO-3.
         load_universal: the checkpoint to load comes from another world size and was converted.
 
     Raises:
@@ -136,7 +136,7 @@ def start_engine(
 
 
 def check_engine(engine: Any, resolved: ResolvedRecipe) -> None:
-    """Compare what DeepSpeed will do with what the recipe says."""
+    """Compare DeepSpeed's settings with the recipe's."""
     train = resolved.recipe.train
     pairs = {
         "train.global_batch": (train.global_batch, engine.train_batch_size()),

@@ -1,7 +1,7 @@
 """SIGTERM, SIGUSR1, SIGHUP and Ctrl-C (SIGINT) are honoured from a rank's first moment to its last.
 
 Before the first step there is nothing to save, and the main thread may sit for minutes in a library that does not
-return to Python (a rendezvous, a load): a thread of its own ends the process at once. From the first step on the
+return to Python (a rendezvous, a load): a separate thread ends the process at once. From the first step on the
 handler only sets a flag: DeepSpeed's launcher signals ranks one at a time, so ranks must first agree (the trainer's
 all-reduce) before anything collective happens, and then save. Under nohup SIGHUP stays ignored.
 """
@@ -21,8 +21,8 @@ class StopFlag:
     """True once this process was asked to stop; install in the main thread, restore when done.
 
     Args:
-        leave: called with the signal's number, in a thread, when one comes before `begin`; must end the process.
-            None = there too only the flag is set.
+        leave: called in a thread with the number of a signal that comes before `begin`; must end the process.
+            None = only set the flag then, too.
         begun: called once by `begin`.
     """
 
@@ -38,7 +38,7 @@ class StopFlag:
         self._wakeup = (-1, -1)
 
     def begin(self) -> None:
-        """The first step is about to be taken: from here on a request waits for the save. May be called again."""
+        """Call before the first step: from here a request waits for the save. May be called again."""
         with self._lock:
             first, self._begun = not self._begun, True
         if first and self._on_begin is not None:

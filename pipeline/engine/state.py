@@ -23,13 +23,13 @@ class TrainState:
     data: dict[str, Any] = field(default_factory=dict)
     """Cursor and fingerprint of the training plan (`shards.order.plan.Plan.state`); a resumed run has the same plan."""
     bad_samples: list[int] = field(default_factory=list)
-    """Numbers (in the plan) of the damaged samples met so far, on any rank, each once."""
+    """Plan numbers of the damaged samples met so far on any rank, each once."""
     skipped_steps: int = 0
     """Consecutive steps without an update because gradients were not finite."""
     best: dict[str, Any] = field(default_factory=dict)
     """Best evaluation so far: metric, value, step."""
     evaluation_due: bool = False
-    """The run was stopped before the evaluation of this step was over."""
+    """The run was stopped before this step's evaluation ended."""
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

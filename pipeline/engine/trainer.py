@@ -1,4 +1,4 @@
-"""The training loop: no stage names, no file formats, no clocks. What else happens is the observers' business."""
+"""The training loop: no stage names, no file formats, no clocks. Observers do the rest."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from shards.load.requests import StepBatch
 
 
 class Trainer:
-    """Runs a prepared training on this rank. All ranks construct and run it alike.
+    """Runs a prepared training on this rank. All ranks build and run it alike.
 
     Args:
         training: what is trained.
-        observers: in the order in which they have their turn, the same on every rank.
-        sinks: of what the observers measure.
+        observers: in the order of their turns, equal on every rank.
+        sinks: take the observers' metrics.
     """
 
     def __init__(self, training: Training, observers: list[Observer], sinks: list[Sink]) -> None:
         self.training, self.observers, self.sinks = training, observers, sinks
 
     def fit(self) -> int:
-        """Train to the last step, or until asked to stop; returns the exit code, which says which of them it was."""
+        """Train to the last step or until asked to stop; the exit code it returns says which."""
         training, state = self.training, self.training.state
         try:
             wishes = Wishes()
             for observer in self.observers:
-                self._tell(observer.on_start(wishes))
+                self._write(observer.on_start(wishes))
             batches = iter(training.loader)
             while state.step < training.total_steps and not wishes.stop:
                 batch = next(batches)
@@ -39,7 +39,7 @@ class Trainer:
                 step = self._step(batch, agreed)
                 wishes = Wishes(stop=agreed.stop)
                 for observer, votes in zip(self.observers, agreed.votes, strict=True):
-                    self._tell(observer.on_step(step, wishes, votes))
+                    self._write(observer.on_step(step, wishes, votes))
             for sink in reversed(self.sinks):
                 sink.end()
             for observer in self.observers:
@@ -52,7 +52,7 @@ class Trainer:
         return EXIT_OK
 
     def _step(self, batch: StepBatch, agreed: Agreement) -> FinishedStep:
-        """One optimizer step, and the state behind it."""
+        """Take one optimizer step and update the state."""
         training, state = self.training, self.training.state
         rate = training.engine.set_learning_rate(state.step)
         micro_batches = [to_device(micro, training.device) for micro in batch.micro_batches]
@@ -64,7 +64,7 @@ class Trainer:
         last = state.step == training.total_steps
         return FinishedStep(batch, agreed.normaliser.valid_tokens, agreed.samples, rate, sums, last)
 
-    def _tell(self, metrics: Metrics) -> None:
+    def _write(self, metrics: Metrics) -> None:
         if metrics:
             for sink in self.sinks:
                 sink.write(self.training.state.step, metrics)

@@ -19,7 +19,7 @@ from shards.load.loader import StepLoader
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """Everything a run consists of on this rank; made by `pipeline.engine.prepare`."""
+    """Everything a run consists of on this rank; built by `pipeline.engine.prepare`."""
 
     resolved: ResolvedRecipe
     ranks: dist.Ranks
@@ -27,7 +27,7 @@ class Training:
     engine: TrainEngine
     loader: StepLoader
     state: TrainState
-    """Where the run stands; moves with every step."""
+    """The run's progress; changes with every step."""
     total_steps: int
     stop: StopFlag
 

@@ -27,4 +27,4 @@ def fp32_state(folder: Path, tag: str) -> dict[str, Any]:
                 str(folder), tag=tag, exclude_frozen_parameters=True, lazy_mode=True
             )
     except (ValueError, FileNotFoundError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{folder / tag} is no ZeRO checkpoint: {error}") from error
+        raise CheckpointError(f"{folder / tag} is not a ZeRO checkpoint: {error}") from error

@@ -48,7 +48,7 @@ def evaluate(
     ] = [],  # noqa: B006
     as_json: _Json = False,
 ) -> None:
-    """Translate a split with an exported model and score it. Started by a launcher, ranks share the samples."""
+    """Translate a split with an exported model and score it. Ranks of a launcher share the samples."""
     from pipeline.evaluate.options import parse_sets
     from pipeline.evaluate.run import EvaluateOptions, evaluate_export
 
@@ -77,8 +77,8 @@ def translate(
 ) -> None:
     """Translate video files with an exported model; one line of text per file.
 
-    A file that cannot be translated is named on stderr and the others go on;
-    the exit code is then 4.
+    A file that cannot be translated is named on stderr, the others go on,
+    and the exit code is 4.
     """
     from pipeline.dist import Ranks, device_for
     from pipeline.evaluate.options import PlaceOptions, parse_between, parse_sets
@@ -112,7 +112,7 @@ def translate(
 
 
 def _join() -> tuple[EvalRanks, str]:
-    """This process's share and device: alone, or as a rank when a launcher started several."""
+    """This process's share and device: alone, or as one of the ranks of a launcher."""
     from pipeline import dist
     from pipeline.evaluate.run import EvalRanks
 

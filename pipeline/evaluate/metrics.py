@@ -24,7 +24,7 @@ MSCOCO_BETA = 1.2
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Corpus scores in percent (0 to 100), with all it takes to compare them."""
+    """Corpus scores in percent (0 to 100), with all that is needed to compare them."""
 
     bleu1: float
     bleu2: float
@@ -56,17 +56,17 @@ def score(hypotheses: Sequence[str], references: Sequence[str | Sequence[str]], 
     Args:
         hypotheses: one text per sample; may be empty.
         references: per sample one reference or several; samples may differ in how many they have.
-        protocol: how texts are prepared and tokenised; or the name of a protocol.
+        protocol: how texts are prepared and tokenised, or a protocol's name.
 
     Raises:
         DataError: no samples, lengths that differ, or a sample without a non-empty reference.
         RecipeError: no protocol of that name.
     """
     protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
-    _tell_other_spellings(hypotheses, references)
+    _warn_of_other_spellings(hypotheses, references)
     prepared = [protocol.prepare(text) for text in hypotheses]
     targets = _prepare_references(hypotheses, references, protocol)
-    # sacreBLEU takes one stream per reference place; '' marks the places a sample does not have.
+    # sacreBLEU takes one stream per reference position; '' marks positions a sample does not have.
     streams = [
         [refs[place] if place < len(refs) else "" for refs in targets] for place in range(max(map(len, targets)))
     ]
@@ -93,18 +93,18 @@ def score(hypotheses: Sequence[str], references: Sequence[str | Sequence[str]], 
 
 
 def sentence_bleu(hypothesis: str, references: Sequence[str], protocol: Protocol) -> float:
-    """BLEU-4 of one sentence with effective order (for sorting examples; the corpus score is not its mean)."""
+    """BLEU-4 of one sentence with effective order (to sort examples; the corpus score is not its mean)."""
     metric = _bleu(protocol, effective_order=True)
     return metric.sentence_score(protocol.prepare(hypothesis), [protocol.prepare(text) for text in references]).score
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes the scores."""
+    """Versions of the packages that compute the scores."""
     return {"sacrebleu": sacrebleu.__version__}
 
 
-def _tell_other_spellings(hypotheses: Sequence[str], references: Sequence[str | Sequence[str]]) -> None:
-    """Texts that are scored in another spelling of their characters make figures that sacreBLEU alone does not give."""
+def _warn_of_other_spellings(hypotheses: Sequence[str], references: Sequence[str | Sequence[str]]) -> None:
+    """Warn if texts are scored in another spelling of their characters, which sacreBLEU alone would not do."""
     targets = [text for entry in references for text in ([entry] if isinstance(entry, str) else entry)]
     counts = [
         sum(not unicodedata.is_normalized(UNICODE_FORM, text) for text in texts) for texts in (hypotheses, targets)
@@ -174,7 +174,7 @@ def _rouge_tokenizers(protocol: Protocol) -> tuple[Tokenizer, Tokenizer]:
 
 
 def _words(text: str) -> list[str]:
-    # rouge-score's own tokenizer drops every letter outside a-z, which takes German or Slovak words apart.
+    # rouge-score's own tokenizer drops every letter outside a-z, which breaks up German or Slovak words.
     return re.findall(r"[^\W_]+", text.lower())
 
 

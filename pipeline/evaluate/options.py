@@ -15,7 +15,7 @@ from pipeline.inference.load import PRECISIONS, Precision
 Options = TypeVar("Options")
 _READ: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str, "str | None": str}
 _CALLERS_BUSINESS = ("synced",)
-"""Follows from how the model is held, not from what the user wants."""
+"""Depends on how the model is held, not on the user's choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +32,15 @@ def parse_sets(
     """Read ``name=value`` settings of `GenerationOptions` and of another option dataclass.
 
     Args:
-        sets: as given on the command line; of equal names the last one counts.
-        defaults: of the other dataclass.
-        reserved: its fields that come from elsewhere.
+        sets: as on the command line; the last of equal names counts.
+        defaults: the other dataclass, with its default values.
+        reserved: its fields that are set elsewhere.
 
     Returns:
-        The generation options (4 beams unless set: what published systems use) and ``defaults`` with what was set.
+        The generation options (4 beams unless set, as in published systems) and ``defaults`` with the changes.
 
     Raises:
-        RecipeError: unknown names (with the nearest known one) and values that cannot be read, all at once.
+        RecipeError: lists all unknown names (with the nearest known one) and unreadable values.
     """
     generation = {f.name: str(f.type) for f in dataclasses.fields(GenerationOptions) if f.name not in _CALLERS_BUSINESS}
     fields: Any = dataclasses.fields(cast(Any, defaults))
@@ -51,8 +51,8 @@ def parse_sets(
     for entry in sets:
         name, equals, text = entry.partition("=")
         if not equals or name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else f" Known: {', '.join(known)}"
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean `{close[0]}`?" if close else f" Known: {', '.join(known)}"
             problems.append(f"--set {entry}: `{name}` is not a setting{hint}" if equals else f"--set {entry}: no `=`")
             continue
         try:
@@ -61,9 +61,9 @@ def parse_sets(
             problems.append(f"--set {entry}: {error}")
     if problems:
         raise RecipeError("\n".join(problems))
-    given = {name: value for name, value in values.items() if name in others}
-    read = GenerationOptions(**{name: value for name, value in values.items() if name in generation})
-    return read, dataclasses.replace(cast(Any, defaults), **given)
+    changes = {name: value for name, value in values.items() if name in others}
+    generation_options = GenerationOptions(**{name: value for name, value in values.items() if name in generation})
+    return generation_options, dataclasses.replace(cast(Any, defaults), **changes)
 
 
 def parse_between(text: str | None) -> tuple[float | None, float | None]:

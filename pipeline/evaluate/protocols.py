@@ -36,10 +36,10 @@ class Protocol:
     """Appended to both sides."""
 
     def prepare(self, text: str) -> str:
-        """One hypothesis or reference as it is handed to the metrics; an empty text stays empty but for `suffix`.
+        """One hypothesis or reference as the metrics get it; an empty text stays empty except for `suffix`.
 
-        Characters in any spelling are the same (NFC): sacreBLEU compares code points and would count ``é`` in two
-        forms as two different words.
+        All spellings of a character are equal (NFC): sacreBLEU compares code points and would count two forms of
+        ``é`` as different words.
         """
         text = " ".join(unicodedata.normalize(UNICODE_FORM, text).split())
         for old, new in self.replacements:
@@ -98,7 +98,7 @@ def get_protocol(name: str) -> Protocol:
         RecipeError: no such protocol; names the nearest one and all that exist.
     """
     if name not in PROTOCOLS:
-        near = difflib.get_close_matches(name, PROTOCOLS, n=1)
-        hint = f"; did you mean `{near[0]}`?" if near else ""
+        close = difflib.get_close_matches(name, PROTOCOLS, n=1)
+        hint = f"; did you mean `{close[0]}`?" if close else ""
         raise RecipeError(f"`{name}` is not a scoring protocol{hint} Known: {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: the predictions table, its merge from per-rank parts, and the scores file."""
+"""What an evaluation writes: the predictions table, merged from the ranks' parts, and the scores file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SHOWN = 5
 
 
 def part_path(out_dir: Path, rank: int, world_size: int) -> Path:
-    """Where a rank leaves its part of the predictions."""
+    """Where a rank writes its part of the predictions."""
     return out_dir / "parts" / f"predictions-{rank:05d}-of-{world_size:05d}.parquet"
 
 
@@ -53,9 +53,9 @@ def merge_predictions(out_dir: Path, world_size: int, expected: Iterable[str]) -
         expected: `Prediction.key` of every sample that must have been translated.
 
     Raises:
-        DataError: a part is missing, a sample occurs twice, or samples are missing or were not asked for.
+        DataError: a part is missing, a sample occurs twice, or samples are missing or unexpected.
     """
-    found: list[Prediction] = []
+    predictions: list[Prediction] = []
     for rank in range(world_size):
         path = part_path(out_dir, rank, world_size)
         if not path.is_file():
@@ -64,11 +64,11 @@ def merge_predictions(out_dir: Path, world_size: int, expected: Iterable[str]) -
                 where=str(path),
                 fix="look at that rank's log and run the evaluation again",
             )
-        found += read_predictions(path)
+        predictions += read_predictions(path)
     order = list(expected)
-    by_key = {prediction.key: prediction for prediction in found}
+    by_key = {prediction.key: prediction for prediction in predictions}
     problems = {
-        "translated twice": [key for key, count in Counter(p.key for p in found).items() if count > 1],
+        "translated twice": [key for key, count in Counter(p.key for p in predictions).items() if count > 1],
         "in the split twice": [key for key, count in Counter(order).items() if count > 1],
         "not translated": [key for key in order if key not in by_key],
         "not part of the split": sorted(by_key.keys() - set(order)),

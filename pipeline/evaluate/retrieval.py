@@ -65,9 +65,9 @@ def retrieval(video_NE: np.ndarray, text_NE: np.ndarray, text_ids_N: np.ndarray,
     """Retrieval by cosine similarity of sentence embeddings.
 
     Args:
-        video_NE, text_NE: row i of both belongs together.
-        text_ids_N: identity of each text. Every candidate with the query's text is a right answer.
-        row_chunk: queries whose similarities exist at once.
+        video_NE, text_NE: rows with the same number belong together.
+        text_ids_N: identity of each text. Every candidate with the query's text is correct.
+        row_chunk: queries whose similarities are in memory at once.
 
     Raises:
         DataError: no samples or lengths that differ.
@@ -108,7 +108,7 @@ def _unit_rows(values_NE: np.ndarray) -> np.ndarray:
 
 
 def _ranks(scores_of: ScoreRows, text_ids_N: np.ndarray, row_chunk: int) -> np.ndarray:
-    """Rank of each query's best right answer among the wrong ones; an equal score counts as ahead of it."""
+    """Rank of each query's best right answer among the wrong ones; ties count as ahead of it."""
     ranks = []
     for start in range(0, len(text_ids_N), row_chunk):
         rows = slice(start, min(start + row_chunk, len(text_ids_N)))

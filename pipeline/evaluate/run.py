@@ -1,6 +1,6 @@
 """Evaluate an exported model on shard sets: translate every sample once over all ranks, merge by sample id, score.
 
-Ranks meet only in a barrier: each leaves its predictions in a file and the first one joins them, so an evaluation
+Ranks meet only in a barrier: each writes its predictions to a file and the first one joins them, so an evaluation
 cannot deadlock on uneven shares and never scores a sample twice.
 """
 
@@ -20,7 +20,7 @@ from pipeline.inference.clips import CollatePrompts, FetchFrames, PromptBatch, c
 from pipeline.inference.generate import GenerationOptions, check_fits, translate
 from pipeline.inference.load import Precision, load_export
 from pipeline.models.processing import LlavaSltProcessor
-from pipeline.models.training_texts import tell_known_texts
+from pipeline.models.training_texts import warn_of_known_texts
 from shards.format.index import ShardSet, open_index
 from shards.load.loader import EvalLoader
 from shards.order.options import PlanOptions, Source
@@ -49,7 +49,7 @@ class EvaluateOptions:
     precision: Precision = "auto"
 
 
-def _alone() -> None:
+def _no_barrier() -> None:
     """Barrier of a single process."""
 
 
@@ -59,7 +59,7 @@ class EvalRanks:
 
     rank: int = 0
     world_size: int = 1
-    barrier: Callable[[], None] = _alone
+    barrier: Callable[[], None] = _no_barrier
 
 
 def evaluate_export(
@@ -76,17 +76,17 @@ def evaluate_export(
 
     Args:
         export_dir: folder written by `slt export`.
-        shards: video shard sets; the wanted split of all of them is scored as one corpus.
+        shards: video shard sets; their split is scored as one corpus.
         out_dir: where to write.
         options: what to score and how.
         ranks: this process's share; all ranks must call.
-        on_progress: called with the samples done and the samples there are on this rank.
+        on_progress: called with this rank's finished and total samples.
 
     Returns:
         The scores on rank 0, None on the others.
 
     Raises:
-        RecipeError: unknown protocol, before anything is loaded; or stored features of another backbone.
+        RecipeError: unknown protocol (before anything is loaded), or stored features of another backbone.
         CheckpointError: the export cannot be used.
         DataError: shards that cannot be read, a damaged sample, or predictions that do not cover the split.
     """
@@ -113,7 +113,7 @@ def evaluate_export(
     merged = merge_predictions(out_dir, ranks.world_size, expected_keys(loader))
     scores = score([p.hypothesis for p in merged], [p.reference for p in merged], protocol)
     write_predictions(out_dir, merged, protocol)
-    known = tell_known_texts(export_dir, [p.reference for p in merged])
+    known = warn_of_known_texts(export_dir, [p.reference for p in merged])
     about = {"model": str(export_dir), "known_texts": known, **_about(sets, loader, options)}
     path = write_scores(out_dir, scores, about)
     logger.info("scores of %d samples in %s", scores.samples, path)

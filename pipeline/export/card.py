@@ -12,7 +12,7 @@ from pipeline.stages.registry import stage_class
 
 
 def run_metrics(source: Path, checkpoint: Checkpoint) -> dict[str, float]:
-    """Held-out metrics the run logged at or before the exported step, the last value of each."""
+    """The last value of each held-out metric that the run logged up to the exported step."""
     run_dir = source if (source / "metrics.jsonl").is_file() else checkpoint.path.parent.parent
     if not (run_dir / "metrics.jsonl").is_file():
         return {}

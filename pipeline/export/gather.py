@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 def iterate_tensors(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and full tensor of every trained parameter and buffer in a checkpoint, floats cast to ``dtype``.
 
-    Frozen parameters are not in the checkpoint; they come from where the recipe loaded them.
+    Frozen parameters are not in the checkpoint; they come from the recipe's source folders.
     """
     from pipeline.engine.zero import fp32_state
 

@@ -1,7 +1,7 @@
 """A finished run -> a Hugging Face folder: safetensors, config, tokenizer, processor, generation config, model card.
 
 The checkpoint carries the small files (``hf/``, written by the stage when it was saved), so an export needs neither
-the hub nor the engine. Parts the stage kept frozen are read from where the recipe took them.
+the hub nor the engine. Frozen parts are read from the recipe's source folders.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ MAX_SHARD_BYTES = 4 * 1024**3
 
 
 def find_checkpoint(source: Path, which: str) -> Checkpoint:
-    """A checkpoint folder itself, or the ``best`` or ``latest`` of a run folder; every byte of it verified.
+    """A checkpoint folder itself, or the ``best`` or ``latest`` of a run folder, with every byte verified.
 
-    A damaged one of a run folder is passed over for the newest intact one, with a message, unless the run's recipe
-    says otherwise; a checkpoint that was named is never replaced.
+    In a run folder, the newest intact one replaces a damaged one, with a message, unless the run's recipe says
+    otherwise; a checkpoint folder is never replaced.
 
     Raises:
         CheckpointError: nothing complete there.
@@ -46,10 +46,10 @@ def find_checkpoint(source: Path, which: str) -> Checkpoint:
         return open_checkpoint(source)
     if which == "best":
         return best_checkpoint(source)
-    found = latest_checkpoint(source)
-    if found is None:
+    checkpoint = latest_checkpoint(source)
+    if checkpoint is None:
         raise CheckpointError(f"no complete checkpoint in {source}/checkpoints; train first, or check the path")
-    return found
+    return checkpoint
 
 
 def export(
@@ -113,25 +113,25 @@ def _write_weights(checkpoint: Checkpoint, resolved: ResolvedRecipe, folder: Pat
 def _frozen(
     resolved: ResolvedRecipe, plan: dict[str, Any], dtype: torch.dtype, skipped: set[str]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters the stage froze, from the folders the recipe loaded them from."""
+    """Parameters the stage froze, from the recipe's source folders."""
     from pipeline.models.registry import build_visual, load_llm
 
     llm, visual = resolved.recipe.model.llm, resolved.recipe.model.visual
-    wanted = set(plan["frozen"]) - {plan["prefix"] + name for name in skipped}
+    missing = set(plan["frozen"]) - {plan["prefix"] + name for name in skipped}
     loaders: dict[str, Callable[[], Any]] = {}
     if llm is not None:
         loaders["llm"] = lambda: load_llm(llm, dtype)
     if visual is not None:
         loaders["visual"] = lambda: build_visual(visual, resolved.recipe.data.image_pixels, dtype)
     for part, load in loaders.items():
-        if any(name.startswith(f"{part}.") for name in wanted):
+        if any(name.startswith(f"{part}.") for name in missing):
             for name, tensor in load().state_dict().items():
-                if f"{part}.{name}" in wanted:
+                if f"{part}.{name}" in missing:
                     exported = f"{part}.{name}".removeprefix(plan["prefix"])
                     yield exported, tensor.to(dtype) if tensor.is_floating_point() else tensor
-                    wanted.discard(f"{part}.{name}")
-    if wanted:
+                    missing.discard(f"{part}.{name}")
+    if missing:
         raise CheckpointError(
-            f"{len(wanted)} frozen parameters were not found where the recipe loads them from, first "
-            f"{sorted(wanted)[0]}; the source folders changed since training"
+            f"{len(missing)} frozen parameters were not found where the recipe loads them from, first "
+            f"{sorted(missing)[0]}; the source folders changed since training"
         )

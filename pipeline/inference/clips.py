@@ -1,4 +1,4 @@
-"""Clips of a plan as model inputs: what every stage and evaluation with video reads. Runs in loader processes.
+"""Clips of a plan as model inputs, for every stage and evaluation with video. Runs in loader processes.
 
 Legend: N packed frames, T frames, H W C image.
 """
@@ -33,14 +33,14 @@ class Clips(TypedDict):
 
 
 class VideoPrompts(Prompts):
-    """What a translation is generated from: left padded prompts and the frames of their videos."""
+    """Input of a translation: left padded prompts and the frames of their videos."""
 
     frames_NHWC: torch.Tensor
     frame_lengths_B: torch.Tensor
 
 
 class PromptBatch(VideoPrompts):
-    """Prompts of samples, with the index rows of the samples."""
+    """Prompts of samples, with the samples' index rows."""
 
     rows: list[IndexRow]
 
@@ -51,9 +51,9 @@ def holds_features(plan: Plan) -> bool:
 
 
 def check_fingerprints(plan: Plan, fingerprint: str) -> None:
-    """Refuse stored frame features of another backbone or preprocessing than a model's (``fingerprint``).
+    """Refuse stored frame features whose backbone or preprocessing is not the model's (``fingerprint``).
 
-    Raises RecipeError, also for features that do not say what made them.
+    Raises RecipeError, also for features without a fingerprint.
     """
     for source in plan.sources if holds_features(plan) else ():
         where = f"{source.shard_set.dir}: these shards hold frame features"

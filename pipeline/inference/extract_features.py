@@ -1,7 +1,7 @@
 """Frame features of a frozen backbone, computed once and stored as shards (`slt shards features`).
 
-Training on them skips video decoding and the backbone; the encoder that is exported still holds the backbone and
-translates raw video.
+Training on them skips video decoding and the backbone; the exported encoder still holds the backbone and translates
+raw video.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FRAMES_PER_PASS = 64
 
 
 class FrozenBackbone:
-    """The backbone of a recipe's visual encoder as `write_features` wants it: frames in, features out.
+    """The backbone of a recipe's visual encoder as `write_features` needs it: frames in, features out.
 
     Args:
         encoder: built by `build_visual`; its backbone must be pretrained and frozen.
@@ -47,9 +47,9 @@ class FrozenBackbone:
 
     def __call__(self, frames_THWC: np.ndarray) -> np.ndarray:
         """uint8 [T, H, W, 3] -> float32 [T, P]."""
-        parts = torch.from_numpy(frames_THWC).split(self.frames_per_pass)
+        passes = torch.from_numpy(frames_THWC).split(self.frames_per_pass)
         with torch.inference_mode():
-            return torch.cat([self.encoder.pooled(part.to(self.device)).float().cpu() for part in parts]).numpy()
+            return torch.cat([self.encoder.pooled(part.to(self.device)).float().cpu() for part in passes]).numpy()
 
 
 def extract(
@@ -67,7 +67,7 @@ def extract(
         sets: overrides, as for training.
         shards: a video shard set.
         out: new folder; a killed extraction continues.
-        on_progress: called with (clips done, clips in all).
+        on_progress: called with (clips done, all clips).
 
     Raises:
         RecipeError: the recipe has no visual encoder, or its backbone has random weights or would train.

@@ -23,7 +23,7 @@ from pipeline.models.processing import LlavaSltProcessor
 
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
-    """How texts are searched for. Nothing is taken from the LLM's own generation config."""
+    """How texts are generated. Nothing is taken from the LLM's own generation config."""
 
     num_beams: int = ConnectorStageConfig().num_beams
     """1 is greedy; published SLT systems use 4 to 8."""
@@ -43,8 +43,8 @@ class GenerationOptions:
         return dataclasses.asdict(self)
 
     def config(self, eos_id: int | list[int], pad_id: int) -> GenerationConfig:
-        """The complete configuration: pretrained chat models bring sampling and repetition penalties of their own,
-        which would change scores silently, so every one of these is set."""
+        """The complete configuration: pretrained chat models bring their own sampling and repetition penalties, which
+        would change scores silently, so each of these is set."""
         beams: dict[str, Any] = {"length_penalty": self.length_penalty} if self.num_beams > 1 else {}
         return GenerationConfig(
             num_beams=self.num_beams,
@@ -87,7 +87,7 @@ def translate_batch(
     Args:
         model: in eval mode, on the device to use.
         processor: the one that made the batch.
-        batch: anywhere; it is moved to the model's device.
+        batch: on any device; it is moved to the model's.
         options: search options.
     """
     here, ends = model.device, end_ids(model, processor)
@@ -103,7 +103,7 @@ def translate_batch(
 
 
 def end_ids(model: LlavaSltForConditionalGeneration, processor: LlavaSltProcessor) -> list[int]:
-    """Every id that ends an answer: the tokenizer's eos, and what the LLM was found to end at when it was loaded, which
+    """Every id that ends an answer: the tokenizer's eos, and the LLM's other end ids as `set_end_ids` found them, which
     an export keeps in its generation config."""
     stated = getattr(model.generation_config, "eos_token_id", None)
     more = stated if isinstance(stated, list) else [] if stated is None else [stated]
@@ -139,8 +139,8 @@ def translate(
     Args:
         model: put into eval mode while this runs.
         processor: the one that made the batches.
-        batches: pairs of a batch and the samples it stands for, as `shards.load.loader.EvalLoader.padded` gives them.
-            A batch that stands for no sample only keeps ranks in step and leaves no prediction.
+        batches: pairs of a batch and its samples, as `shards.load.loader.EvalLoader.padded` gives them. A batch
+            without samples only keeps ranks in step and gives no prediction.
         options: search options.
         on_batch: called after each batch with the number of samples done.
     """

@@ -40,7 +40,7 @@ def load_export(
     place = _device(device)
     processor = LlavaSltProcessor.from_pretrained(export_dir)
     try:
-        # typed as the model alone, but with loading info it is a pair
+        # typed as a model alone, but with loading info it is a pair
         loaded: Any = LlavaSltForConditionalGeneration.from_pretrained(
             export_dir, dtype=PRECISIONS[precision], output_loading_info=True
         )

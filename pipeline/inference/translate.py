@@ -1,4 +1,4 @@
-"""Translate any video file with an exported model: bring it into the form the model was trained on, then generate."""
+"""Translate any video file with an exported model: convert it to the form the model was trained on, then generate."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Translation:
 
 
 def read_video_form(export_dir: Path) -> VideoOptions:
-    """Frame rate and size of the training shards; a model sees other speeds and scales as another language.
+    """Frame rate and size of the training shards; to a model, other speeds and scales are another language.
 
     Raises:
         CheckpointError: the file exists but does not hold video options.
@@ -99,14 +99,14 @@ class Translator:
         """
         payload = transcode(media, self.form)
         stored, sizes = probe(payload).frames, self.processor.options
-        wanted = wanted_frames(stored, sizes.max_frames, sizes.frame_stride)
-        return decode(payload, stored, wanted, sizes.image_pixels, where=str(media.path))
+        frame_numbers = wanted_frames(stored, sizes.max_frames, sizes.frame_stride)
+        return decode(payload, stored, frame_numbers, sizes.image_pixels, where=str(media.path))
 
     def translate(self, media: Sequence[VideoFile], options: GenerationOptions | None = None) -> list[Translation]:
         """Translate videos (or parts of them) as one batch. Raises as `read`, and RecipeError for more new tokens than
         the LLM has positions for."""
         options = options or GenerationOptions()
-        if options != self._fitting:  # told once, not for every video
+        if options != self._fitting:  # checked once, not for every video
             check_fits(self.model, self.processor, options, "the export")
             self._fitting = options
         media = [located(video) for video in media]
@@ -142,7 +142,7 @@ def translate_file(
         export_dir: folder written by `slt export`.
         video: any file FFmpeg reads, or a part of one.
         options: search options; default greedy.
-        prompt: another template than the one trained with; must contain ``{video}`` once.
+        prompt: template instead of the trained one; must contain ``{video}`` once.
         device: where to run.
 
     Raises:

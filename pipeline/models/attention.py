@@ -1,11 +1,11 @@
 """Attention over packed documents: one place, chosen once, never across documents.
 
-transformers' own sdpa path is exact for packed `position_ids` only without an attention mask and without a cache, and
-leaks between documents silently otherwise. Here the document borders are explicit (`cu_seq_lens`), and a call that
-lacks them, or brings a padding mask, fails.
+transformers' own sdpa path is exact for packed `position_ids` only without an attention mask and without a cache;
+otherwise it silently leaks between documents. Here document borders are explicit (`cu_seq_lens`), and a call without
+them, or with a padding mask, fails.
 
-Each backend is a transformers attention key of its own, ``slt_varlen_<backend>`` (without "flash" or "sdpa" in it:
-transformers applies rules of its own to such names). Packed blocks only; load a model with `attention="sdpa"` to
+Each backend has its own transformers attention key, ``slt_varlen_<backend>`` (without "flash" or "sdpa" in it:
+transformers treats such names specially). Packed blocks only; load a model with `attention="sdpa"` to
 generate or to train on padded batches, or switch with `model.set_attn_implementation("sdpa")`.
 
 Backends, best first: ``fa4`` (flash-attn-4, Hopper and later), ``fa3`` (flash_attn_interface), ``fa2`` (flash-attn),
@@ -42,7 +42,7 @@ AMPERE = (8, 0)
 
 
 def choose(name: str, device: torch.device | str, dtype: torch.dtype = torch.bfloat16) -> str:
-    """The backend for packed attention on ``device``, logged with the reason each better one was passed over.
+    """The backend for packed attention on ``device``, logged with the reason against each better one.
 
     Args:
         name: a backend, or `auto` for the best that works here.
@@ -59,9 +59,9 @@ def choose(name: str, device: torch.device | str, dtype: torch.dtype = torch.bfl
             )
         log.info("packed attention: %s (forced by the recipe)", name)
         return name
-    passed = {backend: _obstacle(backend, device, dtype) for backend in BACKENDS}
-    chosen = next(backend for backend in BACKENDS if passed[backend] is None)
-    reasons = "; ".join(f"{backend}: {reason}" for backend, reason in passed.items() if reason)
+    obstacles = {backend: _obstacle(backend, device, dtype) for backend in BACKENDS}
+    chosen = next(backend for backend in BACKENDS if obstacles[backend] is None)
+    reasons = "; ".join(f"{backend}: {reason}" for backend, reason in obstacles.items() if reason)
     log.info("packed attention: %s (auto)%s", chosen, f"; not {reasons}" if reasons else "")
     return chosen
 
@@ -75,7 +75,7 @@ def check_model(model: PreTrainedModel) -> None:
     """Refuses a model that would accept a packed key and then attend across documents.
 
     Raises:
-        RecipeError: the model has its own attention code, or layers whose reach is not given by borders and window.
+        RecipeError: the model has its own attention code, or layers that borders and window do not limit.
     """
     if not model._supports_attention_backend:
         raise RecipeError(
@@ -113,10 +113,10 @@ def packed_kwargs(document_ids_BL: Tensor) -> Packed:
 
     Args:
         document_ids_BL: an id per position; a new document starts where the id changes, and at every row. Padding at
-            the end of a row is a document of its own with any id its neighbour does not have.
+            the end of a row is a separate document, with any id other than its neighbour's.
     Returns:
         `position_ids` [B, L] that restart per document, `cu_seq_lens_q` and `cu_seq_lens_k` int32 over the
-        flattened rows, `max_length_q` and `max_length_k`, and `use_cache` False. Pass no attention_mask beside them.
+        flattened rows, `max_length_q` and `max_length_k`, and `use_cache` False. Pass no attention_mask with them.
     """
     starts_BL = torch.ones_like(document_ids_BL, dtype=torch.bool)
     starts_BL[:, 1:] = document_ids_BL[:, 1:] != document_ids_BL[:, :-1]
@@ -157,7 +157,7 @@ def _obstacle(backend: str, device: torch.device, dtype: torch.dtype) -> str | N
 @cache
 def _kernel(backend: str) -> Callable[..., Any]:
     """The varlen function of a library. flash-attn-4 alone makes `flash_attn` an empty namespace package, so each
-    is found by the module that really holds it."""
+    is found by the module that really contains it."""
     module, function = {
         "fa4": ("flash_attn.cute", "flash_attn_varlen_func"),
         "fa3": ("flash_attn_interface", "flash_attn_varlen_func"),
@@ -178,7 +178,7 @@ def _no_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) ->
 
 @dataclass(frozen=True)
 class _Span:
-    """Who sees whom: documents between borders, causal or not, at most ``window`` positions back."""
+    """Which positions see which: documents between borders, causal or not, at most ``window`` positions back."""
 
     borders: Tensor
     longest: int
@@ -224,7 +224,7 @@ def _attention_function(backend: str) -> Callable[..., tuple[Tensor, None]]:
 
 
 def _refuse(attention_mask: Tensor | None, options: dict[str, object]) -> None:
-    """Raises for anything that would be computed wrongly rather than not at all."""
+    """Raises for anything that would otherwise be computed wrongly."""
     if attention_mask is not None or options.get("cu_seq_lens_q") is None or options.get("max_length_q") is None:
         raise ValueError(
             "packed attention needs cu_seq_lens_q and max_length_q and no attention_mask; pass"
@@ -266,7 +266,7 @@ def _window_mask(length: int, span: _Span, device: torch.device) -> Tensor | Non
 
 def _torch_varlen(q_NHC: Tensor, k_NHC: Tensor, v_NHC: Tensor, span: _Span) -> Tensor:
     attend, longest = _kernel("torch_varlen"), span.longest
-    # torch 2.12 wants to be told about grouped heads, 2.11 does not know the word
+    # torch 2.12 needs an argument for grouped heads, 2.11 does not have it
     grouped = {"enable_gqa": q_NHC.shape[1] != k_NHC.shape[1]} if _takes(attend, "enable_gqa") else {}
     return attend(
         q_NHC, k_NHC, v_NHC, span.borders, span.borders, longest, longest,

@@ -13,7 +13,7 @@ GELU_SECOND_MOMENT = 0.4252
 
 
 class ConnectorLinear(nn.Linear):
-    """A linear layer that knows the standard deviation its new weights start with."""
+    """A linear layer that knows the standard deviation of its new weights."""
 
     def __init__(self, inputs: int, outputs: int, init_std: float) -> None:
         super().__init__(inputs, outputs)
@@ -26,10 +26,10 @@ class ConnectorLinear(nn.Linear):
 
 
 class Connector(nn.Module):
-    """[..., D] visual tokens -> [..., E] LLM embeddings. No output norm: an embedding table has none either.
+    """[..., D] visual tokens -> [..., E] LLM embeddings. No output norm, as an embedding table has none.
 
     New weights are scaled so that inputs of unit RMS (the encoder ends in LayerNorm) come out with ``output_rms``: a
-    frozen LLM then sees visual tokens of the size of its own embeddings from the first step.
+    frozen LLM then sees visual tokens as large as its own embeddings from the first step.
     """
 
     def __init__(self, width: int, hidden: int, embed: int, output_rms: float) -> None:

@@ -47,7 +47,7 @@ class ContrastiveModel(nn.Module):
         self.log_token_scale = nn.Parameter(torch.tensor([math.log(1 / config.initial_temperature)]))
         for head in (self.sentence_head, self.word_head, self.text_sentence_head, self.text_token_head):
             nn.init.normal_(head.weight, std=head.in_features**-0.5)
-        # ZeRO-3 takes parameters of one precision only, and casts none that are beside a model it has partitioned
+        # ZeRO-3 takes parameters of one precision only, and casts none outside the model it has partitioned
         for name, parameter in self.named_parameters():
             if not name.startswith("visual."):
                 parameter.data = parameter.data.to(visual.dtype)

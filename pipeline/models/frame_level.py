@@ -31,7 +31,7 @@ def normalise(frames_NHWC: Tensor, mean: Sequence[float], std: Sequence[float], 
 
 
 def vision_config(path: str) -> PreTrainedConfig:
-    """Config of the vision tower in a folder; of a dual encoder (CLIP, SigLIP) the vision half."""
+    """Config of the vision tower in a folder; for a dual encoder (CLIP, SigLIP), of its vision half."""
     config = AutoConfig.from_pretrained(path)
     half = getattr(config, "vision_config", None)
     config = config if half is None else half
@@ -75,7 +75,7 @@ def pooled_width(config: PreTrainedConfig, pool: str) -> int:
 class FrameBackbone(nn.Module):
     """Runs the backbone over packed frames and pools each frame to one vector [N, D or 2D].
 
-    Gradients are built only when a backbone weight wants one, and a backbone without any runs in eval mode.
+    Builds gradients only if a backbone weight needs one; otherwise the backbone runs in eval mode.
     """
 
     def __init__(self, model: PreTrainedModel, pool: str, image_pixels: int, frames_per_pass: int) -> None:
@@ -100,7 +100,7 @@ class FrameBackbone(nn.Module):
 
     @property
     def trains(self) -> bool:
-        """Whether any backbone weight (LoRA included) wants a gradient."""
+        """Whether any backbone weight (LoRA included) needs a gradient."""
         return any(parameter.requires_grad for parameter in self.model.parameters())
 
     def forward(self, pixels_NCHW: Tensor) -> Tensor:

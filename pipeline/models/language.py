@@ -1,4 +1,4 @@
-"""The causal language model and its tokenizer: loading, and the pieces other modules take from any of them."""
+"""The causal language model and its tokenizer: loading them, and parts that other modules use."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pipeline.models.attention import KEY_PREFIX, check_model
 from pipeline.models.pretrained import (
     check_vocabulary,
     drop_generation_settings,
+    log_dropout,
+    log_tokenizer_settings,
     set_end_ids,
-    tell_dropout,
-    tell_tokenizer,
 )
 
 log = logging.getLogger(__name__)
@@ -120,18 +120,18 @@ def _tiny_llm(
 def load_language(
     config: LlmConfig, dtype: torch.dtype, attention: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """`load_llm` and `load_tokenizer` of a recipe, which must fit each other; settings they bring are told.
+    """`load_llm` and `load_tokenizer` of a recipe, which must fit each other; logs the settings they bring.
 
     Raises:
-        RecipeError: either cannot be used, or the tokenizer makes ids that the model has no embedding for.
+        RecipeError: either cannot be used, or the tokenizer makes ids without an embedding.
     """
     tokenizer = load_tokenizer(config)
     llm = load_llm(config, dtype, attention)
     check_vocabulary(llm, tokenizer, "model.llm")
     source = str(config.path or config.tokenizer)
     set_end_ids(llm, tokenizer, source)
-    tell_dropout(llm.config, source)
-    tell_tokenizer(tokenizer, source)
+    log_dropout(llm.config, source)
+    log_tokenizer_settings(tokenizer, source)
     return llm, tokenizer
 
 
@@ -141,7 +141,7 @@ def decoder(llm: PreTrainedModel) -> nn.Module:
 
 
 def output_head(llm: PreTrainedModel) -> nn.Module:
-    """What turns the decoder's hidden states into logits, including the scaling some families apply after it."""
+    """Turns the decoder's hidden states into logits, including the scaling that some families apply after."""
     config = llm.config.get_text_config()
     softcap = getattr(config, "final_logit_softcapping", None)
     # Cohere multiplies by logit_scale, Granite divides by logits_scaling
@@ -163,8 +163,8 @@ class _ScaledHead(nn.Module):
 
 
 def embedding_rms(llm: PreTrainedModel) -> float:
-    """Root mean square of what the input embeddings give for every id: some models (Gemma 3) scale a row after the
-    look-up, so the table alone is too small. All ranks must call: ZeRO-3 gathers the table for it."""
+    """Root mean square of the input embeddings of all ids: some models (Gemma 3) scale a row after the look-up, so the
+    table alone is too small. All ranks must call: ZeRO-3 gathers the table."""
     embedding: Any = llm.get_input_embeddings()
     weight = embedding.weight
     partitioned = hasattr(weight, "ds_id")  # set by DeepSpeed on parameters it has sharded

@@ -48,7 +48,7 @@ class LlavaSltConfig(PreTrainedConfig):
         visual_config, text_config: nested configs of the encoder and the LLM.
         connector_hidden: hidden width of the MLP.
         connector_tokens: word | frame; which level of the encoder the LLM reads.
-        connector_rms: RMS new connector weights give their outputs, normally that of the LLM's embedding table.
+        connector_rms: RMS of the outputs of new connector weights, normally that of the LLM's embedding table.
         prompt: template around the visual tokens, with `{video}` once.
         video_token_id: placeholder id in `input_ids`.
         loss_chunk_tokens: labelled positions whose logits exist at once.
@@ -98,8 +98,8 @@ class LlavaSltOutput(ModelOutput):
 class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """Video and prompt -> spoken-language text. Sub-modules: `visual`, `connector`, `llm`.
 
-    Build it with `pipeline.models.registry.build_llava_slt` or `from_pretrained`. Parts whose parameters all are
-    frozen run without a graph (visual) or let gradients through (llm); see `forward`.
+    Build it with `pipeline.models.registry.build_llava_slt` or `from_pretrained`. A fully frozen part runs without a
+    graph (visual) or passes gradients through (llm); see `forward`.
     """
 
     config_class = LlavaSltConfig
@@ -117,11 +117,11 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
         visual: HierarchicalVisualEncoder | None = None,
         llm: PreTrainedModel | None = None,
     ) -> None:
-        """``visual`` and ``llm``: already loaded parts to use instead of new ones of the nested configs."""
+        """``visual`` and ``llm``: loaded parts to use instead of new ones from the nested configs."""
         super().__init__(config)
         self.visual = AutoModel.from_config(config.visual_config) if visual is None else visual
         self.llm = AutoModelForCausalLM.from_config(config.text_config) if llm is None else llm
-        # `generate` gets this model's settings; the LLM's own, which older folders keep in config.json, fill no gaps
+        # `generate` gets this model's settings only, not the LLM's own, which older folders keep in config.json
         self.llm.generation_config = GenerationConfig()
         config.visual_config, config.text_config = self.visual.config, self.llm.config
         self.connector = Connector(
@@ -140,8 +140,8 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def train(self, mode: bool = True) -> LlavaSltForConditionalGeneration:
         """As `nn.Module.train`, but fully frozen parts stay in eval mode: no dropout in what never learns.
 
-        A frozen LLM with gradient checkpointing differs in one thing: transformers checkpoints layers in train mode
-        only, so the layers alone, and nothing inside them, are in it (`checkpoint_in_eval`).
+        A frozen LLM with gradient checkpointing is an exception: transformers checkpoints layers in train mode only, so
+        its layers, but nothing inside them, are in train mode (`checkpoint_in_eval`).
         """
         super().train(mode)
         if mode and not _trains(self.visual):
@@ -165,7 +165,7 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def encode_video(self, frames: Tensor, frame_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Visual tokens in the LLM's embedding space, packed [M, E] in sample order, and how many each sample has [B].
 
-        No graph is built for the encoder when none of its parameters wants a gradient.
+        No graph is built for the encoder if none of its parameters needs a gradient.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.visual)):
             output = self.visual(frames, frame_lengths)
@@ -220,7 +220,7 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
             labels: [B, L], -100 = not scored; the shift by one happens in the loss.
             frames: uint8 [N, H, W, 3], all samples' frames one after another.
             frame_lengths: [B], frames per sample.
-            min_chunks: how often the head is called at least for the loss (`token_cross_entropy`).
+            min_chunks: minimum number of head calls for the loss (`token_cross_entropy`).
             kwargs: transformers' own, passed on to the LLM (`position_ids`, `past_key_values`, `use_cache`,
                 `logits_to_keep`).
 
@@ -269,10 +269,10 @@ def _trains(module: nn.Module) -> bool:
 
 
 def checkpoint_in_eval(module: nn.Module) -> None:
-    """Eval mode for a frozen part, with gradient checkpointing still at work: saving memory changes no number.
+    """Eval mode for a frozen part that still uses gradient checkpointing: saving memory changes no number.
 
-    transformers recomputes a layer only while that layer says that it trains. So it says so when it is called, and
-    is in eval mode again while it computes, in the first pass as in the recomputation.
+    transformers recomputes a layer only if it is in train mode. So the layer is in train mode when called, and in
+    eval mode while it computes, both in the first pass and in the recomputation.
     """
     module.eval()
     layers: list[Any] = [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]

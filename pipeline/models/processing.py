@@ -1,14 +1,14 @@
 """Text around the video: prompt template -> token ids, batches for training and generation, ids -> text.
 
-Spaces. A prompt must tokenise to the very ids that stage 1 saw around a gloss, so ids are never made from fragments.
+Spaces. A prompt must tokenise to the ids that stage 1 saw around a gloss, so ids are never made from fragments.
 The template is rendered with a stand-in word where the video goes (``signs: X sentence:``), tokenised once as a
 whole, and cut at character offsets: what ends before the stand-in is *before*, what begins after it is *after*. The
 space in front of a word belongs to that word's token (byte-level BPE and sentencepiece agree on this), hence the
-space in front of ``{video}`` goes with the video, and the answer is the tokens of ``" " + text`` behind the prompt.
+space in front of ``{video}`` goes with the video, and the answer is the tokens of ``" " + text`` after the prompt.
 A document or prompt starts with bos if the tokenizer defines one that is not also eos; an answer ends with eos.
 
 Control tokens. The prompt is written by the recipe's author, so a ``<|im_start|>`` in it is that token. An answer is
-data: whatever it spells, no control token comes of it but the eos behind it (`shards.text_tokens`).
+data: whatever it spells, its only control token is the eos after it (`shards.text_tokens`).
 
 Legend: B samples, L text positions, T frames.
 """
@@ -47,7 +47,7 @@ class Prompts(TypedDict):
 
 
 class Answers(Prompts):
-    """Prompts with their answers behind them."""
+    """Prompts followed by their answers."""
 
     labels: Tensor
     """int64 [B, L], -100 except answer and eos."""
@@ -55,7 +55,7 @@ class Answers(Prompts):
 
 @dataclass(frozen=True)
 class ProcessorOptions:
-    """What must travel with the tokenizer so that a folder alone can translate.
+    """What must be stored with the tokenizer so that a folder alone can translate.
 
     Attributes:
         prompt: template with ``{video}`` once.
@@ -128,9 +128,9 @@ class LlavaSltProcessor:
 
     def answer_ids(self, text: str) -> list[int]:
         """Tokens of ``" " + text`` as they follow the prompt, then eos."""
-        found = self._texts.behind(self._head(), f" {text.strip()}")
-        first = found.own.index(True) if True in found.own else len(found.ids)
-        return [*found.ids[first:], self.eos_id]
+        tokens = self._texts.behind(self._head(), f" {text.strip()}")
+        first = tokens.own.index(True) if True in tokens.own else len(tokens.ids)
+        return [*tokens.ids[first:], self.eos_id]
 
     def decode(self, ids_BL: Tensor, end_ids: Sequence[int] = ()) -> list[str]:
         """New tokens of `generate` -> texts: cut at the first eos or other id of ``end_ids``, special tokens dropped,
@@ -187,7 +187,7 @@ class LlavaSltProcessor:
         return [*([] if bos is None else [bos]), *(ids[i] for i in lead)], ids[inner[-1] + 1 :]
 
     def _head(self) -> str:
-        """The rendered prompt an answer is tokenised behind."""
+        """The rendered prompt that precedes an answer."""
         return self.options.prompt.replace(VIDEO_FIELD, STAND_IN).rstrip()
 
     def _pad(self, rows: list[list[int]], left: bool) -> Prompts:

@@ -1,4 +1,4 @@
-"""Recipe sections -> models. The one place that knows how parts are built and put together.
+"""Recipe sections -> models. Only this file knows how parts are built and put together.
 
 Everything here may be called while a ZeRO-3 `HfDeepSpeedConfig` is alive: parts are built by `from_config` and
 `from_pretrained` only (a plain constructor would initialise partitioned, empty tensors), then handed to the model
@@ -23,7 +23,7 @@ from pipeline.errors import RecipeError
 from pipeline.models import frame_level
 from pipeline.models.language import embedding_rms, load_language, load_llm, load_tokenizer
 from pipeline.models.llava_slt import LlavaSltConfig, LlavaSltForConditionalGeneration
-from pipeline.models.pretrained import check_prompt, tell_dropout
+from pipeline.models.pretrained import check_prompt, log_dropout
 from pipeline.models.processing import LlavaSltProcessor, ProcessorOptions
 from pipeline.models.text_encoder import TextEncoder
 from pipeline.models.visual import IMAGE_MEAN, IMAGE_STD, HierarchicalVisualEncoder, VisualEncoderConfig
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 def build_visual(config: VisualConfig, image_pixels: int, dtype: torch.dtype) -> HierarchicalVisualEncoder:
     """The visual encoder of a recipe: an exported one (`path`) or a new one around a backbone.
 
-    Backbone weights are left trainable as `backbone.train` says (of an export: as it was trained). Raises RecipeError
+    Backbone weights stay trainable as `backbone.train` says (in an export: as it was trained). Raises RecipeError
     for a path that holds something else and for sizes that do not fit together.
     """
     if config.path is not None:
@@ -63,13 +63,13 @@ def build_visual(config: VisualConfig, image_pixels: int, dtype: torch.dtype) ->
         centre_clips=config.centre_clips,
         backbone_fingerprint=_fingerprint(config.backbone, image_pixels, (mean, std)),
     )
-    parts = {} if weights is None else {"backbone": _mark_loaded(weights)}
-    encoder = AutoModel.from_config(encoder_config, dtype=dtype, **parts)
+    loaded = {} if weights is None else {"backbone": _mark_loaded(weights)}
+    encoder = AutoModel.from_config(encoder_config, dtype=dtype, **loaded)
     if config.backbone.train == "lora":
         encoder.add_lora(config.backbone.lora_rank, config.backbone.lora_alpha)
     encoder.freeze_backbone()
     if config.backbone.path is not None and encoder.backbone.trains:
-        tell_dropout(backbone_config, config.backbone.path)
+        log_dropout(backbone_config, config.backbone.path)
     return encoder
 
 
@@ -100,7 +100,7 @@ def build_llava_slt(
 ) -> tuple[LlavaSltForConditionalGeneration, LlavaSltProcessor]:
     """Visual encoder, new connector and LLM of a recipe as one model, and its processor.
 
-    New connector weights make its outputs as large as the LLM's embeddings. Freezing is the stage's business.
+    New connector weights make its outputs as large as the LLM's embeddings. The stage freezes parts.
     Raises RecipeError when a part is missing or the parts do not fit.
     """
     if model.llm is None or model.visual is None:
@@ -122,14 +122,14 @@ def build_llava_slt(
         connector_rms=embedding_rms(llm),
         prompt=prompt,
     )
-    token_ids = llm.generation_config  # the whole model's from here on
-    whole = AutoModel.from_config(config, dtype=dtype, visual=_mark_loaded(visual), llm=_mark_loaded(llm))
-    whole.generation_config = token_ids
-    return whole, processor
+    token_ids = llm.generation_config  # from here on the whole model's
+    llava_slt = AutoModel.from_config(config, dtype=dtype, visual=_mark_loaded(visual), llm=_mark_loaded(llm))
+    llava_slt.generation_config = token_ids
+    return llava_slt, processor
 
 
 def _mark_loaded(part: PreTrainedModel) -> PreTrainedModel:
-    """Marks a part as initialised, the way `from_pretrained` does, so that the model around it leaves it alone."""
+    """Marks a part as initialised, as `from_pretrained` does, so that the model around it keeps its weights."""
     for module in part.modules():
         module._is_hf_initialized = True  # type: ignore[assignment]
     return part
@@ -153,13 +153,13 @@ def _exported_visual(path: str, image_pixels: int, dtype: torch.dtype) -> Hierar
             f"data.image_pixels: {image_pixels}, but the encoder in {path!r} was trained on {config.image_pixels};"
             f" set it to {config.image_pixels}."
         )
-    if not config.backbone_fingerprint:  # trained with the encoder: this export is where its backbone comes from
+    if not config.backbone_fingerprint:  # trained with the encoder: its backbone comes from this export
         identity = [weights_digest(Path(path)), config.pool, config.image_pixels, config.image_mean, config.image_std]
         config.backbone_fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     encoder = HierarchicalVisualEncoder.from_pretrained(path, config=config, dtype=dtype)
     encoder.freeze_backbone()
     if encoder.backbone.trains:
-        tell_dropout(config.backbone_config, path)
+        log_dropout(config.backbone_config, path)
     return encoder
 
 
@@ -199,12 +199,12 @@ def _tiny_vit(sizes: TinyVit, image_pixels: int) -> PreTrainedConfig:
 
 
 def _fingerprint(config: BackboneConfig, image_pixels: int, normalisation: tuple[list[float], list[float]]) -> str:
-    """What decides the pooled features of a pretrained backbone that stays frozen; empty for any other."""
+    """Identity of the pooled features of a frozen pretrained backbone; empty for any other."""
     if config.path is None or config.train != "frozen":
         return ""
-    found = cached_file(config.path, "config.json")
-    assert found is not None  # the backbone has been loaded from there
-    identity = [weights_digest(Path(found).parent), config.pool, image_pixels, *normalisation]
+    config_file = cached_file(config.path, "config.json")
+    assert config_file is not None  # the backbone has been loaded from there
+    identity = [weights_digest(Path(config_file).parent), config.pool, image_pixels, *normalisation]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 
 
@@ -222,8 +222,8 @@ def weights_digest(folder: Path) -> str:
 def _normalisation(path: str | None) -> tuple[list[float], list[float]]:
     """Image mean and std from the backbone's preprocessor_config.json, else [0, 255] -> [-1, 1]."""
     name = "preprocessor_config.json"
-    found = None if path is None else cached_file(path, name, _raise_exceptions_for_missing_entries=False)
-    content: dict[str, Any] = {} if found is None else json.loads(Path(found).read_text())
+    file = None if path is None else cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+    content: dict[str, Any] = {} if file is None else json.loads(Path(file).read_text())
     if path is not None and "image_mean" not in content:
         log.warning("%s has no %s with image_mean; frames are scaled to [-1, 1]", path, name)
     elif path is not None:

@@ -6,7 +6,7 @@ A folder per encoder fingerprint holds *parts*. A part is complete or absent (wr
                               /sentence.f32  [n, E]
                               /tokens.f32    [sum of counts, D]
 
-Another encoder, option or set of weights has another fingerprint and never meets these files.
+Another encoder, option or set of weights has another fingerprint and never reads these files.
 
 Legend: B texts, L text tokens, D width of the token features, E width of the sentence feature.
 """
@@ -35,7 +35,7 @@ INDEX_NAME, SENTENCE_NAME, TOKENS_NAME = "index.json", "sentence.f32", "tokens.f
 TEXTS_PER_WRITE = 4096
 """Texts whose features are in memory at once."""
 STATISTICS_BYTES = 16 << 20
-"""Float64 numbers that `TextFeatureCache.statistics` has in memory at once, about three times over."""
+"""Float64 numbers `TextFeatureCache.statistics` reads at once; memory holds about three times as many."""
 
 
 class TextFeatureCache:
@@ -63,26 +63,26 @@ class TextFeatureCache:
         (case, spaces) share the features of the first in sorted order.
 
         Raises:
-            DataError: features are missing afterwards, which means that the ranks do not share ``dir``.
+            DataError: features are missing afterwards: the ranks do not share ``dir``.
         """
         wait = barrier or (lambda: None)
         folder = self.dir / encoder.fingerprint[:32]
         folder.mkdir(parents=True, exist_ok=True)
-        wanted: dict[int, str] = {}
+        text_of_hash: dict[int, str] = {}
         for text in sorted(texts):
-            wanted.setdefault(text_hash(text), text)
+            text_of_hash.setdefault(text_hash(text), text)
         self._open(folder)
-        missing = sorted(hash_ for hash_ in wanted if hash_ not in self._rows)
-        wait()  # nobody writes before everybody has listed: shares are cut from one and the same list
+        missing = sorted(hash_ for hash_ in text_of_hash if hash_ not in self._rows)
+        wait()  # no rank writes before all have listed: their shares come from the same list
         share = missing[rank::world_size]
         if share:
-            log.info("encoding %d of %d texts for %s", len(share), len(wanted), folder)
-            _write_part(folder, share, [wanted[hash_] for hash_ in share], encoder)
+            log.info("encoding %d of %d texts for %s", len(share), len(text_of_hash), folder)
+            _write_part(folder, share, [text_of_hash[hash_] for hash_ in share], encoder)
         wait()
         self._open(folder)
-        if absent := [hash_ for hash_ in wanted if hash_ not in self._rows]:
+        if absent := [hash_ for hash_ in text_of_hash if hash_ not in self._rows]:
             raise DataError(
-                f"{len(absent)} of {len(wanted)} texts have no cached features after every rank wrote its share",
+                f"{len(absent)} of {len(text_of_hash)} texts have no cached features after every rank wrote its share",
                 where=str(folder),
                 fix="put run_dir on a file system that all hosts share",
             )
@@ -117,7 +117,7 @@ class TextFeatureCache:
         Raises:
             DataError: a text was never encoded.
         """
-        found = []
+        rows = []
         for hash_ in hashes:
             if hash_ not in self._rows:
                 raise DataError(
@@ -126,24 +126,24 @@ class TextFeatureCache:
                     fix="the cache covers the texts given to build(); build it from the shards that are being read",
                 )
             part, row = self._rows[hash_]
-            found.append((part.sentence[row], part.tokens[part.starts[row] : part.starts[row + 1]]))
-        sentence_BE = torch.from_numpy(np.stack([sentence for sentence, _ in found]))
-        tokens = [torch.from_numpy(np.array(rows)) for _, rows in found]
+            rows.append((part.sentence[row], part.tokens[part.starts[row] : part.starts[row + 1]]))
+        sentence_BE = torch.from_numpy(np.stack([sentence for sentence, _ in rows]))
+        tokens = [torch.from_numpy(np.array(tokens_LD)) for _, tokens_LD in rows]
         tokens_BLD = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
-        count_B = torch.tensor([len(rows) for rows in tokens])
+        count_B = torch.tensor([len(tokens_LD) for tokens_LD in tokens])
         return sentence_BE, tokens_BLD, torch.arange(tokens_BLD.shape[1])[None, :] < count_B[:, None]
 
     def _open(self, folder: Path) -> None:
-        parts = sorted(path.parent for path in folder.glob(f"part-*/{INDEX_NAME}"))
+        folders = sorted(path.parent for path in folder.glob(f"part-*/{INDEX_NAME}"))
         self._rows = {}
-        for part in (_Part(path) for path in parts):
+        for part in (_Part(path) for path in folders):
             for row, hash_ in enumerate(part.hashes):
                 self._rows.setdefault(hash_, (part, row))
 
 
 def _pieces(path: Path, width: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Rows of a float32 file as float64 [n, width], with the number of the first one. Read, not mapped: touched pages
-    of a mapping stay with the process."""
+    """Rows of a float32 file as float64 [n, width], with the number of the first one. Read, not mapped: pages of a
+    mapping would stay in the process's memory."""
     count = max(1, STATISTICS_BYTES // (8 * width))
     with path.open("rb") as file:
         start = 0
@@ -193,10 +193,10 @@ class _Part:
         tokens = int(self.starts[-1])
         shapes = {SENTENCE_NAME: (len(self.hashes), index["width"]), TOKENS_NAME: (tokens, index["token_width"])}
         for name, (rows, width) in shapes.items():
-            found, expected = (path / name).stat().st_size, rows * width * 4
-            if found != expected:
+            size, expected = (path / name).stat().st_size, rows * width * 4
+            if size != expected:
                 raise DataError(
-                    f"{found} bytes, the index promises {expected}",
+                    f"{size} bytes, the index promises {expected}",
                     where=str(path / name),
                     fix=f"delete {path}; its texts are encoded again",
                 )
@@ -205,7 +205,7 @@ class _Part:
 
 
 def _write_part(folder: Path, hashes: list[int], texts: list[str], encoder: TextEncoder) -> None:
-    """Encodes one rank's share piece by piece into a folder of its own, then renames it into place."""
+    """Encodes one rank's share piece by piece into a separate folder, then renames it into place."""
     name = hashlib.sha256(np.array(hashes, dtype=np.int64).tobytes()).hexdigest()[:16]
     final = folder / f"part-{name}"
     temporary = folder / f"tmp-{name}-{os.getpid()}"

@@ -21,7 +21,7 @@ from transformers.integrations import deepspeed as zero3
 from pipeline.config.schema import TextEncoderConfig
 from pipeline.errors import DataError, RecipeError
 from pipeline.models.language import bos_id, decoder
-from pipeline.models.pretrained import check_positions, check_vocabulary, tell_tokenizer
+from pipeline.models.pretrained import check_positions, check_vocabulary, log_tokenizer_settings
 from shards.text_tokens import TextTokens
 
 
@@ -44,7 +44,7 @@ class TextEncoder:
 
     Token features cover the text's own tokens only, never special or prefix tokens: their last hidden states, or with
     `token_features: embeddings` their input embedding rows. With a byte-level BPE tokenizer a prefix that ends in a
-    space (`" "` will do) makes the first word's token the one it is inside a sentence. Control tokens in a prefix are
+    space (`" "` will do) gives the first word the token it has inside a sentence. Control tokens in a prefix are
     those tokens; a text that spells one gets the ids of its characters (`shards.text_tokens`).
     """
 
@@ -94,13 +94,13 @@ class TextEncoder:
             "model.text_encoder.max_tokens" + " and the bos token" * bos,
             "model.text_encoder.path", "lower max_tokens",
         )  # fmt: skip
-        tell_tokenizer(tokenizer, config.path)
+        log_tokenizer_settings(tokenizer, config.path)
         nn.Module.to(model, device)
         return encoder
 
     @property
     def width(self) -> int:
-        """D, the width of token and sentence features alike."""
+        """D, the width of both token and sentence features."""
         return int(self.model.config.get_text_config().hidden_size)
 
     @cached_property
@@ -149,8 +149,8 @@ class TextEncoder:
     def _tokenise(self, text: str) -> tuple[list[int], list[bool]]:
         """Ids with special and prefix tokens, and which of them are the text's own."""
         config, llm = self.config, self.config.kind == "llm"
-        found = self._texts.behind(config.prefix, text, special=not llm, most=config.max_tokens)
-        ids, own = found.ids, found.own
+        tokens = self._texts.behind(config.prefix, text, special=not llm, most=config.max_tokens)
+        ids, own = tokens.ids, tokens.own
         if llm and (bos := bos_id(self.tokenizer)) is not None:
             ids, own = [bos, *ids], [False, *own]
         if not any(own):
@@ -181,10 +181,10 @@ class TextEncoder:
 def _without_zero3() -> Iterator[None]:
     """Hides a live `HfDeepSpeedConfig` from `from_pretrained`: this model is never wrapped by an engine."""
     reference = zero3._hf_deepspeed_config_weak_ref
-    held = None if reference is None else reference()
+    config = None if reference is None else reference()
     zero3.unset_hf_deepspeed_config()
     try:
         yield
     finally:
-        if held is not None:
-            zero3.set_hf_deepspeed_config(held)
+        if config is not None:
+            zero3.set_hf_deepspeed_config(config)

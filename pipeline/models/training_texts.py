@@ -1,7 +1,7 @@
-"""Whether a language model was trained on the very sentences that a later stage is scored on.
+"""Whether a language model was trained on the sentences that a later stage is scored on.
 
-An export says in ``recipe.resolved.yaml`` what it was trained on. Where the text sets are still there, the sentences of
-an evaluation are looked for in them: scores on sentences that the language model has read measure memory.
+An export says in ``recipe.resolved.yaml`` what it was trained on. If the text sets still exist, an evaluation's
+sentences are looked up in them: scores on sentences that the language model has read measure memory.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _TEXT_STAGE = "continued_pretraining"
 
 
 def training_texts(export: str | Path) -> list[tuple[str, str]]:
-    """(shard set, split) of the texts that the language model in an export was trained on; empty where none is told.
+    """(shard set, split) of the texts that an export's language model was trained on; empty if none is recorded.
 
     Args:
-        export: of stage 1, or of a later stage, whose recipe names the export that its language model came from.
+        export: of stage 1, or of a later stage whose recipe names the export of its language model.
     """
     seen: set[Path] = set()
     folder = Path(export)
@@ -47,18 +47,18 @@ def _value(recipe: Any, *names: str) -> Any:
     return recipe
 
 
-def tell_known_texts(
+def warn_of_known_texts(
     export: str | Path | None, texts: Sequence[str], storage_options: Mapping[str, object] | None = None
 ) -> dict[str, object] | None:
-    """Warn of evaluation texts that the language model in an export has read.
+    """Warn of evaluation texts that an export's language model was trained on.
 
     Args:
-        export: folder of the language model; None: there is none.
+        export: folder of the language model; None if there is none.
         texts: the references of the evaluation, one per sample.
-        storage_options: of the object store that text sets lie in.
+        storage_options: of the object store that holds the text sets.
 
     Returns:
-        What was found, for a report; None where nothing can be told.
+        The findings, for a report; None if they are unknown.
     """
     sources = training_texts(export) if export is not None else []
     if not sources or not texts:
@@ -68,26 +68,26 @@ def tell_known_texts(
     try:
         gone = [folder.location for folder, _ in folders if not folder.exists(MANIFEST_NAME)]
         if gone:
-            log.info("%s: its training texts are not there any more (%s), so they are not compared", export, gone[0])
+            log.info("%s: its training texts (%s) no longer exist, so they are not compared", export, gone[0])
             return None
-        found = known_texts(texts, folders)
+        overlap = known_texts(texts, folders)
     except DataError as error:
         log.warning("%s: its training texts cannot be compared: %s", export, error)
         return None
-    if found.known:
-        _warn(found, names)
-    return {"shards": dict(sources), **dataclasses.asdict(found)}
+    if overlap.known:
+        _warn(overlap, names)
+    return {"shards": dict(sources), **dataclasses.asdict(overlap)}
 
 
-def _warn(found: KnownTexts, names: str) -> None:
+def _warn(overlap: KnownTexts, names: str) -> None:
     log.warning(
         "%d of %d evaluation texts are among the%s %d documents that the language model was trained on (%s), such as"
         " %r: scores on them measure memory. Build the text from the training split of the videos:"
         " slt shards build text --paths train=VIDEO_SET",
-        found.known,
-        found.samples,
-        "" if found.complete else " first",
-        found.documents,
+        overlap.known,
+        overlap.samples,
+        "" if overlap.complete else " first",
+        overlap.documents,
         names,
-        found.example,
+        overlap.example,
     )

@@ -51,10 +51,10 @@ class VisualEncoderConfig(PreTrainedConfig):
         backbone_train: frozen | lora | full; which backbone weights `freeze_backbone` leaves trainable.
         lora_rank, lora_alpha: adapters present in the weights (rank 0 = none).
         frames_per_pass: frames per backbone forward, 0 = all.
-        centre_clips: subtract every clip's mean frame feature, which is what signer, clothes and background add to
+        centre_clips: subtract every clip's mean frame feature: what signer, clothes and background add to
             all of its frames (as cepstral mean normalisation does for a speaker's channel). Still clips keep theirs.
         backbone_fingerprint: identity of a pretrained backbone's weights and preprocessing, from `build_visual`;
-            empty where they were made or changed by training. Says which stored frame features belong to it.
+            empty if training made or changed them. Says which stored frame features belong to it.
     """
 
     model_type = "slt_visual"
@@ -120,12 +120,12 @@ class VisualOutput(ModelOutput):
 
 
 STILL_CLIP = 1e-4
-"""A clip is still when its frames' squared distances from their mean are less than this part of their squares: one
-hundredth of their size. Centring it would leave noise, the same for every still clip."""
+"""A clip is still if its frames' squared distances from their mean are less than this part of their squares: one
+hundredth of their size. Centring it would leave only noise."""
 
 
 def _centred(frames_ND: Tensor, by_frame: Layout, frame_lengths_B: Tensor) -> Tensor:
-    """Frame features minus the mean over their own clip; a still clip (one frame, too) is left as it is."""
+    """Frame features minus the mean over their own clip; still clips (and single frames) are unchanged."""
     lengths_B = frame_lengths_B.to(frames_ND.device)
     mean_BD = by_frame.spread(frames_ND).sum(1) / lengths_B[:, None].to(frames_ND.dtype)
     with torch.no_grad():
@@ -169,7 +169,7 @@ class HierarchicalVisualEncoder(PreTrainedModel):
     _no_split_modules = ["TemporalBlock"]  # noqa: RUF012
 
     def __init__(self, config: VisualEncoderConfig, backbone: PreTrainedModel | None = None) -> None:
-        """``backbone``: an already loaded vision model to use instead of a new one of ``config.backbone_config``."""
+        """``backbone``: a loaded vision model to use instead of a new one from ``config.backbone_config``."""
         super().__init__(config)
         model = frame_level.new_backbone(config.backbone_config) if backbone is None else backbone
         config.backbone_config = model.config
@@ -209,7 +209,7 @@ class HierarchicalVisualEncoder(PreTrainedModel):
             parameter.requires_grad_(mode == "full" or (mode == "lora" and "lora_" in name))
 
     def pooled(self, frames_NHWC: Tensor) -> Tensor:
-        """uint8 frames -> what the backbone makes of each, [N, pooled width]; what feature shards store."""
+        """uint8 frames -> pooled backbone features [N, pooled width], as feature shards store them."""
         config = self.config
         return self.backbone(frame_level.normalise(frames_NHWC, config.image_mean, config.image_std, self.dtype))
 
@@ -219,7 +219,7 @@ class HierarchicalVisualEncoder(PreTrainedModel):
         Args:
             frames_NHWC: uint8 frames of all samples, one sample after another; or, as floats [N, pooled width], their
                 stored `pooled` features, which skip the (frozen) backbone.
-            frame_lengths_B: frames of each sample, every one at least 1; they sum to N.
+            frame_lengths_B: frames of each sample, at least 1 each; they sum to N.
         Raises:
             DataError: lengths that do not fit the frames, an empty clip, or a clip longer than ``max_frames``.
         """

@@ -1,9 +1,9 @@
 """Word level of the visual encoder: attention inside short spans of frames, then strided merging T -> ceil(T / stride).
 
 Everything runs on *packed* rows: the frames of all samples stand one after another with no padding, and only
-attention sees them arranged as ``[groups, slots]`` with an exact mask. A sample's output therefore cannot depend on
-how long its batch mates are. The shape of the hierarchy follows the neighbours of LLaVA-SLT (arXiv 2412.16524 does
-not publish it): GFSLT-VLP reduces T to about T/4, Sign2GPT attends locally.
+attention sees them arranged as ``[groups, slots]`` with an exact mask. So a sample's output cannot depend on the
+length of other samples in the batch. The hierarchy follows the neighbours of LLaVA-SLT (arXiv 2412.16524 does not
+publish its shape): GFSLT-VLP reduces T to about T/4, Sign2GPT attends locally.
 
 Legend: B samples, N packed rows, G groups, K slots per group, H heads, C channels per head, D width.
 """
@@ -185,7 +185,7 @@ class WordLevel(nn.Module):
 
 @dataclass(frozen=True)
 class WordLevelSizes:
-    """What `WordLevel` is built from."""
+    """Sizes of `WordLevel`."""
 
     width: int
     layers: int

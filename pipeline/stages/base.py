@@ -1,4 +1,4 @@
-"""What a stage is: a model, a loss, a freeze plan and what a batch holds. The trainer knows nothing else about it.
+"""What a stage is: a model, a loss, a freeze plan and a batch format. The trainer knows nothing else about it.
 
 A stage is complete once it is constructed: `Stage.build` loads what it needs and hands it to the constructor.
 """
@@ -29,10 +29,10 @@ HeldOut = TypeVar("HeldOut", bound=Mapping[str, object])
 
 @dataclass(slots=True)
 class LossParts:
-    """What one micro-batch adds to the step: ``loss`` to call backward on and sums to report."""
+    """What one micro-batch adds to the step: a ``loss`` to call backward on, and sums to report."""
 
     loss: torch.Tensor
-    """Scalar; already divided so that the mean over ranks of the sum over micro-batches is the step's loss."""
+    """Scalar; already scaled so that the mean over ranks of the sum over micro-batches is the step's loss."""
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     """Detached scalars, summed over micro-batches and ranks by the trainer."""
 
@@ -64,7 +64,7 @@ class ExportPlan:
 
 @dataclass(frozen=True, slots=True)
 class ExportCard:
-    """What the model card says of an export."""
+    """What the model card says about an export."""
 
     what: str
     pipeline_tag: str
@@ -74,15 +74,15 @@ class ExportCard:
 
 
 class EvaluationStopped(Exception):
-    """The run was asked to stop: the evaluation that is under way has no result."""
+    """The run was asked to stop: the current evaluation has no result."""
 
 
 class Stage(abc.ABC, Generic[Batch]):
     """What all stages have; implement `SummedStage` or `CachedStage`. Methods that run a model: all ranks must call.
 
     Args:
-        context: the rank and run it is built for.
-        module: what the engine trains, complete; the engine keeps this very object. It is frozen as planned.
+        context: its rank and run.
+        module: what the engine trains, complete; the engine keeps this object. It is frozen as planned.
 
     Raises:
         RecipeError: the freeze plan leaves nothing to train.
@@ -106,7 +106,7 @@ class Stage(abc.ABC, Generic[Batch]):
     @classmethod
     @abc.abstractmethod
     def plan_options(cls, recipe: Recipe, train: bool) -> PlanOptions:
-        """How the sources become items."""
+        """How sources become items."""
 
     @classmethod
     def plan(cls, recipe: Recipe, sources: list[SourceConfig], train: bool) -> Plan:
@@ -122,17 +122,17 @@ class Stage(abc.ABC, Generic[Batch]):
     @classmethod
     @abc.abstractmethod
     def build(cls, context: StageContext, plans: Plans) -> Self:
-        """The stage with its model, on every rank. Refuses shard sets that do not fit the model, and does what is to
-        be done once before training (caches).
+        """The stage with its model, on every rank. Refuses shard sets that do not fit the model, and does
+        the one-time work before training (caches).
 
-        Runs inside the ZeRO-3 context where the recipe asks for it. Raises RecipeError.
+        Runs inside the ZeRO-3 context if the recipe asks for it. Raises RecipeError.
         """
 
     # -- model -----------------------------------------------------------------------------------------------------
     @abc.abstractmethod
     def freeze_plan(self) -> dict[str, bool]:
         """Top-level part of the module -> whether it trains. Every parameter's first name part must be listed;
-        parameters that are frozen already (a frozen backbone) stay frozen."""
+        already frozen parameters (a frozen backbone) stay frozen."""
 
     # -- data ------------------------------------------------------------------------------------------------------
     @abc.abstractmethod
@@ -150,11 +150,11 @@ class Stage(abc.ABC, Generic[Batch]):
         stop_requested: Callable[[], bool],
         max_samples: int = 0,
     ) -> Iterator[tuple[HeldOut, list[int]]]:
-        """Held-out micro-batches on the device, each with the numbers of the samples it stands for.
+        """Held-out micro-batches on the device, each with the numbers of its samples.
 
-        All ranks get equally many (`EvalLoader.padded`): one that stands for no sample is computed and forgotten. A
-        rank that is asked to stop ends it for all: an evaluation may take longer than the time there is to save. Every
-        batch is one collective; all ranks must call.
+        All ranks get equally many (`EvalLoader.padded`): the result of one without samples is dropped. A rank that is
+        asked to stop ends it for all, because an evaluation may take longer than the time left to save. Every batch
+        is one collective; all ranks must call.
 
         Args:
             stop_requested: whether this rank was asked to stop.
@@ -176,7 +176,7 @@ class Stage(abc.ABC, Generic[Batch]):
         return sums
 
     def flops_per_step(self, batches: list[Batch]) -> float:
-        """Model FLOPs (forward + backward) of this rank's micro-batches; 0 where unknown."""
+        """Model FLOPs (forward + backward) of this rank's micro-batches; 0 if unknown."""
         del batches
         return 0.0
 
@@ -186,7 +186,7 @@ class Stage(abc.ABC, Generic[Batch]):
         """Metrics on the recipe's held-out sources; equal on every rank.
 
         Args:
-            model: calls the module with the engine's hooks, here as below.
+            model: calls the module with the engine's hooks, as in `probe`.
             stop_requested: for `held_out`.
 
         Raises:
@@ -200,12 +200,12 @@ class Stage(abc.ABC, Generic[Batch]):
 
     @abc.abstractmethod
     def write_export_files(self, folder: Path) -> ExportPlan:
-        """Write config, tokenizer and processor files; say which parameters the exported weights consist of."""
+        """Write config, tokenizer and processor files; returns which parameters are exported."""
 
     @classmethod
     @abc.abstractmethod
     def exported(cls, folder: Path, probe: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """The outputs of `probe` again, by an export that is loaded as a user would load it."""
+        """The outputs of `probe` again, from an export loaded as a user would load it."""
 
 
 class SummedStage(Stage[Batch]):
@@ -221,7 +221,7 @@ class CachedStage(Stage[Batch]):
 
     @abc.abstractmethod
     def features(self, model: Callable[..., Any], batch: Batch) -> dict[str, torch.Tensor]:
-        """The tensors the loss is made of, for one micro-batch."""
+        """The tensors that the loss needs, for one micro-batch."""
 
     @abc.abstractmethod
     def contrast(self, features: list[dict[str, torch.Tensor]], batches: list[Batch]) -> LossParts:

@@ -1,5 +1,5 @@
-"""What the micro-batches of each stage hold, and how raw samples become them: picklable callables without a model,
-run in loader workers.
+"""What each stage's micro-batches hold, and how they are made from raw samples: by picklable callables without a
+model, in loader workers.
 
 Shape suffixes: B items of the micro-batch, L tokens, D documents of a row.
 """
@@ -23,10 +23,10 @@ T = TypeVar("T")
 
 
 class MicroBatch(TypedDict):
-    """What the trainer counts in the micro-batches of any stage."""
+    """What the trainer counts in every stage's micro-batches."""
 
     valid_tokens: int
-    """Label tokens (or samples) of the micro-batch: what its loss is a sum over."""
+    """Label tokens (or samples) that the micro-batch's loss sums over."""
     samples: int
 
 
@@ -59,13 +59,13 @@ def fetch_pack(reader: SampleReader, item: np.ndarray) -> list[Pack]:
 @dataclass(frozen=True, slots=True)
 class PackCollate:
     """Packs -> fixed [B, block] rows. Labels are -100 on the first token of every document and on padding, so
-    that no token is predicted from another document; the padded tail is a document of its own."""
+    that no token is predicted from another document; the padded tail is a separate document."""
 
     block_tokens: int
     pad_id: int
 
     def __call__(self, items: list[list[Pack]]) -> PackedBatch:
-        """``items``: of every row its packs, more than one where a document was replaced."""
+        """``items``: the packs of every row, more than one if a document was replaced."""
         shape = (len(items), self.block_tokens)
         ids_BL = np.full(shape, self.pad_id, dtype=np.int64)
         labels_BL = np.full(shape, IGNORE_LABEL, dtype=np.int64)
@@ -114,7 +114,7 @@ class TranslationCollate:
 
 
 def to_device(batch: T, device: torch.device) -> T:
-    """Tensors of a (nested) micro-batch moved without blocking; everything else as it is."""
+    """A (nested) micro-batch with its tensors moved without blocking, the rest unchanged."""
     moved: Any = batch
     if isinstance(batch, torch.Tensor):
         moved = batch.to(device, non_blocking=True)

@@ -27,7 +27,7 @@ from pipeline.stages.batches import TranslationBatch, TranslationCollate
 from pipeline.stages.connector_positions import check_answers, check_prompt
 from pipeline.stages.data import Plans, StageContext, open_set
 from pipeline.stages.freezing import frozen_names
-from pipeline.stages.video import VideoStage, check_video, of_all_ranks
+from pipeline.stages.video import VideoStage, check_video, merge_over_ranks
 from shards.order.options import PlanOptions
 
 
@@ -69,7 +69,7 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
             checkpoint_gradients(llava)
         check_answers(llava.llm, processor, plans)
         stage = cls(context, llava, processor)
-        # the encoder may be one that trained its backbone: stored features fit now that it is frozen
+        # an encoder that trained its backbone takes stored features, too, now that it is frozen
         check_video(context, plans, llava.visual, model.llm.path if model.llm is not None else None)
         return stage
 
@@ -81,9 +81,7 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
 
     def loss(self, model: Callable[..., Any], batch: TranslationBatch, normaliser: Normaliser) -> LossParts:
         chunks = label_chunks(batch["labels"], self.module.config.loss_chunk_tokens)
-        if (
-            self.context.zero_stage == 3
-        ):  # every call of the head is a collective there: all ranks call it equally often
+        if self.context.zero_stage == 3:  # every call of the head is a collective: all ranks must call it equally often
             chunks = int(dist.all_reduce_max(torch.tensor(chunks, device=self.device)))
         output = model(
             min_chunks=chunks,
@@ -108,14 +106,14 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
             return {}
         synced = self.context.world_size > 1 and self.context.zero_stage == 3
         options = replace(generation(config), synced=synced)
-        found: dict[int, tuple[str, str]] = {}
+        texts_of_sample: dict[int, tuple[str, str]] = {}
         for batch, samples in self.held_out(
             sources, CollatePrompts(self.processor), stop_requested, config.eval_samples
         ):
             texts = translate_batch(self.module, self.processor, batch, options)
-            for sample, text, row in zip(samples, texts, batch["rows"], strict=False):  # padding stands for no sample
-                found[sample] = (text, row.text)
-        pairs = of_all_ranks(found)
+            for sample, text, row in zip(samples, texts, batch["rows"], strict=False):  # padding has no samples
+                texts_of_sample[sample] = (text, row.text)
+        pairs = merge_over_ranks(texts_of_sample)
         scores = score([text for text, _ in pairs], [reference for _, reference in pairs], config.score_protocol)
         return {"eval/bleu4": scores.bleu4, "eval/rouge_l": scores.rouge_l, "eval/samples": float(len(pairs))}
 
@@ -132,7 +130,7 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
         if self.module.generation_config is not None:
             self.module.generation_config.save_pretrained(folder)
         self.processor.save_pretrained(folder)
-        # how the training shards store video: `slt translate` brings any other video into this form first
+        # how the training shards store video: `slt translate` converts any other video to this form
         stored = open_set(self.recipe.data, self.recipe.data.train[0].shards).manifest.options
         if "video" in stored:
             (folder / VIDEO_FORM).write_text(json.dumps(stored["video"], indent=1), encoding="utf-8")
@@ -152,5 +150,5 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
 
 
 def generation(config: ConnectorStageConfig) -> GenerationOptions:
-    """How held-out texts are searched for."""
+    """How held-out texts are generated."""
     return GenerationOptions(num_beams=config.num_beams, max_new_tokens=config.max_new_tokens)

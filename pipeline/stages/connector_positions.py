@@ -1,4 +1,4 @@
-"""Whether what the connector stage gives to its LLM fits the LLM's table of positions; told before the first step."""
+"""Checks before the first step that the connector stage's inputs fit the LLM's table of positions."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def check_prompt(llm: Any, processor: LlavaSltProcessor, recipe: Recipe) -> None
 
 
 def check_answers(llm: Any, processor: LlavaSltProcessor, plans: Plans) -> None:
-    """Answers of the training data are not cut: where the LLM has a table of positions each must fit behind the prompt
-    of its clip. Raises RecipeError naming the longest."""
+    """Training answers are not cut: each must fit the LLM's table of positions, if it has one, after the prompt of its
+    clip. Raises RecipeError naming the longest."""
     if position_limit(llm) is None:
         return
     samples, options = plans.train.samples, plans.train.options

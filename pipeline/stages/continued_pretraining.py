@@ -1,7 +1,7 @@
 """Continued pretraining: next-token prediction on packed documents, to adapt an LLM to the sign domain.
 
 The corpus mixes plain text with "words in sign order -> sentence" pairs (see `shards.corpora.text`): the LLM is
-frozen in the connector stage, so whatever it will do with word-like embeddings is learned here (arXiv 2412.16524,
+frozen in the connector stage, so all it does with word-like embeddings is learned here (arXiv 2412.16524,
 "linguistic continued pretraining").
 """
 
@@ -158,14 +158,14 @@ class ContinuedPretraining(SummedStage[PackedBatch]):
 
 
 def check_tokenizer(plans: list[Plan], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse shards that were tokenised for another model. Raises RecipeError."""
-    wanted = tokenizer_fingerprint(tokenizer)
+    """Refuse shards tokenised for another model. Raises RecipeError."""
+    expected = tokenizer_fingerprint(tokenizer)
     for source in (source for plan in plans for source in plan.sources):
-        found = source.shard_set.manifest.options.get("tokenizer")
-        if found != wanted:
+        recorded = source.shard_set.manifest.options.get("tokenizer")
+        if recorded != expected:
             raise RecipeError(
-                f"{source.shard_set.dir}: was tokenised with another tokenizer (fingerprint {found}) than "
-                f"model.llm uses ({wanted}); rebuild the shards with `slt shards build text --tokenizer ...`"
+                f"{source.shard_set.dir}: was tokenised with another tokenizer (fingerprint {recorded}) than "
+                f"model.llm uses ({expected}); rebuild the shards with `slt shards build text --tokenizer ...`"
             )
 
 

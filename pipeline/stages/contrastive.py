@@ -28,7 +28,7 @@ from pipeline.stages.contrastive_loss import contrastive_loss
 from pipeline.stages.data import Plans, StageContext
 from pipeline.stages.freezing import frozen_names
 from pipeline.stages.held_out_retrieval import HeldOutPair, held_out_metrics, pairs_of
-from pipeline.stages.video import VideoStage, check_video, of_all_ranks
+from pipeline.stages.video import VideoStage, check_video, merge_over_ranks
 from shards.order.options import PlanOptions
 from shards.order.plan import Plan
 
@@ -62,7 +62,7 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
 
     @classmethod
     def build(cls, context: StageContext, plans: Plans) -> Self:
-        """Encodes every distinct text once, each rank its share; the text encoder does not stay."""
+        """Encodes every distinct text once, each rank its share; does not keep the text encoder."""
         recipe, model = context.recipe, context.recipe.model
         assert model.visual is not None and model.text_encoder is not None  # checked when the recipe was loaded
         encoder = build_text_encoder(model.text_encoder, context.device)
@@ -79,8 +79,8 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         return cls(context, module, cache)
 
     def freeze_plan(self) -> dict[str, bool]:
-        parts = ("visual", "sentence_head", "word_head", "text_sentence_head", "text_token_head")
-        return {part: True for part in (*parts, "log_scale", "log_token_scale")}
+        towers = ("visual", "sentence_head", "word_head", "text_sentence_head", "text_token_head")
+        return {part: True for part in (*towers, "log_scale", "log_token_scale")}
 
     def collate(self) -> ContrastiveCollate:
         return ContrastiveCollate()
@@ -106,16 +106,16 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         sources, config = self.recipe.data.eval, self.recipe.contrastive
         if not sources:
             return {}
-        found: dict[int, HeldOutPair] = {}
+        pair_of_sample: dict[int, HeldOutPair] = {}
         token_scale = 0.0
         with torch.no_grad():
             for batch, samples in self.held_out(sources, self.collate(), stop_requested):
                 features = self.features(model, batch)
                 token_scale = float(clamped_scale(features["log_token_scale"].float(), config.max_logit_scale))
                 pairs = pairs_of(features, batch["text_ids_B"], config)
-                found.update(zip(samples, pairs[: len(samples)], strict=True))  # a padding batch stands for no sample
-            metrics = held_out_metrics(of_all_ranks(found), config, token_scale, self.device)
-        # every rank must find the same checkpoint the best one, also where devices round differently
+                pair_of_sample.update(zip(samples, pairs[: len(samples)], strict=True))  # padding has no samples
+            metrics = held_out_metrics(merge_over_ranks(pair_of_sample), config, token_scale, self.device)
+        # all ranks must agree on the best checkpoint, even if devices round differently
         return {f"eval/{name}": value for name, value in dist.broadcast_object(metrics).items()}
 
     def outputs(
@@ -142,7 +142,7 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
 def check_texts(plan: Plan) -> None:
     """Refuse a training plan that cannot fill a batch with distinct texts. Raises RecipeError.
 
-    Sets in object stores are looked at here for the first time, all others before the ranks start, too.
+    Sets in object stores are checked here first; all others also before the ranks start.
     """
     batch = plan.options.unique_texts_window
     if batch and (text := too_few_texts(batch, len(plan.samples.column("text_hash").unique()))):

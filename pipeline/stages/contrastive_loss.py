@@ -1,6 +1,6 @@
 """The loss of the contrastive stage over this rank's share of the global batch.
 
-Negatives are the whole global batch, whatever the number of ranks and micro-batches: local loss with
+Negatives are the whole global batch, for any number of ranks and micro-batches: local loss with
 gather-with-grad, cached-gradient accumulation (GradCache, arXiv 2101.06983).
 
 Shape suffixes: B samples, S word tokens, L text tokens, E embedding.
@@ -21,13 +21,13 @@ from pipeline.stages.held_out_retrieval import SENTENCE, TOKEN, TRAINED
 def contrastive_loss(
     features: list[dict[str, torch.Tensor]], text_ids_B: torch.Tensor, config: ContrastiveConfig, rank: int
 ) -> LossParts:
-    """The loss by the objective of the recipe. All ranks must call.
+    """The loss of the recipe's objective. All ranks must call.
 
     Args:
         features: of every micro-batch of this rank, from `ContrastiveModel` with the text's ``tokens_mask_BL``.
-        text_ids_B: of all micro-batches together; equal texts are no negatives of each other.
+        text_ids_B: of all micro-batches together; equal texts are not negatives of each other.
         config: objective, weights and the largest logit scale.
-        rank: this one.
+        rank: this rank.
     """
     scale = clamped_scale(features[0]["log_scale"].float(), config.max_logit_scale)
     token_scale = clamped_scale(features[0]["log_token_scale"].float(), config.max_logit_scale)

@@ -67,7 +67,7 @@ def held_out_loader(
     collate: Callable[..., Mapping[str, Any]],
     max_samples: int = 0,
 ) -> EvalLoader:
-    """One pass over a held-out plan, as many items as `train.eval_batches` says, whatever the world size.
+    """One pass over a held-out plan: as many items as `train.eval_batches` says, at any world size.
 
     ``max_samples`` (0 = no limit) is a further limit on the items.
     """

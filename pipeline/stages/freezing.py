@@ -1,4 +1,4 @@
-"""What of a model trains, what stays as it is, and which layers a model may not have."""
+"""Which parts of a model train, which stay frozen, and which layers a model may not have."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def apply_freeze_plan(module: nn.Module, plan: dict[str, bool]) -> list[str]:
 
 
 def check_layers(module: nn.Module) -> None:
-    """Refuse layers whose output for one sample depends on the others beside it: the loss would change with the
-    micro-batch and the number of ranks. Fixed statistics, as a frozen part has, are fine.
+    """Refuse layers whose output for one sample depends on other samples: the loss would change with the micro-batch
+    and the number of ranks. Fixed statistics, as in a frozen part, are fine.
 
     Raises:
         RecipeError: a batch normalisation (or its kind) that would use the statistics of the batch.
     """
-    module.train()  # what is frozen stays in eval mode by itself
+    module.train()  # frozen parts stay in eval mode by themselves
     mixing = [
         name
         for name, part in module.named_modules()
@@ -51,25 +51,25 @@ def check_layers(module: nn.Module) -> None:
         fix = f"it is frozen, but stores no statistics to use instead; {fix}"
     raise RecipeError(
         f"{len(mixing)} layers mix the samples of a micro-batch, the first is {mixing[0]} ({type(layer).__name__}):"
-        f" losses would depend on train.micro_batch and the number of ranks. To mend: {fix}."
+        f" losses would depend on train.micro_batch and the number of ranks. Fix: {fix}."
     )
 
 
 def frozen_names(module: nn.Module) -> list[str]:
-    """Names of frozen parameters: what a checkpoint leaves out."""
+    """Names of frozen parameters, which a checkpoint leaves out."""
     return [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
 
 
 def frozen_buffers(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
     """Saved buffers of modules that train nothing, such as the statistics of a frozen batch normalisation."""
-    found = []
+    buffers = []
     for prefix, owner in module.named_modules():
         if any(parameter.requires_grad for parameter in owner.parameters(recurse=False)):
             continue
         for name, buffer in owner.named_buffers(recurse=False):
             if name not in owner._non_persistent_buffers_set:
-                found.append((f"{prefix}.{name}", buffer))
-    return found
+                buffers.append((f"{prefix}.{name}", buffer))
+    return buffers
 
 
 def bytes_of(tensor: torch.Tensor) -> bytes:

@@ -1,5 +1,5 @@
-"""Held-out retrieval of the contrastive stage by the similarities that its objective trains: a head without a gradient
-is not asked.
+"""Held-out retrieval of the contrastive stage by the similarities that its objective trains; untrained heads are not
+used.
 
 Shape suffixes: B samples of a batch, N all samples, S word tokens, L text tokens, E embedding.
 """
@@ -22,7 +22,7 @@ SENTENCE, TOKEN = "sentence", "token"
 TRAINED = {"sentence": (SENTENCE,), "token": (TOKEN,), "both": (SENTENCE, TOKEN)}
 """Similarities that have a loss, per objective."""
 MAX_SIMILARITIES = 1 << 24
-"""Similarities of single tokens that exist at once."""
+"""Token similarities in memory at once."""
 
 Scores = tuple[ScoreRows, ScoreRows]
 """Video to text, text to video."""
@@ -34,19 +34,19 @@ class HeldOutPair:
 
     text_id: int
     sides: dict[str, tuple[Tensor, Tensor]]
-    """Per trained similarity the video's and the text's embeddings: [E] each for `sentence`, the real tokens [S, E] and
+    """The video's and the text's embeddings per trained similarity: [E] each for `sentence`, the real tokens [S, E] and
     [L, E] for `token`."""
 
 
 def pairs_of(features: dict[str, Tensor], text_ids_B: Tensor, config: ContrastiveConfig) -> list[HeldOutPair]:
     """The samples of a batch of the stage's features."""
-    kept = {name: value.detach().cpu() for name, value in features.items()}
+    on_cpu = {name: value.detach().cpu() for name, value in features.items()}
 
     def sides(name: str, at: int) -> tuple[Tensor, Tensor]:
         if name == SENTENCE:
-            return kept["video_BE"][at], kept["text_BE"][at]
-        words_SE, tokens_LE = kept["words_BSE"][at], kept["tokens_BLE"][at]
-        return words_SE[kept["words_mask_BS"][at].bool()], tokens_LE[kept["tokens_mask_BL"][at].bool()]
+            return on_cpu["video_BE"][at], on_cpu["text_BE"][at]
+        words_SE, tokens_LE = on_cpu["words_BSE"][at], on_cpu["tokens_BLE"][at]
+        return words_SE[on_cpu["words_mask_BS"][at].bool()], tokens_LE[on_cpu["tokens_mask_BL"][at].bool()]
 
     return [
         HeldOutPair(text_id, {name: sides(name, at) for name in TRAINED[config.objective]})
@@ -82,11 +82,13 @@ def held_out_metrics(
             if name == SENTENCE
             else _token_scores(_padded(video, device), _padded(text, device), token_scale)
         )
-    parts = {name: flat_metrics(retrieval_from_scores(*scores[name], text_ids_N)) for name in scores}
-    whole = parts[next(iter(parts))]
-    if len(parts) > 1:
-        whole = flat_metrics(retrieval_from_scores(*_sum(scores, config.token_weight), text_ids_N))
-    return whole | {f"{part}/{name}": value for part, found in parts.items() for name, value in found.items()}
+    metrics = {name: flat_metrics(retrieval_from_scores(*scores[name], text_ids_N)) for name in scores}
+    objective_metrics = metrics[next(iter(metrics))]
+    if len(metrics) > 1:
+        objective_metrics = flat_metrics(retrieval_from_scores(*_sum(scores, config.token_weight), text_ids_N))
+    return objective_metrics | {
+        f"{kind}/{name}": value for kind, values in metrics.items() for name, value in values.items()
+    }
 
 
 def _sum(scores: dict[str, Scores], token_weight: float) -> Scores:
@@ -111,8 +113,8 @@ def _token_scores(words: Tokens, tokens: Tokens, token_scale: float) -> Scores:
         step = max(1, MAX_SIMILARITIES // (queries.mask_BK.shape[1] * keys.mask_BK.numel()))
 
         def scores(rows: slice) -> np.ndarray:
-            parts = [slice(start, min(start + step, rows.stop)) for start in range(rows.start, rows.stop, step)]
-            return torch.cat([token_similarity(queries, part, keys, token_scale).cpu() for part in parts]).numpy()
+            slices = [slice(start, min(start + step, rows.stop)) for start in range(rows.start, rows.stop, step)]
+            return torch.cat([token_similarity(queries, part, keys, token_scale).cpu() for part in slices]).numpy()
 
         return scores
 

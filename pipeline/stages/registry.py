@@ -9,7 +9,7 @@ from pipeline.stages.base import AnyStage
 
 
 def stage_class(name: str) -> type[AnyStage]:
-    """The class of a stage of the list. Only this stage is imported."""
+    """The class of a listed stage. Imports only this stage."""
     module, _, attribute = STAGES[name].implementation.partition(":")
     stage: type[AnyStage] = getattr(importlib.import_module(module), attribute)
     return stage

@@ -1,4 +1,4 @@
-"""What the stages that read video have in common: clips of a plan, stored features that must fit, fixed clips to probe.
+"""What the video stages share: clips of a plan, checks of stored features, fixed clips for probes.
 
 Shape suffixes: B samples, N packed frames, H W C image.
 """
@@ -15,7 +15,7 @@ from pipeline import dist
 from pipeline.config.schema import Recipe
 from pipeline.errors import RecipeError
 from pipeline.inference.clips import FetchFrames, check_fingerprints, holds_features
-from pipeline.models.training_texts import tell_known_texts
+from pipeline.models.training_texts import warn_of_known_texts
 from pipeline.models.visual import HierarchicalVisualEncoder
 from pipeline.stages.base import Batch, Stage
 from pipeline.stages.data import Plans, StageContext
@@ -48,25 +48,25 @@ class VideoStage(Stage[Batch]):
     def probe(self, model: Callable[..., Any]) -> dict[str, torch.Tensor]:
         frames_NHWC, lengths_B = probe_frames(self.recipe.data.image_pixels, self.device)
         with torch.no_grad():
-            found = self.outputs(model, frames_NHWC, lengths_B)
-        found = {"frames": frames_NHWC, "frame_lengths": lengths_B, **found}
-        return {name: value.cpu() for name, value in found.items()}
+            outputs = self.outputs(model, frames_NHWC, lengths_B)
+        tensors = {"frames": frames_NHWC, "frame_lengths": lengths_B, **outputs}
+        return {name: value.cpu() for name, value in tensors.items()}
 
     @abc.abstractmethod
     def outputs(
         self, model: Callable[..., Any], frames_NHWC: torch.Tensor, lengths_B: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Outputs (float32) that an exported model must repeat for these two clips, and further inputs of theirs."""
+        """Outputs (float32) that an exported model must repeat for these two clips, and their other inputs."""
 
 
 def check_video(
     context: StageContext, plans: Plans, encoder: HierarchicalVisualEncoder, text_model: str | None
 ) -> None:
-    """Refuse stored features that do not fit, and tell of held-out texts that a model has been trained on.
+    """Refuse stored features that do not fit, and warn of held-out texts that a model was trained on.
 
     Args:
         encoder: the visual encoder of the stage, frozen as planned.
-        text_model: folder of the model that reads or writes the texts the stage is scored on; None where it has none.
+        text_model: folder of the model that reads or writes the scored texts; None if there is none.
 
     Raises:
         RecipeError: as `check_features`.
@@ -75,7 +75,7 @@ def check_video(
         check_features(plan, encoder)
     if context.rank == 0:
         texts = [text for plan in plans.held_out for text in plan.samples.column("text").to_pylist()]
-        tell_known_texts(text_model, texts, context.recipe.data.storage_options)
+        warn_of_known_texts(text_model, texts, context.recipe.data.storage_options)
 
 
 def check_features(plan: Plan, encoder: HierarchicalVisualEncoder) -> None:
@@ -93,14 +93,14 @@ def check_features(plan: Plan, encoder: HierarchicalVisualEncoder) -> None:
     check_fingerprints(plan, encoder.config.backbone_fingerprint)
 
 
-def of_all_ranks(found: dict[int, T]) -> list[T]:
-    """What every rank found for its samples, in the order of the samples; equal on every rank. All ranks must call."""
-    merged = {sample: value for part in dist.gather_objects(found) for sample, value in part.items()}
+def merge_over_ranks(value_of_sample: dict[int, T]) -> list[T]:
+    """Every rank's values, in the order of the samples; equal on every rank. All ranks must call."""
+    merged = {sample: value for share in dist.gather_objects(value_of_sample) for sample, value in share.items()}
     return [merged[sample] for sample in sorted(merged)]
 
 
 def probe_frames(pixels: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two seeded random clips of unlike length: uint8 [N, H, W, 3] packed, lengths [2]."""
+    """Two seeded random clips of different lengths: uint8 [N, H, W, 3] packed, lengths [2]."""
     generator = torch.Generator().manual_seed(0)
     lengths_B = torch.tensor([9, 6])
     frames_NHWC = torch.randint(0, 256, (15, pixels, pixels, 3), generator=generator, dtype=torch.uint8)

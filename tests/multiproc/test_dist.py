@@ -13,7 +13,7 @@ import torch
 from pipeline import dist
 from pipeline.config.recipe_file import RecipeFile
 from pipeline.engine import recipe
-from pipeline.engine.recipe import Unresolved, file_of_run, read_alike
+from pipeline.engine.recipe import Unresolved, file_of_run, read_on_all_ranks
 from pipeline.errors import ClusterError, RecipeError, SltError
 from tests.ranks import run_ranks
 
@@ -28,12 +28,12 @@ def _agreed(rank: int, folder: Path) -> dict[str, Any]:
     given = Unresolved("demo_connector", (f"run_dir={folder}", "train.global_batch=8", "train.micro_batch=2"))
     recipe.check_inputs = lambda loaded: None  # type: ignore[attr-defined]
     with file_of_run(given, nullcontext) as file:
-        found: dict[str, Any] = {"file": file, "resolved": read_alike(file, ranks)}
+        found: dict[str, Any] = {"file": file, "resolved": read_on_all_ranks(file, ranks)}
     copy = RecipeFile(folder / str(rank) / file.path.name, file.sha256)
     copy.run_dir.mkdir()
     copy.path.write_bytes(file.path.read_bytes() + b"\n" * rank)
     for name, attempt in {
-        "other": lambda: read_alike(copy, ranks),
+        "other": lambda: read_on_all_ranks(copy, ranks),
         "wrong": file_of_run(Unresolved("demo_connector", ("train.global_batch=3",)), nullcontext).__enter__,
     }.items():
         try:

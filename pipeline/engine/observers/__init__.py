@@ -1,1 +1,1 @@
-"""What happens beside the steps of a run: each observer one file, all of them in `registry.OBSERVERS`."""
+"""What happens beside the steps of a run: one file per observer, listed in `registry.OBSERVERS`."""

@@ -9,7 +9,7 @@ from pipeline.errors import DivergedError
 
 
 class Divergence(Observer):
-    """Counts the consecutive steps that DeepSpeed did not apply, because gradients were not finite.
+    """Counts consecutive steps that DeepSpeed did not apply because gradients were not finite.
 
     Raises:
         DivergedError: more than `train.max_skipped_steps`, on every rank.

@@ -1,4 +1,4 @@
-"""Held-out metrics: before the first step, every `train.eval_every_steps`, and behind the last step."""
+"""Held-out metrics: before the first step, every `train.eval_every_steps`, and after the last step."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ logger = logging.getLogger(__name__)
 
 
 class Evaluate(Observer):
-    """Runs the stage's evaluation, and says when its best metric is better than all before.
+    """Runs the stage's evaluation, and says when its best metric beats all before.
 
-    Asked to stop meanwhile, it leaves the state as before it, and `TrainState.evaluation_due` for the run that resumes.
+    If asked to stop meanwhile, it restores the state and sets `TrainState.evaluation_due` for the run that resumes.
     """
 
     def on_start(self, wishes: Wishes) -> Metrics:
         state = self.training.state
         if state.step == 0:
-            return self.evaluate(Wishes())  # the untrained model is nothing to keep
+            return self.evaluate(Wishes())  # an untrained model is not worth keeping
         if not state.evaluation_due:
             return {}
         metrics = self.evaluate(wishes)
@@ -58,7 +58,7 @@ class Evaluate(Observer):
         return metrics
 
     def _stop_requested(self) -> bool:
-        # at step 0 there is nothing to save: a stop waits for the first step, where none has ended the process
+        # at step 0 there is nothing to save: a stop that did not end the process waits for the first step
         return self.training.stop.requested and self.training.state.step > 0
 
     def _is_best(self, metrics: Metrics) -> bool:

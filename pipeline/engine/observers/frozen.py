@@ -1,4 +1,4 @@
-"""Our own invariant: what the freeze plan froze has not moved by a bit when a run ends."""
+"""Our own invariant: no bit of a frozen part has changed when a run ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class FrozenParts(Observer):
-    """Compares the frozen parts at the end with those of the start."""
+    """Compares the frozen parts at the end with those at the start."""
 
     def __init__(self, training: Training) -> None:
         super().__init__(training)

@@ -16,7 +16,7 @@ from pipeline.engine.training import Training
 
 @dataclass(slots=True)
 class Interval:
-    """What has come together since the last row."""
+    """What was counted since the last row."""
 
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     steps: int = 0
@@ -51,7 +51,7 @@ class Log(Observer):
 
     def on_step(self, step: FinishedStep, wishes: Wishes, votes: int) -> Metrics:
         flops = 0.0
-        if self.peak is not None:  # from the batches on the host: reading lengths from a device would wait for it
+        if self.peak is not None:  # lengths on the host: reading them from a device would wait for it
             flops = self.training.stage.flops_per_step(list(step.batch.micro_batches))
         self.interval.add(step, flops)
         train, done = self.training.recipe.train, self.training.state.step

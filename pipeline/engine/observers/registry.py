@@ -1,4 +1,4 @@
-"""The observers of every run, in the order in which they have their turn; adding one is one file and one line here."""
+"""The observers of every run, in the order of their turns; adding one is one file and one line here."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ OBSERVERS: tuple[type[Observer], ...] = (
 
 
 def observers_of(training: Training) -> list[Observer]:
-    """The observers of a run, the same on every rank; last the one that saves, as any may wish for a checkpoint."""
+    """The observers of a run, equal on every rank; `Save` is last, because any other may ask for a checkpoint."""
     return [kind(training) for kind in (*OBSERVERS, Save)]

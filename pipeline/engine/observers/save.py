@@ -1,4 +1,4 @@
-"""Checkpoints: by steps, by minutes, behind the best evaluation, before a stop and at the end."""
+"""Checkpoints: by steps, by minutes, after the best evaluation, before a stop and at the end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.engine.training import Training
 
 
 class Save(Observer):
-    """Saves when something is due or somebody wishes it. The minutes are those of rank 0's clock."""
+    """Saves when a checkpoint is due or asked for. Minutes are by rank 0's clock."""
 
     def __init__(self, training: Training) -> None:
         super().__init__(training)

@@ -1,1 +1,1 @@
-"""Where the metrics of a run go: each sink one file, all of them in `registry.SINKS`."""
+"""Where the metrics of a run go: one file per sink, listed in `registry.SINKS`."""

@@ -6,11 +6,11 @@ from pipeline.config.schema import Recipe
 from pipeline.engine.training import Training
 
 Metrics = dict[str, float]
-"""Name -> value, of the step that the run stands at."""
+"""Name -> value, at the run's current step."""
 
 
 class Sink:
-    """Takes rows of metrics. Sinks are on rank 0 alone: no collectives.
+    """Takes rows of metrics. Sinks run only on rank 0: no collectives.
 
     Per run: `write` for every row, in the order of `registry.SINKS`, then `end` in reverse order unless an error ended
     the run, and always `close`.
@@ -20,7 +20,7 @@ class Sink:
         self.training = training
 
     @classmethod
-    def wanted(cls, recipe: Recipe) -> bool:
+    def enabled(cls, recipe: Recipe) -> bool:
         """Whether the recipe asks for it."""
         del recipe
         return True
@@ -32,4 +32,4 @@ class Sink:
         """There are no more rows."""
 
     def close(self) -> None:
-        """Give back what is held; also behind an error."""
+        """Release resources; called after an error, too."""

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class Console(Sink):
-    """Shows rows of training in the progress, rows of evaluation as a line."""
+    """Shows training rows in the progress bar, evaluation rows as a line."""
 
     def __init__(self, training: Training) -> None:
         super().__init__(training)

@@ -1,4 +1,4 @@
-"""``metrics.jsonl`` in the run directory: one JSON object per row, whatever else is written."""
+"""``metrics.jsonl`` in the run directory: one JSON object per row, in every run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.engine.training import Training
 
 
 class JsonLines(Sink):
-    """Appends every row; those of steps that a resumed run will repeat are dropped first."""
+    """Appends every row; first drops rows of steps that a resumed run will repeat."""
 
     def __init__(self, training: Training) -> None:
         super().__init__(training)

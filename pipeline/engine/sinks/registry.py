@@ -1,4 +1,4 @@
-"""The sinks of every run, in the order in which they get a row; adding one is one file and one line here."""
+"""All sinks, in the order in which they get a row; adding one is one file and one line here."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ SINKS: tuple[type[Sink], ...] = (JsonLines, TensorBoard, WeightsAndBiases, Conso
 
 
 def sinks_of(training: Training) -> list[Sink]:
-    """What the recipe asks for on rank 0, nothing on the others."""
-    return [kind(training) for kind in SINKS if training.ranks.is_main and kind.wanted(training.recipe)]
+    """The sinks that the recipe asks for on rank 0, none on other ranks."""
+    return [kind(training) for kind in SINKS if training.ranks.is_main and kind.enabled(training.recipe)]

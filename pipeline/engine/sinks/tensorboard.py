@@ -1,4 +1,4 @@
-"""The rows of metrics as TensorBoard events, where `train.tensorboard` asks for them."""
+"""Rows of metrics as TensorBoard events, if `train.tensorboard` is set."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TensorBoard(Sink):
             self._writer = SummaryWriter(str(self.folder), purge_step=training.state.step + 1)
 
     @classmethod
-    def wanted(cls, recipe: Recipe) -> bool:
+    def enabled(cls, recipe: Recipe) -> bool:
         return recipe.train.tensorboard
 
     def write(self, step: int, metrics: Metrics) -> None:

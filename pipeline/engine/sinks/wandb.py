@@ -1,4 +1,4 @@
-"""The rows of metrics at Weights & Biases, where `train.wandb_project` asks for it."""
+"""Rows of metrics to Weights & Biases, if `train.wandb_project` is set."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.errors import RecipeError
 
 
 class WeightsAndBiases(Sink):
-    """A W&B run under the recipe's name. Raises RecipeError where the library is not installed."""
+    """A W&B run under the recipe's name. Raises RecipeError if the library is not installed."""
 
     def __init__(self, training: Training) -> None:
         super().__init__(training)
@@ -26,7 +26,7 @@ class WeightsAndBiases(Sink):
         )
 
     @classmethod
-    def wanted(cls, recipe: Recipe) -> bool:
+    def enabled(cls, recipe: Recipe) -> bool:
         return recipe.train.wandb_project is not None
 
     def write(self, step: int, metrics: Metrics) -> None:

@@ -84,7 +84,7 @@ def test_another_host_is_believed_as_long_as_it_gives_signs_of_life(tmp_path: Pa
     """Its pid means nothing here, whether or not a process has it."""
     written(tmp_path, host="gpu7", system="another boot", pid=pid(), process_start="1")  # type: ignore[operator]
     age(tmp_path, 100)
-    message = r"in use by process \d+ on gpu7, started .* which gave a sign of life 100 s ago.* start again in 20 s"
+    message = r"in use by process \d+ on gpu7, started .* which was last seen alive 100 s ago.* start again in 20 s"
     with pytest.raises(RecipeError, match=message), hold(tmp_path, "new"):
         pass
     age(tmp_path, 21)

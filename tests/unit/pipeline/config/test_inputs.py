@@ -147,7 +147,7 @@ def test_pretrained_parts(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     check_inputs(load(write(world, CONTRASTIVE), ["model.llm.path=models/llm"]))  # not read by that stage
     (llm / "config.json").unlink()
-    assert "models/llm holds no config.json, so it is no Hugging Face model" in refused(CONNECTOR)[0]
+    assert "models/llm holds no config.json, so it is not a Hugging Face model" in refused(CONNECTOR)[0]
     assert refused(PRETRAINING, "model.llm.tokenizer=./tok")[0].endswith(
         "model.llm.tokenizer=./tok does not exist; name an existing folder or a hub id"
     )
@@ -160,7 +160,7 @@ def test_hub_ids_are_the_hub_s_business_unless_it_cannot_be_asked(world: Path, m
     check_inputs(load(write(world, CONNECTOR), sets))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert (
-        "is no folder here, and the hub cannot be asked for it (HF_HUB_OFFLINE); download it"
+        "is not a folder here, and the hub cannot be reached (HF_HUB_OFFLINE); download it"
         in refused(CONNECTOR, *sets)[0]
     )
     (world / "hub" / "models--Qwen--Qwen2.5-1.5B" / "snapshots").mkdir(parents=True)

@@ -146,7 +146,7 @@ def test_the_best_checkpoint_may_be_damaged_or_gone(tmp_path: Path, caplog: pyte
     assert checkpoints.best_checkpoint(tmp_path).step == 3 and "FALLING BACK to" in caplog.text
     shutil.rmtree(folders[0])
     assert checkpoints.best_checkpoint(tmp_path).step == 3
-    assert "the best checkpoint step-000001 is not there; using the newest" in caplog.text
+    assert "the best checkpoint step-000001 does not exist; using the newest" in caplog.text
 
 
 def test_a_part_that_cannot_be_read_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

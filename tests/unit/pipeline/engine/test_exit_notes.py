@@ -43,7 +43,7 @@ def main(monkeypatch: pytest.MonkeyPatch, told: list[dict[str, Any]], run_dir: P
         raise SystemExit(code)
 
     monkeypatch.setattr(run, "train", train)
-    monkeypatch.setattr(run, "read_alike", lambda file, ranks: None)
+    monkeypatch.setattr(run, "read_on_all_ranks", lambda file, ranks: None)
     monkeypatch.setattr(run.dist, "init", lambda: Ranks(0, 0, 1))
     monkeypatch.setattr(os, "_exit", leave)
     given = RecipeFile(run_dir / "recipe.resolved.yaml", "0" * 64)

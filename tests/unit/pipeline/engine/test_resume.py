@@ -83,7 +83,7 @@ def test_the_best_checkpoint_of_a_resumed_run_is_one_of_its_own_history(
     assert [path.name for path in complete_folders(tmp_path)] == ["step-000003", "step-000005"]
     (three / "COMPLETE").unlink()
     resume.restore_best(tmp_path, own)
-    assert best_name(tmp_path) == "" and f"{three}, is not there any more" in caplog.text
+    assert best_name(tmp_path) == "" and f"{three}, no longer exists" in caplog.text
     resume.restore_best(tmp_path, TrainState(step=5))
     assert len(caplog.records) == 1
 

@@ -125,7 +125,7 @@ def test_remarks_on_a_recipe_are_told_once(
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "1")
     monkeypatch.setattr(run.dist, "broadcast_object", lambda mine: mine or others)
-    monkeypatch.setattr(run, "read_alike", lambda file, ranks: None)
+    monkeypatch.setattr(run, "read_on_all_ranks", lambda file, ranks: None)
     monkeypatch.setattr(run, "train", lambda *_: (0, ""))
     capsys.readouterr()
     assert run.main(given, *STARTED) == 0

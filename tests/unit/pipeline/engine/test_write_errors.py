@@ -201,7 +201,7 @@ def test_a_folder_without_zero_shards(tmp_path: Path, content: object) -> None:
             (tmp_path / "deepspeed" / name).write_bytes(content)
         elif isinstance(content, dict):
             torch.save(content, tmp_path / "deepspeed" / name)
-    with pytest.raises(CheckpointError, match=rf"{tmp_path}/deepspeed is no ZeRO checkpoint: \S+") as error:
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}/deepspeed is not a ZeRO checkpoint: \S+") as error:
         zero.fp32_state(tmp_path, "deepspeed")
     assert error.value.__cause__ is not None
 

@@ -20,7 +20,7 @@ from pipeline.inference.generate import GenerationOptions, end_ids, translate_ba
 from pipeline.inference.load import load_export
 from pipeline.models.language import embedding_rms, load_language
 from pipeline.models.llava_slt import checkpoint_in_eval
-from pipeline.models.pretrained import check_positions, position_limit, tell_tokenizer
+from pipeline.models.pretrained import check_positions, log_tokenizer_settings, position_limit
 from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.registry import build_llava_slt, build_visual
 from pipeline.models.text_encoder import TextEncoder
@@ -48,7 +48,7 @@ def test_generation_settings_of_a_pretrained_llm_are_dropped_and_named(
 ) -> None:
     with caplog.at_level(logging.INFO):
         llm, _ = load_language(LlmConfig(path=str(gpt2(tmp_path))), torch.float32)
-    said = next(record.getMessage() for record in caplog.records if "not taken over" in record.getMessage())
+    said = next(record.getMessage() for record in caplog.records if "settings dropped" in record.getMessage())
     assert all(f"{name}=" in said for name in GREEDY_WORDS)
     assert any("attn_pdrop=0.1" in record.getMessage() for record in caplog.records)
     kept = llm.generation_config.to_diff_dict()
@@ -117,7 +117,7 @@ def test_every_end_token_of_an_llm_ends_an_answer(tmp_path: Path, caplog: pytest
     token = processor.tokenizer.convert_ids_to_tokens(whole[second])
     assert f"{source}: answers end at {token!r} ({whole[second]}) too" in caplog.messages
     nine = processor.tokenizer.convert_ids_to_tokens(9)
-    assert f"{source}: stated as eos, but words of the tokenizer: {nine}" in caplog.messages
+    assert f"{source}: listed as eos, but ordinary words of the tokenizer: {nine}" in caplog.messages
     live.save_pretrained(out)
     processor.save_pretrained(out)
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [
@@ -148,15 +148,15 @@ def test_a_control_token_of_the_config_ends_an_answer_too(tmp_path: Path) -> Non
 def test_what_a_tokenizer_does_to_texts_by_itself_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tokenizer = bpe_tokenizer(tmp_path)
     with caplog.at_level(logging.INFO):
-        tell_tokenizer(tokenizer, "plain")
+        log_tokenizer_settings(tokenizer, "plain")
         assert not caplog.records
         tokenizer.backend_tokenizer.normalizer = normalizers.NFD()
-        tell_tokenizer(tokenizer, "composed again")
+        log_tokenizer_settings(tokenizer, "composed again")
         assert not caplog.records
         tokenizer.backend_tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
         tokenizer.backend_tokenizer.decoder = decoders.WordPiece(cleanup=True)
-        tell_tokenizer(tokenizer, "bert")
-    assert caplog.messages == ["bert: tokenizer settings of its own: decoder.cleanup=True, normalizer='ÄÉš -> aes'"]
+        log_tokenizer_settings(tokenizer, "bert")
+    assert caplog.messages == ["bert: its own tokenizer settings: decoder.cleanup=True, normalizer='ÄÉš -> aes'"]
 
 
 def test_fewer_embeddings_than_ids(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_dropout_of_a_backbone_and_flags_of_a_text_encoder_are_named(
     tokenizer.init_kwargs["do_lower_case"] = True
     tokenizer.save_pretrained(bert)
     AutoModel.from_config(AutoConfig.for_model("bert", **sizes, vocab_size=len(tokenizer))).save_pretrained(bert)
-    dropout = f"{vit}: dropout of its own, while it trains: hidden_dropout_prob=0.3"
+    dropout = f"{vit}: its own dropout acts while it trains: hidden_dropout_prob=0.3"
     frozen, full = (BackboneConfig(path=str(vit), train=mode) for mode in ("frozen", "full"))
     with caplog.at_level(logging.INFO):
         build_visual(visual_config(backbone=frozen), 32, torch.float32)
@@ -270,7 +270,7 @@ def test_dropout_of_a_backbone_and_flags_of_a_text_encoder_are_named(
         TextEncoder.from_config(TextEncoderConfig(path=str(bert), max_tokens=16))
     assert dropout in caplog.messages
     assert dropout.replace(str(vit), str(tmp_path / "encoder")) in caplog.messages
-    assert f"{bert}: tokenizer settings of its own: do_lower_case=True" in caplog.messages
+    assert f"{bert}: its own tokenizer settings: do_lower_case=True" in caplog.messages
 
 
 def test_positions_of_a_text_encoder_of_roberta_kind(tmp_path: Path) -> None:
@@ -369,7 +369,7 @@ def test_layers_that_mix_samples(norm: nn.Module, frozen: bool, refused: bool) -
     advice = "it is frozen, but stores no statistics" if frozen else r"freeze the part \(model\.visual\.backbone\.train"
     assert re.search(advice, str(told.value))
     if not frozen:
-        with pytest.raises(RecipeError, match=r"the number of ranks\. To mend: take a model with layer norms"):
+        with pytest.raises(RecipeError, match=r"the number of ranks\. Fix: take a model with layer norms"):
             check_layers(nn.ModuleDict({"llm": Backbone(norm, frozen)}))
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from pipeline.models.training_texts import tell_known_texts, training_texts
+from pipeline.models.training_texts import training_texts, warn_of_known_texts
 from pipeline.stages.data import Plans, StageContext
 from pipeline.stages.video import check_video
 from shards.format.index import INDEX_NAME, write_index
@@ -59,8 +59,8 @@ def test_the_texts_of_an_export(tmp_path: Path, llm: Path, texts: Path) -> None:
 
 def test_known_sentences_are_told(llm: Path, texts: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    assert tell_known_texts(None, KNOWN) is None is tell_known_texts(llm, []) and not caplog.text
-    found = tell_known_texts(llm, ["Rain in the North.", "sun", "sun", "held out"])
+    assert warn_of_known_texts(None, KNOWN) is None is warn_of_known_texts(llm, []) and not caplog.text
+    found = warn_of_known_texts(llm, ["Rain in the North.", "sun", "sun", "held out"])
     assert found == {
         "shards": {str(texts): "train"}, "samples": 4, "known": 3, "example": "Rain in the North.", "documents": 2,
         "complete": True,
@@ -70,17 +70,17 @@ def test_known_sentences_are_told(llm: Path, texts: Path, caplog: pytest.LogCapt
     )
     assert "slt shards build text --paths train=VIDEO_SET" in caplog.text
     caplog.clear()
-    assert tell_known_texts(llm, ["new"]) is not None and not caplog.text
+    assert warn_of_known_texts(llm, ["new"]) is not None and not caplog.text
 
 
 def test_texts_that_cannot_be_compared(llm: Path, texts: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     (texts / INDEX_NAME).write_bytes(b"PAR1")
-    assert tell_known_texts(llm, KNOWN) is None
+    assert warn_of_known_texts(llm, KNOWN) is None
     assert "its training texts cannot be compared" in caplog.text and "unreadable index" in caplog.text
     (texts / "manifest.json").unlink()
-    assert tell_known_texts(llm, KNOWN) is None
-    assert f"its training texts are not there any more ({texts})" in caplog.text
+    assert warn_of_known_texts(llm, KNOWN) is None
+    assert f"its training texts ({texts}) no longer exist" in caplog.text
 
 
 def test_a_stage_tells_it_once_before_training(llm: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -95,4 +95,4 @@ def test_a_stage_tells_it_once_before_training(llm: Path, caplog: pytest.LogCapt
         context = StageContext(recipe, rank, 2, torch.device("cpu"))
         check_video(context, Plans(train, [dev]), encoder, str(llm))  # type: ignore[arg-type, list-item]
     assert caplog.text.count("1 of 2 evaluation texts are among") == 1
-    assert json.dumps(tell_known_texts(llm, ["sun"]))
+    assert json.dumps(warn_of_known_texts(llm, ["sun"]))

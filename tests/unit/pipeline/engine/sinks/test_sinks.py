@@ -50,7 +50,7 @@ def test_rank_0_writes_where_the_recipe_says(tmp_path: Path) -> None:
     plain, more = (sinks_of(training(tmp_path, tensorboard=asked)) for asked in (False, True))
     assert [type(sink) for sink in plain] == [JsonLines, Console]
     assert [type(sink) for sink in more] == [JsonLines, TensorBoard, Console]
-    assert WeightsAndBiases.wanted(training(tmp_path, wandb_project="p").recipe)
+    assert WeightsAndBiases.enabled(training(tmp_path, wandb_project="p").recipe)
 
 
 def test_tensorboard_gets_the_same_values(tmp_path: Path) -> None:
