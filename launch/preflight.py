@@ -42,9 +42,10 @@ def check_hosts(command: Command, plan: LaunchPlan) -> None:
                 f"this backend starts ranks on this machine only, got {len(plan.hosts)} hosts; use deepspeed"
             )
         (host,) = plan.hosts
-        reasons = _reasons(plan, host, {check.name: check.look(check.question(plan, None)) for check in CHECKS})
-        if reasons:
-            raise ClusterError(f"{host.name}, this machine, {reasons[0]}, nothing was started; correct {plan.hostfile}")
+        reason = _reason(plan, host, {check.name: check.look(check.question(plan, None)) for check in CHECKS})
+        if reason:
+            fix = f"; correct {plan.hostfile}" if plan.hostfile is not None else ""
+            raise ClusterError(f"{host.name}, this machine, {reason}, nothing was started{fix}")
         return
     with _marker(plan) as marker:
         output, errors = _ask(command, _questions(plan, marker))
@@ -53,12 +54,15 @@ def check_hosts(command: Command, plan: LaunchPlan) -> None:
         host_lines = _lines_of(host.name, output)
         answers = next((line.removeprefix(READY) for line in host_lines if line.startswith(READY)), None)
         if answers is None:
-            problems.append(f"  {host.name}: {'; '.join(_lines_of(host.name, errors) + host_lines) or 'no answer'}")
-            continue
-        try:
-            problems += [f"  {host.name}: {reason}" for reason in _reasons(plan, host, json.loads(answers))]
-        except RecipeError as error:
-            others.append(error)
+            reason = "; ".join(_lines_of(host.name, errors) + host_lines) or "no answer"
+        else:
+            try:
+                reason = _reason(plan, host, json.loads(answers))
+            except RecipeError as error:
+                others.append(error)
+                continue
+        if reason:
+            problems.append(f"  {host.name}: {reason}")
     if problems:
         port = "" if plan.ssh_port is None else f"-p {plan.ssh_port} "
         raise ClusterError(
@@ -71,15 +75,15 @@ def check_hosts(command: Command, plan: LaunchPlan) -> None:
         raise others[0]
 
 
-def _reasons(plan: LaunchPlan, host: Host, answers: dict[str, Any]) -> list[str]:
-    """The first reason why a host cannot take part. Raises RecipeError when the command is at fault."""
+def _reason(plan: LaunchPlan, host: Host, answers: dict[str, Any]) -> str:
+    """Why a host cannot take part; empty when it can. Raises RecipeError when the command is at fault."""
     for check in CHECKS:
         reason = check.judge(plan, host, answers[check.name])
         if reason and not check.blames_host:
             raise RecipeError(reason)
         if reason:
-            return [reason]
-    return []
+            return reason
+    return ""
 
 
 def _questions(plan: LaunchPlan, marker: Path) -> str:

@@ -17,7 +17,8 @@ from shards.format.checksums import Joiner
 from shards.load.documents import Documents, Pack, Tokens, in_order
 from shards.media.video import decode
 from shards.order.items import ELEMENT, Elements, Items
-from shards.order.plan import Plan, kept_frames
+from shards.order.options import kept_frames
+from shards.order.plan import Plan
 from shards.schema import IndexRow
 from shards.storage.access import Remote, ShardBytes
 from shards.storage.spans import Ints

@@ -22,10 +22,7 @@ from shards.order.chunk_cache import ChunkCache
 from shards.order.chunks import Chunks, all_lengths
 from shards.order.items import Items, joined
 from shards.order.mix import Mixture, Weight
-from shards.order.options import ORDER_VERSION as ORDER_VERSION
-from shards.order.options import PlanKind as PlanKind
 from shards.order.options import PlanOptions, Source
-from shards.order.options import kept_frames as kept_frames
 from shards.order.samples import Choose, Samples
 
 

@@ -7,9 +7,16 @@ import logging
 from pipeline.engine.observers.base import FinishedStep, Observer, Wishes
 from pipeline.engine.sinks.base import Metrics
 from pipeline.engine.state import restore_rng, rng_state
+from pipeline.engine.training import Training
 from pipeline.stages.base import EvaluationStopped
 
 logger = logging.getLogger(__name__)
+
+
+def follows(training: Training, step: FinishedStep) -> bool:
+    """Whether an evaluation comes after this step, unless the run stops."""
+    every = training.recipe.train.eval_every_steps
+    return bool(every and training.state.step % every == 0) or step.last
 
 
 class Evaluate(Observer):
@@ -31,8 +38,7 @@ class Evaluate(Observer):
 
     def on_step(self, step: FinishedStep, wishes: Wishes, votes: int) -> Metrics:
         state, recipe = self.training.state, self.training.recipe
-        every = recipe.train.eval_every_steps
-        due = bool(every and state.step % every == 0) or step.last
+        due = follows(self.training, step)
         state.evaluation_due = bool(due and recipe.data.eval)
         metrics = self.evaluate(wishes) if due and not wishes.stop else {}
         wishes.stop = wishes.stop or state.evaluation_due

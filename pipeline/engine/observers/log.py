@@ -9,6 +9,7 @@ import torch
 
 from pipeline import dist
 from pipeline.engine.metrics import peak_tflops
+from pipeline.engine.observers import evaluate
 from pipeline.engine.observers.base import FinishedStep, Observer, Wishes
 from pipeline.engine.sinks.base import Metrics
 from pipeline.engine.training import Training
@@ -54,11 +55,9 @@ class Log(Observer):
         if self.peak is not None:  # lengths on the host: reading them from a device would wait for it
             flops = self.training.stage.flops_per_step(list(step.batch.micro_batches))
         self.interval.add(step, flops)
-        train, done = self.training.recipe.train, self.training.state.step
-        due = done % train.log_every_steps == 0
+        due = self.training.state.step % self.training.recipe.train.log_every_steps == 0
         # a stop during the evaluation that follows would take the open interval along
-        evaluates = bool(train.eval_every_steps and done % train.eval_every_steps == 0)
-        if not (due or evaluates or step.last or wishes.stop):
+        if not (due or evaluate.follows(self.training, step) or wishes.stop):
             return {}
         row = self._row(self.interval, step.learning_rate)
         self.interval = Interval()

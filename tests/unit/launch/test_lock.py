@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -76,7 +76,8 @@ def test_a_zombie_holds_nothing(tmp_path: Path) -> None:
 def test_a_pid_that_was_used_again_is_another_process(tmp_path: Path) -> None:
     written(tmp_path, process_start="1")
     with hold(tmp_path, "new"):
-        pass
+        holder = lock._read(tmp_path / "launch.lock")
+        assert holder is not None and holder.launch_id == "new"
 
 
 @pytest.mark.parametrize("pid", [os.getpid, lambda: 2**22 - 1], ids=["same_pid", "free_pid"])
@@ -96,11 +97,11 @@ def test_the_holder_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
     with hold(tmp_path, "a"):
         age(tmp_path, 100)
-        done = threading.Event()
-        while not done.wait(0.01):
-            seconds = lock._age_seconds(tmp_path / "launch.lock")
-            if seconds is not None and seconds < 50:
-                done.set()
+        seconds, end = 100.0, time.monotonic() + 30
+        while seconds > 50 and time.monotonic() < end:
+            time.sleep(0.01)
+            seconds = lock._age_seconds(tmp_path / "launch.lock") or seconds
+        assert seconds < 50, "still as old as before"
 
 
 def test_a_lock_that_cannot_be_read(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from shards.load.read_ahead import ReadAhead
 from shards.load.reader import Reader, wanted_frames
 from shards.media.video import VideoOptions, transcode
 from shards.order.items import as_items
-from shards.order.plan import Plan, PlanOptions, Source, kept_frames
+from shards.order.options import PlanOptions, Source, kept_frames
+from shards.order.plan import Plan
 from shards.schema import FrameFolder
 from tests.unit.shards.shard_sets import in_memory, write_texts, write_videos
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from shards.errors import DataError
 from shards.format.index import read_index
 from shards.order.figures import describe, stats
-from shards.order.plan import Cursor, Plan, PlanOptions, Source, kept_frames
+from shards.order.options import PlanOptions, Source, kept_frames
+from shards.order.plan import Cursor, Plan
 from tests.unit.shards.shard_sets import in_memory, write_videos
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=80)
