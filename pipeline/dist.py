@@ -7,6 +7,7 @@ from __future__ import annotations
 import datetime
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch.distributed as torch_dist
 from pipeline.errors import ClusterError
 
 logger = logging.getLogger(__name__)
+
+_host_groups: list[torch_dist.ProcessGroup] = []
 
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -120,7 +123,14 @@ def init(timeout_minutes: float = 30.0) -> Ranks:
             f"{os.environ['MASTER_PORT']}: {error}\nAll hosts must reach that address. If the error shows 127.0.0.1 or "
             f"127.0.1.1, name the interface they share: {'NCCL' if cuda else 'GLOO'}_SOCKET_IFNAME=eth0."
         ) from error
+    _make_host_group(cuda)
     return ranks
+
+
+def _make_host_group(cuda: bool) -> None:
+    """The group of `host_counts`: gloo beside NCCL, so that numbers of the host never pass through a device."""
+    if cuda and torch_dist.get_world_size() > 1:
+        _host_groups.append(torch_dist.new_group(backend="gloo"))
 
 
 def _single_process_environment() -> None:
@@ -135,6 +145,7 @@ def _single_process_environment() -> None:
 
 def shutdown() -> None:
     """Leave the process group, if this process is in one."""
+    _host_groups.clear()
     if torch_dist.is_initialized():
         torch_dist.destroy_process_group()
 
@@ -169,6 +180,19 @@ def all_reduce_max(value: torch.Tensor) -> torch.Tensor:
     if world_size() > 1:
         torch_dist.all_reduce(value, op=torch_dist.ReduceOp.MAX)
     return value
+
+
+def host_counts(counts: Sequence[int]) -> list[list[int]]:
+    """Every rank's whole numbers, in rank order, on every rank. All ranks must call with equally many.
+
+    They travel between hosts alone (gloo): no device is asked, so none is waited for.
+    """
+    mine = torch.tensor(counts, dtype=torch.int64)
+    if world_size() == 1:
+        return [mine.tolist()]
+    of_rank = [torch.empty_like(mine) for _ in range(world_size())]
+    torch_dist.all_gather(of_rank, mine, group=_host_groups[-1] if _host_groups else None)
+    return [numbers.tolist() for numbers in of_rank]
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:

@@ -21,7 +21,7 @@ def accumulate(
 ) -> dict[str, torch.Tensor]:
     """Forward, backward and step all micro-batches; returns the stage's local sums (detached scalars)."""
     if isinstance(stage, CachedStage):
-        losses = _single(engine, stage, batches) if len(batches) == 1 else _cached(engine, stage, batches)
+        losses = (_single if len(batches) == 1 else _cached)(engine, stage, batches, normaliser)
         return losses.sums
     sums: dict[str, torch.Tensor] = {}
     for batch in batches:
@@ -33,22 +33,22 @@ def accumulate(
     return sums
 
 
-def _single(engine: TrainEngine, stage: CachedStage[Any], batches: list[Any]) -> LossParts:
+def _single(engine: TrainEngine, stage: CachedStage[Any], batches: list[Any], normaliser: Normaliser) -> LossParts:
     """One micro-batch needs no cache: the graph of its forward still exists."""
-    losses = stage.contrast([stage.features(engine.forward, batches[0])], batches)
+    losses = stage.contrast([stage.features(engine.forward, batches[0])], batches, normaliser)
     engine.backward(losses.loss)
     engine.step()
     return losses
 
 
-def _cached(engine: TrainEngine, stage: CachedStage[Any], batches: list[Any]) -> LossParts:
+def _cached(engine: TrainEngine, stage: CachedStage[Any], batches: list[Any], normaliser: Normaliser) -> LossParts:
     states, leaves = [], []
     for batch in batches:
         states.append(_random_state())
         with torch.no_grad():
             features = stage.features(engine.forward, batch)
         leaves.append({n: v.detach().requires_grad_(v.is_floating_point()) for n, v in features.items()})
-    losses = stage.contrast(leaves, batches)
+    losses = stage.contrast(leaves, batches, normaliser)
     differentiable = [
         (at, name) for at, part in enumerate(leaves) for name, value in part.items() if value.requires_grad
     ]

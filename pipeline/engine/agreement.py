@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from pipeline import dist
 from pipeline.engine.training import Training
 from pipeline.stages.base import Normaliser
@@ -27,7 +25,8 @@ class Agreement:
 
 
 def agree(training: Training, batch: StepBatch, votes: list[int]) -> Agreement:
-    """Sum tokens, stop requests, observers' votes and damaged samples over ranks. All ranks must call.
+    """Sum tokens, stop requests, observers' votes and damaged samples over ranks, and take the largest of the
+    micro-batches' maxima. All ranks must call.
 
     Raises:
         DataError: more damaged samples than `data.max_bad_samples`, on every rank.
@@ -35,12 +34,21 @@ def agree(training: Training, batch: StepBatch, votes: list[int]) -> Agreement:
     valid = sum(int(micro["valid_tokens"]) for micro in batch.micro_batches)
     samples = sum(int(micro["samples"]) for micro in batch.micro_batches)
     counts_of_rank = [valid, samples, int(training.stop.requested), len(batch.skipped), *votes]
-    counts = dist.all_reduce_sum(torch.tensor(counts_of_rank, dtype=torch.int64).to(training.device))
-    valid, samples, stop, bad, *votes = (int(value) for value in counts.tolist())
+    maxima = _maxima(batch)
+    of_ranks = dist.host_counts([*counts_of_rank, *maxima.values()])
+    columns = list(zip(*of_ranks, strict=True))
+    valid, samples, stop, bad, *votes = (sum(column) for column in columns[: len(counts_of_rank)])
+    largest = dict(zip(maxima, map(max, columns[len(counts_of_rank) :]), strict=True))
     if bad:
         _note_bad_samples(training, batch)
     _check_bad_samples(training)
-    return Agreement(Normaliser(valid, training.ranks.world_size), samples, stop > 0, votes)
+    return Agreement(Normaliser(valid, training.ranks.world_size, largest), samples, stop > 0, votes)
+
+
+def _maxima(batch: StepBatch) -> dict[str, int]:
+    """The largest of each over this rank's micro-batches, in the order of their names."""
+    micros = batch.micro_batches
+    return {name: max(int(micro["maxima"][name]) for micro in micros) for name in sorted(micros[0]["maxima"])}
 
 
 def _note_bad_samples(training: Training, batch: StepBatch) -> None:

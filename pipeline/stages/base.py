@@ -44,6 +44,8 @@ class Normaliser:
     valid_tokens: int
     """Label tokens (or samples) of the whole global batch."""
     world_size: int
+    maxima: Mapping[str, int] = field(default_factory=dict)
+    """The largest of each of `MicroBatch.maxima`, over all micro-batches and ranks."""
 
     def scale(self, loss_sum: torch.Tensor) -> torch.Tensor:
         """Local sum -> this micro-batch's part of the global mean, given that gradients are averaged over ranks."""
@@ -224,7 +226,9 @@ class CachedStage(Stage[Batch]):
         """The tensors that the loss needs, for one micro-batch."""
 
     @abc.abstractmethod
-    def contrast(self, features: list[dict[str, torch.Tensor]], batches: list[Batch]) -> LossParts:
+    def contrast(
+        self, features: list[dict[str, torch.Tensor]], batches: list[Batch], normaliser: Normaliser
+    ) -> LossParts:
         """The loss over this rank's share of the global batch."""
 
 

@@ -28,6 +28,8 @@ class MicroBatch(TypedDict):
     valid_tokens: int
     """Label tokens (or samples) that the micro-batch's loss sums over."""
     samples: int
+    maxima: dict[str, int]
+    """Numbers of the host whose largest, over micro-batches and ranks, the loss needs; the same names on every rank."""
 
 
 class PackedBatch(MicroBatch):
@@ -86,6 +88,7 @@ class PackCollate:
             "document_lengths": torch.from_numpy(lengths),
             "valid_tokens": int((labels_BL != IGNORE_LABEL).sum()),
             "samples": len(lengths),
+            "maxima": {},
         }
 
 
@@ -97,7 +100,7 @@ class ContrastiveCollate:
         clips = pack_clips(items)
         count = len(clips["rows"])
         text_ids_B = torch.tensor([row.text_hash for row in clips["rows"]], dtype=torch.int64)
-        return {**clips, "text_ids_B": text_ids_B, "valid_tokens": count, "samples": count}
+        return {**clips, "text_ids_B": text_ids_B, "valid_tokens": count, "samples": count, "maxima": {}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,7 @@ class TranslationCollate:
         clips = pack_clips(items)
         tokens = self.processor(clips["frame_lengths_B"].tolist(), [row.text for row in clips["rows"]])
         valid = int((tokens["labels"][:, 1:] != IGNORE_LABEL).sum())
-        return {**clips, **tokens, "valid_tokens": valid, "samples": len(clips["rows"])}
+        return {**clips, **tokens, "valid_tokens": valid, "samples": len(clips["rows"]), "maxima": {}}
 
 
 def to_device(batch: T, device: torch.device) -> T:

@@ -22,7 +22,7 @@ from pipeline.models.contrastive import ContrastiveModel
 from pipeline.models.registry import build_text_encoder, build_visual
 from pipeline.models.text_cache import TextFeatureCache
 from pipeline.models.visual import HierarchicalVisualEncoder
-from pipeline.stages.base import CachedStage, ExportCard, ExportPlan, LossParts, checkpoint_gradients
+from pipeline.stages.base import CachedStage, ExportCard, ExportPlan, LossParts, Normaliser, checkpoint_gradients
 from pipeline.stages.batches import ContrastiveBatch, ContrastiveCollate
 from pipeline.stages.contrastive_loss import contrastive_loss
 from pipeline.stages.data import Plans, StageContext
@@ -92,7 +92,9 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         )
         return {**features, "tokens_mask_BL": mask_BL.to(self.device)}
 
-    def contrast(self, features: list[dict[str, torch.Tensor]], batches: list[ContrastiveBatch]) -> LossParts:
+    def contrast(
+        self, features: list[dict[str, torch.Tensor]], batches: list[ContrastiveBatch], normaliser: Normaliser
+    ) -> LossParts:
         text_ids_B = torch.cat([batch["text_ids_B"] for batch in batches])
         return contrastive_loss(features, text_ids_B, self.recipe.contrastive, self.context.rank)
 

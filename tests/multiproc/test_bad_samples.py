@@ -24,6 +24,7 @@ def _steps_until_the_budget_is_spent(rank: int, world_size: int) -> tuple[int, l
     from pipeline import dist
     from pipeline.engine.agreement import agree
     from pipeline.engine.state import TrainState
+    from pipeline.stages.base import Normaliser
     from shards.errors import DataError
 
     training: Any = SimpleNamespace(
@@ -32,12 +33,18 @@ def _steps_until_the_budget_is_spent(rank: int, world_size: int) -> tuple[int, l
     )  # fmt: skip
     for step, damaged in enumerate(DAMAGED):
         bad = [BadSample(sample, "train-000000.tar", f"clip{sample}", "torn", 77) for sample in damaged[rank]]
-        batch = StepBatch([{"valid_tokens": 3, "samples": 1}], Cursor(), bad, 0.0, 2)
+        batch = StepBatch(
+            [{"valid_tokens": 3, "samples": 1, "maxima": {"words": size}} for size in (2, 7 + rank)],
+            Cursor(),
+            bad,
+            0.0,
+            2,
+        )
         try:
             agreed = agree(training, batch, [rank, 5])
         except DataError as error:
             return step, training.state.bad_samples, {"what": error.what, "where": error.where, "fix": error.fix}
-        assert agreed.normaliser.valid_tokens == 6 and agreed.votes == [1, 10] and not agreed.stop
+        assert agreed.normaliser == Normaliser(12, 2, {"words": 8}) and agreed.votes == [1, 10] and not agreed.stop
     raise AssertionError("the budget was never spent")
 
 

@@ -63,7 +63,9 @@ class Contrast(CachedStage):
     def features(self, model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return model(batch)
 
-    def contrast(self, features: list[dict[str, Tensor]], batches: list[dict[str, Tensor]]) -> LossParts:
+    def contrast(
+        self, features: list[dict[str, Tensor]], batches: list[dict[str, Tensor]], normaliser: Normaliser
+    ) -> LossParts:
         video_BE, text_BE = (torch.cat([part[name] for part in features]) for name in ("video_BE", "text_BE"))
         ids_B = torch.cat([batch["ids"] for batch in batches])
         loss = sentence_contrastive(video_BE, text_BE, ids_B, features[0]["log_scale"].exp())
@@ -139,7 +141,7 @@ def test_dropout_of_the_replay_is_that_of_the_first_pass() -> None:
     parts = batches([2, 2, 2])
     torch.manual_seed(7)
     stage = Contrast()
-    stage.contrast([stage.features(module, part) for part in parts], parts).loss.backward()
+    stage.contrast([stage.features(module, part) for part in parts], parts, NORMALISER).loss.backward()
     expected, after = gradients(module), torch.rand(3)
     found, _, _ = run(stage, [2, 2, 2], dropout=0.5)
     assert torch.equal(torch.rand(3), after), "one pass's worth of random numbers is used, not two"

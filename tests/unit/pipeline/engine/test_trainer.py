@@ -27,7 +27,7 @@ from shards.order.plan import Cursor
 class Loader:
     def __iter__(self) -> Iterator[StepBatch]:
         while True:
-            yield StepBatch([{"valid_tokens": 5, "samples": 2}], Cursor(), [], 0.0, 2)
+            yield StepBatch([{"valid_tokens": 5, "samples": 2, "maxima": {}}], Cursor(), [], 0.0, 2)
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": 0}
