@@ -28,7 +28,7 @@ from transformers.utils import ModelOutput
 
 from pipeline.config.schema import ConnectorConfig, ConnectorStageConfig
 from pipeline.errors import DataError
-from pipeline.losses import token_cross_entropy
+from pipeline.losses import IGNORE_LABEL, TokenLoss
 from pipeline.models.clip_layout import ClipLayout
 from pipeline.models.connector import Connector, ConnectorLinear
 from pipeline.models.language import decoder, output_head
@@ -131,6 +131,7 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
             config.text_config.get_text_config().hidden_size,
             config.connector_rms,
         )
+        self.token_loss = TokenLoss(config.loss_chunk_tokens)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -217,7 +218,6 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
         frames: Tensor | None = None,
         frame_lengths: Tensor | None = None,
         layout: ClipLayout | None = None,
-        min_chunks: int = 0,
         **kwargs: Any,
     ) -> LlavaSltOutput:
         """Logits, or with ``labels`` the summed loss.
@@ -229,12 +229,10 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
             frames: uint8 [N, H, W, 3], all samples' frames one after another.
             frame_lengths: [B], frames per sample.
             layout: of these frames (`ClipLayout`), instead of their lengths.
-            min_chunks: minimum number of head calls for the loss (`token_cross_entropy`).
             kwargs: transformers' own, passed on to the LLM (`position_ids`, `past_key_values`, `use_cache`,
                 `logits_to_keep`).
 
-        Under ZeRO-3 every rank must take the same path: either all pass frames or none, and with labels all pass the
-        same `min_chunks` (the largest `losses.label_chunks` of the ranks).
+        Under ZeRO-3 every rank must take the same path: either all pass frames or none, and all pass labels or none.
         """
         embeds_BLE = self.embed_inputs(input_ids, frames, frame_lengths, layout)
         if labels is None:
@@ -243,10 +241,10 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
         hidden_BLE = self.get_decoder()(
             inputs_embeds=embeds_BLE, attention_mask=attention_mask, **{**kwargs, "use_cache": False}
         ).last_hidden_state
-        loss_sum, valid = token_cross_entropy(
-            hidden_BLE, output_head(self.llm), labels, self.config.loss_chunk_tokens, min_chunks
-        )
-        return LlavaSltOutput(loss_sum=loss_sum, valid_tokens=valid)
+        targets_BL = labels[:, 1:]
+        scored_BL = targets_BL != IGNORE_LABEL
+        loss_sum = self.token_loss(hidden_BLE[:, :-1][scored_BL], targets_BL[scored_BL], head=output_head(self.llm))
+        return LlavaSltOutput(loss_sum=loss_sum, valid_tokens=scored_BL.sum())
 
     @torch.no_grad()
     def generate(  # type: ignore[override]  # video enters by name; the rest is GenerationMixin's

@@ -37,7 +37,8 @@ class PackedBatch(MicroBatch):
     """Rows of packed documents."""
 
     input_ids_BL: torch.Tensor
-    labels_BL: torch.Tensor
+    targets_BL: torch.Tensor
+    """The token after each; -100 where none is predicted."""
     packed: Packed
     document_lengths: torch.Tensor
     """int64 [documents of all rows]."""
@@ -61,7 +62,7 @@ def fetch_pack(reader: SampleReader, item: np.ndarray) -> list[Pack]:
 
 @dataclass(frozen=True, slots=True)
 class PackCollate:
-    """Packs -> fixed [B, block] rows. Labels are -100 on the first token of every document and on padding, so
+    """Packs -> fixed [B, block] rows. Targets are -100 at the last token of every document and on padding, so
     that no token is predicted from another document; the padded tail is a separate document."""
 
     block_tokens: int
@@ -71,23 +72,23 @@ class PackCollate:
         """``items``: the packs of every row, more than one if a document was replaced."""
         shape = (len(items), self.block_tokens)
         ids_BL = np.full(shape, self.pad_id, dtype=np.int64)
-        labels_BL = np.full(shape, IGNORE_LABEL, dtype=np.int64)
+        targets_BL = np.full(shape, IGNORE_LABEL, dtype=np.int64)
         documents_BL = np.full(shape, -1, dtype=np.int64)
-        for ids_L, labels_L, documents_L, packs in zip(ids_BL, labels_BL, documents_BL, items, strict=True):
+        for ids_L, targets_L, documents_L, packs in zip(ids_BL, targets_BL, documents_BL, items, strict=True):
             lengths_D = np.concatenate([pack.lengths for pack in packs])
             ends_D = np.cumsum(lengths_D)
             filled = int(ends_D[-1])
             np.concatenate([pack.ids for pack in packs], out=ids_L[:filled])
-            labels_L[:filled] = ids_L[:filled]
-            labels_L[ends_D - lengths_D] = IGNORE_LABEL
+            targets_L[: filled - 1] = ids_L[1:filled]
+            targets_L[ends_D - 1] = IGNORE_LABEL
             documents_L[:filled] = np.repeat(np.arange(len(lengths_D)), lengths_D)
         lengths = np.concatenate([pack.lengths for packs in items for pack in packs])
         return {
             "input_ids_BL": torch.from_numpy(ids_BL),
-            "labels_BL": torch.from_numpy(labels_BL),
+            "targets_BL": torch.from_numpy(targets_BL),
             "packed": packed_kwargs(torch.from_numpy(documents_BL)),
             "document_lengths": torch.from_numpy(lengths),
-            "valid_tokens": int((labels_BL != IGNORE_LABEL).sum()),
+            "valid_tokens": int((targets_BL != IGNORE_LABEL).sum()),
             "samples": len(lengths),
             "maxima": {},
         }

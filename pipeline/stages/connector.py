@@ -12,13 +12,11 @@ from typing import Any, Self
 
 import torch
 
-from pipeline import dist
 from pipeline.config.schema import ConnectorStageConfig, Recipe
 from pipeline.evaluate.metrics import score
 from pipeline.inference.clips import CollatePrompts
 from pipeline.inference.generate import GenerationOptions, translate_batch
 from pipeline.inference.load import VIDEO_FORM
-from pipeline.losses import label_chunks
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
 from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.registry import build_llava_slt
@@ -80,11 +78,7 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
         return TranslationCollate(self.processor, self.module.config.visual_config.clip_sizes())
 
     def loss(self, model: Callable[..., Any], batch: TranslationBatch, normaliser: Normaliser) -> LossParts:
-        chunks = label_chunks(batch["labels"], self.module.config.loss_chunk_tokens)
-        if self.context.zero_stage == 3:  # every call of the head is a collective: all ranks must call it equally often
-            chunks = int(dist.all_reduce_max(torch.tensor(chunks, device=self.device)))
         output = model(
-            min_chunks=chunks,
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             labels=batch["labels"],

@@ -37,37 +37,36 @@ def test_packs_by_hand() -> None:
         [10, 11, 12, 20, 21, PAD, PAD, PAD],
         [30, 31, 32, 33, 34, 35, 36, 37],
     ]
-    assert batch["labels_BL"].tolist() == [
-        [-100, 11, 12, -100, 21, -100, -100, -100],
-        [-100, 31, 32, 33, 34, 35, 36, 37],
+    assert batch["targets_BL"].tolist() == [
+        [11, 12, -100, 21, -100, -100, -100, -100],
+        [31, 32, 33, 34, 35, 36, 37, -100],
     ]
     packed = batch["packed"]
     assert packed["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 2], [0, 1, 2, 3, 4, 5, 6, 7]]
     assert packed["cu_seq_lens_q"].tolist() == [0, 3, 5, 8, 16], "the padded tail is a document of its own"
     assert packed["max_length_q"] == 8 and batch["document_lengths"].tolist() == [3, 2, 8]
     assert batch["valid_tokens"] == 2 + 1 + 7 and batch["samples"] == 3
-    assert batch["input_ids_BL"].dtype == batch["labels_BL"].dtype == torch.int64
+    assert batch["input_ids_BL"].dtype == batch["targets_BL"].dtype == torch.int64
 
 
-def test_every_label_is_the_next_token_of_its_own_document() -> None:
+def test_every_target_is_the_next_token_of_its_own_document() -> None:
     generator = np.random.default_rng(0)
     packs = [documents(*((int(n), 1000 * at) for at, n in enumerate(generator.integers(1, 9, 4)))) for _ in range(5)]
     batch = PackCollate(40, PAD)(packs)
-    ids_BL, labels_BL, positions_BL = batch["input_ids_BL"], batch["labels_BL"], batch["packed"]["position_ids"]
-    labelled_BL = labels_BL != -100
-    assert torch.equal(labels_BL[labelled_BL], ids_BL[labelled_BL]), "the loss shifts; labels stand at their token"
-    assert (positions_BL[labelled_BL] > 0).all(), "a first token has nothing before it to be predicted from"
-    previous_BL = ids_BL.roll(1, dims=1)
-    assert ((ids_BL - previous_BL)[labelled_BL] == 1).all(), "the token before a labelled one is of the same document"
+    ids_BL, targets_BL, positions_BL = batch["input_ids_BL"], batch["targets_BL"], batch["packed"]["position_ids"]
+    scored_BL = targets_BL != -100
+    assert torch.equal(targets_BL[scored_BL], ids_BL.roll(-1, dims=1)[scored_BL]), "each stands at the token before it"
+    assert (positions_BL.roll(-1, dims=1)[scored_BL] > 0).all(), "a first token has nothing to be predicted from"
+    assert ((targets_BL - ids_BL)[scored_BL] == 1).all(), "a token and its target are of the same document"
     assert (
-        batch["valid_tokens"] == int(labelled_BL.sum()) == sum(len(d) - 1 for [pack] in packs for d in pack.documents())
+        batch["valid_tokens"] == int(scored_BL.sum()) == sum(len(d) - 1 for [pack] in packs for d in pack.documents())
     )
 
 
 def test_a_document_of_one_token_and_pad_ids_that_occur_in_text() -> None:
     batch = PackCollate(5, PAD)([[pack_of(np.array([7]), np.array([PAD, 8, PAD]))]])
     assert batch["input_ids_BL"].tolist() == [[7, PAD, 8, PAD, PAD]]
-    assert batch["labels_BL"].tolist() == [[-100, -100, 8, PAD, -100]], "a real token that equals the padding counts"
+    assert batch["targets_BL"].tolist() == [[-100, 8, PAD, -100, -100]], "a real token that equals the padding counts"
     assert batch["valid_tokens"] == 2
 
 
