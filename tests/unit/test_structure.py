@@ -82,6 +82,7 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
             ),
         ),
     ),
+    ("pipeline.memory", ("pipeline.models", "pipeline.config", "pipeline.errors")),
     ("pipeline.inference", ("pipeline.models", "pipeline.config", "pipeline.errors", "shards")),
     ("pipeline.evaluate.cli", ("pipeline", "shards")),
     ("pipeline.evaluate", ("pipeline.inference", "pipeline.models", "pipeline.config", "pipeline.errors", "shards")),
