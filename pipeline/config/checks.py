@@ -222,7 +222,7 @@ def _repeated_sources(sources: Iterable[SourceConfig], name: str, fix: str) -> I
 
 def _precision(recipe: Recipe) -> Iterator[Problem]:
     attention, precision = recipe.model.attention, recipe.train.precision
-    if precision == "fp32" and attention in ("fa2", "fa3", "fa4"):
+    if precision == "fp32" and attention not in ("auto", "sdpa"):
         text = f"model.attention={attention} computes in 16 bits only, but train.precision=fp32; use sdpa or bf16"
         yield Problem(text, ("model.attention", "train.precision"))
     for position, beta in enumerate(recipe.train.optimizer.betas):

@@ -170,7 +170,9 @@ class ModelConfig(Section):
     connector: ConnectorConfig = ConnectorConfig()
     """Between the two (connector)."""
     attention: Literal["auto", "fa4", "fa3", "fa2", "torch_varlen", "sdpa"] = "auto"
-    """Attention implementation for packed sequences; forced and missing is an error, `auto` is logged."""
+    """Attention kernel for packed documents and clips, in every stage: `auto` takes the best that runs and logs it; a
+    kernel that is named but cannot run is an error. fa4, fa3 and fa2 are flash-attn's, `torch_varlen` is torch's own
+    flash attention; `sdpa` runs on every device and in every precision."""
     gradient_checkpointing: bool = False
     """Compute activations again in backward instead of keeping them: less memory, more time."""
 

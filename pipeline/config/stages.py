@@ -41,7 +41,7 @@ STAGES = {
         parts=("visual", "text_encoder"),
         shards=("video", "features"),
         unread=(
-            "continued_pretraining", "connector", "model.llm", "model.connector", "model.attention",
+            "continued_pretraining", "connector", "model.llm", "model.connector",
             "data.block_tokens", "data.frame_budget", "train.peak_tflops",
         ),
         contrasts=True,
@@ -51,7 +51,7 @@ STAGES = {
         parts=("llm", "visual"),
         shards=("video", "features"),
         unread=(
-            "continued_pretraining", "contrastive", "model.text_encoder", "model.attention", "data.block_tokens",
+            "continued_pretraining", "contrastive", "model.text_encoder", "data.block_tokens",
             "data.unique_texts", "train.peak_tflops",
         ),
     ),

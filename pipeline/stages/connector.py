@@ -60,6 +60,7 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
     def build(cls, context: StageContext, plans: Plans) -> Self:
         recipe, model = context.recipe, context.recipe.model
         llava, processor = build_llava_slt(model, recipe.data, recipe.connector.prompt, context.dtype)
+        llava.visual.choose_attention(model.attention, context.device)
         check_prompt(llava.llm, processor, recipe)
         ends = llava.generation_config.eos_token_id
         llava.generation_config = generation(recipe.connector).config(ends, processor.pad_id)

@@ -64,8 +64,8 @@ class ContinuedPretraining(SummedStage[PackedBatch]):
     def build(cls, context: StageContext, plans: Plans) -> Self:
         recipe, config = context.recipe, context.recipe.model.llm
         assert config is not None  # checked when the recipe was loaded
-        backend = attention.choose(recipe.model.attention, context.device, context.dtype)
-        llm, tokenizer = load_language(config, context.dtype, attention.implementation(backend))
+        llm, tokenizer = load_language(config, context.dtype, attention.implementation("sdpa"))
+        attention.choose_for(llm, recipe.model.attention, context.device)
         check_positions(
             llm, recipe.data.block_tokens, "data.block_tokens", "model.llm", "lower it to the table's length"
         )
