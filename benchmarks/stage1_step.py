@@ -74,7 +74,8 @@ def bare(world: Path, run_dir: Path, steps: int) -> None:
     for number, step_batch in enumerate(batches, 1):
         for micro in step_batch.micro_batches:
             micro = to_device(micro, stage.device)
-            engine.backward(engine(input_ids=micro["input_ids_BL"], labels=micro["labels_BL"], **micro["packed"]).loss)
+            targets = {"labels": micro["targets_BL"], "shift_labels": micro["targets_BL"]}
+            engine.backward(engine(input_ids=micro["input_ids_BL"], **targets, **micro["packed"]).loss)
             engine.step()
         if number % 5 == 0:
             dist.barrier()

@@ -28,7 +28,8 @@ from transformers.utils import ModelOutput
 
 from pipeline.config.schema import ConnectorConfig, ConnectorStageConfig
 from pipeline.errors import DataError
-from pipeline.losses import IGNORE_LABEL, token_cross_entropy
+from pipeline.losses import TokenLoss
+from pipeline.models.clip_layout import ClipLayout
 from pipeline.models.connector import Connector, ConnectorLinear
 from pipeline.models.language import decoder, output_head
 from pipeline.models.packed_row import PackedAnswers
@@ -130,6 +131,7 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
             config.text_config.get_text_config().hidden_size,
             config.connector_rms,
         )
+        self.token_loss = TokenLoss(config.loss_chunk_tokens)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -162,20 +164,26 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_decoder(self) -> nn.Module:
         return decoder(self.llm)
 
-    def encode_video(self, frames: Tensor, frame_lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_video(
+        self, frames: Tensor, frame_lengths: Tensor | None = None, layout: ClipLayout | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Visual tokens in the LLM's embedding space, packed [M, E] in sample order, and how many each sample has [B].
 
         No graph is built for the encoder if none of its parameters needs a gradient.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.visual)):
-            output = self.visual(frames, frame_lengths)
+            output = self.visual(frames, frame_lengths, layout)
         if self.config.connector_tokens == "word":
-            tokens, mask = output.words_BSD, output.words_mask_BS
-        else:
-            tokens, mask = output.frames_BTD, output.frames_mask_BT
-        return self.connector(tokens[mask]), mask.sum(1)
+            return self.connector(output.words_MD), output.layout.word_lengths_B
+        return self.connector(output.frames_ND), output.layout.frame_lengths_B
 
-    def embed_inputs(self, input_ids: Tensor, frames: Tensor | None, frame_lengths: Tensor | None) -> Tensor:
+    def embed_inputs(
+        self,
+        input_ids: Tensor,
+        frames: Tensor | None,
+        frame_lengths: Tensor | None,
+        layout: ClipLayout | None = None,
+    ) -> Tensor:
         """Text embeddings [B, L, E] with the visual tokens written over the placeholders.
 
         Raises:
@@ -183,7 +191,7 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         is_video_BL = input_ids == self.config.video_token_id
         embeds_BLE = self.get_input_embeddings()(input_ids.masked_fill(is_video_BL, 0))
-        if frames is None or frame_lengths is None:
+        if frames is None:
             if bool(is_video_BL.any()):
                 raise DataError(
                     "input_ids hold video placeholders but no frames were given",
@@ -191,7 +199,7 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
                     fix="pass frames and frame_lengths, or a prompt without {video}",
                 )
             return embeds_BLE
-        video_ME, count_B = self.encode_video(frames, frame_lengths)
+        video_ME, count_B = self.encode_video(frames, frame_lengths, layout)
         placeholders_B = is_video_BL.sum(1)
         if placeholders_B.shape != count_B.shape or not torch.equal(placeholders_B, count_B):
             raise DataError(
@@ -208,8 +216,8 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         frames: Tensor | None = None,
         frame_lengths: Tensor | None = None,
+        layout: ClipLayout | None = None,
         answers: PackedAnswers | None = None,
-        min_chunks: int = 0,
         **kwargs: Any,
     ) -> LlavaSltOutput:
         """Logits, or with ``answers`` the summed loss of a packed row.
@@ -220,26 +228,25 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
             attention_mask: [B, L], 1 = real; none for a packed row.
             frames: uint8 [N, H, W, 3], all samples' frames one after another.
             frame_lengths: [B], frames per sample.
+            layout: of these frames (`ClipLayout`), instead of their lengths.
             answers: borders and places of a packed row. The LLM's attention must be a packed one
                 (`pipeline.models.attention.implementation`).
-            min_chunks: minimum number of head calls for the loss (`token_cross_entropy`).
             kwargs: transformers' own, passed on to the LLM (`position_ids`, `past_key_values`, `use_cache`,
                 `logits_to_keep`).
 
-        Under ZeRO-3 every rank must take the same path: either all pass frames or none, and with answers all pass the
-        same `min_chunks`.
+        Under ZeRO-3 every rank must take the same path: either all pass frames or none, and all pass answers or none.
         """
         if answers is not None:
-            assert frames is not None and frame_lengths is not None
-            hidden_ND = self._packed_states(input_ids, frames, frame_lengths, answers)
-            return LlavaSltOutput(loss_sum=self._loss(hidden_ND, answers["targets_N"], min_chunks))
-        embeds_BLE = self.embed_inputs(input_ids, frames, frame_lengths)
+            assert frames is not None  # a packed row without video would have no connector to train
+            video_ME, _ = self.encode_video(frames, frame_lengths, layout)
+            hidden_ND = self._packed_states(input_ids, video_ME, answers)
+            return LlavaSltOutput(loss_sum=self.token_loss(hidden_ND, answers["targets_N"], head=output_head(self.llm)))
+        embeds_BLE = self.embed_inputs(input_ids, frames, frame_lengths, layout)
         result = self.llm(inputs_embeds=embeds_BLE, attention_mask=attention_mask, **kwargs)
         return LlavaSltOutput(logits=result.logits, past_key_values=result.past_key_values)
 
-    def _packed_states(self, ids_BL: Tensor, frames: Tensor, lengths_B: Tensor, answers: PackedAnswers) -> Tensor:
-        """Hidden states [N, D] that predict the answer tokens of a packed row. Nothing waits for the device."""
-        video_ME, _ = self.encode_video(frames, lengths_B)
+    def _packed_states(self, ids_BL: Tensor, video_ME: Tensor, answers: PackedAnswers) -> Tensor:
+        """Hidden states [N, E] that predict the answer tokens of a packed row. Nothing waits for the device."""
         places_M = answers["visual_positions_M"]
         if len(video_ME) != len(places_M):
             raise DataError(
@@ -250,14 +257,8 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         text_LE = self.get_input_embeddings()(ids_BL).flatten(0, 1)
         embeds_BLE = text_LE.index_copy(0, places_M, video_ME.to(text_LE.dtype))[None]
-        states_LD = self.get_decoder()(inputs_embeds=embeds_BLE, **answers["packed"]).last_hidden_state.flatten(0, 1)
-        return states_LD.index_select(0, answers["label_positions_N"])
-
-    def _loss(self, hidden_ND: Tensor, targets_N: Tensor, min_chunks: int) -> Tensor:
-        before, after = targets_N.new_full((1,), IGNORE_LABEL), hidden_ND[:1]
-        labels_BL, hidden_BLD = torch.cat((before, targets_N))[None], torch.cat((hidden_ND, after))[None]
-        chunk_tokens = self.config.loss_chunk_tokens
-        return token_cross_entropy(hidden_BLD, output_head(self.llm), labels_BL, chunk_tokens, min_chunks)[0]
+        states_LE = self.get_decoder()(inputs_embeds=embeds_BLE, **answers["packed"]).last_hidden_state.flatten(0, 1)
+        return states_LE.index_select(0, answers["label_positions_N"])
 
     @torch.no_grad()
     def generate(  # type: ignore[override]  # video enters by name; the rest is GenerationMixin's
@@ -266,6 +267,7 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         frames: Tensor | None = None,
         frame_lengths: Tensor | None = None,
+        layout: ClipLayout | None = None,
         generation_config: GenerationConfig | None = None,
         **options: Any,
     ) -> Tensor:
@@ -275,7 +277,7 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
         ``attention_mask``. ``options`` are transformers' own and go to the LLM's `generate` (`num_beams`,
         `max_new_tokens`, `synced_gpus`, ...).
         """
-        embeds_BLE = self.embed_inputs(input_ids, frames, frame_lengths)
+        embeds_BLE = self.embed_inputs(input_ids, frames, frame_lengths, layout)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         settings = copy.deepcopy(self.generation_config if generation_config is None else generation_config)

@@ -5,7 +5,6 @@ the model translates video to text; the loss counts answer tokens only (arXiv 24
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any, Self
 
 import torch
 
-from pipeline import dist
 from pipeline.config.schema import ConnectorStageConfig, Recipe, SourceConfig
 from pipeline.evaluate.metrics import score
 from pipeline.inference.clips import CollatePrompts
@@ -95,17 +93,13 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
         return {"visual": False, "connector": True, "llm": False}
 
     def collate(self) -> TranslationCollate:
-        return TranslationCollate(self.processor)
+        return TranslationCollate(self.processor, self.module.config.visual_config.clip_sizes())
 
     def loss(self, model: Callable[..., Any], batch: TranslationBatch, normaliser: Normaliser) -> LossParts:
-        chunks = math.ceil(batch["valid_tokens"] / self.module.config.loss_chunk_tokens)
-        if self.context.zero_stage == 3:  # every call of the head is a collective: all ranks must call it equally often
-            chunks = int(dist.all_reduce_max(torch.tensor(chunks, device=self.device)))
         output = model(
-            min_chunks=chunks,
             input_ids=batch["input_ids"],
             frames=batch["frames_NHWC"],
-            frame_lengths=batch["frame_lengths_B"],
+            layout=batch["layout"],
             answers=batch["answers"],
         )
         valid_tokens = torch.full((), float(batch["valid_tokens"]), device=self.device)
@@ -124,7 +118,8 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
         synced = self.context.world_size > 1 and self.context.zero_stage == 3
         options = replace(generation(config), synced=synced)
         texts_of_sample: dict[int, tuple[str, str]] = {}
-        batches = self.held_out(sources, CollatePrompts(self.processor), stop_requested, config.eval_samples)
+        sizes = self.module.config.visual_config.clip_sizes()
+        batches = self.held_out(sources, CollatePrompts(self.processor, sizes), stop_requested, config.eval_samples)
         with switched(self.module.llm, self.attention_key):
             for batch, samples in batches:
                 texts = translate_batch(self.module, self.processor, batch, options)

@@ -67,7 +67,7 @@ def _rank_main(rank: int, world_size: int, folder: Path, backbone_train: str) ->
     mine = slice(rank, rank + 1)
     part = frames_NHWC.split(list(LENGTHS))[rank]
     row = processor.pack(LENGTHS[mine], TEXTS[mine])
-    output = engine(**row, frames=part, frame_lengths=lengths_B[mine], min_chunks=1)
+    output = engine(**row, frames=part, frame_lengths=lengths_B[mine])
     engine.backward(output.loss_sum)
     engine.step()
     engine.eval()

@@ -78,10 +78,11 @@ def test_items_are_as_long_in_the_plan_as_in_the_row(tokens: str, tmp_path: Path
     recipe = recipe_of(tmp_path, pack_tokens=120)
     recipe = recipe.model_copy(update={"model": model_config(tmp_path, connector={"tokens": tokens})})
     plan = ConnectorStage.plan(recipe, recipe.data.train, train=True)
-    _, processor = build_llava_slt(recipe.model, recipe.data, PROMPT, torch.float32)
+    model, processor = build_llava_slt(recipe.model, recipe.data, PROMPT, torch.float32)
+    collate = TranslationCollate(processor, model.config.visual_config.clip_sizes())
     seen = []
     for item in plan.epoch(0):
-        row = TranslationCollate(processor)([clips_of(plan, item)])
+        row = collate([clips_of(plan, item)])
         assert row["answers"]["packed"]["cu_seq_lens_q"].diff().tolist() == item["length"].tolist()
         assert row["input_ids"].shape == (1, item["length"].sum()) and item["length"].sum() <= 120
         seen += item["sample"].tolist()
@@ -119,11 +120,11 @@ def test_an_evaluation_that_fails_leaves_the_training_attention(
 ) -> None:
     llm, key = stage.module.llm, implementation("sdpa")
     assert llm.config._attn_implementation == key and stage.attention_key == "sdpa"
+    collate = connector.CollatePrompts(stage.processor, stage.module.config.visual_config.clip_sizes())
     seen = []
 
     def held_out(*args: Any) -> Iterator[Any]:
-        batch = connector.CollatePrompts(stage.processor)([clips_of(plan, item) for item in plan.epoch(0)])
-        yield batch, list(range(len(TEXTS)))
+        yield collate([clips_of(plan, item) for item in plan.epoch(0)]), list(range(len(TEXTS)))
         seen.append(llm.config._attn_implementation)
         raise ZeroDivisionError
 
