@@ -207,6 +207,9 @@ class DataConfig(Section):
     """Side of the square image the backbone sees; stored frames are resized (short side) and centre-cropped."""
     frame_budget: int | None = Field(default=None, gt=0)
     """Group clips of similar length so that frames per item stay below this; None = one clip per item."""
+    pack_tokens: int = Field(default=0, ge=0)
+    """Pack clips with their prompts and texts into items of at most this many tokens of the language model (connector),
+    so that all items cost about the same; no sample is cut. 0 = one clip per item, or `frame_budget`."""
     length_window: int = Field(default=0, ge=0)
     """Sort by length inside windows of this many items (0 = off); order stays a pure function of the seed."""
     unique_texts: bool = False
