@@ -171,6 +171,8 @@ class ModelConfig(Section):
     """Between the two (connector)."""
     attention: Literal["auto", "fa4", "fa3", "fa2", "torch_varlen", "sdpa"] = "auto"
     """Attention implementation for packed sequences; forced and missing is an error, `auto` is logged."""
+    kernels: Literal["auto", "liger", "torch"] = "auto"
+    """Fused kernels of liger-kernel for the language model's layers and loss; `auto`: on CUDA where they fit."""
     gradient_checkpointing: bool = False
     """Compute activations again in backward instead of keeping them: less memory, more time."""
 

@@ -42,7 +42,7 @@ STAGES = {
         shards=("video", "features"),
         unread=(
             "continued_pretraining", "connector", "model.llm", "model.connector", "model.attention",
-            "data.block_tokens", "data.frame_budget", "train.peak_tflops",
+            "model.kernels", "data.block_tokens", "data.frame_budget", "train.peak_tflops",
         ),
         contrasts=True,
     ),

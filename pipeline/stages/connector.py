@@ -17,6 +17,7 @@ from pipeline.evaluate.metrics import score
 from pipeline.inference.clips import CollatePrompts
 from pipeline.inference.generate import GenerationOptions, translate_batch
 from pipeline.inference.load import VIDEO_FORM
+from pipeline.models import kernels
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
 from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.registry import build_llava_slt
@@ -65,6 +66,10 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
         llava.generation_config = generation(recipe.connector).config(ends, processor.pad_id)
         if model.gradient_checkpointing:
             checkpoint_gradients(llava)
+        fused = kernels.choose(model.kernels, llava.llm, context.device)
+        llava.token_loss.backend = fused.loss
+        if fused.layers == "liger":
+            kernels.fuse_layers(llava.llm)
         check_answers(llava.llm, processor, plans)
         stage = cls(context, llava, processor)
         # an encoder that trained its backbone takes stored features, too, now that it is frozen
