@@ -173,6 +173,8 @@ class ModelConfig(Section):
     """Attention kernel for packed documents and clips, in every stage: `auto` takes the best that runs and logs it; a
     kernel that is named but cannot run is an error. fa4, fa3 and fa2 are flash-attn's, `torch_varlen` is torch's own
     flash attention; `sdpa` runs on every device and in every precision."""
+    kernels: Literal["auto", "liger", "torch"] = "auto"
+    """Fused kernels of liger-kernel for the language model's layers and loss; `auto`: on CUDA where they fit."""
     gradient_checkpointing: bool = False
     """Compute activations again in backward instead of keeping them: less memory, more time."""
 

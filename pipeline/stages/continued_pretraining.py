@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from pipeline import dist
 from pipeline.config.schema import Recipe, SourceConfig
 from pipeline.errors import RecipeError
-from pipeline.models import attention
+from pipeline.models import attention, kernels
 from pipeline.models.language import load_language, pad_id
 from pipeline.models.packed_lm import PackedCausalLm
 from pipeline.models.pretrained import check_positions
@@ -72,7 +72,10 @@ class ContinuedPretraining(SummedStage[PackedBatch]):
         if recipe.model.gradient_checkpointing:
             checkpoint_gradients(llm)
         check_tokenizer(plans.all(), tokenizer)
-        return cls(context, PackedCausalLm(llm, recipe.continued_pretraining.loss_chunk_tokens), tokenizer)
+        fused = kernels.choose(recipe.model.kernels, llm, context.device)
+        if fused.layers == "liger":
+            kernels.fuse_layers(llm)
+        return cls(context, PackedCausalLm(llm, recipe.continued_pretraining.loss_chunk_tokens, fused.loss), tokenizer)
 
     def freeze_plan(self) -> dict[str, bool]:
         return {"llm": True}
