@@ -46,7 +46,7 @@ def measure(probe: Probe, clips: int, frames_per_pass: int, pixels: int, frames:
         synchronise(probe)
         start = time.perf_counter()
         output = encoder(frames_NHWC, lengths_B)
-        (output.sentence_BD.float().square().sum() + output.words_BSD.float().square().sum()).backward()
+        (output.sentence_BD.float().square().sum() + output.words_MD.float().square().sum()).backward()
         encoder.zero_grad(set_to_none=True)
         synchronise(probe)
         if number >= rounds[0]:

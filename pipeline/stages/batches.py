@@ -15,6 +15,7 @@ import torch
 from pipeline.inference.clips import Clip, Clips, pack_clips
 from pipeline.losses import IGNORE_LABEL
 from pipeline.models.attention import Packed, packed_kwargs
+from pipeline.models.clip_layout import ClipSizes
 from pipeline.models.processing import Answers, LlavaSltProcessor
 from shards.load.documents import Pack
 from shards.load.reader import SampleReader
@@ -97,8 +98,10 @@ class PackCollate:
 class ContrastiveCollate:
     """Clips with the identity of their texts; the text features come from the frozen-text cache."""
 
+    sizes: ClipSizes
+
     def __call__(self, items: list[list[Clip]]) -> ContrastiveBatch:
-        clips = pack_clips(items)
+        clips = pack_clips(items, self.sizes)
         count = len(clips["rows"])
         text_ids_B = torch.tensor([row.text_hash for row in clips["rows"]], dtype=torch.int64)
         return {**clips, "text_ids_B": text_ids_B, "valid_tokens": count, "samples": count, "maxima": {}}
@@ -109,9 +112,10 @@ class TranslationCollate:
     """Clips with tokenised prompt and answer; labels are the answer and its eos."""
 
     processor: LlavaSltProcessor
+    sizes: ClipSizes
 
     def __call__(self, items: list[list[Clip]]) -> TranslationBatch:
-        clips = pack_clips(items)
+        clips = pack_clips(items, self.sizes)
         tokens = self.processor(clips["frame_lengths_B"].tolist(), [row.text for row in clips["rows"]])
         valid = int((tokens["labels"][:, 1:] != IGNORE_LABEL).sum())
         return {**clips, **tokens, "valid_tokens": valid, "samples": len(clips["rows"]), "maxima": {}}
@@ -124,4 +128,6 @@ def to_device(batch: T, device: torch.device) -> T:
         moved = batch.to(device, non_blocking=True)
     elif isinstance(batch, dict):
         moved = {key: to_device(value, device) for key, value in batch.items()}
+    elif isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        moved = type(batch)(*(to_device(value, device) for value in batch))
     return moved

@@ -75,7 +75,7 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
         return {"visual": False, "connector": True, "llm": False}
 
     def collate(self) -> TranslationCollate:
-        return TranslationCollate(self.processor)
+        return TranslationCollate(self.processor, self.module.config.visual_config.clip_sizes())
 
     def loss(self, model: Callable[..., Any], batch: TranslationBatch, normaliser: Normaliser) -> LossParts:
         output = model(
@@ -83,7 +83,7 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
             attention_mask=batch["attention_mask"],
             labels=batch["labels"],
             frames=batch["frames_NHWC"],
-            frame_lengths=batch["frame_lengths_B"],
+            layout=batch["layout"],
         )
         return LossParts(
             normaliser.scale(output.loss_sum),
@@ -102,7 +102,10 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
         options = replace(generation(config), synced=synced)
         texts_of_sample: dict[int, tuple[str, str]] = {}
         for batch, samples in self.held_out(
-            sources, CollatePrompts(self.processor), stop_requested, config.eval_samples
+            sources,
+            CollatePrompts(self.processor, self.module.config.visual_config.clip_sizes()),
+            stop_requested,
+            config.eval_samples,
         ):
             texts = translate_batch(self.module, self.processor, batch, options)
             for sample, text, row in zip(samples, texts, batch["rows"], strict=False):  # padding has no samples

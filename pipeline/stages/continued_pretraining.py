@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from pipeline import dist
 from pipeline.config.schema import Recipe, SourceConfig
 from pipeline.errors import RecipeError
-from pipeline.models import attention, sequence_parallel
+from pipeline.models import attention
 from pipeline.models.chunked_mlp import chunk_mlps
 from pipeline.models.language import load_language, pad_id
 from pipeline.models.offload import offload_layer_inputs
@@ -73,7 +73,7 @@ class ContinuedPretraining(SummedStage[PackedBatch]):
             llm, recipe.data.block_tokens, "data.block_tokens", "model.llm", "lower it to the table's length"
         )
         options = recipe.continued_pretraining
-        sequence_parallel.check_heads(llm, context.sequence.size)
+        attention.check_heads(llm, context.sequence.size)
         if options.mlp_chunk_tokens:
             chunk_mlps(llm, options.mlp_chunk_tokens)
         if recipe.model.gradient_checkpointing:

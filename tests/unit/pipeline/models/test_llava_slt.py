@@ -75,9 +75,7 @@ def test_a_frozen_encoder_builds_no_graph(built: Built, frames: dict[str, torch.
     model, _ = built
     freeze(model)
     seen = []
-    hook = model.visual.register_forward_hook(
-        lambda module, inputs, output: seen.append(output.words_BSD.requires_grad)
-    )
+    hook = model.visual.register_forward_hook(lambda module, inputs, output: seen.append(output.words_MD.requires_grad))
     tokens_ME, counts_B = model.encode_video(**frames)
     hook.remove()
     assert seen == [False] and tokens_ME.requires_grad and counts_B.tolist() == [4, 1, 3]

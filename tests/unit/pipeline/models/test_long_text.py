@@ -10,10 +10,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from pipeline.errors import RecipeError
-from pipeline.models.attention import implementation
+from pipeline.models.attention import check_heads, implementation
 from pipeline.models.chunked_mlp import chunk_mlps
 from pipeline.models.offload import offload_layer_inputs
-from pipeline.models.sequence_parallel import check_heads
 from tests.unit.pipeline.models.test_attention import documents, packed, tiny
 
 

@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from pipeline.inference.clips import pack_clips
+from pipeline.models.attention import Runs
+from pipeline.models.clip_layout import ClipLayout, ClipSizes
 from pipeline.models.processing import LlavaSltProcessor, ProcessorOptions
-from pipeline.stages.batches import ContrastiveCollate, PackCollate, TranslationCollate
+from pipeline.stages.batches import ContrastiveCollate, PackCollate, TranslationCollate, to_device
 from shards.load.documents import Pack
 from tests.unit.pipeline.models.tiny import bpe_tokenizer
 
 PAD = 9
+SIZES = ClipSizes(window_frames=4, stride=2, max_frames=8)
 
 
 def documents(*lengths_and_first: tuple[int, int]) -> list[Pack]:
@@ -79,20 +82,29 @@ def clip(frames: int, value: int, text: str) -> tuple[np.ndarray, Row]:
 
 def test_clips_are_packed_over_items() -> None:
     items = [[clip(2, 5, "one"), clip(1, 6, "three")], [clip(3, 7, "one")]]
-    batch = ContrastiveCollate()(items)
+    batch = ContrastiveCollate(SIZES)(items)
     assert batch["frames_NHWC"][:, 0, 0, 0].tolist() == [5, 5, 6, 7, 7, 7]
     assert batch["frames_NHWC"].dtype == torch.uint8 and batch["frames_NHWC"].shape == (6, 2, 2, 3)
     assert batch["frame_lengths_B"].tolist() == [2, 1, 3] and batch["text_ids_B"].tolist() == [3, 5, 3]
     assert batch["samples"] == batch["valid_tokens"] == 3 and [row.text for row in batch["rows"]] == [
         "one", "three", "one",
     ]  # fmt: skip
-    assert len(pack_clips(items)["rows"]) == 3
+    assert len(pack_clips(items, SIZES)["rows"]) == 3
+    assert batch["layout"].sizes == SIZES and batch["layout"].frame_samples_N.tolist() == [0, 0, 1, 2, 2, 2]
+
+
+def test_layouts_move_with_the_batch() -> None:
+    batch = ContrastiveCollate(SIZES)([[clip(2, 5, "one"), clip(5, 6, "three")]])
+    moved = to_device(batch, torch.device("meta"))["layout"]
+    assert isinstance(moved, ClipLayout) and isinstance(moved.windows, Runs) and moved.sizes == SIZES
+    assert moved.frame_lengths_B.device.type == moved.windows.borders.device.type == "meta"
+    assert moved.windows.equal == batch["layout"].windows.equal and moved.longest_frames == 5
 
 
 def test_translation_batches_count_the_answer(tmp_path: Path) -> None:
     tokenizer = bpe_tokenizer(tmp_path)
     processor = LlavaSltProcessor(tokenizer, ProcessorOptions(prompt="signs: {video} sentence:", stride=2))
-    collate = pickle.loads(pickle.dumps(TranslationCollate(processor)))  # loader workers receive it so
+    collate = pickle.loads(pickle.dumps(TranslationCollate(processor, SIZES)))  # loader workers receive it so
     batch = collate([[clip(3, 1, "here")], [clip(5, 2, "I am here")]])
     answers = [len(tokenizer(" " + text, add_special_tokens=False)["input_ids"]) + 1 for text in ("here", "I am here")]
     assert (batch["labels"] != -100).sum(1).tolist() == answers, "the answer and its eos"
@@ -101,6 +113,6 @@ def test_translation_batches_count_the_answer(tmp_path: Path) -> None:
     assert video_tokens == [2, 3] and batch["samples"] == 2
 
 
-@pytest.mark.parametrize("collate", [PackCollate(4, 0), ContrastiveCollate()])
+@pytest.mark.parametrize("collate", [PackCollate(4, 0), ContrastiveCollate(SIZES)])
 def test_collates_travel_to_worker_processes(collate: object) -> None:
     assert pickle.loads(pickle.dumps(collate)) == collate
