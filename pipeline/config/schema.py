@@ -279,6 +279,9 @@ class TrainConfig(Section):
     """Items per forward per rank."""
     world_sizes: list[int] = [1]
     """World sizes this recipe is meant for; each must divide the batch exactly."""
+    sequence_parallel: int = Field(default=1, gt=0)
+    """Ranks that compute every pack together, each a slice of its positions (continued_pretraining); they divide the
+    world size, `data.block_tokens` and the LLM's attention heads. 1 = every rank computes whole packs."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Of weights and activations in forward and backward."""
     optimizer: OptimizerConfig
@@ -304,6 +307,10 @@ class TrainConfig(Section):
 class ContinuedPretrainingConfig(Section):
     loss_chunk_tokens: int = Field(default=1024, gt=0)
     """Positions whose logits exist at once."""
+    mlp_chunk_tokens: int = Field(default=0, ge=0)
+    """Positions whose MLP activations exist at once, computed again in backward; 0 = all, nothing is repeated."""
+    offload_activations: bool = False
+    """With `model.gradient_checkpointing`: what each layer keeps for backward waits in host memory."""
 
 
 class ContrastiveConfig(Section):
