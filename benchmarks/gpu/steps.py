@@ -1,4 +1,4 @@
-"""Section f: what a step of every stage waits for and does: host synchronisations with the line that asks for each, and
+"""What a step of every stage waits for and does: host synchronisations with the line that asks for each, and
 the ten costliest kernels and CPU calls. Small models: the count of a step does not depend on the width."""
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu.rows import ROOT, Probe, run_section, world
+from benchmarks.gpu.settings import run_sets
 from benchmarks.gpu.stages import LLM, STAGES, VISUAL
-from benchmarks.gpu.training import fit, make_training, run_sets
+from benchmarks.loops import fit, make_training
 from pipeline.engine.observers.base import FinishedStep, Observer, Wishes
 from pipeline.engine.training import Training
 
@@ -123,9 +124,9 @@ def sets(probe: Probe, stage: str) -> list[str]:
 
 def run(probe: Probe) -> None:
     for stage in STAGES:
-        training = make_training(f"demo_{stage}", sets(probe, stage), probe)
+        training = make_training(f"demo_{stage}", sets(probe, stage), probe.device)
         watch = Watch(training, probe)
-        fit(training, watch)
+        fit(training, [watch], [])
         lines = dict(watch.lines.most_common())
         probe.add(f"{stage} host synchronisations a step", True, sum(lines.values()), "", by_line=lines)
         kernels = "self_cpu_time_total" if probe.dry else "self_device_time_total"
