@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.gpu.rows import Probe, run_section
 from pipeline.errors import RecipeError
-from pipeline.models.attention import _RUNNERS, BACKENDS, _Span, choose
+from pipeline.models.attention import BACKENDS, Reach, Runs, choose, ragged_attention
 
 LENGTHS = (1, 7, 128, 129)
 FORWARD_ERROR, GRADIENT_ERROR = 1e-2, 2e-2
@@ -43,12 +43,13 @@ def errors(
     shapes = [(rows, n_heads, channels), (rows, kv_heads, channels), (rows, kv_heads, channels)]
     exact = [torch.randn(shape, device=device, generator=generator).bfloat16().float() for shape in shapes]
     borders = torch.tensor((0, *LENGTHS), device=device).cumsum(0).to(torch.int32)
-    span = _Span(borders, max(LENGTHS), channels**-0.5, causal, window)
+    documents = Runs.between(borders, max(LENGTHS))
+    reach = Reach(documents, documents, channels**-0.5, causal, window)
     upstream = torch.randn(shapes[0], device=device, generator=generator)
     results = []
-    for run, dtype in ((_RUNNERS["sdpa"], torch.float32), (_RUNNERS[backend], torch.bfloat16)):
+    for name, dtype in (("sdpa", torch.float32), (backend, torch.bfloat16)):
         inputs = [tensor.to(dtype).requires_grad_() for tensor in exact]
-        output = run(*inputs, span)
+        output = ragged_attention(*inputs, reach, name)
         results.append((output.detach(), torch.autograd.grad(output, inputs, upstream.to(dtype))))
     (expected, expected_grads), (found, found_grads) = results
     assert found.shape == expected.shape

@@ -19,7 +19,6 @@ from pipeline.evaluate.report import merge_predictions, write_part, write_predic
 from pipeline.inference.clips import CollatePrompts, FetchFrames, PromptBatch, check_fingerprints
 from pipeline.inference.generate import GenerationOptions, check_fits, translate
 from pipeline.inference.load import Precision, load_export
-from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.training_texts import warn_of_known_texts
 from shards.format.index import ShardSet, open_index
 from shards.load.loader import EvalLoader
@@ -94,7 +93,7 @@ def evaluate_export(
     model, processor = load_export(export_dir, options.device, options.precision)
     check_fits(model, processor, options.generation, str(export_dir))
     sets = [open_index(path) for path in shards]
-    loader = _loader(sets, processor, options, ranks)
+    loader = _loader(sets, CollatePrompts(processor, model.visual.config.clip_sizes()), options, ranks)
     check_fingerprints(loader.plan, model.visual.config.backbone_fingerprint)
     done = 0
 
@@ -120,11 +119,9 @@ def evaluate_export(
     return scores
 
 
-def _loader(
-    sets: list[ShardSet], processor: LlavaSltProcessor, options: EvaluateOptions, ranks: EvalRanks
-) -> EvalLoader:
+def _loader(sets: list[ShardSet], collate: CollatePrompts, options: EvaluateOptions, ranks: EvalRanks) -> EvalLoader:
     """This rank's batches of the split, in the order of the shard sets."""
-    sizes = processor.options
+    sizes = collate.processor.options
     plan = Plan(
         [Source(shard_set, options.split, options.corpus) for shard_set in sets],
         PlanOptions("clip", shuffle=False, max_frames=sizes.max_frames, frame_stride=sizes.frame_stride),
@@ -132,7 +129,7 @@ def _loader(
     return EvalLoader(
         plan,
         FetchFrames(sizes.max_frames, sizes.frame_stride, sizes.image_pixels),
-        CollatePrompts(processor),
+        collate,
         rank=ranks.rank,
         world_size=ranks.world_size,
         micro_batch=options.micro_batch,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from pipeline.errors import RecipeError
+from pipeline.models.clip_layout import ClipLayout, ClipSizes
 from pipeline.models.processing import LlavaSltProcessor, Prompts
 from shards.format.index import MANIFEST_NAME
 from shards.load.features import read_features
@@ -29,6 +30,7 @@ class Clips(TypedDict):
     frames_NHWC: torch.Tensor
     """uint8 [N, H, W, 3], or stored frame features [N, P]."""
     frame_lengths_B: torch.Tensor
+    layout: ClipLayout
     rows: list[IndexRow]
 
 
@@ -37,6 +39,7 @@ class VideoPrompts(Prompts):
 
     frames_NHWC: torch.Tensor
     frame_lengths_B: torch.Tensor
+    layout: ClipLayout
 
 
 class PromptBatch(VideoPrompts):
@@ -90,12 +93,18 @@ class FetchFrames:
         return reader.frames(sample, self.max_frames, self.frame_stride, self.image_pixels)
 
 
-def pack_clips(items: list[list[Clip]]) -> Clips:
-    """Clips of all items -> one micro-batch."""
+def pack_clips(items: list[list[Clip]], sizes: ClipSizes) -> Clips:
+    """Clips of all items -> one micro-batch, laid out for an encoder of these sizes.
+
+    Raises:
+        DataError: an empty clip, or one longer than the encoder takes.
+    """
     clips = [clip for item in items for clip in item]
+    lengths = [len(frames_THWC) for frames_THWC, _ in clips]
     return {
         "frames_NHWC": torch.from_numpy(np.concatenate([frames_THWC for frames_THWC, _ in clips])),
-        "frame_lengths_B": torch.tensor([len(frames_THWC) for frames_THWC, _ in clips]),
+        "frame_lengths_B": torch.tensor(lengths),
+        "layout": ClipLayout.of(lengths, sizes),
         "rows": [row for _, row in clips],
     }
 
@@ -105,7 +114,8 @@ class CollatePrompts:
     """Clips -> packed frames and left padded prompts, with the index rows; runs in loader processes."""
 
     processor: LlavaSltProcessor
+    sizes: ClipSizes
 
     def __call__(self, items: list[list[Clip]]) -> PromptBatch:
-        clips = pack_clips(items)
+        clips = pack_clips(items, self.sizes)
         return {**clips, **self.processor(clips["frame_lengths_B"].tolist())}

@@ -95,7 +95,7 @@ def translate_batch(
         input_ids=batch["input_ids"].to(here, non_blocking=True),
         attention_mask=batch["attention_mask"].to(here, non_blocking=True),
         frames=batch["frames_NHWC"].to(here, non_blocking=True),
-        frame_lengths=batch["frame_lengths_B"].to(here, non_blocking=True),
+        layout=batch["layout"].to(here),
         generation_config=options.config(ends if len(ends) > 1 else ends[0], processor.pad_id),
         synced_gpus=options.synced,
     )

@@ -16,6 +16,7 @@ from pipeline.errors import CheckpointError
 from pipeline.inference.clips import VideoPrompts
 from pipeline.inference.generate import GenerationOptions, check_fits, translate_batch
 from pipeline.inference.load import VIDEO_FORM, Precision, load_export
+from pipeline.models.clip_layout import ClipLayout
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
 from pipeline.models.processing import LlavaSltProcessor
 from shards.load.reader import wanted_frames
@@ -115,6 +116,7 @@ class Translator:
         batch: VideoPrompts = {
             "frames_NHWC": torch.from_numpy(np.concatenate(clips)),
             "frame_lengths_B": torch.tensor(lengths),
+            "layout": ClipLayout.of(lengths, self.model.visual.config.clip_sizes()),
             **self.processor(lengths),
         }
         texts = translate_batch(self.model, self.processor, batch, options)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pipeline.config.schema import ContrastiveConfig
+from pipeline.models.clip_layout import ClipLayout
 from pipeline.models.visual import HierarchicalVisualEncoder
 
 
@@ -60,17 +61,19 @@ class ContrastiveModel(nn.Module):
     def forward(
         self,
         frames_NHWC: torch.Tensor,
-        frame_lengths_B: torch.Tensor,
+        frame_lengths_B: torch.Tensor | None,
         text_BD: torch.Tensor,
         text_tokens_BLD: torch.Tensor,
+        layout: ClipLayout | None = None,
     ) -> dict[str, torch.Tensor]:
         """Unnormalised embeddings of both sides, the masks of the word tokens and the two log-scales (each [1])."""
-        visual = self.visual(frames_NHWC, frame_lengths_B)
+        visual = self.visual(frames_NHWC, frame_lengths_B, layout)
+        words_BSE, words_mask_BS = visual.layout.pad_words(self.word_head(visual.words_MD))
         dtype = self.text_sentence_head.weight.dtype
         return {
             "video_BE": self.sentence_head(visual.sentence_BD),
-            "words_BSE": self.word_head(visual.words_BSD),
-            "words_mask_BS": visual.words_mask_BS,
+            "words_BSE": words_BSE,
+            "words_mask_BS": words_mask_BS,
             "text_BE": self.text_sentence_head(((text_BD - self.sentence_mean) * self.sentence_scale).to(dtype)),
             "tokens_BLE": self.text_token_head(((text_tokens_BLD - self.tokens_mean) * self.tokens_scale).to(dtype)),
             # multiplied by one so that the values survive ZeRO-3's re-partitioning after the forward

@@ -6,11 +6,12 @@ import logging
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.config.schema import LlmConfig, TinyLlm
 from pipeline.errors import RecipeError
+from pipeline.losses import ScaledHead
 from pipeline.models.attention import KEY_PREFIX, check_model
 from pipeline.models.pretrained import (
     check_vocabulary,
@@ -147,19 +148,7 @@ def output_head(llm: PreTrainedModel) -> nn.Module:
     # Cohere multiplies by logit_scale, Granite divides by logits_scaling
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     head = llm.get_output_embeddings()
-    return head if softcap is None and scale == 1.0 else _ScaledHead(head, scale, softcap)
-
-
-class _ScaledHead(nn.Module):
-    """The LLM's own head followed by its logit scale and soft cap (Gemma 2, arXiv 2408.00118)."""
-
-    def __init__(self, head: nn.Module, scale: float, softcap: float | None) -> None:
-        super().__init__()
-        self.head, self.scale, self.softcap = head, scale, softcap
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        logits = self.head(hidden) * self.scale
-        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+    return head if softcap is None and scale == 1.0 else ScaledHead(head, scale, softcap)
 
 
 def embedding_rms(llm: PreTrainedModel) -> float:

@@ -28,7 +28,8 @@ from transformers.utils import ModelOutput
 
 from pipeline.config.schema import ConnectorConfig, ConnectorStageConfig
 from pipeline.errors import DataError
-from pipeline.losses import token_cross_entropy
+from pipeline.losses import IGNORE_LABEL, TokenLoss
+from pipeline.models.clip_layout import ClipLayout
 from pipeline.models.connector import Connector, ConnectorLinear
 from pipeline.models.language import decoder, output_head
 from pipeline.models.visual import HierarchicalVisualEncoder, VisualEncoderConfig
@@ -130,6 +131,7 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
             config.text_config.get_text_config().hidden_size,
             config.connector_rms,
         )
+        self.token_loss = TokenLoss(config.loss_chunk_tokens)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -162,20 +164,26 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_decoder(self) -> nn.Module:
         return decoder(self.llm)
 
-    def encode_video(self, frames: Tensor, frame_lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_video(
+        self, frames: Tensor, frame_lengths: Tensor | None = None, layout: ClipLayout | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Visual tokens in the LLM's embedding space, packed [M, E] in sample order, and how many each sample has [B].
 
         No graph is built for the encoder if none of its parameters needs a gradient.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.visual)):
-            output = self.visual(frames, frame_lengths)
+            output = self.visual(frames, frame_lengths, layout)
         if self.config.connector_tokens == "word":
-            tokens, mask = output.words_BSD, output.words_mask_BS
-        else:
-            tokens, mask = output.frames_BTD, output.frames_mask_BT
-        return self.connector(tokens[mask]), mask.sum(1)
+            return self.connector(output.words_MD), output.layout.word_lengths_B
+        return self.connector(output.frames_ND), output.layout.frame_lengths_B
 
-    def embed_inputs(self, input_ids: Tensor, frames: Tensor | None, frame_lengths: Tensor | None) -> Tensor:
+    def embed_inputs(
+        self,
+        input_ids: Tensor,
+        frames: Tensor | None,
+        frame_lengths: Tensor | None,
+        layout: ClipLayout | None = None,
+    ) -> Tensor:
         """Text embeddings [B, L, E] with the visual tokens written over the placeholders.
 
         Raises:
@@ -183,7 +191,7 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         is_video_BL = input_ids == self.config.video_token_id
         embeds_BLE = self.get_input_embeddings()(input_ids.masked_fill(is_video_BL, 0))
-        if frames is None or frame_lengths is None:
+        if frames is None:
             if bool(is_video_BL.any()):
                 raise DataError(
                     "input_ids hold video placeholders but no frames were given",
@@ -191,7 +199,7 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
                     fix="pass frames and frame_lengths, or a prompt without {video}",
                 )
             return embeds_BLE
-        video_ME, count_B = self.encode_video(frames, frame_lengths)
+        video_ME, count_B = self.encode_video(frames, frame_lengths, layout)
         placeholders_B = is_video_BL.sum(1)
         if placeholders_B.shape != count_B.shape or not torch.equal(placeholders_B, count_B):
             raise DataError(
@@ -209,7 +217,7 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         frames: Tensor | None = None,
         frame_lengths: Tensor | None = None,
-        min_chunks: int = 0,
+        layout: ClipLayout | None = None,
         **kwargs: Any,
     ) -> LlavaSltOutput:
         """Logits, or with ``labels`` the summed loss.
@@ -220,24 +228,23 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
             labels: [B, L], -100 = not scored; the shift by one happens in the loss.
             frames: uint8 [N, H, W, 3], all samples' frames one after another.
             frame_lengths: [B], frames per sample.
-            min_chunks: minimum number of head calls for the loss (`token_cross_entropy`).
+            layout: of these frames (`ClipLayout`), instead of their lengths.
             kwargs: transformers' own, passed on to the LLM (`position_ids`, `past_key_values`, `use_cache`,
                 `logits_to_keep`).
 
-        Under ZeRO-3 every rank must take the same path: either all pass frames or none, and with labels all pass the
-        same `min_chunks` (the largest `losses.label_chunks` of the ranks).
+        Under ZeRO-3 every rank must take the same path: either all pass frames or none, and all pass labels or none.
         """
-        embeds_BLE = self.embed_inputs(input_ids, frames, frame_lengths)
+        embeds_BLE = self.embed_inputs(input_ids, frames, frame_lengths, layout)
         if labels is None:
             result = self.llm(inputs_embeds=embeds_BLE, attention_mask=attention_mask, **kwargs)
             return LlavaSltOutput(logits=result.logits, past_key_values=result.past_key_values)
         hidden_BLE = self.get_decoder()(
             inputs_embeds=embeds_BLE, attention_mask=attention_mask, **{**kwargs, "use_cache": False}
         ).last_hidden_state
-        loss_sum, valid = token_cross_entropy(
-            hidden_BLE, output_head(self.llm), labels, self.config.loss_chunk_tokens, min_chunks
-        )
-        return LlavaSltOutput(loss_sum=loss_sum, valid_tokens=valid)
+        targets_BL = labels[:, 1:]
+        scored_BL = targets_BL != IGNORE_LABEL
+        loss_sum = self.token_loss(hidden_BLE[:, :-1][scored_BL], targets_BL[scored_BL], head=output_head(self.llm))
+        return LlavaSltOutput(loss_sum=loss_sum, valid_tokens=scored_BL.sum())
 
     @torch.no_grad()
     def generate(  # type: ignore[override]  # video enters by name; the rest is GenerationMixin's
@@ -246,6 +253,7 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         frames: Tensor | None = None,
         frame_lengths: Tensor | None = None,
+        layout: ClipLayout | None = None,
         generation_config: GenerationConfig | None = None,
         **options: Any,
     ) -> Tensor:
@@ -255,7 +263,7 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
         ``attention_mask``. ``options`` are transformers' own and go to the LLM's `generate` (`num_beams`,
         `max_new_tokens`, `synced_gpus`, ...).
         """
-        embeds_BLE = self.embed_inputs(input_ids, frames, frame_lengths)
+        embeds_BLE = self.embed_inputs(input_ids, frames, frame_lengths, layout)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         settings = copy.deepcopy(self.generation_config if generation_config is None else generation_config)

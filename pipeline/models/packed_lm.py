@@ -5,13 +5,12 @@ Shape suffixes: B rows, L positions, D width, V vocabulary.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import nn
 
-from pipeline.losses import token_cross_entropy
+from pipeline.losses import TokenLoss
 from pipeline.models.attention import Packed
 from pipeline.models.language import decoder, output_head
 
@@ -24,22 +23,22 @@ class PackedCausalLm(nn.Module):
     def __init__(self, llm: nn.Module, loss_chunk_tokens: int) -> None:
         super().__init__()
         self.llm = llm
-        self.loss_chunk_tokens = loss_chunk_tokens
+        self.token_loss = TokenLoss(loss_chunk_tokens)
 
     def forward(
-        self, input_ids_BL: torch.Tensor, packed: Packed, labels_BL: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Packs -> (summed loss, labelled tokens); without labels (last hidden states, logits [B, L, V]).
+        self, input_ids_BL: torch.Tensor, packed: Packed, targets_BL: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Packs and the token after each (`PackCollate`) -> their summed loss; without targets logits [B, L, V].
 
         ``packed``: document borders from `pipeline.models.attention.packed_kwargs`.
         """
         hidden_BLD = decoder(self.llm)(input_ids=input_ids_BL, **packed).last_hidden_state
         head = output_head(self.llm)
-        if labels_BL is None:
-            return hidden_BLD, head(hidden_BLD)
-        # every rank makes as many head calls as the fullest pack needs: under ZeRO-3 each is a collective
-        chunks = math.ceil(input_ids_BL.numel() / self.loss_chunk_tokens)
-        return token_cross_entropy(hidden_BLD, head, labels_BL, self.loss_chunk_tokens, min_chunks=chunks)
+        if targets_BL is None:
+            logits_BLV: torch.Tensor = head(hidden_BLD)
+            return logits_BLV
+        loss_sum: torch.Tensor = self.token_loss(hidden_BLD.flatten(0, 1), targets_BL.flatten(), head=head)
+        return loss_sum
 
     def matmul_parameters(self) -> int:
         """Parameters that multiply every token, including those that ZeRO-3 has partitioned."""

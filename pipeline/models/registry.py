@@ -42,10 +42,27 @@ def build_visual(config: VisualConfig, image_pixels: int, dtype: torch.dtype) ->
     if config.backbone is None:
         raise RecipeError("model.visual: give path (an exported encoder) or backbone.")
     backbone_config, weights = _backbone(config.backbone, image_pixels, dtype)
-    mean, std = _normalisation(config.backbone.path)
-    encoder_config = VisualEncoderConfig(
+    encoder_config = new_encoder_config(config, config.backbone, backbone_config, image_pixels)
+    normalisation = (list(encoder_config.image_mean), list(encoder_config.image_std))
+    encoder_config.backbone_fingerprint = _fingerprint(config.backbone, image_pixels, normalisation)
+    loaded = {} if weights is None else {"backbone": _mark_loaded(weights)}
+    encoder = AutoModel.from_config(encoder_config, dtype=dtype, **loaded)
+    if config.backbone.train == "lora":
+        encoder.add_lora(config.backbone.lora_rank, config.backbone.lora_alpha)
+    encoder.freeze_backbone()
+    if config.backbone.path is not None and encoder.backbone.trains:
+        log_dropout(backbone_config, config.backbone.path)
+    return encoder
+
+
+def new_encoder_config(
+    config: VisualConfig, backbone: BackboneConfig, backbone_config: PreTrainedConfig, image_pixels: int
+) -> VisualEncoderConfig:
+    """The config of a new encoder around a backbone; the backbone's weights are not read."""
+    mean, std = _normalisation(backbone.path)
+    return VisualEncoderConfig(
         backbone_config=backbone_config,
-        pool=config.backbone.pool,
+        pool=backbone.pool,
         width=config.width,
         dropout=config.dropout,
         max_frames=config.max_frames,
@@ -58,19 +75,10 @@ def build_visual(config: VisualConfig, image_pixels: int, dtype: torch.dtype) ->
         stride=config.word.stride,
         sentence_layers=config.sentence.layers,
         sentence_heads=config.sentence.heads,
-        backbone_train=config.backbone.train,
-        frames_per_pass=config.backbone.frames_per_pass,
+        backbone_train=backbone.train,
+        frames_per_pass=backbone.frames_per_pass,
         centre_clips=config.centre_clips,
-        backbone_fingerprint=_fingerprint(config.backbone, image_pixels, (mean, std)),
     )
-    loaded = {} if weights is None else {"backbone": _mark_loaded(weights)}
-    encoder = AutoModel.from_config(encoder_config, dtype=dtype, **loaded)
-    if config.backbone.train == "lora":
-        encoder.add_lora(config.backbone.lora_rank, config.backbone.lora_alpha)
-    encoder.freeze_backbone()
-    if config.backbone.path is not None and encoder.backbone.trains:
-        log_dropout(backbone_config, config.backbone.path)
-    return encoder
 
 
 def build_text_encoder(
@@ -168,7 +176,7 @@ def _backbone(
 ) -> tuple[PreTrainedConfig, PreTrainedModel | None]:
     """The backbone's config, and its weights when they are pretrained."""
     if config.tiny is not None:
-        return _tiny_vit(config.tiny, image_pixels), None
+        return tiny_vit(config.tiny, image_pixels), None
     if config.path is None:
         raise RecipeError("model.visual.backbone: give path or tiny.")
     try:
@@ -182,7 +190,8 @@ def _backbone(
         ) from error
 
 
-def _tiny_vit(sizes: TinyVit, image_pixels: int) -> PreTrainedConfig:
+def tiny_vit(sizes: TinyVit, image_pixels: int) -> PreTrainedConfig:
+    """Config of a random ViT. Raises RecipeError for heads that do not divide its width."""
     if sizes.width % sizes.heads:
         raise RecipeError(
             f"model.visual.backbone.tiny.heads: {sizes.heads} heads do not divide width {sizes.width}; change one."
@@ -246,4 +255,6 @@ __all__ = [
     "build_visual",
     "load_llm",
     "load_tokenizer",
+    "new_encoder_config",
+    "tiny_vit",
 ]

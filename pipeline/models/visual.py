@@ -3,7 +3,7 @@
 The paper (LLaVA-SLT, arXiv 2412.16524) names the hierarchy and its purpose, a word-level representation that suits an
 LLM's token embeddings, but publishes no sizes; every size here is a config value.
 
-Legend: B samples, N packed frames, T frames, S word tokens, M packed word tokens, D width.
+Legend: B samples, N packed frames, M packed word tokens, D width.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -23,15 +22,9 @@ from transformers.utils import ModelOutput
 from pipeline.config.schema import IMAGE_PIXELS, BackboneConfig, VisualConfig
 from pipeline.errors import DataError, RecipeError
 from pipeline.models import frame_level
-from pipeline.models.word_level import (
-    Layout,
-    TemporalBlock,
-    WordLevel,
-    WordLevelSizes,
-    positions,
-    rotary,
-    whole_samples,
-)
+from pipeline.models.attention import Reach, ragged_attention
+from pipeline.models.clip_layout import ClipLayout, ClipSizes
+from pipeline.models.word_level import TemporalBlock, WordLevel, WordLevelSizes, rotary
 
 IMAGE_MEAN, IMAGE_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 """Normalisation of a backbone without preprocessor_config.json: [0, 255] -> [-1, 1]."""
@@ -96,6 +89,10 @@ class VisualEncoderConfig(PreTrainedConfig):
         """Word tokens of a clip of ``frames`` frames: ceil(frames / stride)."""
         return -(-frames // self.stride)
 
+    def clip_sizes(self) -> ClipSizes:
+        """What `ClipLayout.of` needs to know of this encoder."""
+        return ClipSizes(self.window_frames, self.stride, self.max_frames)
+
     def _check(self) -> None:
         for name, heads in (("word.heads", self.word_heads), ("sentence.heads", self.sentence_heads)):
             if self.width % heads or (self.width // heads) % 2:
@@ -110,13 +107,12 @@ class VisualEncoderConfig(PreTrainedConfig):
 
 @dataclass
 class VisualOutput(ModelOutput):
-    """Padded outputs with their masks (True = real). Padding rows are zero. All are always set."""
+    """Packed outputs: the rows of all samples one after another, as ``layout`` says. All are always set."""
 
-    frames_BTD: Tensor = None  # type: ignore[assignment]  # ModelOutput wants defaults
-    frames_mask_BT: Tensor = None  # type: ignore[assignment]
-    words_BSD: Tensor = None  # type: ignore[assignment]
-    words_mask_BS: Tensor = None  # type: ignore[assignment]
+    frames_ND: Tensor = None  # type: ignore[assignment]  # ModelOutput wants defaults
+    words_MD: Tensor = None  # type: ignore[assignment]
     sentence_BD: Tensor = None  # type: ignore[assignment]
+    layout: ClipLayout = None  # type: ignore[assignment]
 
 
 STILL_CLIP = 1e-4
@@ -124,16 +120,21 @@ STILL_CLIP = 1e-4
 hundredth of their size. Centring it would leave only noise."""
 
 
-def _centred(frames_ND: Tensor, by_frame: Layout, frame_lengths_B: Tensor) -> Tensor:
+def _centred(frames_ND: Tensor, layout: ClipLayout) -> Tensor:
     """Frame features minus the mean over their own clip; still clips (and single frames) are unchanged."""
-    lengths_B = frame_lengths_B.to(frames_ND.device)
-    mean_BD = by_frame.spread(frames_ND).sum(1) / lengths_B[:, None].to(frames_ND.dtype)
+    wide_ND = frames_ND if frames_ND.dtype == torch.float64 else frames_ND.float()  # sums over hundreds of frames
+    mean_BD = _sum_clips(wide_ND, layout) / layout.frame_lengths_B[:, None]
     with torch.no_grad():
-        moved_ND = frames_ND - mean_BD.repeat_interleave(lengths_B, dim=0)
-        moved_B, whole_B = (by_frame.spread(rows.float().square().sum(1)).sum(1) for rows in (moved_ND, frames_ND))
+        moved_ND = wide_ND - mean_BD.index_select(0, layout.frame_samples_N)
+        moved_B, whole_B = (_sum_clips(rows_ND.square().sum(1), layout) for rows_ND in (moved_ND, wide_ND))
         moves_B = moved_B > STILL_CLIP * whole_B
-    mean_BD = mean_BD * moves_B[:, None].to(frames_ND.dtype)
-    return frames_ND - mean_BD.repeat_interleave(lengths_B, dim=0)
+    mean_BD = mean_BD * moves_B[:, None]
+    return frames_ND - mean_BD.index_select(0, layout.frame_samples_N).to(frames_ND.dtype)
+
+
+def _sum_clips(rows_NX: Tensor, layout: ClipLayout) -> Tensor:
+    sums_BX = rows_NX.new_zeros(len(layout.frame_lengths_B), *rows_NX.shape[1:])
+    return sums_BX.index_add(0, layout.frame_samples_N, rows_NX)
 
 
 class AttentionPooling(nn.Module):
@@ -142,16 +143,17 @@ class AttentionPooling(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
+        self.attention = "sdpa"
+        """Backend of `ragged_attention`."""
         self.query = nn.Parameter(torch.empty(width))
         self.key_value = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, rows_MD: Tensor, layout: Layout) -> Tensor:
+    def forward(self, rows_MD: Tensor, layout: ClipLayout) -> Tensor:
         k, v = self.key_value(rows_MD).unflatten(-1, (2, self.heads, -1)).unbind(1)
-        k, v = (layout.spread(x).transpose(1, 2) for x in (k, v))
-        q = self.query.view(1, self.heads, 1, -1).expand(k.shape[0], -1, -1, -1)
-        mask = None if layout.full else layout.valid_GK[:, None, None, :]
-        return self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).flatten(1))
+        q = self.query.view(1, self.heads, -1).expand(len(layout.word_lengths_B), -1, -1)
+        mixed = ragged_attention(q, k, v, Reach(layout.queries, layout.samples), self.attention)
+        return self.out(mixed.flatten(1))
 
 
 class HierarchicalVisualEncoder(PreTrainedModel):
@@ -180,9 +182,7 @@ class HierarchicalVisualEncoder(PreTrainedModel):
         self.frame_projection = nn.Linear(frame_level.pooled_width(config.backbone_config, config.pool), width)
         self.frame_norm = nn.LayerNorm(width)
         self.word_level = WordLevel(
-            WordLevelSizes(
-                width, config.word_layers, config.window_frames, config.stride, config.word_heads, config.dropout
-            )
+            WordLevelSizes(width, config.word_layers, config.stride, config.word_heads, config.dropout)
         )
         self.word_norm = nn.LayerNorm(width)
         self.sentence_blocks = nn.ModuleList(
@@ -213,37 +213,40 @@ class HierarchicalVisualEncoder(PreTrainedModel):
         config = self.config
         return self.backbone(frame_level.normalise(frames_NHWC, config.image_mean, config.image_std, self.dtype))
 
-    def forward(self, frames_NHWC: Tensor, frame_lengths_B: Tensor) -> VisualOutput:
+    def forward(
+        self, frames_NHWC: Tensor, frame_lengths_B: Tensor | None = None, layout: ClipLayout | None = None
+    ) -> VisualOutput:
         """Encodes clips.
 
         Args:
             frames_NHWC: uint8 frames of all samples, one sample after another; or, as floats [N, pooled width], their
                 stored `pooled` features, which skip the (frozen) backbone.
-            frame_lengths_B: frames of each sample, at least 1 each; they sum to N.
+            frame_lengths_B: frames of each sample, at least 1 each; they sum to N. Read only without a layout.
+            layout: of these lengths, on the device of the frames. Without one it is made here, for which the host waits
+                for a CUDA device.
         Raises:
             DataError: lengths that do not fit the frames, an empty clip, or a clip longer than ``max_frames``.
         """
-        lengths = self._checked_lengths(frames_NHWC, frame_lengths_B)
-        config, device = self.config, frames_NHWC.device
-        by_frame = whole_samples(lengths, device)
+        layout = self._layout(frames_NHWC, frame_lengths_B) if layout is None else layout
+        self._check(frames_NHWC, layout)
+        config = self.config
         stored = frames_NHWC.is_floating_point()
         frames_ND = self.frame_projection(frames_NHWC.to(self.dtype) if stored else self.pooled(frames_NHWC))
-        frames_ND = self.frame_norm(
-            _centred(frames_ND, by_frame, frame_lengths_B) if config.centre_clips else frames_ND
-        )
-        rows_MD, word_lengths = self.word_level(frames_ND, lengths)
+        frames_ND = self.frame_norm(_centred(frames_ND, layout) if config.centre_clips else frames_ND)
+        rows_MD = self.word_level(frames_ND, layout)
         words_MD = self.word_norm(rows_MD)
-        by_sample = whole_samples(word_lengths, device)
-        rope = rotary(positions(word_lengths, device), config.width // config.sentence_heads)
+        rope = rotary(layout.word_positions_M, config.width // config.sentence_heads)
         for block in self.sentence_blocks:
-            rows_MD = block(rows_MD, by_sample, rope)
-        sentence_BD = self.sentence_pool(self.sentence_norm(rows_MD), by_sample)
-        return VisualOutput(
-            by_frame.spread(frames_ND), by_frame.valid_GK, by_sample.spread(words_MD), by_sample.valid_GK, sentence_BD
-        )
+            rows_MD = block(rows_MD, layout.samples, rope)
+        sentence_BD = self.sentence_pool(self.sentence_norm(rows_MD), layout)
+        return VisualOutput(frames_ND, words_MD, sentence_BD, layout)
 
-    def _checked_lengths(self, frames_NHWC: Tensor, frame_lengths_B: Tensor) -> list[int]:
-        lengths = frame_lengths_B.tolist()
+    def _layout(self, frames_NHWC: Tensor, frame_lengths_B: Tensor | None) -> ClipLayout:
+        lengths = [] if frame_lengths_B is None else frame_lengths_B.tolist()
+        return ClipLayout.of(lengths, self.config.clip_sizes()).to(frames_NHWC.device)
+
+    def _check(self, frames_NHWC: Tensor, layout: ClipLayout) -> None:
+        """Nothing here reads a number from the device."""
         side, width = self.config.image_pixels, self.frame_projection.in_features
         images = tuple(frames_NHWC.shape[1:]) == (side, side, 3) and frames_NHWC.dtype == torch.uint8
         features = tuple(frames_NHWC.shape[1:]) == (width,) and frames_NHWC.is_floating_point()
@@ -254,16 +257,15 @@ class HierarchicalVisualEncoder(PreTrainedModel):
                 where="visual encoder",
                 fix="set data.image_pixels to the size the encoder was built with",
             )
-        if sum(lengths) != frames_NHWC.shape[0] or min(lengths, default=0) < 1:
+        if (described := len(layout.frame_samples_N)) != len(frames_NHWC):
             raise DataError(
-                f"frame lengths {lengths} do not describe {frames_NHWC.shape[0]} packed frames",
+                f"frame lengths of {described} frames do not describe {len(frames_NHWC)} packed frames",
                 where="visual encoder",
                 fix="pass every sample's frame count, at least 1 each",
             )
-        if max(lengths) > self.config.max_frames:
+        if layout.sizes != self.config.clip_sizes():
             raise DataError(
-                f"a clip of {max(lengths)} frames exceeds max_frames {self.config.max_frames}",
-                where=f"sample {lengths.index(max(lengths))} of the batch",
-                fix="lower data.max_frames or raise data.frame_stride",
+                f"the layout was made for {layout.sizes}, the encoder has {self.config.clip_sizes()}",
+                where="visual encoder",
+                fix="make it with ClipLayout.of(lengths, encoder.config.clip_sizes())",
             )
-        return lengths

@@ -15,6 +15,7 @@ import torch
 from pipeline.inference.clips import Clip, Clips, pack_clips
 from pipeline.losses import IGNORE_LABEL
 from pipeline.models.attention import Packed, packed_kwargs
+from pipeline.models.clip_layout import ClipSizes
 from pipeline.models.processing import Answers, LlavaSltProcessor
 from shards.load.documents import Pack
 from shards.load.reader import SampleReader
@@ -36,7 +37,8 @@ class PackedBatch(MicroBatch):
     """Rows of packed documents."""
 
     input_ids_BL: torch.Tensor
-    labels_BL: torch.Tensor
+    targets_BL: torch.Tensor
+    """The token after each; -100 where none is predicted."""
     packed: Packed
     document_lengths: torch.Tensor
     """int64 [documents of all rows]."""
@@ -60,7 +62,7 @@ def fetch_pack(reader: SampleReader, item: np.ndarray) -> list[Pack]:
 
 @dataclass(frozen=True, slots=True)
 class PackCollate:
-    """Packs -> fixed [B, block] rows. Labels are -100 on the first token of every document and on padding, so
+    """Packs -> fixed [B, block] rows. Targets are -100 at the last token of every document and on padding, so
     that no token is predicted from another document; the padded tail is a separate document."""
 
     block_tokens: int
@@ -70,23 +72,23 @@ class PackCollate:
         """``items``: the packs of every row, more than one if a document was replaced."""
         shape = (len(items), self.block_tokens)
         ids_BL = np.full(shape, self.pad_id, dtype=np.int64)
-        labels_BL = np.full(shape, IGNORE_LABEL, dtype=np.int64)
+        targets_BL = np.full(shape, IGNORE_LABEL, dtype=np.int64)
         documents_BL = np.full(shape, -1, dtype=np.int64)
-        for ids_L, labels_L, documents_L, packs in zip(ids_BL, labels_BL, documents_BL, items, strict=True):
+        for ids_L, targets_L, documents_L, packs in zip(ids_BL, targets_BL, documents_BL, items, strict=True):
             lengths_D = np.concatenate([pack.lengths for pack in packs])
             ends_D = np.cumsum(lengths_D)
             filled = int(ends_D[-1])
             np.concatenate([pack.ids for pack in packs], out=ids_L[:filled])
-            labels_L[:filled] = ids_L[:filled]
-            labels_L[ends_D - lengths_D] = IGNORE_LABEL
+            targets_L[: filled - 1] = ids_L[1:filled]
+            targets_L[ends_D - 1] = IGNORE_LABEL
             documents_L[:filled] = np.repeat(np.arange(len(lengths_D)), lengths_D)
         lengths = np.concatenate([pack.lengths for packs in items for pack in packs])
         return {
             "input_ids_BL": torch.from_numpy(ids_BL),
-            "labels_BL": torch.from_numpy(labels_BL),
+            "targets_BL": torch.from_numpy(targets_BL),
             "packed": packed_kwargs(torch.from_numpy(documents_BL)),
             "document_lengths": torch.from_numpy(lengths),
-            "valid_tokens": int((labels_BL != IGNORE_LABEL).sum()),
+            "valid_tokens": int((targets_BL != IGNORE_LABEL).sum()),
             "samples": len(lengths),
             "maxima": {},
         }
@@ -96,8 +98,10 @@ class PackCollate:
 class ContrastiveCollate:
     """Clips with the identity of their texts; the text features come from the frozen-text cache."""
 
+    sizes: ClipSizes
+
     def __call__(self, items: list[list[Clip]]) -> ContrastiveBatch:
-        clips = pack_clips(items)
+        clips = pack_clips(items, self.sizes)
         count = len(clips["rows"])
         text_ids_B = torch.tensor([row.text_hash for row in clips["rows"]], dtype=torch.int64)
         return {**clips, "text_ids_B": text_ids_B, "valid_tokens": count, "samples": count, "maxima": {}}
@@ -108,9 +112,10 @@ class TranslationCollate:
     """Clips with tokenised prompt and answer; labels are the answer and its eos."""
 
     processor: LlavaSltProcessor
+    sizes: ClipSizes
 
     def __call__(self, items: list[list[Clip]]) -> TranslationBatch:
-        clips = pack_clips(items)
+        clips = pack_clips(items, self.sizes)
         tokens = self.processor(clips["frame_lengths_B"].tolist(), [row.text for row in clips["rows"]])
         valid = int((tokens["labels"][:, 1:] != IGNORE_LABEL).sum())
         return {**clips, **tokens, "valid_tokens": valid, "samples": len(clips["rows"]), "maxima": {}}
@@ -123,4 +128,6 @@ def to_device(batch: T, device: torch.device) -> T:
         moved = batch.to(device, non_blocking=True)
     elif isinstance(batch, dict):
         moved = {key: to_device(value, device) for key, value in batch.items()}
+    elif isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        moved = type(batch)(*(to_device(value, device) for value in batch))
     return moved

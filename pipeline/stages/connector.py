@@ -12,13 +12,11 @@ from typing import Any, Self
 
 import torch
 
-from pipeline import dist
 from pipeline.config.schema import ConnectorStageConfig, Recipe
 from pipeline.evaluate.metrics import score
 from pipeline.inference.clips import CollatePrompts
 from pipeline.inference.generate import GenerationOptions, translate_batch
 from pipeline.inference.load import VIDEO_FORM
-from pipeline.losses import label_chunks
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
 from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.registry import build_llava_slt
@@ -77,19 +75,15 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
         return {"visual": False, "connector": True, "llm": False}
 
     def collate(self) -> TranslationCollate:
-        return TranslationCollate(self.processor)
+        return TranslationCollate(self.processor, self.module.config.visual_config.clip_sizes())
 
     def loss(self, model: Callable[..., Any], batch: TranslationBatch, normaliser: Normaliser) -> LossParts:
-        chunks = label_chunks(batch["labels"], self.module.config.loss_chunk_tokens)
-        if self.context.zero_stage == 3:  # every call of the head is a collective: all ranks must call it equally often
-            chunks = int(dist.all_reduce_max(torch.tensor(chunks, device=self.device)))
         output = model(
-            min_chunks=chunks,
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             labels=batch["labels"],
             frames=batch["frames_NHWC"],
-            frame_lengths=batch["frame_lengths_B"],
+            layout=batch["layout"],
         )
         return LossParts(
             normaliser.scale(output.loss_sum),
@@ -108,7 +102,10 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
         options = replace(generation(config), synced=synced)
         texts_of_sample: dict[int, tuple[str, str]] = {}
         for batch, samples in self.held_out(
-            sources, CollatePrompts(self.processor), stop_requested, config.eval_samples
+            sources,
+            CollatePrompts(self.processor, self.module.config.visual_config.clip_sizes()),
+            stop_requested,
+            config.eval_samples,
         ):
             texts = translate_batch(self.module, self.processor, batch, options)
             for sample, text, row in zip(samples, texts, batch["rows"], strict=False):  # padding has no samples

@@ -84,11 +84,12 @@ class ContinuedPretraining(SummedStage[PackedBatch]):
         return PackCollate(self.recipe.data.block_tokens, pad_id(self.tokenizer))
 
     def loss(self, model: Callable[..., Any], batch: PackedBatch, normaliser: Normaliser) -> LossParts:
-        loss_sum, valid = self._forward(model, batch)
-        return LossParts(normaliser.scale(loss_sum), {"loss": loss_sum.detach(), "valid_tokens": valid.float()})
+        loss_sum = self._forward(model, batch)
+        valid = loss_sum.new_full((), batch["valid_tokens"])
+        return LossParts(normaliser.scale(loss_sum), {"loss": loss_sum.detach(), "valid_tokens": valid})
 
-    def _forward(self, model: Callable[..., Any], batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        return model(batch["input_ids_BL"], batch["packed"], batch["labels_BL"])
+    def _forward(self, model: Callable[..., Any], batch: PackedBatch) -> torch.Tensor:
+        return model(batch["input_ids_BL"], batch["packed"], batch["targets_BL"])
 
     def reduce(self, sums: dict[str, float]) -> dict[str, float]:
         loss = sums["loss"] / max(sums["valid_tokens"], 1)
@@ -119,9 +120,9 @@ class ContinuedPretraining(SummedStage[PackedBatch]):
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         with torch.no_grad():
             for batch, samples in batches:
-                loss_sum, valid = self._forward(model, batch)
+                loss_sum = self._forward(model, batch).double()
                 if samples:
-                    sums += torch.stack([loss_sum.double(), valid.double()])
+                    sums += torch.stack([loss_sum, loss_sum.new_full((), batch["valid_tokens"])])
         return dist.all_reduce_sum(sums).cpu()
 
     def flops_per_step(self, batches: list[PackedBatch]) -> float:
@@ -139,7 +140,7 @@ class ContinuedPretraining(SummedStage[PackedBatch]):
         generator = torch.Generator().manual_seed(0)
         ids_BL = torch.randint(0, len(self.tokenizer), (1, 32), generator=generator).to(self.device)
         with torch.no_grad():
-            _, logits_BLV = model(ids_BL, attention.packed_kwargs(torch.zeros_like(ids_BL)))
+            logits_BLV = model(ids_BL, attention.packed_kwargs(torch.zeros_like(ids_BL)))
         return {"input_ids": ids_BL.cpu(), "logits": logits_BLV.float().cpu()}
 
     def write_export_files(self, folder: Path) -> ExportPlan:

@@ -83,12 +83,12 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         return {part: True for part in (*towers, "log_scale", "log_token_scale")}
 
     def collate(self) -> ContrastiveCollate:
-        return ContrastiveCollate()
+        return ContrastiveCollate(self.module.visual.config.clip_sizes())
 
     def features(self, model: Callable[..., Any], batch: ContrastiveBatch) -> dict[str, torch.Tensor]:
         text_BD, tokens_BLD, mask_BL = self.texts.lookup(batch["text_ids_B"].tolist())
         features = model(
-            batch["frames_NHWC"], batch["frame_lengths_B"], text_BD.to(self.device), tokens_BLD.to(self.device)
+            batch["frames_NHWC"], None, text_BD.to(self.device), tokens_BLD.to(self.device), batch["layout"]
         )
         return {**features, "tokens_mask_BL": mask_BL.to(self.device)}
 
@@ -137,7 +137,7 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         output, heads = model(probe["frames"], probe["frame_lengths"]), load_file(folder / "heads.safetensors")
         return {
             "video_BE": output.sentence_BD @ heads["sentence_head.weight"].T,
-            "words_BSE": output.words_BSD @ heads["word_head.weight"].T,
+            "words_BSE": output.layout.pad_words(output.words_MD)[0] @ heads["word_head.weight"].T,
         }
 
 

@@ -63,7 +63,7 @@ def _rank_main(rank: int, world_size: int, folder: Path, backbone_train: str) ->
     frames_NHWC, lengths_B = clips(*LENGTHS)
     mine = slice(rank, rank + 1)
     part = frames_NHWC.split(list(LENGTHS))[rank]
-    output = engine(**processor(LENGTHS[mine], TEXTS[mine]), frames=part, frame_lengths=lengths_B[mine], min_chunks=1)
+    output = engine(**processor(LENGTHS[mine], TEXTS[mine]), frames=part, frame_lengths=lengths_B[mine])
     engine.backward(output.loss_sum)
     engine.step()
     engine.eval()

@@ -73,7 +73,7 @@ def test_dinov2_frame_features(shared_data: Path) -> None:
     expected = torch.cat((tokens[:, 0], tokens[:, 1:].mean(1)), -1)
     torch.testing.assert_close(encoder.backbone(pixels), expected, atol=1e-4, rtol=1e-4)
     output = encoder(frames_NHWC, lengths_B)
-    assert output.words_BSD.shape == (2, 1, 64) and output.sentence_BD.isfinite().all()
+    assert output.words_MD.shape == (2, 64) and output.sentence_BD.isfinite().all()
 
 
 def test_dinov2_lora_trains_the_adapters_only(shared_data: Path) -> None:

@@ -82,6 +82,7 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
             ),
         ),
     ),
+    ("pipeline.memory", ("pipeline.models", "pipeline.config", "pipeline.errors")),
     ("pipeline.inference", ("pipeline.models", "pipeline.config", "pipeline.errors", "shards")),
     ("pipeline.evaluate.cli", ("pipeline", "shards")),
     ("pipeline.evaluate", ("pipeline.inference", "pipeline.models", "pipeline.config", "pipeline.errors", "shards")),
@@ -113,7 +114,7 @@ PURE_CALLS = {
     "Decimal", "float", "int", "str", "functools.partial", "operator.attrgetter", "operator.itemgetter",
 }  # fmt: skip
 # Constant tables that are computed rather than typed: module -> function.
-COMPUTED_TABLES = {"shards.corpora.synthetic_grammar": "_lexicon", "pipeline.models.attention": "_flash"}
+COMPUTED_TABLES = {"shards.corpora.synthetic_grammar": "_lexicon", "pipeline.models.attention.ragged": "_flash"}
 PURE_METHODS = {"items", "keys", "values", "split", "join", "format", "with_name", "resolve", "union"}
 # Statements that are nothing but a call, and the files in which they may stand.
 REGISTRATIONS = {

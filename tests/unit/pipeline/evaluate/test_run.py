@@ -18,6 +18,8 @@ from pipeline.evaluate.report import read_predictions
 from pipeline.evaluate.run import CollatePrompts, EvalRanks, EvaluateOptions, FetchFrames, evaluate_export
 from pipeline.inference.generate import GenerationOptions, translate, translate_batch
 from pipeline.inference.load import load_export
+from pipeline.models.clip_layout import ClipLayout
+from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
 from shards.errors import DataError
 from shards.exchange.adopt import adopt
 from shards.format.index import read_index, write_index
@@ -102,17 +104,23 @@ def test_batches_that_stand_for_nothing_leave_nothing(export_dir: Path, shard_di
     plan = Plan([Source(read_index(shard_dir), "test")], PlanOptions("clip", shuffle=False))
     sizes = processor.options
     fetch = FetchFrames(sizes.max_frames, sizes.frame_stride, sizes.image_pixels)
-    loader = EvalLoader(plan, fetch, CollatePrompts(processor), rank=8, world_size=9, micro_batch=2)
+    loader = EvalLoader(
+        plan, fetch, CollatePrompts(processor, model.visual.config.clip_sizes()), rank=8, world_size=9, micro_batch=2
+    )
     model.train()
     assert translate(model, processor, loader.padded(), FAST) == []
     assert model.training
+
+
+def layout(model: LlavaSltForConditionalGeneration, *lengths: int) -> ClipLayout:
+    return ClipLayout.of(lengths, model.visual.config.clip_sizes())
 
 
 def test_greedy_search_is_argmax_of_the_forward_pass(export_dir: Path) -> None:
     model, processor = load_export(export_dir)
     frames = torch.randint(0, 255, (5, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     prompt = processor([5])
-    batch = {"frames_NHWC": frames, "frame_lengths_B": torch.tensor([5]), **prompt}
+    batch = {"frames_NHWC": frames, "layout": layout(model, 5), **prompt}
     expected: list[int] = []
     ids = prompt["input_ids"]
     while len(expected) < 4 and processor.eos_id not in expected:
@@ -128,7 +136,7 @@ def test_nothing_comes_from_the_llms_own_generation_config(export_dir: Path, tmp
     """Chat models ship sampling and repetition penalties; scores must not depend on them."""
     model, processor = load_export(export_dir)
     frames = torch.randint(0, 255, (9, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    batch = {"frames_NHWC": frames, "frame_lengths_B": torch.tensor([4, 5]), **processor([4, 5])}
+    batch = {"frames_NHWC": frames, "layout": layout(model, 4, 5), **processor([4, 5])}
     plain = translate_batch(model, processor, batch, GenerationOptions(max_new_tokens=8))
     for config in (model.generation_config, model.llm.generation_config):
         config.repetition_penalty, config.no_repeat_ngram_size, config.temperature = 5.0, 1, 0.1

@@ -86,7 +86,7 @@ def test_a_real_encoder_with_its_heads(tmp_path: Path) -> None:
     probe = {
         "frames": frames_NHWC, "frame_lengths": lengths_B,
         "video_BE": live.sentence_BD @ heads["sentence_head.weight"].T,
-        "words_BSE": live.words_BSD @ heads["word_head.weight"].T,
+        "words_BSE": live.layout.pad_words(live.words_MD)[0] @ heads["word_head.weight"].T,
     }  # fmt: skip
     resolved = recipe_of("contrastive", "train.precision=fp32")
     checkpoint = finished_run(tmp_path, resolved, probe=probe)

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 import pipeline.models  # noqa: F401  (registers the keys)
 from pipeline.config.schema import LlmConfig
 from pipeline.errors import RecipeError
-from pipeline.models.attention import BACKENDS, choose, implementation, packed_kwargs
+from pipeline.models.attention import BACKENDS, Reach, Runs, choose, implementation, packed_kwargs
 from pipeline.models.language import load_llm
 
 DOCUMENTS = (1, 7, 12, 3, 9)
@@ -107,6 +107,12 @@ def test_choice_on_the_cpu_is_logged_with_reasons(caplog: pytest.LogCaptureFixtu
 def test_forced_and_missing_is_an_error(backend: str) -> None:
     with pytest.raises(RecipeError, match=f"{backend} cannot run on this machine: needs a CUDA device, not cpu"):
         choose(backend, "cpu")
+
+
+def test_causal_cross_attention_is_refused() -> None:
+    one, other = Runs.of([2, 3]), Runs.of([1, 1])
+    with pytest.raises(ValueError, match="need queries and keys with the same borders"):
+        Reach(other, one, causal=True)
 
 
 def test_unknown_backend() -> None:

@@ -29,19 +29,19 @@ def with_constants(model: HierarchicalVisualEncoder, frames_NHWC: Tensor, length
         output = model(frames_NHWC, lengths_B)
     finally:
         hook.remove()
-    return [output.frames_BTD, output.words_BSD, output.sentence_BD]
+    return [output.frames_ND, output.words_MD, output.sentence_BD]
 
 
 @torch.no_grad()
 def test_a_constant_over_a_clip_changes_nothing() -> None:
     model, (frames_NHWC, lengths_B) = encoder(), clips(6, 4, 9)
     plain = model(frames_NHWC, lengths_B)
-    expected = [plain.frames_BTD, plain.words_BSD, plain.sentence_BD]
+    expected = [plain.frames_ND, plain.words_MD, plain.sentence_BD]
     for found, value in zip(with_constants(model, frames_NHWC, lengths_B), expected, strict=True):
         torch.testing.assert_close(found, value, atol=1e-4, rtol=0)
     off = encoder(centre=False)
     assert not torch.allclose(
-        with_constants(off, frames_NHWC, lengths_B)[1], off(frames_NHWC, lengths_B).words_BSD, atol=0.1
+        with_constants(off, frames_NHWC, lengths_B)[1], off(frames_NHWC, lengths_B).words_MD, atol=0.1
     ), "without centring the constant is seen"
 
 
@@ -50,11 +50,11 @@ def test_frame_features_by_hand_and_a_clip_of_one_frame_keeps_its_own() -> None:
     model, (frames_NHWC, lengths_B) = encoder(), clips(*LENGTHS)
     pixels = normalise(frames_NHWC, model.config.image_mean, model.config.image_std, torch.float32)
     features = model.frame_projection(model.backbone(pixels)).split(list(LENGTHS))
-    output = model(frames_NHWC, lengths_B)
-    for sample, own in enumerate(features):
+    frames = model(frames_NHWC, lengths_B).frames_ND.split(list(LENGTHS))
+    for found, own in zip(frames, features, strict=True):
         expected = model.frame_norm(own - own.mean(0) if len(own) > 1 else own)
-        torch.testing.assert_close(output.frames_BTD[sample, : len(own)], expected, atol=1e-5, rtol=0)
-    assert output.frames_BTD[1, 0].std() > 0.5, "centring a single frame would leave nothing of it"
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert frames[1].std() > 0.5, "centring a single frame would leave nothing of it"
 
 
 @torch.no_grad()
@@ -79,5 +79,5 @@ def test_the_mean_is_over_a_clips_own_frames(others: tuple[int, ...]) -> None:
     other_NHWC, other_B = clips(*others, seed=1)
     alone = model(own_NHWC, torch.tensor([7]))
     together = model(torch.cat([other_NHWC, own_NHWC]), torch.cat([other_B, torch.tensor([7])]))
-    torch.testing.assert_close(together.words_BSD[-1, :2], alone.words_BSD[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(together.words_MD[-2:], alone.words_MD, atol=1e-5, rtol=0)
     torch.testing.assert_close(together.sentence_BD[-1], alone.sentence_BD[0], atol=1e-5, rtol=0)

@@ -18,6 +18,7 @@ from pipeline.config.schema import BackboneConfig, LlmConfig, ModelConfig, TextE
 from pipeline.errors import RecipeError
 from pipeline.inference.generate import GenerationOptions, end_ids, translate_batch
 from pipeline.inference.load import load_export
+from pipeline.models.clip_layout import ClipLayout
 from pipeline.models.language import embedding_rms, load_language
 from pipeline.models.llava_slt import checkpoint_in_eval
 from pipeline.models.pretrained import check_positions, log_tokenizer_settings, position_limit
@@ -124,7 +125,8 @@ def test_every_end_token_of_an_llm_ends_an_answer(tmp_path: Path, caplog: pytest
         processor.eos_id,
         whole[second],
     ]
-    batch = {**processor([9]), "frames_NHWC": frames_NHWC, "frame_lengths_B": lengths_B}
+    layout = ClipLayout.of([9], live.visual.config.clip_sizes())
+    batch = {**processor([9]), "frames_NHWC": frames_NHWC, "layout": layout}
     for model in (live, load_export(out)[0]):
         assert ids(model, processor) == whole[: second + 1]
         expected = processor.tokenizer.decode(whole[:second]).strip()

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel
 from pipeline.config.schema import BackboneConfig, TinyVit, VisualConfig, WordLevelConfig
 from pipeline.errors import DataError, RecipeError
 from pipeline.models import HierarchicalVisualEncoder, VisualEncoderConfig
+from pipeline.models.clip_layout import ClipLayout
 from pipeline.models.frame_level import new_backbone
 from pipeline.models.registry import build_visual
 from tests.unit.pipeline.models.tiny import PIXELS, clips, shake, visual_config
@@ -32,23 +33,27 @@ def encoder() -> HierarchicalVisualEncoder:
 
 def test_output_shapes_and_masks(encoder: HierarchicalVisualEncoder) -> None:
     output = encoder(*clips(*LENGTHS))
-    assert output.frames_BTD.shape == (5, 30, 32) and output.frames_mask_BT.sum(1).tolist() == list(LENGTHS)
-    assert output.words_BSD.shape == (5, 8, 32) and output.words_mask_BS.sum(1).tolist() == [4, 1, 8, 2, 1]
+    assert output.frames_ND.shape == (55, 32) and output.layout.frame_lengths_B.tolist() == list(LENGTHS)
+    assert output.words_MD.shape == (16, 32) and output.layout.word_lengths_B.tolist() == [4, 1, 8, 2, 1]
     assert [encoder.config.word_count(length) for length in LENGTHS] == [4, 1, 8, 2, 1]
     assert output.sentence_BD.shape == (5, 32)
-    assert output.words_BSD[~output.words_mask_BS].abs().sum() == 0
-    assert output.frames_BTD[~output.frames_mask_BT].abs().sum() == 0
+    words_BSD, mask_BS = output.layout.pad_words(output.words_MD)
+    frames_BTD = output.layout.pad_frames(output.frames_ND)
+    assert words_BSD.shape == (5, 8, 32) and frames_BTD.shape == (5, 30, 32)
+    assert torch.equal(words_BSD[mask_BS], output.words_MD) and words_BSD[~mask_BS].abs().sum() == 0
+    assert torch.equal(frames_BTD[2], output.frames_ND[14:44]) and frames_BTD[1, 1:].abs().sum() == 0
 
 
 @torch.no_grad()
 def test_a_sample_does_not_depend_on_its_batch_mates(encoder: HierarchicalVisualEncoder) -> None:
     frames_NHWC, lengths_B = clips(*LENGTHS)
     together = encoder(frames_NHWC, lengths_B)
+    frames = together.frames_ND.split(list(LENGTHS))
+    words = together.words_MD.split([encoder.config.word_count(length) for length in LENGTHS])
     for sample, part in enumerate(frames_NHWC.split(list(LENGTHS))):
         alone = encoder(part, lengths_B[sample : sample + 1])
-        words = alone.words_BSD.shape[1]
-        torch.testing.assert_close(together.frames_BTD[sample, : len(part)], alone.frames_BTD[0], atol=1e-5, rtol=0)
-        torch.testing.assert_close(together.words_BSD[sample, :words], alone.words_BSD[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(frames[sample], alone.frames_ND, atol=1e-5, rtol=0)
+        torch.testing.assert_close(words[sample], alone.words_MD, atol=1e-5, rtol=0)
         torch.testing.assert_close(together.sentence_BD[sample], alone.sentence_BD[0], atol=1e-5, rtol=0)
 
 
@@ -56,7 +61,7 @@ def test_a_sample_does_not_depend_on_its_batch_mates(encoder: HierarchicalVisual
 def test_order_of_frames_matters_at_every_level(encoder: HierarchicalVisualEncoder) -> None:
     frames_NHWC, lengths_B = clips(20)
     forward, backward = encoder(frames_NHWC, lengths_B), encoder(frames_NHWC.flip(0), lengths_B)
-    assert not torch.allclose(forward.words_BSD.flip(1), backward.words_BSD, atol=1e-3)
+    assert not torch.allclose(forward.words_MD.flip(0), backward.words_MD, atol=1e-3)
     assert not torch.allclose(forward.sentence_BD, backward.sentence_BD, atol=1e-3)
 
 
@@ -66,7 +71,7 @@ def test_save_and_load_are_exact(encoder: HierarchicalVisualEncoder, tmp_path: P
     assert isinstance(loaded, HierarchicalVisualEncoder)
     assert loaded.config.backbone_config.model_type == "vit" and loaded.config.stride == 4
     frames_NHWC, lengths_B = clips(9, 5)
-    assert torch.equal(loaded(frames_NHWC, lengths_B).words_BSD, encoder(frames_NHWC, lengths_B).words_BSD)
+    assert torch.equal(loaded(frames_NHWC, lengths_B).words_MD, encoder(frames_NHWC, lengths_B).words_MD)
     assert torch.equal(loaded(frames_NHWC, lengths_B).sentence_BD, encoder(frames_NHWC, lengths_B).sentence_BD)
     again = build_visual(visual_config(path=str(tmp_path)), PIXELS, torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), encoder.parameters(), strict=True))
@@ -100,7 +105,7 @@ def test_bfloat16_parameters_give_bfloat16_outputs() -> None:
     built = build_visual(visual_config(), PIXELS, torch.bfloat16).eval()
     assert {parameter.dtype for parameter in built.parameters()} == {torch.bfloat16}
     output = built(*clips(5, 3))
-    assert output.words_BSD.dtype == torch.bfloat16 and output.sentence_BD.isfinite().all()
+    assert output.words_MD.dtype == torch.bfloat16 and output.sentence_BD.isfinite().all()
 
 
 def _grad(parameter: torch.nn.Parameter) -> torch.Tensor:
@@ -117,7 +122,7 @@ def test_every_weight_of_a_full_encoder_gets_a_gradient_with_and_without_checkpo
             built.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         built.train().zero_grad(set_to_none=True)
         output = built(*clips(9, 4))
-        (output.sentence_BD.square().sum() + output.words_BSD.square().sum()).backward()
+        (output.sentence_BD.square().sum() + output.words_MD.square().sum()).backward()
         grads.append({name: _grad(parameter) for name, parameter in built.named_parameters()})
     for name, grad in grads[0].items():
         torch.testing.assert_close(grad, grads[1][name], atol=1e-4, rtol=1e-4)
@@ -183,7 +188,7 @@ def test_the_vision_half_of_a_dual_encoder_at_another_size(tmp_path: Path) -> No
     saved, loaded = whole.vision_model.state_dict(), built.backbone.model.state_dict()
     some = next(name for name in saved if name.endswith("fc1.weight"))
     assert any(name.endswith(some) and torch.equal(loaded[name], saved[some]) for name in loaded)
-    assert built.eval()(*clips(4)).words_BSD.isfinite().all()
+    assert built.eval()(*clips(4)).words_MD.isfinite().all()
     with pytest.raises(RecipeError, match="needs a class token"):
         build_visual(visual_config(backbone=BackboneConfig(path=path, pool="cls")), PIXELS, torch.float32)(*clips(4))
 
@@ -210,9 +215,9 @@ def test_stored_features_stand_for_the_frames(encoder: HierarchicalVisualEncoder
         features_NP = encoder.pooled(frames_NHWC)
         from_frames, from_features = encoder(frames_NHWC, lengths_B), encoder(features_NP, lengths_B)
         rounded = encoder(features_NP.half(), lengths_B)
-    assert torch.equal(from_frames.words_BSD, from_features.words_BSD)
+    assert torch.equal(from_frames.words_MD, from_features.words_MD)
     assert torch.equal(from_frames.sentence_BD, from_features.sentence_BD)
-    torch.testing.assert_close(rounded.words_BSD, from_frames.words_BSD, atol=5e-3, rtol=0)
+    torch.testing.assert_close(rounded.words_MD, from_frames.words_MD, atol=5e-3, rtol=0)
 
 
 def test_a_frozen_pretrained_backbone_has_an_identity(tmp_path: Path) -> None:
@@ -241,8 +246,8 @@ def test_a_frozen_pretrained_backbone_has_an_identity(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("frames", "lengths", "words"),
     [
-        (clips(4)[0], [3], "do not describe 4 packed frames"),
-        (clips(4)[0], [4, 0], "do not describe 4 packed frames"),
+        (clips(4)[0], [3], "frame lengths of 3 frames do not describe 4 packed frames"),
+        (clips(4)[0], [4, 0], "hold an empty clip, or no clip"),
         (clips(4)[0].float(), [4], "expected torch.uint8"),
         (clips(4)[0][:, :16], [4], "expected torch.uint8"),
         (clips(65)[0], [65], "a clip of 65 frames exceeds max_frames 64"),
@@ -253,6 +258,16 @@ def test_unusable_batches(
 ) -> None:
     with pytest.raises(DataError, match=words):
         encoder(frames, torch.tensor(lengths))
+
+
+def test_a_layout_for_another_encoder_is_refused(encoder: HierarchicalVisualEncoder) -> None:
+    frames_NHWC, lengths_B = clips(9, 5)
+    sizes = encoder.config.clip_sizes()
+    ours, other = (ClipLayout.of([9, 5], size) for size in (sizes, sizes._replace(window_frames=8)))
+    expected = encoder(frames_NHWC, lengths_B).sentence_BD
+    assert torch.equal(encoder(frames_NHWC, layout=ours).sentence_BD, expected)
+    with pytest.raises(DataError, match=r"made for ClipSizes\(window_frames=8.*the encoder has"):
+        encoder(frames_NHWC, layout=other)
 
 
 def test_unusable_recipes(tmp_path: Path) -> None:

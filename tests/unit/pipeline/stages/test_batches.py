@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from pipeline.inference.clips import pack_clips
+from pipeline.models.attention import Runs
+from pipeline.models.clip_layout import ClipLayout, ClipSizes
 from pipeline.models.processing import LlavaSltProcessor, ProcessorOptions
-from pipeline.stages.batches import ContrastiveCollate, PackCollate, TranslationCollate
+from pipeline.stages.batches import ContrastiveCollate, PackCollate, TranslationCollate, to_device
 from shards.load.documents import Pack
 from tests.unit.pipeline.models.tiny import bpe_tokenizer
 
 PAD = 9
+SIZES = ClipSizes(window_frames=4, stride=2, max_frames=8)
 
 
 def documents(*lengths_and_first: tuple[int, int]) -> list[Pack]:
@@ -34,37 +37,36 @@ def test_packs_by_hand() -> None:
         [10, 11, 12, 20, 21, PAD, PAD, PAD],
         [30, 31, 32, 33, 34, 35, 36, 37],
     ]
-    assert batch["labels_BL"].tolist() == [
-        [-100, 11, 12, -100, 21, -100, -100, -100],
-        [-100, 31, 32, 33, 34, 35, 36, 37],
+    assert batch["targets_BL"].tolist() == [
+        [11, 12, -100, 21, -100, -100, -100, -100],
+        [31, 32, 33, 34, 35, 36, 37, -100],
     ]
     packed = batch["packed"]
     assert packed["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 2], [0, 1, 2, 3, 4, 5, 6, 7]]
     assert packed["cu_seq_lens_q"].tolist() == [0, 3, 5, 8, 16], "the padded tail is a document of its own"
     assert packed["max_length_q"] == 8 and batch["document_lengths"].tolist() == [3, 2, 8]
     assert batch["valid_tokens"] == 2 + 1 + 7 and batch["samples"] == 3
-    assert batch["input_ids_BL"].dtype == batch["labels_BL"].dtype == torch.int64
+    assert batch["input_ids_BL"].dtype == batch["targets_BL"].dtype == torch.int64
 
 
-def test_every_label_is_the_next_token_of_its_own_document() -> None:
+def test_every_target_is_the_next_token_of_its_own_document() -> None:
     generator = np.random.default_rng(0)
     packs = [documents(*((int(n), 1000 * at) for at, n in enumerate(generator.integers(1, 9, 4)))) for _ in range(5)]
     batch = PackCollate(40, PAD)(packs)
-    ids_BL, labels_BL, positions_BL = batch["input_ids_BL"], batch["labels_BL"], batch["packed"]["position_ids"]
-    labelled_BL = labels_BL != -100
-    assert torch.equal(labels_BL[labelled_BL], ids_BL[labelled_BL]), "the loss shifts; labels stand at their token"
-    assert (positions_BL[labelled_BL] > 0).all(), "a first token has nothing before it to be predicted from"
-    previous_BL = ids_BL.roll(1, dims=1)
-    assert ((ids_BL - previous_BL)[labelled_BL] == 1).all(), "the token before a labelled one is of the same document"
+    ids_BL, targets_BL, positions_BL = batch["input_ids_BL"], batch["targets_BL"], batch["packed"]["position_ids"]
+    scored_BL = targets_BL != -100
+    assert torch.equal(targets_BL[scored_BL], ids_BL.roll(-1, dims=1)[scored_BL]), "each stands at the token before it"
+    assert (positions_BL.roll(-1, dims=1)[scored_BL] > 0).all(), "a first token has nothing to be predicted from"
+    assert ((targets_BL - ids_BL)[scored_BL] == 1).all(), "a token and its target are of the same document"
     assert (
-        batch["valid_tokens"] == int(labelled_BL.sum()) == sum(len(d) - 1 for [pack] in packs for d in pack.documents())
+        batch["valid_tokens"] == int(scored_BL.sum()) == sum(len(d) - 1 for [pack] in packs for d in pack.documents())
     )
 
 
 def test_a_document_of_one_token_and_pad_ids_that_occur_in_text() -> None:
     batch = PackCollate(5, PAD)([[pack_of(np.array([7]), np.array([PAD, 8, PAD]))]])
     assert batch["input_ids_BL"].tolist() == [[7, PAD, 8, PAD, PAD]]
-    assert batch["labels_BL"].tolist() == [[-100, -100, 8, PAD, -100]], "a real token that equals the padding counts"
+    assert batch["targets_BL"].tolist() == [[-100, 8, PAD, -100, -100]], "a real token that equals the padding counts"
     assert batch["valid_tokens"] == 2
 
 
@@ -80,20 +82,29 @@ def clip(frames: int, value: int, text: str) -> tuple[np.ndarray, Row]:
 
 def test_clips_are_packed_over_items() -> None:
     items = [[clip(2, 5, "one"), clip(1, 6, "three")], [clip(3, 7, "one")]]
-    batch = ContrastiveCollate()(items)
+    batch = ContrastiveCollate(SIZES)(items)
     assert batch["frames_NHWC"][:, 0, 0, 0].tolist() == [5, 5, 6, 7, 7, 7]
     assert batch["frames_NHWC"].dtype == torch.uint8 and batch["frames_NHWC"].shape == (6, 2, 2, 3)
     assert batch["frame_lengths_B"].tolist() == [2, 1, 3] and batch["text_ids_B"].tolist() == [3, 5, 3]
     assert batch["samples"] == batch["valid_tokens"] == 3 and [row.text for row in batch["rows"]] == [
         "one", "three", "one",
     ]  # fmt: skip
-    assert len(pack_clips(items)["rows"]) == 3
+    assert len(pack_clips(items, SIZES)["rows"]) == 3
+    assert batch["layout"].sizes == SIZES and batch["layout"].frame_samples_N.tolist() == [0, 0, 1, 2, 2, 2]
+
+
+def test_layouts_move_with_the_batch() -> None:
+    batch = ContrastiveCollate(SIZES)([[clip(2, 5, "one"), clip(5, 6, "three")]])
+    moved = to_device(batch, torch.device("meta"))["layout"]
+    assert isinstance(moved, ClipLayout) and isinstance(moved.windows, Runs) and moved.sizes == SIZES
+    assert moved.frame_lengths_B.device.type == moved.windows.borders.device.type == "meta"
+    assert moved.windows.equal == batch["layout"].windows.equal and moved.longest_frames == 5
 
 
 def test_translation_batches_count_the_answer(tmp_path: Path) -> None:
     tokenizer = bpe_tokenizer(tmp_path)
     processor = LlavaSltProcessor(tokenizer, ProcessorOptions(prompt="signs: {video} sentence:", stride=2))
-    collate = pickle.loads(pickle.dumps(TranslationCollate(processor)))  # loader workers receive it so
+    collate = pickle.loads(pickle.dumps(TranslationCollate(processor, SIZES)))  # loader workers receive it so
     batch = collate([[clip(3, 1, "here")], [clip(5, 2, "I am here")]])
     answers = [len(tokenizer(" " + text, add_special_tokens=False)["input_ids"]) + 1 for text in ("here", "I am here")]
     assert (batch["labels"] != -100).sum(1).tolist() == answers, "the answer and its eos"
@@ -102,6 +113,6 @@ def test_translation_batches_count_the_answer(tmp_path: Path) -> None:
     assert video_tokens == [2, 3] and batch["samples"] == 2
 
 
-@pytest.mark.parametrize("collate", [PackCollate(4, 0), ContrastiveCollate()])
+@pytest.mark.parametrize("collate", [PackCollate(4, 0), ContrastiveCollate(SIZES)])
 def test_collates_travel_to_worker_processes(collate: object) -> None:
     assert pickle.loads(pickle.dumps(collate)) == collate

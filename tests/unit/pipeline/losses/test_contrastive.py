@@ -1,4 +1,4 @@
-"""Losses against hand-computed values, a plain reference, and the single-process big batch."""
+"""Contrastive losses against hand-computed values, a plain reference, and the single-process big batch."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.losses import (
-    IGNORE_LABEL,
     Tokens,
     clamped_scale,
-    label_chunks,
     sentence_contrastive,
     token_contrastive,
-    token_cross_entropy,
 )
 
 Loss = Callable[..., Tensor]
@@ -33,103 +30,6 @@ class Group(NamedTuple):
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-class CountingHead(nn.Linear):
-    calls = 0
-
-    def forward(self, states: Tensor) -> Tensor:
-        type(self).calls += 1
-        return super().forward(states)
-
-
-@pytest.fixture
-def head() -> CountingHead:
-    torch.manual_seed(0)
-    CountingHead.calls = 0
-    return CountingHead(6, 11, bias=False).double()
-
-
-def labels_with_gaps() -> Tensor:
-    labels_BL = torch.arange(3 * 9).reshape(3, 9) % 11
-    labels_BL[0, :4] = IGNORE_LABEL
-    labels_BL[1] = IGNORE_LABEL
-    labels_BL[2, 5] = IGNORE_LABEL
-    return labels_BL
-
-
-# --- token cross-entropy
-
-
-def test_cross_entropy_by_hand() -> None:
-    head = nn.Linear(2, 2, bias=False)
-    head.weight.data = torch.eye(2)
-    hidden = torch.tensor([[[2.0, 0.0], [0.0, 1.0], [9.0, 9.0]]])
-    loss, count = token_cross_entropy(hidden, head, torch.tensor([[1, 0, 0]]))
-    # position 0 (logits 2, 0) must give 0; position 1 (logits 0, 1) must give 0; position 2 predicts nothing
-    assert loss.item() == pytest.approx(math.log(1 + math.exp(-2)) + math.log(1 + math.exp(1)), rel=1e-6)
-    assert (count.item(), count.dtype, loss.dtype) == (2, torch.int64, torch.float32)
-
-
-@pytest.mark.parametrize("chunk_tokens", [1, 4, 5, 1024])
-def test_chunked_equals_whole(head: CountingHead, chunk_tokens: int) -> None:
-    labels_BL = labels_with_gaps()
-    hidden = rand(3, 9, 6).requires_grad_()
-    expected = F.cross_entropy(
-        head(hidden)[:, :-1].flatten(0, 1), labels_BL[:, 1:].flatten(), ignore_index=IGNORE_LABEL, reduction="sum"
-    )
-    expected_grads = torch.autograd.grad(expected, [hidden, head.weight])
-    loss, count = token_cross_entropy(hidden, head, labels_BL, chunk_tokens)
-    grads = torch.autograd.grad(loss, [hidden, head.weight])
-    assert count.item() == 12
-    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
-    for grad, wanted in zip(grads, expected_grads, strict=True):
-        torch.testing.assert_close(grad, wanted, rtol=1e-12, atol=1e-12)
-
-
-def test_only_labelled_positions_reach_the_head() -> None:
-    seen: list[int] = []
-
-    class Recorder(nn.Linear):
-        def forward(self, states: Tensor) -> Tensor:
-            seen.append(len(states))
-            return super().forward(states)
-
-    with torch.no_grad():
-        token_cross_entropy(torch.zeros(3, 9, 6), Recorder(6, 11), labels_with_gaps(), 5)
-    assert seen == [5, 5, 2]
-
-
-@pytest.mark.parametrize("min_chunks", [0, 3])
-def test_no_labels_is_a_connected_zero(head: CountingHead, min_chunks: int) -> None:
-    hidden = rand(2, 4, 6).requires_grad_()
-    labels_BL = torch.full((2, 4), IGNORE_LABEL)
-    labels_BL[:, 0] = 3  # the first label has no position before it, so it is not a target
-    loss, count = token_cross_entropy(hidden, head, labels_BL, min_chunks=min_chunks)
-    loss.backward()
-    assert (loss.item(), count.item()) == (0.0, 0)
-    assert hidden.grad is not None and not hidden.grad.any()
-    assert head.weight.grad is not None and not head.weight.grad.any()
-
-
-def test_ranks_with_fewer_labels_call_the_head_as_often(head: CountingHead) -> None:
-    labels_BL = labels_with_gaps()
-    assert label_chunks(labels_BL, 5) == 3
-    assert label_chunks(torch.full((1, 4), IGNORE_LABEL), 5) == 1
-    hidden = rand(3, 9, 6)
-    with torch.no_grad():
-        alone, _ = token_cross_entropy(hidden, head, labels_BL, 5)
-        assert CountingHead.calls == 3
-        padded, count = token_cross_entropy(hidden, head, labels_BL, 5, min_chunks=7)
-    assert CountingHead.calls == 3 + 7
-    assert (padded.item(), count.item()) == (alone.item(), 12)
-
-
-def test_bf16_sums_in_fp32() -> None:
-    torch.manual_seed(0)
-    head = nn.Linear(6, 11, bias=False).bfloat16()
-    loss, _ = token_cross_entropy(rand(3, 9, 6).bfloat16(), head, labels_with_gaps())
-    assert loss.dtype == torch.float32
 
 
 # --- contrastive: values

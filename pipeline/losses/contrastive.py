@@ -1,8 +1,7 @@
-"""Training objectives: chunked token cross-entropy, sentence-level and token-level contrastive losses.
+"""Sentence-level and token-level contrastive losses.
 
-All of them return *sums or local means* that become exact global values after the caller's normalisation: the
-cross-entropy is a sum over this rank's labelled tokens, the contrastive losses are means over this rank's rows, so
-that averaging gradients over ranks gives the gradient of the single-process big batch.
+They are means over this rank's rows, so that averaging gradients over ranks gives the gradient of the single-process
+big batch.
 """
 
 from __future__ import annotations
@@ -13,79 +12,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-IGNORE_LABEL = -100
-"""Label of positions that carry no loss (the Hugging Face convention)."""
-
-
-# --- next-token cross-entropy -----------------------------------------------------------------------------------
-
-
-def label_chunks(labels_BL: Tensor, chunk_tokens: int) -> int:
-    """Chunks that `token_cross_entropy` runs for these labels; at least 1. All-reduce (max) it under ZeRO-3."""
-    return max(1, math.ceil(int((labels_BL[:, 1:] != IGNORE_LABEL).sum()) / chunk_tokens))
-
-
-def token_cross_entropy(
-    hidden_BLD: Tensor, lm_head: nn.Module, labels_BL: Tensor, chunk_tokens: int = 1024, min_chunks: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Next-token cross-entropy summed over labelled positions, with logits of one chunk in memory at a time.
-
-    Labels are shifted by one here. Only the hidden states of labelled positions go through ``lm_head``, which is
-    exact and makes the head as cheap as the answer is short.
-
-    Args:
-        hidden_BLD: last hidden states.
-        lm_head: module from hidden states to logits (with any soft-cap the model applies to them). It is *called*,
-            never read for its weight, so that ZeRO-3 hooks gather the weight around each chunk.
-        labels_BL: target ids, `IGNORE_LABEL` where there is no loss.
-        chunk_tokens: labelled positions whose logits exist at once.
-        min_chunks: run at least this many chunks, the missing ones with zero weight. Under ZeRO-3 every call of
-            ``lm_head`` is a collective, so ranks with different amounts of labels must agree on the count
-            (`label_chunks`, all-reduced with max).
-
-    Returns:
-        The loss sum (fp32, or fp64 for fp64 input) and the number of labelled positions (int64), both scalars.
-        Without any labelled position the sum is 0.0 and still connected to the graph: every rank can run backward.
-    """
-    targets_BL = labels_BL[:, 1:]
-    wanted_BL = targets_BL != IGNORE_LABEL
-    states_ND = hidden_BLD[:, :-1][wanted_BL]
-    targets_N = targets_BL[wanted_BL]
-    states = list(states_ND.split(chunk_tokens)) if len(states_ND) else []
-    targets = list(targets_N.split(chunk_tokens)) if len(states_ND) else []
-    losses = [
-        _maybe_checkpoint(_chunk_loss, lm_head, states_CD, targets_C)
-        for states_CD, targets_C in zip(states, targets, strict=True)
-    ]
-    for _ in range(max(1, min_chunks) - len(losses)):
-        losses.append(_maybe_checkpoint(_zero_loss, lm_head, hidden_BLD[:1, :1].flatten(0, 1)))
-    return torch.stack(losses).sum(), wanted_BL.sum()
-
-
-def _chunk_loss(lm_head: nn.Module, states_CD: Tensor, targets_C: Tensor) -> Tensor:
-    return F.cross_entropy(_wide(lm_head(states_CD)), targets_C, reduction="sum")
-
-
-def _zero_loss(lm_head: nn.Module, states_CD: Tensor) -> Tensor:
-    return _wide(lm_head(states_CD)).sum() * 0.0
-
-
-def _maybe_checkpoint(function: Callable[..., Tensor], *args: object) -> Tensor:
-    if not torch.is_grad_enabled():
-        return function(*args)
-    # No randomness inside: saving the RNG state would only cost a device synchronisation per chunk.
-    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """fp32 unless the caller works in fp64: sums over a vocabulary or a batch are not for bf16."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-# --- contrastive ------------------------------------------------------------------------------------------------
+from pipeline.losses.token import wide
 
 
 def _identity(tensor: Tensor) -> Tensor:
@@ -143,7 +73,7 @@ def sentence_contrastive(
         ValueError: the gathered batch does not fit ``rank`` and B (ranks with different numbers of rows).
     """
     with torch.autocast(video_BE.device.type, enabled=False):
-        video_BE, text_BE = (F.normalize(_wide(side_BE), dim=-1) for side_BE in (video_BE, text_BE))
+        video_BE, text_BE = (F.normalize(wide(side_BE), dim=-1) for side_BE in (video_BE, text_BE))
         video_NE, text_NE, text_ids_N = gather(video_BE), gather(text_BE), gather(text_ids_B)
 
         def scores(rows: slice) -> tuple[Tensor, Tensor]:
@@ -197,7 +127,7 @@ def token_contrastive(
 
 def normalised_tokens(tokens: Tokens) -> Tokens:
     """Features of length one, in fp32 (fp64 stays fp64); the mask as bools."""
-    return Tokens(F.normalize(_wide(tokens.features_BKE), dim=-1), tokens.mask_BK.bool())
+    return Tokens(F.normalize(wide(tokens.features_BKE), dim=-1), tokens.mask_BK.bool())
 
 
 def _gathered(tokens: Tokens, gather: Gather) -> Tokens:
@@ -255,3 +185,10 @@ def _symmetric_info_nce(
 def _lowest(tensor: Tensor) -> float:
     """Stands for minus infinity, without NaN if a whole row is masked."""
     return torch.finfo(tensor.dtype).min
+
+
+def _maybe_checkpoint(function: Callable[..., Tensor], *args: object) -> Tensor:
+    if not torch.is_grad_enabled():
+        return function(*args)
+    # No randomness inside: saving the RNG state would only cost a device synchronisation per chunk.
+    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)

@@ -1,0 +1,199 @@
+"""Next-token cross-entropy from hidden states and an output head, with logits of one chunk in memory at a time.
+
+The loss is linear in the step's normalisation, so the gradients of a chunk can be computed right after its logits, in
+the forward pass: nothing is kept for the backward pass but the gradients, and no logit is computed twice.
+
+Shape suffixes: N rows, C rows of a chunk, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.errors import RecipeError
+
+IGNORE_LABEL = -100
+"""Target of rows that carry no loss (the Hugging Face convention)."""
+
+
+class ScaledHead(nn.Module):
+    """An output head followed by the logit scale and soft cap of its family (Gemma 2, arXiv 2408.00118)."""
+
+    def __init__(self, head: nn.Module, scale: float = 1.0, softcap: float | None = None) -> None:
+        super().__init__()
+        self.head, self.scale, self.softcap = head, scale, softcap
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        logits = self.head(hidden) * self.scale
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+
+class TokenLoss(nn.Module):
+    """`token_cross_entropy` as a part of a model, without parameters of its own.
+
+    A model that may be sharded by ZeRO-3 calls it as a module: DeepSpeed then gathers the head's weight for this part
+    alone, once, and releases it after.
+    """
+
+    def __init__(self, chunk_tokens: int = 1024) -> None:
+        super().__init__()
+        self.chunk_tokens = chunk_tokens
+
+    # DeepSpeed's hooks look for tensors in positional arguments, so the head comes by name
+    def forward(self, hidden_ND: Tensor, targets_N: Tensor, *, head: nn.Module) -> Tensor:
+        return token_cross_entropy(hidden_ND, head, targets_N, self.chunk_tokens)
+
+
+def token_cross_entropy(hidden_ND: Tensor, head: nn.Module, targets_N: Tensor, chunk_tokens: int = 1024) -> Tensor:
+    """Cross-entropy of ``head(hidden_ND)`` summed over rows, with ``chunk_tokens`` rows of logits at once.
+
+    The head's weight is read once, however many rows there are: under ZeRO-3, inside the model's forward, that is one
+    gathering per call (`TokenLoss`). No call waits for the device. A backward pass may run once.
+
+    Args:
+        hidden_ND: last hidden states of the rows that are scored.
+        head: a linear layer with or without bias, tied or not, or a `ScaledHead` around one.
+        targets_N: int64 ids to predict; rows with `IGNORE_LABEL` are computed but count nothing.
+        chunk_tokens: rows whose logits exist at once.
+
+    Returns:
+        The loss sum, scalar: fp32, or fp64 for fp64 input. Without rows it is 0.0 and still connected to the graph:
+        every rank can run backward.
+
+    Raises:
+        RecipeError: a head that is something else, such as one with adapters.
+    """
+    linear, scale, softcap = _parts(head)
+    weight_VD, bias_V = linear.weight, linear.bias
+    after = _AfterHead(scale, softcap, chunk_tokens)
+    if torch.is_grad_enabled():
+        loss: Tensor = _TokenCrossEntropy.apply(hidden_ND, weight_VD, bias_V, targets_N, after)
+        return loss
+    return _loss_and_grads(hidden_ND, _Head(weight_VD, bias_V), targets_N, after, _Wanted())[0]
+
+
+class _Head(NamedTuple):
+    weight_VD: Tensor
+    bias_V: Tensor | None
+
+
+class _AfterHead(NamedTuple):
+    scale: float
+    softcap: float | None
+    chunk_tokens: int
+
+
+class _Wanted(NamedTuple):
+    """Whose gradient is computed."""
+
+    hidden: bool = False
+    weight: bool = False
+    bias: bool = False
+
+
+class _Grads(NamedTuple):
+    hidden_ND: Tensor | None
+    weight_VD: Tensor | None
+    bias_V: Tensor | None
+
+
+def _parts(head: nn.Module) -> tuple[nn.Linear, float, float | None]:
+    scale, softcap, linear = 1.0, None, head
+    if isinstance(head, ScaledHead):
+        scale, softcap, linear = head.scale, head.softcap, head.head
+    # a subclass that computes something else (adapters, 8-bit weights) has a forward of its own
+    if not isinstance(linear, nn.Linear) or type(linear).forward is not nn.Linear.forward:
+        raise RecipeError(
+            f"the model's output head is {type(linear).__name__}, not a plain linear layer: the loss computes logits"
+            " from its weight. Fix: give model.llm a model with a linear head (without adapters or quantisation on it;"
+            " merge them first)."
+        )
+    return linear, scale, softcap
+
+
+class _TokenCrossEntropy(torch.autograd.Function):
+    """Loss and gradients in the forward pass; backward scales them by the gradient of the loss."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, after: _AfterHead
+    ) -> Tensor:
+        wanted = _Wanted(*ctx.needs_input_grad[:3])
+        loss, grads = _loss_and_grads(hidden_ND, _Head(weight_VD, bias_V), targets_N, after, wanted)
+        ctx.grads = grads
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        assert ctx.grads is not None, "the gradients of token_cross_entropy are scaled in place: one backward pass"
+        grads, ctx.grads = ctx.grads, None
+        return (*(None if grad is None else grad.mul_(grad_loss) for grad in grads), None, None)
+
+
+def _loss_and_grads(
+    hidden_ND: Tensor, head: _Head, targets_N: Tensor, after: _AfterHead, wanted: _Wanted
+) -> tuple[Tensor, _Grads]:
+    """The loss sum and its gradients, in the types of what they belong to; sums over rows are made in fp32 or fp64."""
+    weight_VD, bias_V = head
+    exact = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
+    loss = hidden_ND.new_zeros((), dtype=exact)
+    grad_ND = torch.empty_like(hidden_ND) if wanted.hidden else None
+    grad_VD = torch.zeros_like(weight_VD, dtype=exact) if wanted.weight else None
+    grad_V = torch.zeros_like(bias_V, dtype=exact) if wanted.bias and bias_V is not None else None
+    for start in range(0, len(hidden_ND), after.chunk_tokens):
+        rows = slice(start, start + after.chunk_tokens)
+        states_CD = hidden_ND[rows]
+        loss_part, grad_CV = _chunk(F.linear(states_CD, weight_VD, bias_V), targets_N[rows], after, any(wanted))
+        loss += loss_part
+        if grad_CV is None:
+            continue
+        if grad_V is not None:
+            grad_V += grad_CV.sum(0)
+        grad_CV = grad_CV.to(states_CD.dtype)
+        if grad_ND is not None:
+            torch.mm(grad_CV, weight_VD, out=grad_ND[rows])
+        if grad_VD is not None and grad_VD.dtype == grad_CV.dtype:
+            grad_VD.addmm_(grad_CV.T, states_CD)
+        elif grad_VD is not None:
+            grad_VD += grad_CV.T @ states_CD
+    return loss, _Grads(
+        grad_ND,
+        None if grad_VD is None else grad_VD.to(weight_VD.dtype),
+        None if grad_V is None or bias_V is None else grad_V.to(bias_V.dtype),
+    )
+
+
+def _chunk(logits_CV: Tensor, targets_C: Tensor, after: _AfterHead, with_grad: bool) -> tuple[Tensor, Tensor | None]:
+    """Loss sum of a chunk and, if asked for, its gradient with respect to ``logits_CV``, which is overwritten."""
+    logits_CV = wide(logits_CV)
+    if after.scale != 1.0:
+        logits_CV.mul_(after.scale)
+    slope_CV = None
+    if after.softcap is not None:
+        logits_CV.div_(after.softcap).tanh_()
+        slope_CV = 1 - logits_CV.square() if with_grad else None
+        logits_CV.mul_(after.softcap)
+    log_probs_CV = torch.log_softmax(logits_CV, dim=-1)
+    del logits_CV
+    counts_C1 = (targets_C != IGNORE_LABEL)[:, None]
+    targets_C1 = targets_C[:, None].clamp(min=0)
+    loss = -log_probs_CV.gather(1, targets_C1).masked_fill_(~counts_C1, 0.0).sum()
+    if not with_grad:
+        return loss, None
+    # of the softmax: probabilities minus one at the target
+    grad_CV = log_probs_CV.exp_()
+    grad_CV.scatter_(1, targets_C1, grad_CV.gather(1, targets_C1) - 1)
+    grad_CV.masked_fill_(~counts_C1, 0.0)
+    if slope_CV is not None:
+        grad_CV.mul_(slope_CV)
+    return loss, grad_CV if after.scale == 1.0 else grad_CV.mul_(after.scale)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """fp32 unless the caller works in fp64: sums over a vocabulary or a batch are not for bf16."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -1,0 +1,229 @@
+"""Bytes of activations, losses and caches of one micro-batch, for the largest batch the recipe allows.
+
+Language models and frame backbones run on the meta device (`trace`), with an attention that stores what fused kernels
+store (`stand_in`); so any architecture counts as it is, frozen or trained, with recomputation or without it. What
+grows with rows of one width is counted by hand:
+
+- a block of the word or sentence level keeps 18 numbers of its width per row: two norms with their inputs, queries,
+  keys, values, attention output, and the feed-forward layer at four times the width before and after GELU (the count
+  of arXiv 2205.05198, section 4.1, without scores and dropout masks);
+- logits of one chunk: in the model's precision, in fp32, and their gradient in fp32;
+- keys and values of generation: two per layer, token and beam (arXiv 2211.05102, section 3.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config.schema import Recipe
+from pipeline.memory.lines import BACKWARD, GENERATION, START, Line
+from pipeline.memory.parts import Parts
+from pipeline.memory.trace import peak_bytes
+
+_BACKWARD = frozenset({BACKWARD})
+_BLOCK_NUMBERS = 18
+_FRAMES_TRACED = 4
+_TEXT_TOKENS = 64  # longest prompt text, and longest caption of a contrastive batch, that is counted
+_FRAME_FIELDS = ("train.micro_batch", "data.max_frames", "data.frame_stride")
+
+
+def activation_lines(recipe: Recipe, parts: Parts) -> list[Line]:
+    """What a micro-batch takes beside the weights."""
+    rule = {"continued_pretraining": _packs, "contrastive": _contrastive, "connector": _translation}[recipe.stage]
+    return [line for line in rule(recipe, parts) if line.bytes]
+
+
+def clip_frames(recipe: Recipe) -> int:
+    """Frames of the largest micro-batch."""
+    each = recipe.data.frame_budget or recipe.data.max_frames
+    return recipe.train.micro_batch * each
+
+
+# -- language ----------------------------------------------------------------------------------------------------
+def llm_bytes(llm: Any, tokens: int, recompute: bool) -> int:
+    """Most bytes that forward and backward of a language model hold at once for so many packed tokens, without its
+    head, the gradients of its weights and its input.
+
+    Args:
+        llm: a causal LM on the meta device that uses `stand_in.KEY`.
+        tokens: positions of the micro-batch, in one row.
+        recompute: gradient checkpointing.
+    """
+    if recompute:
+        llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        llm.gradient_checkpointing_disable()
+    llm.train()
+    width, dtype = llm.config.get_text_config().hidden_size, next(llm.parameters()).dtype
+    embeds_BLE = torch.empty(1, tokens, width, dtype=dtype, device="meta", requires_grad=True)
+
+    def run() -> None:
+        hidden_BLE = llm.get_decoder()(inputs_embeds=embeds_BLE, use_cache=False).last_hidden_state
+        hidden_BLE.backward(torch.empty_like(hidden_BLE))
+
+    return _traced(llm, run, [embeds_BLE])
+
+
+def _traced(module: nn.Module, run: Any, inputs: list[Tensor]) -> int:
+    """`peak_bytes` with every weight's gradient dropped as soon as it is complete: `zero` counts those."""
+    handles = [
+        parameter.register_post_accumulate_grad_hook(_drop)
+        for parameter in module.parameters()
+        if parameter.requires_grad
+    ]
+    try:
+        return peak_bytes(run, [*module.parameters(), *module.buffers(), *inputs])
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _drop(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def _head(recipe: Recipe, llm: Any, tokens: int, trains: bool) -> Iterator[Line]:
+    config, size = llm.config.get_text_config(), next(llm.parameters()).element_size()
+    chunk = min(recipe.continued_pretraining.loss_chunk_tokens, tokens)
+    logits = chunk * config.vocab_size * (size + 4 + 4)
+    rule = f"{chunk} rows of {config.vocab_size} logits: in the model's precision, in fp32, and their gradient"
+    yield Line("logits of one chunk", logits, rule, _BACKWARD, ("continued_pretraining.loss_chunk_tokens",))
+    gradients = tokens * config.hidden_size + (config.vocab_size * config.hidden_size if trains else 0)
+    rule = "computed in forward: of the last hidden states" + (" and of the head" if trains else "")
+    yield Line("gradients of the loss", gradients * size, rule, _BACKWARD)
+
+
+def _llm(recipe: Recipe, parts: Parts, tokens: int, fields: tuple[str, ...]) -> Iterator[Line]:
+    recompute = recipe.model.gradient_checkpointing
+    size = llm_bytes(parts.llm, tokens, recompute)
+    trains = any(parameter.requires_grad for parameter in parts.llm.parameters())
+    how = "every layer recomputed" if recompute else "all layers kept"
+    passes = "" if trains else ", the model frozen and gradients passing through"
+    rule = f"{tokens} tokens, {how}{passes}"
+    yield Line("activations of the LLM", size, rule, _BACKWARD, ("model.gradient_checkpointing", *fields))
+    yield from _head(recipe, parts.llm, tokens, trains)
+
+
+def _packs(recipe: Recipe, parts: Parts) -> Iterator[Line]:
+    tokens = recipe.train.micro_batch * recipe.data.block_tokens
+    yield from _llm(recipe, parts, tokens, ("train.micro_batch", "data.block_tokens"))
+
+
+# -- video -------------------------------------------------------------------------------------------------------
+def backbone_bytes(parts: Parts, frames: int, recompute: bool) -> int:
+    """Most bytes that the frame backbone holds at once: what backward needs of all frames, and one pass at work.
+
+    Both come from two traces, of one pass of a few frames and of two.
+    """
+    parts.visual.train()
+    if recompute:
+        parts.visual.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    one, two = (_passes(parts, passes) for passes in (1, 2))
+    per_pass = min(parts.visual.config.frames_per_pass or frames, frames)
+    kept, at_work = two - one, one - (two - one)
+    return (kept * frames + at_work * per_pass) // _FRAMES_TRACED
+
+
+def _passes(parts: Parts, passes: int) -> int:
+    backbone = parts.visual.backbone
+    side = backbone.image_pixels
+    pixels = [torch.empty(_FRAMES_TRACED, 3, side, side, dtype=parts.dtype, device="meta") for _ in range(passes)]
+
+    def run() -> None:
+        with torch.set_grad_enabled(backbone.trains):
+            kept = [backbone(part) for part in pixels]
+            if backbone.trains:
+                torch.cat(kept).sum().backward()
+
+    return _traced(backbone, run, pixels)
+
+
+def _frames(recipe: Recipe, parts: Parts, phases: frozenset[str]) -> Iterator[Line]:
+    frames, side = clip_frames(recipe), recipe.data.image_pixels
+    size = 2 if parts.dtype == torch.bfloat16 else 4
+    pixels = frames * 3 * side * side
+    rule = f"{frames} frames of {side} x {side} as bytes, in fp32 and in the model's precision"
+    yield Line("frames", pixels * (1 + 4 + size), rule, phases, (*_FRAME_FIELDS, "data.image_pixels"))
+    visual, recompute = parts.visual, recipe.model.gradient_checkpointing
+    how = "frozen" if not visual.backbone.trains else "every layer recomputed" if recompute else "all layers kept"
+    rule = f"{frames} frames, {visual.config.frames_per_pass or 'all'} per pass, {how}"
+    fields = ("model.visual.backbone.frames_per_pass", "model.gradient_checkpointing", *_FRAME_FIELDS)
+    yield Line("frame backbone", backbone_bytes(parts, frames, recompute), rule, phases, fields)
+    config = visual.config
+    words = frames // config.stride
+    kept_blocks = frames * config.word_layers + words * config.sentence_layers
+    numbers = _BLOCK_NUMBERS * kept_blocks if _trains(visual) else _BLOCK_NUMBERS * frames
+    rule = f"{_BLOCK_NUMBERS} numbers of width {config.width} per row and block"
+    yield Line("word and sentence level", numbers * config.width * size, rule, phases, _FRAME_FIELDS)
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _translation(recipe: Recipe, parts: Parts) -> Iterator[Line]:
+    yield from _frames(recipe, parts, frozenset({BACKWARD, GENERATION}))
+    visual, micro = parts.visual, recipe.train.micro_batch
+    tokens = clip_frames(recipe)
+    if recipe.model.connector.tokens == "word":
+        tokens = -(-tokens // visual.config.stride) + micro
+    answers = micro * (_TEXT_TOKENS + recipe.connector.max_new_tokens)
+    yield from _llm(recipe, parts, tokens + answers, _FRAME_FIELDS)
+    size = 2 if parts.dtype == torch.bfloat16 else 4
+    hidden = tokens * recipe.model.connector.hidden * 3 * size
+    yield Line("connector", hidden, f"{tokens} tokens, before and after GELU", _BACKWARD, _FRAME_FIELDS)
+    yield _cache(recipe, parts.llm, tokens + answers, size)
+
+
+def _cache(recipe: Recipe, llm: Any, tokens: int, size: int) -> Line:
+    config = llm.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    channels = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    beams = recipe.connector.num_beams
+    # while beams are reordered, the old cache and the new one exist
+    copies = 2 if beams > 1 else 1
+    total = tokens * beams * config.num_hidden_layers * 2 * heads * channels * size * copies
+    rule = f"{tokens} tokens x {beams} beams x {config.num_hidden_layers} layers x 2 x {heads * channels} numbers"
+    fields = ("connector.num_beams", "connector.max_new_tokens", "train.micro_batch")
+    return Line("cache of generation", total, rule, frozenset({GENERATION}), fields)
+
+
+def _contrastive(recipe: Recipe, parts: Parts) -> Iterator[Line]:
+    yield from _frames(recipe, parts, _BACKWARD)
+    yield from _text_encoder(parts)
+    train, config = recipe.train, recipe.contrastive
+    words = -(-recipe.data.max_frames // parts.visual.config.stride)
+    sentence, tokens = config.objective != "token", config.objective != "sentence"
+    rows = (1 if sentence else 0) * 2 + (words + _TEXT_TOKENS if tokens else 0)
+    gathered = train.global_batch * rows * config.embed * 4
+    rule = f"{train.global_batch} pairs, normalised in fp32, with their gradient"
+    yield Line("features of the global batch", 2 * gathered, rule, _BACKWARD, ("train.global_batch",))
+    yield _scores(recipe, words if tokens else 0)
+
+
+def _scores(recipe: Recipe, words: int) -> Line:
+    """Similarities of a tile of rows against the whole batch: scores, their softmax and a gradient, in fp32."""
+    train, config = recipe.train, recipe.contrastive
+    rows = config.row_chunk or train.global_batch
+    each = max(words * _TEXT_TOKENS, 1)
+    rule = f"{rows} rows x {train.global_batch} pairs" + (f" x {each} pairs of tokens" if words else "")
+    return Line("similarities", rows * train.global_batch * each * 4 * 3, rule, _BACKWARD, ("contrastive.row_chunk",))
+
+
+def _text_encoder(parts: Parts) -> Iterator[Line]:
+    if parts.text_encoder is None:
+        return
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        encoder = AutoModel.from_config(parts.text_encoder)
+    numbers = sum(parameter.numel() for parameter in encoder.parameters())
+    rule = "float32, until every text is encoded; then it goes"
+    yield Line("text encoder", numbers * 4, rule, frozenset({START}), ("model.text_encoder.path",))
+
+
+__all__ = ["activation_lines", "backbone_bytes", "clip_frames", "llm_bytes"]

@@ -1,0 +1,141 @@
+"""The model of a recipe on torch's meta device: every shape, no data. Reads configs, never weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
+
+from pipeline.config.schema import LlmConfig, Recipe, TextEncoderConfig, VisualConfig
+from pipeline.errors import RecipeError
+from pipeline.memory.stand_in import KEY, attend
+from pipeline.memory.zero import Weight
+from pipeline.models import frame_level
+from pipeline.models.connector import Connector
+from pipeline.models.contrastive import ContrastiveModel
+from pipeline.models.language import load_llm
+from pipeline.models.registry import new_encoder_config, tiny_vit
+from pipeline.models.visual import HierarchicalVisualEncoder, VisualEncoderConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a stage trains, and what it uses frozen."""
+
+    modules: dict[str, nn.Module]
+    """Top-level part -> module on the meta device, its parameters frozen as the stage freezes them."""
+    dtype: torch.dtype
+    text_encoder: PreTrainedConfig | None = None
+    """Of the contrastive stage: it encodes every text before training begins, in float32, then goes."""
+
+    def weights(self) -> Iterator[Weight]:
+        """Every parameter once (tied ones are one)."""
+        for name, module in self.modules.items():
+            for parameter in module.parameters():
+                yield Weight(name, parameter.numel(), parameter.dim(), parameter.requires_grad)
+
+    @property
+    def llm(self) -> Any:
+        return self.modules["llm"]
+
+    @property
+    def visual(self) -> HierarchicalVisualEncoder:
+        found = self.modules.get("visual") or self.modules["model"].visual
+        assert isinstance(found, HierarchicalVisualEncoder)
+        return found
+
+
+def parts_of(recipe: Recipe) -> Parts:
+    """The recipe's model without weights.
+
+    Raises:
+        RecipeError: a folder or hub id holds no config this machine can read.
+    """
+    AttentionInterface.register(KEY, attend)
+    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+    with torch.device("meta"):
+        return {
+            "continued_pretraining": _continued_pretraining, "contrastive": _contrastive, "connector": _connector
+        }[recipe.stage](recipe, dtype)  # fmt: skip
+
+
+def _continued_pretraining(recipe: Recipe, dtype: torch.dtype) -> Parts:
+    assert recipe.model.llm is not None  # checked when the recipe was loaded
+    return Parts({"llm": _llm(recipe.model.llm, dtype)}, dtype)
+
+
+def _contrastive(recipe: Recipe, dtype: torch.dtype) -> Parts:
+    assert recipe.model.visual is not None and recipe.model.text_encoder is not None
+    visual = _visual(recipe.model.visual, recipe.data.image_pixels, dtype)
+    text = _text_config(recipe.model.text_encoder)
+    width = text.get_text_config().hidden_size
+    return Parts({"model": ContrastiveModel(visual, width, recipe.contrastive)}, dtype, text)
+
+
+def _connector(recipe: Recipe, dtype: torch.dtype) -> Parts:
+    assert recipe.model.visual is not None and recipe.model.llm is not None
+    visual = _visual(recipe.model.visual, recipe.data.image_pixels, dtype)
+    llm: Any = _llm(recipe.model.llm, dtype)
+    embed = llm.config.get_text_config().hidden_size
+    connector = Connector(visual.config.width, recipe.model.connector.hidden, embed, 1.0).to(dtype)
+    return Parts({"visual": _frozen(visual), "connector": connector, "llm": _frozen(llm)}, dtype)
+
+
+def _frozen(module: nn.Module) -> nn.Module:
+    return module.requires_grad_(False).eval()
+
+
+def _llm(config: LlmConfig, dtype: torch.dtype) -> nn.Module:
+    if config.path is None:
+        return load_llm(config, dtype, KEY)
+    settings = _config("model.llm.path", config.path, config.trust_remote_code)
+    return AutoModelForCausalLM.from_config(
+        settings, dtype=dtype, attn_implementation=KEY, trust_remote_code=config.trust_remote_code
+    )
+
+
+def _visual(config: VisualConfig, image_pixels: int, dtype: torch.dtype) -> HierarchicalVisualEncoder:
+    if config.path is not None:
+        settings = _config("model.visual.path", config.path)
+        if not isinstance(settings, VisualEncoderConfig):
+            raise RecipeError(
+                f"model.visual.path: {config.path!r} holds a {settings.model_type!r} model, not an encoder"
+            )
+    else:
+        backbone = config.backbone
+        assert backbone is not None  # checked when the recipe was loaded
+        if backbone.tiny is not None:
+            vision = tiny_vit(backbone.tiny, image_pixels)
+        else:
+            assert backbone.path is not None
+            _config("model.visual.backbone.path", backbone.path)
+            vision = frame_level.vision_config(backbone.path)
+        settings = new_encoder_config(config, backbone, vision, image_pixels)
+    encoder: HierarchicalVisualEncoder = AutoModel.from_config(settings, dtype=dtype)
+    if config.backbone is not None and config.backbone.train == "lora":
+        encoder.add_lora(config.backbone.lora_rank, config.backbone.lora_alpha)
+    encoder.freeze_backbone()
+    for module in encoder.backbone.model.modules():
+        if isinstance(found := getattr(module, "config", None), PreTrainedConfig):
+            found._attn_implementation = KEY
+    return encoder
+
+
+def _text_config(config: TextEncoderConfig) -> PreTrainedConfig:
+    return _config("model.text_encoder.path", config.path)
+
+
+def _config(field: str, path: str, trust_remote_code: bool = False) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"{field}: the memory of {path!r} cannot be planned without its config: {str(error).splitlines()[0]}"
+        ) from error
+
+
+__all__ = ["Parts", "parts_of"]

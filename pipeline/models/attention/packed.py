@@ -1,0 +1,156 @@
+"""Packed attention inside Hugging Face language models: keys that transformers finds it by.
+
+transformers' own sdpa path is exact for packed `position_ids` only without an attention mask and without a cache;
+otherwise it silently leaks between documents. Here document borders are explicit (`cu_seq_lens`), and a call without
+them, or with a padding mask, fails.
+
+Each backend has its own transformers attention key, ``slt_varlen_<backend>`` (without "flash" or "sdpa" in it:
+transformers treats such names specially). Packed blocks only; load a model with `attention="sdpa"` to
+generate or to train on padded batches, or switch with `model.set_attn_implementation("sdpa")`.
+
+Legend: B rows, L positions per row, N = B * L packed positions, H heads, C channels per head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
+
+from pipeline.errors import RecipeError
+from pipeline.models.attention.choosing import BACKENDS
+from pipeline.models.attention.ragged import Reach, ragged_attention
+from pipeline.models.attention.runs import Runs
+
+KEY_PREFIX = "slt_varlen_"
+
+
+def implementation(backend: str) -> str:
+    """The `attn_implementation` of a backend that `choose` returned."""
+    return KEY_PREFIX + ("per_document" if backend == "sdpa" else backend)
+
+
+def check_model(model: PreTrainedModel) -> None:
+    """Refuses a model that would accept a packed key and then attend across documents.
+
+    Raises:
+        RecipeError: the model has its own attention code, or layers that borders and window do not limit.
+    """
+    if not model._supports_attention_backend:
+        raise RecipeError(
+            f"model.llm: {model.config.model_type!r} does not take its attention from outside, so packed documents"
+            " would see each other; use another LLM for continued_pretraining."
+        )
+    config = model.config.get_text_config()
+    if other := sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}):
+        raise RecipeError(
+            f"model.llm: {config.model_type!r} has {', '.join(other)} layers, which would mix packed documents; use an"
+            " LLM with full or sliding attention for continued_pretraining."
+        )
+
+
+def register() -> None:
+    """Makes the keys known to transformers; done once by importing `pipeline.models`."""
+    for backend in BACKENDS:
+        AttentionInterface.register(implementation(backend), _attention_function(backend))
+        AttentionMaskInterface.register(implementation(backend), _no_mask)
+
+
+class Packed(TypedDict):
+    """Model arguments of packed rows, under the names that transformers passes to its attention functions."""
+
+    position_ids: Tensor
+    cu_seq_lens_q: Tensor
+    cu_seq_lens_k: Tensor
+    max_length_q: int
+    max_length_k: int
+    use_cache: bool
+
+
+def packed_kwargs(document_ids_BL: Tensor) -> Packed:
+    """Model arguments for packed rows; call it in the collator, on the CPU (it needs Python numbers).
+
+    Args:
+        document_ids_BL: an id per position; a new document starts where the id changes, and at every row. Padding at
+            the end of a row is a separate document, with any id other than its neighbour's.
+    Returns:
+        `position_ids` [B, L] that restart per document, `cu_seq_lens_q` and `cu_seq_lens_k` int32 over the
+        flattened rows, `max_length_q` and `max_length_k`, and `use_cache` False. Pass no attention_mask with them.
+    """
+    starts_BL = torch.ones_like(document_ids_BL, dtype=torch.bool)
+    starts_BL[:, 1:] = document_ids_BL[:, 1:] != document_ids_BL[:, :-1]
+    starts_N = starts_BL.flatten()
+    index_N = torch.arange(starts_N.numel(), device=starts_N.device)
+    first_N = torch.where(starts_N, index_N, 0).cummax(0).values
+    end = index_N.new_tensor([starts_N.numel()])
+    borders = torch.cat((index_N[starts_N], end)).to(torch.int32)
+    longest = int(borders.diff().max())
+    return {
+        "position_ids": (index_N - first_N).view_as(document_ids_BL),
+        "cu_seq_lens_q": borders,
+        "cu_seq_lens_k": borders,
+        "max_length_q": longest,
+        "max_length_k": longest,
+        "use_cache": False,
+    }
+
+
+def _no_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> None:
+    """Mask builder of the packed keys: document borders replace masks, so a padding mask is a caller's mistake."""
+    if attention_mask is not None:
+        raise ValueError(
+            "packed attention got an attention_mask, which it would ignore; pass packed_kwargs(document_ids) alone, or"
+            ' load the model with attention="sdpa" for padded batches.'
+        )
+
+
+def _attention_function(backend: str) -> Callable[..., tuple[Tensor, None]]:
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        **options: Any,
+    ) -> tuple[Tensor, None]:
+        """query [B, H, L, C], key and value with their own number of heads -> [B, L, H, C]."""
+        _refuse(attention_mask, options)
+        causal = options.get("is_causal")
+        documents = Runs.between(options["cu_seq_lens_q"], options["max_length_q"])
+        reach = Reach(
+            documents,
+            documents,
+            scale=scaling,
+            causal=getattr(module, "is_causal", True) if causal is None else causal,
+            window=options.get("sliding_window"),
+        )
+        q_NHC, k_NHC, v_NHC = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))
+        mixed_NHC = ragged_attention(q_NHC, k_NHC, v_NHC, reach, backend)
+        return mixed_NHC.view(query.shape[0], query.shape[2], *mixed_NHC.shape[1:]), None
+
+    return attend
+
+
+def _refuse(attention_mask: Tensor | None, options: dict[str, object]) -> None:
+    """Raises for anything that would otherwise be computed wrongly."""
+    if attention_mask is not None or options.get("cu_seq_lens_q") is None or options.get("max_length_q") is None:
+        raise ValueError(
+            "packed attention needs cu_seq_lens_q and max_length_q and no attention_mask; pass"
+            ' packed_kwargs(document_ids), or load the model with attention="sdpa" to generate or for padded batches.'
+        )
+    for option, meaning in (("softcap", "attention soft-capping"), ("s_aux", "attention sinks")):
+        if options.get(option) is not None:
+            raise RecipeError(
+                f"model.llm: this model uses {meaning}, which no packed attention backend here computes; use another"
+                " LLM for continued_pretraining."
+            )
+    if options.get("dropout"):
+        raise RecipeError(
+            f"model.llm: attention_dropout {options['dropout']} is not supported with packed documents; set it to 0 in"
+            " the model's config.json."
+        )
