@@ -98,10 +98,12 @@ def hugging_face(run: Run) -> Timing:
     arguments = _arguments(resolved, run)  # alive before the model is built: transformers partitions under ZeRO-3
     stage, batches = _stage_and_batches(resolved, run.device, lambda stage: keep_items)
     items = [item for micros in batches for micro in micros for item in micro["items"]]
-    collate: OpaqueCollate = OpaqueCollate(stage.collate())
+    batch_of = stage.collate()
+    timing.tokens = [sum(batch_of(micro["items"])["valid_tokens"] for micro in micros) for micros in batches]
+    collate: OpaqueCollate = OpaqueCollate(batch_of)
     model: nn.Module = Whole(stage)
     if resolved.recipe.stage == "continued_pretraining":
-        model, collate = stage.module.llm, RowsCollate(stage.collate())  # type: ignore[assignment]
+        model, collate = stage.module.llm, RowsCollate(batch_of)  # type: ignore[assignment]
         model.set_attn_implementation("sdpa")  # type: ignore[operator]
     trainer = transformers.Trainer(
         model=model, args=arguments, train_dataset=Samples(items), data_collator=collate,

@@ -10,7 +10,9 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from benchmarks.gpu import memory
 from benchmarks.gpu.fp8 import use_fp8
 from benchmarks.gpu.lengths import draw
 from benchmarks.gpu.rows import Figure, Probe, run_section
@@ -95,8 +97,10 @@ def run_of(probe: Probe, size: Size, name: str, zero: int, extra: tuple[str, ...
     return Run(RECIPE, sets, probe.device, 2 if probe.dry else BLOCK)
 
 
-def figures(probe: Probe, size: Size, title: str, timing: Callable[[], Timing], targets: bool = False) -> float | None:
-    """Tokens per second as the figure `title`, MFU as another beside it; the tokens per second.
+def figures(
+    probe: Probe, size: Size, title: str, timing: Callable[[], Timing], targets: bool = False
+) -> dict[str, Any] | None:
+    """Tokens per second as the figure `title`, MFU as another beside it; the row of the first.
 
     Args:
         targets: the size's targets are for this loop.
@@ -116,7 +120,7 @@ def figures(probe: Probe, size: Size, title: str, timing: Callable[[], Timing], 
         return None
     if "mfu_percent" in row["detail"]:
         probe.figure(f"{title}, MFU", lambda: Figure(row["detail"]["mfu_percent"], "%", mfu_target or None))
-    return float(row["value"])
+    return row
 
 
 def peak_tflops(probe: Probe) -> float:
@@ -129,27 +133,55 @@ def peak_tflops(probe: Probe) -> float:
     return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), 1.0)
 
 
-def measure(probe: Probe, size: Size) -> None:
-    """Ours and its peers under ZeRO-1, then ZeRO-3 and the options."""
+@dataclass
+class Measured:
+    """A size, and what its parts found."""
 
-    def run(name: str, zero: int = 1, *extra: str) -> Run:
-        return run_of(probe, size, name, zero, extra)
+    probe: Probe
+    size: Size
+    mine: dict[str, Any] | None = None
+    """The row of our trainer under ZeRO-1."""
 
-    mine = figures(probe, size, f"{size.name} zero1, our trainer", lambda: ours(run("ours")), targets=True)
-    peers = (
-        ("bare DeepSpeed loop", lambda: bare(run("bare")), 1.03),
-        ("plain PyTorch", lambda: plain(run("plain")), 0.0),
-        ("Hugging Face Trainer", lambda: hugging_face(run("trainer")), 0.0),
-    )
-    for peer, timing, target in peers:
-        found = figures(probe, size, f"{size.name} zero1, {peer}", timing)
-        if mine is not None and found is not None:
-            ratio = Figure(found / mine, "x", target or None, at_most=True)
-            probe.figure(f"{size.name} our time of a step over that of {peer}", lambda ratio=ratio: ratio)
-    figures(probe, size, f"{size.name} zero3, our trainer", lambda: ours(run("ours-zero3", 3)), targets=True)
+    def run(self, name: str, zero: int = 1, *extra: str) -> Run:
+        return run_of(self.probe, self.size, name, zero, extra)
+
+    def ours(self, name: str, zero: int, *extra: str, targets: bool = False) -> dict[str, Any] | None:
+        run = self.run(name.replace(" ", "-") + f"-zero{zero}", zero, *extra)
+        return figures(self.probe, self.size, f"{self.size.name} zero{zero}, {name}", lambda: ours(run), targets)
+
+    def beside(self, peer: str, timing: Callable[[], Timing], target: float = 0.0) -> None:
+        """A peer, and how our time of a step compares."""
+        found = figures(self.probe, self.size, f"{self.size.name} zero1, {peer}", timing)
+        if self.mine is not None and found is not None:
+            ratio = Figure(found["value"] / self.mine["value"], "x", target or None, at_most=True)
+            self.probe.figure(f"{self.size.name} our time of a step over that of {peer}", lambda: ratio)
+
+    def planned(self, zero: int, row: dict[str, Any] | None) -> None:
+        if row is not None:
+            run = self.run("planned", zero)
+            memory.compare(self.probe, f"{self.size.name} zero{zero}", run, row["detail"]["peak_gib"])
+
+
+def trainer_and_bare(here: Measured) -> None:
+    here.mine = here.ours("our trainer", 1, targets=True)
+    here.beside("bare DeepSpeed loop", lambda: bare(here.run("bare")), 1.03)
+    here.planned(1, here.mine)
+
+
+def sharded(here: Measured) -> None:
+    here.planned(3, here.ours("our trainer", 3, targets=True))
+
+
+def with_options(here: Measured) -> None:
     for name, sets in options():
-        figures(probe, size, f"{size.name} zero1, {name}", lambda name=name, sets=sets: ours(run(name, 1, *sets)))
-    figures(probe, size, f"{size.name} zero1, bare loop with FP8", lambda: bare(run("fp8"), use_fp8))
+        here.ours(name, 1, *sets)
+
+
+def peers(here: Measured) -> None:
+    theirs = ("model.kernels=torch",) if has_field("model.kernels") else ()
+    here.beside("plain PyTorch", lambda: plain(here.run("plain")))
+    here.beside("Hugging Face Trainer", lambda: hugging_face(here.run("trainer", 1, *theirs)))
+    here.beside("bare DeepSpeed loop with FP8", lambda: bare(here.run("fp8"), use_fp8))
 
 
 def options() -> list[tuple[str, tuple[str, ...]]]:
@@ -162,8 +194,11 @@ def options() -> list[tuple[str, tuple[str, ...]]]:
 
 
 def run(probe: Probe) -> None:
-    for size in (TOY,) if probe.dry else SIZES:
-        measure(probe, size)
+    """The most valuable of every size first."""
+    sizes = [Measured(probe, size) for size in ((TOY,) if probe.dry else SIZES)]
+    for part in (trainer_and_bare, sharded, with_options, peers):
+        for here in sizes:
+            part(here)
 
 
 if __name__ == "__main__":
