@@ -34,7 +34,7 @@ class Size:
     block_tokens: int = 4096
     global_batch: int = 8
     micro_batch: int = 4
-    steps: int = 16
+    steps: int = 12
     vocabulary: int = 32000
 
 

@@ -52,7 +52,7 @@ SECTIONS = (
     Section("environment", 45),
     Section("attention", 45),
     Section("attention_speed", 45),
-    Section("stages", 120),
+    Section("stages", 150),
     Section("llm", 240),
     Section("video", 150),
     Section("checkpoint", 60),

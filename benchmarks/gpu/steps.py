@@ -15,7 +15,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.gpu.rows import ROOT, Probe, run_section, world
+from benchmarks.gpu.rows import ROOT, Figure, Probe, run_section, world
 from benchmarks.gpu.settings import run_sets
 from benchmarks.gpu.stages import LLM, STAGES, VISUAL
 from benchmarks.loops import fit, make_training
@@ -24,6 +24,7 @@ from pipeline.engine.training import Training
 
 COUNTED_STEP, PROFILED_STEP, STEPS = 3, 4, 6
 TOP = 10
+WAITS_TARGET = 1
 WAITS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select")
 """Operations whose result the host needs before it can go on: on a CPU the stand-in for synchronisations."""
 
@@ -128,7 +129,8 @@ def run(probe: Probe) -> None:
         watch = Watch(training, probe)
         fit(training, [watch], [])
         lines = dict(watch.lines.most_common())
-        probe.add(f"{stage} host synchronisations a step", True, sum(lines.values()), "", by_line=lines)
+        waits = Figure(sum(lines.values()), "", WAITS_TARGET, at_most=True, detail={"by_line": lines})
+        probe.figure(f"{stage} host synchronisations a step", lambda waits=waits: waits)
         kernels = "self_cpu_time_total" if probe.dry else "self_device_time_total"
         for name, attribute in (("kernels", kernels), ("CPU calls", "self_cpu_time_total")):
             entries = top(watch.profiler, attribute)
