@@ -147,6 +147,8 @@ def test_notes_name_settings_the_stage_never_reads(tmp_path: Path) -> None:
 UNREAD_CASES = [
     (PRETRAINING, "data.length_window=8", "is not read by the continued_pretraining stage"),
     (CONTRASTIVE, "train.peak_tflops=100.0", "is not read by the contrastive stage"),
+    (CONNECTOR, "data.block_tokens=99", "is not read by the connector stage"),
+    (CONTRASTIVE, "data.pack_tokens=99", "is not read by the contrastive stage"),
     (CONNECTOR, "model.visual.centre_clips=false", "is not read: it comes from the exported encoder in model.visual"),
     (CONNECTOR, "model.visual.word.stride=2", "is not read: it comes from the exported encoder in model.visual.path"),
     (CONTRASTIVE, "model.visual.backbone.lora_rank=4", "is not read: model.visual.backbone.train is full, not lora"),
