@@ -25,8 +25,8 @@ from pipeline.dist import SequenceGroup
 from pipeline.errors import RecipeError
 from pipeline.models.attention.choosing import BACKENDS, choose
 from pipeline.models.attention.ragged import Reach, ragged_attention
-from pipeline.models.attention.runs import Runs
 from pipeline.models.attention.sequence_parallel import to_slices, to_whole_sequences
+from pipeline.models.attention.spans import Spans
 
 KEY_PREFIX = "slt_varlen_"
 
@@ -141,7 +141,7 @@ def _attention_function(backend: str) -> Callable[..., tuple[Tensor, None]]:
         if group is not None:
             query, key, value = to_whole_sequences(query, key, value, group)
         causal = options.get("is_causal")
-        documents = Runs.between(options["cu_seq_lens_q"], options["max_length_q"])
+        documents = Spans.between(options["cu_seq_lens_q"], options["max_length_q"])
         reach = Reach(
             documents,
             documents,
