@@ -41,7 +41,7 @@ STAGES = {
         parts=("visual", "text_encoder"),
         shards=("video", "features"),
         unread=(
-            "continued_pretraining", "connector", "model.llm", "model.connector", "model.attention",
+            "continued_pretraining", "connector", "model.llm", "model.connector", "model.kernels",
             "data.block_tokens", "data.frame_budget", "data.pack_tokens", "train.peak_tflops",
         ),
         contrasts=True,

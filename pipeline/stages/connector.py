@@ -17,7 +17,7 @@ from pipeline.evaluate.metrics import score
 from pipeline.inference.clips import CollatePrompts
 from pipeline.inference.generate import GenerationOptions, translate_batch
 from pipeline.inference.load import VIDEO_FORM
-from pipeline.models import attention
+from pipeline.models import attention, kernels
 from pipeline.models.generation_attention import generation_key, switched
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
 from pipeline.models.processing import LlavaSltProcessor
@@ -74,15 +74,20 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
     @classmethod
     def build(cls, context: StageContext, plans: Plans) -> Self:
         recipe, model = context.recipe, context.recipe.model
-        backend = attention.choose(model.attention, context.device, context.dtype)
         llava, processor = build_llava_slt(
-            model, recipe.data, recipe.connector.prompt, context.dtype, attention.implementation(backend)
+            model, recipe.data, recipe.connector.prompt, context.dtype, attention.implementation("sdpa")
         )
+        backend = attention.choose_for(llava.llm, model.attention, context.device)
+        llava.visual.choose_attention(model.attention, context.device)
         check_prompt(llava.llm, processor, recipe)
         ends = llava.generation_config.eos_token_id
         llava.generation_config = generation(recipe.connector).config(ends, processor.pad_id)
         if model.gradient_checkpointing:
             checkpoint_gradients(llava)
+        fused = kernels.choose(model.kernels, llava.llm, context.device)
+        llava.token_loss.backend = fused.loss
+        if fused.layers == "liger":
+            kernels.fuse_layers(llava.llm)
         check_answers(llava.llm, processor, plans)
         stage = cls(context, llava, processor, generation_key(backend))
         # an encoder that trained its backbone takes stored features, too, now that it is frozen
