@@ -186,6 +186,10 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
         elif data.frame_budget < data.max_frames:
             text = f"data.frame_budget={data.frame_budget} cannot hold one clip of data.max_frames={data.max_frames}"
             yield Problem(text, ("data.frame_budget", "data.max_frames"))
+    for name in ("frame_budget", "length_window") if data.pack_tokens else ():
+        if getattr(data, name):
+            text = f"data.pack_tokens and data.{name} are two ways to make items; set {name} to its default"
+            yield Problem(text, ("data.pack_tokens", f"data.{name}"))
     tiny = recipe.model.llm.tiny if recipe.model.llm is not None else None
     if "text" in entry.shards and tiny is not None and data.block_tokens > tiny.max_positions:
         text = f"data.block_tokens={data.block_tokens} exceeds model.llm.tiny.max_positions={tiny.max_positions}"
@@ -256,7 +260,7 @@ def _repeated_sources(sources: Iterable[SourceConfig], name: str, fix: str) -> I
 
 def _precision(recipe: Recipe) -> Iterator[Problem]:
     attention, precision = recipe.model.attention, recipe.train.precision
-    if precision == "fp32" and attention in ("fa2", "fa3", "fa4"):
+    if precision == "fp32" and attention not in ("auto", "sdpa"):
         text = f"model.attention={attention} computes in 16 bits only, but train.precision=fp32; use sdpa or bf16"
         yield Problem(text, ("model.attention", "train.precision"))
     for position, beta in enumerate(recipe.train.optimizer.betas):

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from pipeline import dist
 from pipeline.config.schema import Recipe, SourceConfig
 from pipeline.errors import RecipeError
-from pipeline.models import attention
+from pipeline.models import attention, kernels
 from pipeline.models.chunked_mlp import chunk_mlps
 from pipeline.models.language import load_language, pad_id
 from pipeline.models.offload import offload_layer_inputs
@@ -67,13 +67,16 @@ class ContinuedPretraining(SummedStage[PackedBatch]):
     def build(cls, context: StageContext, plans: Plans) -> Self:
         recipe, config = context.recipe, context.recipe.model.llm
         assert config is not None  # checked when the recipe was loaded
-        backend = attention.choose(recipe.model.attention, context.device, context.dtype)
-        llm, tokenizer = load_language(config, context.dtype, attention.implementation(backend))
+        llm, tokenizer = load_language(config, context.dtype, attention.implementation("sdpa"))
+        attention.choose_for(llm, recipe.model.attention, context.device)
         check_positions(
             llm, recipe.data.block_tokens, "data.block_tokens", "model.llm", "lower it to the table's length"
         )
         options = recipe.continued_pretraining
         attention.check_heads(llm, context.sequence.size)
+        fused = kernels.choose(recipe.model.kernels, llm, context.device)
+        if fused.layers == "liger":
+            kernels.fuse_layers(llm)
         if options.mlp_chunk_tokens:
             chunk_mlps(llm, options.mlp_chunk_tokens)
         if recipe.model.gradient_checkpointing:
@@ -81,7 +84,7 @@ class ContinuedPretraining(SummedStage[PackedBatch]):
         if options.offload_activations:
             offload_layer_inputs(llm)
         check_tokenizer(plans.all(), tokenizer)
-        return cls(context, PackedCausalLm(llm, options.loss_chunk_tokens), tokenizer)
+        return cls(context, PackedCausalLm(llm, options.loss_chunk_tokens, fused.loss), tokenizer)
 
     def freeze_plan(self) -> dict[str, bool]:
         return {"llm": True}

@@ -14,7 +14,7 @@ from shards.format.index import ShardSet
 from shards.format.opening import open_shards
 from shards.load.loader import EvalLoader
 from shards.order.options import PlanOptions, Source
-from shards.order.plan import Plan
+from shards.order.plan import CountTokens, Plan
 from shards.storage.access import Remote
 
 
@@ -68,9 +68,11 @@ def remote(data: DataConfig) -> Remote:
     return Remote(data.access, data.cache_gib, dict(data.storage_options))
 
 
-def open_plan(data: DataConfig, sources: list[SourceConfig], options: PlanOptions) -> Plan:
-    """The order of the given sources."""
-    return Plan([Source(open_set(data, s.shards), s.split, s.corpus, s.weight) for s in sources], options)
+def open_plan(
+    data: DataConfig, sources: list[SourceConfig], options: PlanOptions, count: CountTokens | None = None
+) -> Plan:
+    """The order of the given sources; ``count`` as in `Plan`."""
+    return Plan([Source(open_set(data, s.shards), s.split, s.corpus, s.weight) for s in sources], options, count)
 
 
 def held_out_loader(

@@ -23,7 +23,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from pipeline.dist import SequenceGroup
 from pipeline.errors import RecipeError
-from pipeline.models.attention.choosing import BACKENDS
+from pipeline.models.attention.choosing import BACKENDS, choose
 from pipeline.models.attention.ragged import Reach, ragged_attention
 from pipeline.models.attention.runs import Runs
 from pipeline.models.attention.sequence_parallel import to_slices, to_whole_sequences
@@ -34,6 +34,19 @@ KEY_PREFIX = "slt_varlen_"
 def implementation(backend: str) -> str:
     """The `attn_implementation` of a backend that `choose` returned."""
     return KEY_PREFIX + ("per_document" if backend == "sdpa" else backend)
+
+
+def choose_for(model: PreTrainedModel, name: str, device: torch.device | str) -> str:
+    """Sets the packed attention of a language model to what `choose` finds for it, and returns the backend.
+
+    Raises:
+        RecipeError: a forced backend cannot run there, or not with the model's channels per head.
+    """
+    config = model.config.get_text_config()
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    backend = choose(name, device, model.dtype, head_dim)
+    model.set_attn_implementation(implementation(backend))
+    return backend
 
 
 def check_model(model: PreTrainedModel) -> None:

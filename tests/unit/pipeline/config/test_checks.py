@@ -53,6 +53,8 @@ CASES = [
     (CONNECTOR, ["data.unique_texts=true"], "data.unique_texts belongs to the contrastive stage, not to connector"),
     (CONTRASTIVE, ["data.frame_budget=999"], "in-batch negatives need a fixed batch; set it to null"),
     (PRETRAINING, ["data.frame_budget=999"], "data.frame_budget has no meaning for text"),
+    (CONNECTOR, ["data.pack_tokens=99", "data.frame_budget=999"], "two ways to make items; set frame_budget to its"),
+    (CONNECTOR, ["data.pack_tokens=99", "data.length_window=9"], "two ways to make items; set length_window to its"),
     (CONNECTOR, ["data.frame_budget=9"], "data.frame_budget=9 cannot hold one clip of data.max_frames=256"),
     (PRETRAINING, ["data.block_tokens=600"], "data.block_tokens=600 exceeds model.llm.tiny.max_positions=512"),
     (CONNECTOR, ["train.eval_every_steps=5"], "train.eval_every_steps=5 but data.eval is empty"),
