@@ -61,8 +61,10 @@ def plan_command(
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     train = resolved.recipe.train
     console.print(f"# {resolved.recipe.name}: stage {resolved.recipe.stage}, run_dir {plan.run_dir}")
+    size = train.sequence_parallel
+    groups = f"{plan.world_size} ranks" if size == 1 else f"{plan.world_size // size} groups of {size} ranks"
     console.print(
-        f"# global_batch {train.global_batch} = micro_batch {train.micro_batch} x {plan.world_size} ranks"
+        f"# global_batch {train.global_batch} = micro_batch {train.micro_batch} x {groups}"
         f" x {resolved.accumulation_steps} accumulation_steps"
     )
     console.print("# its recipe.resolved.yaml is written by `slt launch run`, before it starts the ranks")

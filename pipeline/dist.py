@@ -209,6 +209,48 @@ def _of_ranks(mine: torch.Tensor) -> list[list[Any]]:
     return [numbers.tolist() for numbers in of_rank]
 
 
+@dataclass(frozen=True, slots=True)
+class SequenceGroup:
+    """Neighbouring ranks that compute every sequence together, each a slice of its positions; by default no others."""
+
+    rank: int = 0
+    """Which slice this rank computes."""
+    size: int = 1
+    handle: torch_dist.ProcessGroup | None = None
+
+
+def sequence_group(size: int) -> SequenceGroup:
+    """The group of this rank: ranks 0 to ``size`` - 1, and so on. All ranks must call; ``size`` divides the world."""
+    if size == 1:
+        return SequenceGroup()
+    groups = [torch_dist.new_group(list(range(first, first + size))) for first in range(0, world_size(), size)]
+    return SequenceGroup(rank() % size, size, groups[rank() // size])
+
+
+class _ExchangeParts(torch.autograd.Function):
+    """All-to-all along dim 0, which is its own backward."""
+
+    @staticmethod
+    def forward(ctx: Any, parts: torch.Tensor, group: SequenceGroup) -> torch.Tensor:
+        ctx.group = group
+        received = torch.empty_like(parts, memory_format=torch.contiguous_format)
+        torch_dist.all_to_all_single(received, parts.contiguous(), group=group.handle)
+        return received
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _ExchangeParts.apply(grads[0], ctx.group), None
+
+
+def exchange_parts(parts: torch.Tensor, group: SequenceGroup) -> torch.Tensor:
+    """[R, ...], a part for every rank of the group -> [R, ...], the part that each of them had for this one.
+
+    Differentiable. All ranks of the group must call with equal shapes.
+    """
+    exchanged: torch.Tensor = _ExchangeParts.apply(parts, group)
+    return exchanged
+
+
 def any_rank(flag: bool) -> bool:
     """True on every rank if it is True on one; as `host_counts`. All ranks must call."""
     return any(flags[0] for flags in host_counts([int(flag)]))

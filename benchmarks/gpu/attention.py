@@ -1,4 +1,4 @@
-"""Section b: every packed-attention backend that imports, forward and backward, against one float32 document at a
+"""Every packed-attention backend that imports, forward and backward, against one float32 document at a
 time. `tests/gpu` asserts on the same errors."""
 
 from __future__ import annotations

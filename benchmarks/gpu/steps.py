@@ -1,4 +1,4 @@
-"""Section f: what a step of every stage waits for and does: host synchronisations with the line that asks for each, and
+"""What a step of every stage waits for and does: host synchronisations with the line that asks for each, and
 the ten costliest kernels and CPU calls. Small models: the count of a step does not depend on the width."""
 
 from __future__ import annotations
@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.rows import Probe, run_section, world
+from benchmarks.gpu.rows import Figure, Probe, run_section, world
+from benchmarks.gpu.settings import run_sets
 from benchmarks.gpu.stages import LLM, STAGES, VISUAL
-from benchmarks.gpu.training import fit, make_training, run_sets
 from benchmarks.gpu.waits import Lines, counted
+from benchmarks.loops import fit, make_training
 from pipeline.engine.observers.base import FinishedStep, Observer, Wishes
 from pipeline.engine.training import Training
 
 COUNTED_STEP, PROFILED_STEP, STEPS = 3, 4, 6
 TOP = 10
+WAITS_TARGET = 1
 
 
 class Watch(Observer):
@@ -71,11 +73,12 @@ def sets(probe: Probe, stage: str) -> list[str]:
 
 def run(probe: Probe) -> None:
     for stage in STAGES:
-        training = make_training(f"demo_{stage}", sets(probe, stage), probe)
+        training = make_training(f"demo_{stage}", sets(probe, stage), probe.device)
         watch = Watch(training, probe)
-        fit(training, watch)
+        fit(training, [watch], [])
         lines = dict(watch.lines.most_common())
-        probe.add(f"{stage} host synchronisations a step", True, sum(lines.values()), "", by_line=lines)
+        waits = Figure(sum(lines.values()), "", WAITS_TARGET, at_most=True, detail={"by_line": lines})
+        probe.figure(f"{stage} host synchronisations a step", lambda waits=waits: waits)
         kernels = "self_cpu_time_total" if probe.dry else "self_device_time_total"
         for name, attribute in (("kernels", kernels), ("CPU calls", "self_cpu_time_total")):
             entries = top(watch.profiler, attribute)

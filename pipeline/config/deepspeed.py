@@ -47,7 +47,7 @@ REFUSED = {
     "gradient_allreduce_op": "the loss is normalised for gradients averaged over ranks",
     "managed_gradient_accumulation": "accumulation is the trainer's",
     "dataloader_drop_last": "shards are read by the project's own loader",
-    "seq_parallel_communication_data_type": "sequence parallelism is not part of this trainer",
+    "seq_parallel_communication_data_type": "train.sequence_parallel is the recipe's, and DeepSpeed is not told of it",
     "tensor_parallel": "tensor parallelism is not part of this trainer",
     "expert_parallel": "expert parallelism is not part of this trainer",
     "use_data_before_expert_parallelism": "expert parallelism is not part of this trainer",
@@ -127,7 +127,12 @@ def deepspeed_problems(recipe: Recipe) -> list[Problem]:
 
 
 def owned_values(recipe: Recipe, world_size: int, accumulation_steps: int) -> dict[str, Any]:
-    """The keys the recipe decides, except `bf16`, whose sub-keys a base may tune."""
+    """The keys the recipe decides, except `bf16`, whose sub-keys a base may tune.
+
+    DeepSpeed counts every rank as data-parallel, also ranks that share a sequence: told of them, 0.19.8 averages
+    gradients over the ranks in ZeRO-3 and over the groups in ZeRO-1 and 2, and records them as tensor-parallel in
+    checkpoints. The loss is normalised for the mean over all ranks instead.
+    """
     return {
         "train_batch_size": recipe.train.micro_batch * accumulation_steps * world_size,
         "train_micro_batch_size_per_gpu": recipe.train.micro_batch,

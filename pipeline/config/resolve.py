@@ -39,7 +39,8 @@ class ResolvedRecipe:
     recipe: Recipe
     world_size: int
     accumulation_steps: int
-    """Micro-batches per rank and optimizer step: global_batch / (micro_batch x world_size), always exact."""
+    """Micro-batches per rank and optimizer step: global_batch x sequence_parallel / (micro_batch x world_size), always
+    exact."""
     ds_config: dict[str, Any]
     """Passed to DeepSpeed as it is; holds no "auto"."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -87,7 +88,8 @@ def accumulation_steps(recipe: Recipe, world_size: int) -> int:
     problem = batch_problem(recipe, world_size)
     if problem:
         raise RecipeError(problem)
-    return recipe.train.global_batch // (recipe.train.micro_batch * world_size)
+    groups = world_size // recipe.train.sequence_parallel
+    return recipe.train.global_batch // (recipe.train.micro_batch * groups)
 
 
 def resolve(recipe: Recipe, world_size: int) -> ResolvedRecipe:

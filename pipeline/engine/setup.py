@@ -142,7 +142,8 @@ def check_engine(engine: Any, resolved: ResolvedRecipe) -> None:
     """Compare DeepSpeed's settings with the recipe's."""
     train = resolved.recipe.train
     pairs = {
-        "train.global_batch": (train.global_batch, engine.train_batch_size()),
+        # to DeepSpeed a slice of a sequence is an item of its own
+        "train.global_batch": (train.global_batch * train.sequence_parallel, engine.train_batch_size()),
         "train.micro_batch": (train.micro_batch, engine.train_micro_batch_size_per_gpu()),
         "accumulation_steps": (resolved.accumulation_steps, engine.gradient_accumulation_steps()),
         "train.precision bf16": (train.precision == "bf16", engine.bfloat16_enabled()),

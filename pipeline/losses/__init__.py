@@ -14,10 +14,11 @@ from pipeline.losses.contrastive import (
     token_contrastive,
     token_similarity,
 )
-from pipeline.losses.token import IGNORE_LABEL, ScaledHead, TokenLoss, token_cross_entropy
+from pipeline.losses.token import IGNORE_LABEL, Backend, ScaledHead, TokenLoss, token_cross_entropy
 
 __all__ = [
     "IGNORE_LABEL",
+    "Backend",
     "Gather",
     "ScaledHead",
     "TokenLoss",

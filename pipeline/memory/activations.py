@@ -44,7 +44,7 @@ def clip_frames(recipe: Recipe) -> int:
 
 
 # -- language ----------------------------------------------------------------------------------------------------
-def llm_bytes(llm: Any, tokens: int, recompute: bool) -> int:
+def llm_bytes(llm: Any, tokens: int, recompute: bool, offload: bool = False) -> int:
     """Most bytes that forward and backward of a language model hold at once for so many packed tokens, without its
     head, the gradients of its weights and its input.
 
@@ -52,6 +52,7 @@ def llm_bytes(llm: Any, tokens: int, recompute: bool) -> int:
         llm: a causal LM on the meta device that uses `stand_in.KEY`.
         tokens: positions of the micro-batch, in one row.
         recompute: gradient checkpointing.
+        offload: the inputs of layers wait in host memory (`pipeline.models.offload`), but for the one at work.
     """
     if recompute:
         llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -65,7 +66,8 @@ def llm_bytes(llm: Any, tokens: int, recompute: bool) -> int:
         hidden_BLE = llm.get_decoder()(inputs_embeds=embeds_BLE, use_cache=False).last_hidden_state
         hidden_BLE.backward(torch.empty_like(hidden_BLE))
 
-    return _traced(llm, run, [embeds_BLE])
+    away = (llm.config.get_text_config().num_hidden_layers - 1) * embeds_BLE.nbytes if offload else 0
+    return _traced(llm, run, [embeds_BLE]) - away
 
 
 def _traced(module: nn.Module, run: Any, inputs: list[Tensor]) -> int:
@@ -98,19 +100,28 @@ def _head(recipe: Recipe, llm: Any, tokens: int, trains: bool) -> Iterator[Line]
 
 
 def _llm(recipe: Recipe, parts: Parts, tokens: int, fields: tuple[str, ...]) -> Iterator[Line]:
-    recompute = recipe.model.gradient_checkpointing
-    size = llm_bytes(parts.llm, tokens, recompute)
+    recompute, offload = recipe.model.gradient_checkpointing, _offloads(recipe)
+    size = llm_bytes(parts.llm, tokens, recompute, offload)
     trains = any(parameter.requires_grad for parameter in parts.llm.parameters())
     how = "every layer recomputed" if recompute else "all layers kept"
+    how += ", their inputs in host memory" if offload else ""
     passes = "" if trains else ", the model frozen and gradients passing through"
     rule = f"{tokens} tokens, {how}{passes}"
     yield Line("activations of the LLM", size, rule, _BACKWARD, ("model.gradient_checkpointing", *fields))
     yield from _head(recipe, parts.llm, tokens, trains)
 
 
+def _offloads(recipe: Recipe) -> bool:
+    return recipe.stage == "continued_pretraining" and recipe.continued_pretraining.offload_activations
+
+
 def _packs(recipe: Recipe, parts: Parts) -> Iterator[Line]:
-    tokens = recipe.train.micro_batch * recipe.data.block_tokens
-    yield from _llm(recipe, parts, tokens, ("train.micro_batch", "data.block_tokens"))
+    tokens = recipe.train.micro_batch * recipe.data.block_tokens // recipe.train.sequence_parallel
+    fields = (
+        "train.micro_batch", "data.block_tokens", "continued_pretraining.mlp_chunk_tokens",
+        "continued_pretraining.offload_activations", "train.sequence_parallel",
+    )  # fmt: skip
+    yield from _llm(recipe, parts, tokens, fields)
 
 
 # -- video -------------------------------------------------------------------------------------------------------

@@ -67,6 +67,7 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         assert model.visual is not None and model.text_encoder is not None  # checked when the recipe was loaded
         encoder = build_text_encoder(model.text_encoder, context.device)
         visual = build_visual(model.visual, recipe.data.image_pixels, context.dtype)
+        visual.choose_attention(model.attention, context.device)
         if model.gradient_checkpointing:
             checkpoint_gradients(visual)
         module = ContrastiveModel(visual, encoder.width, recipe.contrastive)
