@@ -163,6 +163,8 @@ def _assemble(recipe: Recipe, world_size: int, accumulation_steps: int) -> tuple
     config["bf16"] = {**(bf16 if isinstance(bf16, dict) else {}), "enabled": recipe.train.precision == "bf16"}
     config.setdefault("steps_per_print", _NEVER_PRINT_STEPS)
     config.setdefault("wall_clock_breakdown", False)
+    # on by default, and then it waits for the device twice per micro-batch
+    config.setdefault("timers", {"throughput": {"enabled": False}})
     if _offloads(zero, "offload_optimizer"):
         # without this, DeepSpeed refuses a client optimizer with ZeRO-Offload
         config["zero_force_ds_cpu_optimizer"] = False
