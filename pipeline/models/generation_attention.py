@@ -10,8 +10,11 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from transformers import PreTrainedModel
 from transformers.modeling_flash_attention_utils import FLASH_ATTENTION_COMPATIBILITY_MATRIX
+
+from pipeline.models.attention import choose, head_dim
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +33,14 @@ def generation_key(backend: str) -> str:
         key, reason = f"flash_attention_{version}", ""
     log.info("attention in generation: %s%s", key, f"; {reason}" if reason else "")
     return key
+
+
+def choose_for_generation(llm: PreTrainedModel, device: torch.device | str) -> None:
+    """The best attention for an LLM that only generates, on the device where it runs; `sdpa`, which every export opens
+    with, stays where nothing better is there for this model."""
+    key = generation_key(choose("auto", device, llm.dtype, head_dim(llm), "the language model"))
+    if key != "sdpa" and llm._supports_flash_attn:
+        llm.set_attn_implementation(key)
 
 
 @contextmanager

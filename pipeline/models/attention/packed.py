@@ -36,15 +36,19 @@ def implementation(backend: str) -> str:
     return KEY_PREFIX + ("per_document" if backend == "sdpa" else backend)
 
 
+def head_dim(model: PreTrainedModel) -> int:
+    """Channels per head of a language model."""
+    config = model.config.get_text_config()
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 def choose_for(model: PreTrainedModel, name: str, device: torch.device | str) -> str:
     """Sets the packed attention of a language model to what `choose` finds for it, and returns the backend.
 
     Raises:
         RecipeError: a forced backend cannot run there, or not with the model's channels per head.
     """
-    config = model.config.get_text_config()
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    backend = choose(name, device, model.dtype, head_dim)
+    backend = choose(name, device, model.dtype, head_dim(model))
     model.set_attn_implementation(implementation(backend))
     return backend
 
