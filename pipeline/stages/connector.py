@@ -89,7 +89,7 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
         if fused.layers == "liger":
             kernels.fuse_layers(llava.llm)
         check_answers(llava.llm, processor, plans)
-        stage = cls(context, llava, processor, generation_key(backend))
+        stage = cls(context, llava, processor, generation_key(llava.llm, backend))
         # an encoder that trained its backbone takes stored features, too, now that it is frozen
         check_video(context, plans, llava.visual, model.llm.path if model.llm is not None else None)
         return stage

@@ -62,13 +62,13 @@ def check_model(model: PreTrainedModel) -> None:
     if not model._supports_attention_backend:
         raise RecipeError(
             f"model.llm: {model.config.model_type!r} does not take its attention from outside, so packed documents"
-            " would see each other; use another LLM for continued_pretraining."
+            " would see each other; use another LLM."
         )
     config = model.config.get_text_config()
     if other := sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}):
         raise RecipeError(
             f"model.llm: {config.model_type!r} has {', '.join(other)} layers, which would mix packed documents; use an"
-            " LLM with full or sliding attention for continued_pretraining."
+            " LLM with full or sliding attention."
         )
 
 
@@ -172,7 +172,7 @@ def _refuse(attention_mask: Tensor | None, options: dict[str, object]) -> None:
         if options.get(option) is not None:
             raise RecipeError(
                 f"model.llm: this model uses {meaning}, which no packed attention backend here computes; use another"
-                " LLM for continued_pretraining."
+                " LLM."
             )
     if options.get("dropout"):
         raise RecipeError(
