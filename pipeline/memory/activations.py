@@ -23,6 +23,7 @@ from pipeline.config.schema import Recipe
 from pipeline.memory.lines import BACKWARD, GENERATION, START, Line
 from pipeline.memory.parts import Parts
 from pipeline.memory.trace import peak_bytes
+from pipeline.models.recompute import checkpoint_gradients, recomputed_layers
 
 _BACKWARD = frozenset({BACKWARD})
 _BLOCK_NUMBERS = 18
@@ -44,20 +45,17 @@ def clip_frames(recipe: Recipe) -> int:
 
 
 # -- language ----------------------------------------------------------------------------------------------------
-def llm_bytes(llm: Any, tokens: int, recompute: bool, offload: bool = False) -> int:
+def llm_bytes(llm: Any, tokens: int, recompute: float, offload: bool = False) -> int:
     """Most bytes that forward and backward of a language model hold at once for so many packed tokens, without its
     head, the gradients of its weights and its input.
 
     Args:
         llm: a causal LM on the meta device that uses `stand_in.KEY`.
         tokens: positions of the micro-batch, in one row.
-        recompute: gradient checkpointing.
+        recompute: `model.gradient_checkpointing`, the share of recomputed layers.
         offload: the inputs of layers wait in host memory (`pipeline.models.offload`), but for the one at work.
     """
-    if recompute:
-        llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    else:
-        llm.gradient_checkpointing_disable()
+    checkpoint_gradients(llm, recompute)
     llm.train()
     width, dtype = llm.config.get_text_config().hidden_size, next(llm.parameters()).dtype
     embeds_BLE = torch.empty(1, tokens, width, dtype=dtype, device="meta", requires_grad=True)
@@ -66,7 +64,8 @@ def llm_bytes(llm: Any, tokens: int, recompute: bool, offload: bool = False) -> 
         hidden_BLE = llm.get_decoder()(inputs_embeds=embeds_BLE, use_cache=False).last_hidden_state
         hidden_BLE.backward(torch.empty_like(hidden_BLE))
 
-    away = (llm.config.get_text_config().num_hidden_layers - 1) * embeds_BLE.nbytes if offload else 0
+    recomputed = recomputed_layers(llm.config.get_text_config().num_hidden_layers, recompute)
+    away = max(recomputed - 1, 0) * embeds_BLE.nbytes if offload else 0
     return _traced(llm, run, [embeds_BLE]) - away
 
 
@@ -103,12 +102,16 @@ def _llm(recipe: Recipe, parts: Parts, tokens: int, fields: tuple[str, ...]) -> 
     recompute, offload = recipe.model.gradient_checkpointing, _offloads(recipe)
     size = llm_bytes(parts.llm, tokens, recompute, offload)
     trains = any(parameter.requires_grad for parameter in parts.llm.parameters())
-    how = "every layer recomputed" if recompute else "all layers kept"
+    how = _recomputed(recompute)
     how += ", their inputs in host memory" if offload else ""
     passes = "" if trains else ", the model frozen and gradients passing through"
     rule = f"{tokens} tokens, {how}{passes}"
     yield Line("activations of the LLM", size, rule, _BACKWARD, ("model.gradient_checkpointing", *fields))
     yield from _head(recipe, parts.llm, tokens, trains)
+
+
+def _recomputed(share: float) -> str:
+    return "all layers kept" if not share else "every layer recomputed" if share == 1 else f"{share:.0%} recomputed"
 
 
 def _offloads(recipe: Recipe) -> bool:
@@ -125,14 +128,13 @@ def _packs(recipe: Recipe, parts: Parts) -> Iterator[Line]:
 
 
 # -- video -------------------------------------------------------------------------------------------------------
-def backbone_bytes(parts: Parts, frames: int, recompute: bool) -> int:
+def backbone_bytes(parts: Parts, frames: int, recompute: float) -> int:
     """Most bytes that the frame backbone holds at once: what backward needs of all frames, and one pass at work.
 
     Both come from two traces, of one pass of a few frames and of two.
     """
     parts.visual.train()
-    if recompute:
-        parts.visual.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    checkpoint_gradients(parts.visual, recompute)
     one, two = (_passes(parts, passes) for passes in (1, 2))
     per_pass = min(parts.visual.config.frames_per_pass or frames, frames)
     kept, at_work = two - one, one - (two - one)
@@ -160,7 +162,7 @@ def _frames(recipe: Recipe, parts: Parts, phases: frozenset[str]) -> Iterator[Li
     rule = f"{frames} frames of {side} x {side} as bytes, in fp32 and in the model's precision"
     yield Line("frames", pixels * (1 + 4 + size), rule, phases, (*_FRAME_FIELDS, "data.image_pixels"))
     visual, recompute = parts.visual, recipe.model.gradient_checkpointing
-    how = "frozen" if not visual.backbone.trains else "every layer recomputed" if recompute else "all layers kept"
+    how = _recomputed(recompute) if visual.backbone.trains else "frozen"
     rule = f"{frames} frames, {visual.config.frames_per_pass or 'all'} per pass, {how}"
     fields = ("model.visual.backbone.frames_per_pass", "model.gradient_checkpointing", *_FRAME_FIELDS)
     yield Line("frame backbone", backbone_bytes(parts, frames, recompute), rule, phases, fields)
