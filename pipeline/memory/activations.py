@@ -23,6 +23,7 @@ from pipeline.config.schema import Recipe
 from pipeline.memory.lines import BACKWARD, GENERATION, START, Line
 from pipeline.memory.parts import Parts
 from pipeline.memory.trace import peak_bytes
+from pipeline.models.recompute import checkpoint_gradients, recomputed_layers
 
 _BACKWARD = frozenset({BACKWARD})
 _BLOCK_NUMBERS = 18
@@ -47,20 +48,17 @@ def clip_frames(recipe: Recipe, stride: int) -> int:
 
 
 # -- language ----------------------------------------------------------------------------------------------------
-def llm_bytes(llm: Any, tokens: int, recompute: bool, offload: bool = False) -> int:
+def llm_bytes(llm: Any, tokens: int, recompute: float, offload: bool = False) -> int:
     """Most bytes that forward and backward of a language model hold at once for so many packed tokens, without its
     head, the gradients of its weights and its input.
 
     Args:
         llm: a causal LM on the meta device that uses `stand_in.KEY`.
         tokens: positions of the micro-batch, in one row.
-        recompute: gradient checkpointing.
+        recompute: `model.gradient_checkpointing`, the share of recomputed layers.
         offload: the inputs of layers wait in host memory (`pipeline.models.offload`), but for the one at work.
     """
-    if recompute:
-        llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    else:
-        llm.gradient_checkpointing_disable()
+    checkpoint_gradients(llm, recompute)
     llm.train()
     width, dtype = llm.config.get_text_config().hidden_size, next(llm.parameters()).dtype
     embeds_BLE = torch.empty(1, tokens, width, dtype=dtype, device="meta", requires_grad=True)
@@ -69,7 +67,8 @@ def llm_bytes(llm: Any, tokens: int, recompute: bool, offload: bool = False) -> 
         hidden_BLE = llm.get_decoder()(inputs_embeds=embeds_BLE, use_cache=False).last_hidden_state
         hidden_BLE.backward(torch.empty_like(hidden_BLE))
 
-    away = (llm.config.get_text_config().num_hidden_layers - 1) * embeds_BLE.nbytes if offload else 0
+    recomputed = recomputed_layers(llm.config.get_text_config().num_hidden_layers, recompute)
+    away = max(recomputed - 1, 0) * embeds_BLE.nbytes if offload else 0
     return _traced(llm, run, [embeds_BLE]) - away
 
 
@@ -110,12 +109,16 @@ def _llm(recipe: Recipe, parts: Parts, tokens: int, fields: tuple[str, ...]) -> 
     traced, tokens_traced = parts.traced[kind, recompute]
     size = traced * tokens // tokens_traced
     trains = any(parameter.requires_grad for parameter in parts.llm.parameters())
-    how = "every layer recomputed" if recompute else "all layers kept"
+    how = _recomputed(recompute)
     how += ", their inputs in host memory" if offload else ""
     passes = "" if trains else ", the model frozen and gradients passing through"
     rule = f"{tokens} tokens, {how}{passes}"
     yield Line("activations of the LLM", size, rule, _BACKWARD, ("model.gradient_checkpointing", *fields))
     yield from _head(recipe, parts.llm, tokens, trains)
+
+
+def _recomputed(share: float) -> str:
+    return "all layers kept" if not share else "every layer recomputed" if share == 1 else f"{share:.0%} recomputed"
 
 
 def _offloads(recipe: Recipe) -> bool:
@@ -132,17 +135,14 @@ def _packs(recipe: Recipe, parts: Parts) -> Iterator[Line]:
 
 
 # -- video -------------------------------------------------------------------------------------------------------
-def backbone_bytes(parts: Parts, frames: int, per_pass: int, recompute: bool) -> int:
+def backbone_bytes(parts: Parts, frames: int, per_pass: int, recompute: float) -> int:
     """Most bytes that the frame backbone holds at once: what backward needs of all frames, and one pass at work.
 
     Both come from two traces, of one pass of a few frames and of two.
     """
     if ("backbone", recompute) not in parts.traced:
         parts.visual.train()
-        if recompute:
-            parts.visual.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        else:
-            parts.visual.gradient_checkpointing_disable()
+        checkpoint_gradients(parts.visual, recompute)
         parts.traced["backbone", recompute] = (_passes(parts, 1), _passes(parts, 2))
     one, two = parts.traced["backbone", recompute]
     kept, at_work = two - one, one - (two - one)
@@ -173,7 +173,7 @@ def _frames(recipe: Recipe, parts: Parts, phases: frozenset[str]) -> Iterator[Li
     section = recipe.model.visual
     backbone = None if section is None else section.backbone
     per_pass = visual.config.frames_per_pass if backbone is None else backbone.frames_per_pass
-    how = "frozen" if not visual.backbone.trains else "every layer recomputed" if recompute else "all layers kept"
+    how = _recomputed(recompute) if visual.backbone.trains else "frozen"
     rule = f"{frames} frames, {per_pass or 'all'} per pass, {how}"
     fields = ("model.visual.backbone.frames_per_pass", "model.gradient_checkpointing", *_FRAME_FIELDS)
     yield Line("frame backbone", backbone_bytes(parts, frames, per_pass, recompute), rule, phases, fields)

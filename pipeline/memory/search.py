@@ -19,6 +19,7 @@ BASES = ("zero1", "zero2", "zero3", "zero3_offload")
 """By what they cost in communication: the first that fits is the fastest."""
 MOST_CHANGES = 3
 _SHOWN = 4
+_SHARES = (0.25, 0.5, 0.75, True)  # of the layers, recomputed
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +98,8 @@ def _options(recipe: Recipe, world_size: int) -> Iterator[tuple[str, list[Any]]]
         yield "contrastive.row_chunk", _smaller(recipe.contrastive.row_chunk or train.global_batch)
     else:
         yield "continued_pretraining.loss_chunk_tokens", _smaller(recipe.continued_pretraining.loss_chunk_tokens)[:2]
-    if not model.gradient_checkpointing:
-        yield "model.gradient_checkpointing", [True]
+    if shares := [share for share in _SHARES if share > model.gradient_checkpointing]:
+        yield "model.gradient_checkpointing", shares
     if model.visual is not None and model.visual.backbone is not None and recipe.stage != "continued_pretraining":
         most = train.micro_batch * recipe.data.max_frames
         yield "model.visual.backbone.frames_per_pass", _smaller(model.visual.backbone.frames_per_pass or most)

@@ -108,7 +108,9 @@ def test_the_nearest_recipe_that_fits(tmp_path: Path, no_reserve: None) -> None:
     section = recipe.deepspeed.model_copy(update={"gpu_memory_gib": 0.9 * peak / GIB})
     found = choose(recipe.model_copy(update={"deepspeed": section}), 1)
     assert found.plan.fits is False and f"cpu would need {peak / GIB:.1f} GiB" in found.reason
-    assert {"model.gradient_checkpointing=true", "train.micro_batch=1"} <= set(found.fixes)
+    assert "train.micro_batch=1" in found.fixes
+    # no more layers than it takes
+    assert any(fix.startswith("model.gradient_checkpointing=0.") for fix in found.fixes), found.fixes
     section = recipe.deepspeed.model_copy(update={"gpu_memory_gib": 1e-6})
     assert choose(recipe.model_copy(update={"deepspeed": section}), 1).fixes == []
 
