@@ -21,6 +21,8 @@ SOURCES := shards pipeline launch tests benchmarks
 # Two ranks share few cores in the tests, so one thread each; benchmarks and the demo choose their own. The many
 # processes of the tests compile our modules once, also on machines where Python is told to keep no compiled files.
 TEST_ENV := DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=
+# Triton kernels run on the CPU, slowly, where triton is installed; tests/gpu must not see this.
+UNIT_ENV := $(TEST_ENV) TRITON_INTERPRET=1
 
 # A test that hangs shows every thread's stack after a quarter of an hour instead of nothing until CI's own limit.
 PYTEST := $(BIN)/python -m pytest -o faulthandler_timeout=900
@@ -31,7 +33,7 @@ NOTHING_SELECTED := 5
 
 # All unit tests, and then no `raise` may be left that none of them executed (tests/raises.py).
 RAISES_MET := $(CURDIR)/.pytest_cache/raises-met
-WATCHED_UNIT = rm -rf "$(RAISES_MET)" && $(TEST_ENV) SLT_RAISES_MET="$(RAISES_MET)" $(PYTEST) $(PARALLEL) tests/unit && \
+WATCHED_UNIT = rm -rf "$(RAISES_MET)" && $(UNIT_ENV) SLT_RAISES_MET="$(RAISES_MET)" $(PYTEST) $(PARALLEL) tests/unit && \
 	$(BIN)/python -m tests.raises "$(RAISES_MET)"
 
 .DEFAULT_GOAL := help
@@ -57,11 +59,11 @@ demo-ablations: setup ## The demo with one stage left out at a time: what each i
 	$(BIN)/slt demo-ablations $(ARGS)
 
 test: setup check ## Style, types and the whole test suite (ARGS="-k name" narrows it)
-	$(if $(ARGS),$(TEST_ENV) $(PYTEST) $(PARALLEL) tests/unit $(ARGS) || test $$? -eq $(NOTHING_SELECTED),$(WATCHED_UNIT))
+	$(if $(ARGS),$(UNIT_ENV) $(PYTEST) $(PARALLEL) tests/unit $(ARGS) || test $$? -eq $(NOTHING_SELECTED),$(WATCHED_UNIT))
 	$(TEST_ENV) $(PYTEST) --ignore=tests/unit --durations=10 tests $(ARGS) || test $$? -eq $(NOTHING_SELECTED)
 
 test-fast: setup ## Unit tests only
-	$(TEST_ENV) $(PYTEST) $(PARALLEL) tests/unit $(ARGS)
+	$(UNIT_ENV) $(PYTEST) $(PARALLEL) tests/unit $(ARGS)
 
 cov: setup ## Unit tests, and every `raise` of the library that none of them executes
 	$(WATCHED_UNIT)

@@ -1,34 +1,41 @@
-"""Section a: what this machine is: versions, compiler, device, free memory, and its two ceilings."""
+"""What this machine is: versions, compiler, device, free memory; how fast it multiplies (bf16, FP8) and copies."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import platform
 import shutil
 import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.gpu.rows import Probe, run_section
+from benchmarks.gpu.rows import Figure, Probe, run_section
 from benchmarks.receipt import hardware
 
 PACKAGES = (
-    "torch", "triton", "transformers", "deepspeed", "peft", "pydantic", "webdataset", "av", "pyarrow", "sentencepiece",
-    "safetensors", "liger-kernel", "flash-attn", "flash-attn-4", "nvidia-nccl-cu13",
+    "torch", "triton", "transformers", "deepspeed", "peft", "accelerate", "pydantic", "webdataset", "av", "pyarrow",
+    "sentencepiece", "safetensors", "liger-kernel", "flash-attn", "flash-attn-4", "nvidia-nccl-cu13",
 )  # fmt: skip
 NEEDED = ("torch", "transformers", "deepspeed", "peft", "pydantic", "webdataset", "av", "pyarrow", "sentencepiece")
 
 
-def run(probe: Probe) -> None:
-    import torch
-
-    found = {}
+def package_versions() -> dict[str, str]:
+    """Of this Python and every package that the figures depend on; `absent` where there is none."""
+    found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = "absent"
+    return found
+
+
+def run(probe: Probe) -> None:
+    import torch
+
+    found = package_versions()
     missing = [name for name in NEEDED if found[name] == "absent"]
     probe.add("packages", not missing, f"missing {', '.join(missing)}" if missing else "complete", **found)
     compiler = shutil.which("nvcc")
@@ -37,6 +44,7 @@ def run(probe: Probe) -> None:
     if probe.dry:
         probe.add("device", True, "cpu", **hardware())
         probe.add("matrix product", True, *_matmul("cpu", torch.float32, 256))
+        probe.figure("matrix product FP8", lambda: fp8_product(probe, 256))
         return
     properties = torch.cuda.get_device_properties(0)
     free, total = torch.cuda.mem_get_info()
@@ -46,6 +54,7 @@ def run(probe: Probe) -> None:
     probe.add("device", True, properties.name, **about)
     probe.add("free memory", free > 0.8 * total, free / 2**30, "GiB", total_gib=total / 2**30)
     probe.add("matrix product bf16 8192", True, *_matmul("cuda", torch.bfloat16, 8192))
+    probe.figure("matrix product FP8", lambda: fp8_product(probe, 8192))
     probe.add("device copy", True, *_copy())
 
 
@@ -55,6 +64,20 @@ def _matmul(device: str, dtype: Any, size: int) -> tuple[float, str]:
 
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / _seconds(lambda: a @ b, device) / 1e12, "TFLOP/s"
+
+
+def fp8_product(probe: Probe, size: int) -> Figure:
+    """TFLOP/s of a product in FP8 with one scale per tensor (`torch._scaled_mm`), and its relative error."""
+    import torch
+
+    from benchmarks.gpu.fp8 import quantised, scaled_product
+
+    a, b = (torch.randn(size, size, device=probe.device, dtype=torch.bfloat16) for _ in range(2))
+    a_parts, b_parts = quantised(a, torch.float8_e4m3fn), quantised(b, torch.float8_e4m3fn)
+    found = scaled_product(a_parts, b_parts).float()
+    error = float((found - a.float() @ b.float().T).norm() / found.norm())
+    rate = 2 * size**3 / _seconds(lambda: scaled_product(a_parts, b_parts), probe.device) / 1e12
+    return Figure(rate, "TFLOP/s", ok=error < 0.1, detail={"relative_error": error})
 
 
 def _copy() -> tuple[float, str]:

@@ -1,44 +1,50 @@
-"""Section d: stage 1 of Llama-shaped models with random weights, packs of 4,096 tokens, bf16: tokens per second, MFU
-and peak memory of our trainer, and of a bare DeepSpeed loop over the same batches."""
+"""Stage 1 of Llama-shaped models with random weights, packs of 4,096 tokens of documents with real lengths, bf16:
+tokens per second, MFU and peak memory of our trainer, with every kernel and compile option the recipe knows, beside a
+bare DeepSpeed loop, plain PyTorch and Hugging Face's Trainer over the same batches; FP8 linear layers as a trial."""
 
 from __future__ import annotations
 
 import json
 import random
 import statistics
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from benchmarks.gpu import memory
+from benchmarks.gpu.fp8 import use_fp8
+from benchmarks.gpu.lengths import draw
+from benchmarks.gpu.rows import Figure, Probe, run_section
+from benchmarks.gpu.settings import has_field, run_sets
+from benchmarks.hf_trainer import hugging_face
+from benchmarks.loops import Run, Timing, bare, ours, plain
 
-from benchmarks.gpu.rows import Probe, run_section
-from benchmarks.gpu.training import fit, make_training, peak_gib, reset_memory, resolved_recipe, run_sets, synchronise
-
-VOCABULARY = 32000
+RECIPE = "demo_continued_pretraining"
 
 
 @dataclass(frozen=True)
 class Size:
-    """A model, and what one step of it holds."""
+    """A model, what one step of it holds, and what it must reach."""
 
     name: str
     model: str
-    zeros: tuple[int, ...]
-    """ZeRO stages measured, the first one beside the bare loop."""
+    tokens_per_second: float
+    mfu: float
     block_tokens: int = 4096
     global_batch: int = 8
-    micro_batch: int = 2
-    steps: int = 10
-    vocabulary: int = VOCABULARY
+    micro_batch: int = 4
+    steps: int = 12
+    vocabulary: int = 32000
 
 
 SIZES = (
-    Size("0.5B", "{width: 1280, layers: 24, heads: 20, feed_forward: 3456, max_positions: 4096}", (1, 3)),
-    Size("1.3B", "{width: 2048, layers: 24, heads: 16, feed_forward: 5504, max_positions: 4096}", (1,)),
+    Size("0.5B", "{width: 1280, layers: 24, heads: 20, feed_forward: 3456, max_positions: 4096}", 60_000, 0.0),
+    Size("1.3B", "{width: 2048, layers: 24, heads: 16, feed_forward: 5504, max_positions: 4096}", 48_000, 50.0),
 )
-TOY = Size("toy", "{width: 32, layers: 1, heads: 2, feed_forward: 64, max_positions: 128}", (1,), 128, 4, 2, 3, 200)
+TOY = Size("toy", "{width: 32, layers: 1, heads: 2, feed_forward: 64, max_positions: 128}", 0, 0.0, 128, 4, 2, 4, 200)
+BLOCK = 4
+"""Steps timed together; the first block is warm-up."""
 
 
 def tokenizer_folder(probe: Probe, vocabulary: int) -> Path:
@@ -57,18 +63,19 @@ def tokenizer_folder(probe: Probe, vocabulary: int) -> Path:
 
 
 def text_shards(probe: Probe, size: Size) -> Path:
-    """Documents of random words, 8 to 800 long, enough for every step."""
+    """Documents of random words, as long as those of PHOENIX-2014T and How2Sign, enough for every step."""
     from shards.build.build import BuildOptions, build
     from shards.corpora.text import Text
 
     tokens = size.block_tokens * size.global_batch * (size.steps + 2)
     folder = probe.work / f"text-{size.vocabulary}-{tokens}"
     if not folder.is_dir():
-        draw, left, rows = random.Random(0), tokens, []
-        while left > 0:
-            length = min(int(8 * 100 ** draw.random()), size.block_tokens // 2)
-            rows.append(" ".join(f"w{draw.randrange(size.vocabulary - 4)}" for _ in range(length)))
-            left -= length
+        chance, rows = random.Random(0), []
+        lengths = iter([n for pair in zip(*(draw(f"{c}_tokens", tokens // 16) for c in CORPORA)) for n in pair])  # noqa: B905
+        while tokens > 0:
+            length = min(next(lengths), size.block_tokens // 2)
+            rows.append(" ".join(f"w{chance.randrange(size.vocabulary - 4)}" for _ in range(length)))
+            tokens -= length
         source = probe.work / f"{folder.name}.jsonl"
         source.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows), encoding="utf-8")
         corpus = Text(paths={"train": str(source)}, templates=["{text}"], language="en")
@@ -76,103 +83,122 @@ def text_shards(probe: Probe, size: Size) -> Path:
     return folder
 
 
-def sets(probe: Probe, size: Size, zero: int) -> list[str]:
+CORPORA = ("phoenix", "how2sign")
+
+
+def run_of(probe: Probe, size: Size, name: str, zero: int, extra: tuple[str, ...] = ()) -> Run:
     tokenizer, shards = tokenizer_folder(probe, size.vocabulary), text_shards(probe, size)
-    return [
-        *run_sets(probe, probe.work / "runs" / f"llm-{size.name}-zero{zero}", zero, size.steps),
+    sets = [
+        *run_sets(probe, probe.work / "runs" / f"llm-{size.name}-{name}", zero, size.steps),
         f"model.llm={{tiny: {size.model}, tokenizer: {tokenizer}}}", f"data.train=[{{shards: {shards}}}]",
         f"data.block_tokens={size.block_tokens}", f"train.global_batch={size.global_batch}",
-        f"train.micro_batch={size.micro_batch}", "data.workers=0", "train.peak_tflops=" + ("1" if probe.dry else "989"),
+        f"train.micro_batch={size.micro_batch}", "data.workers=1", *extra,
     ]  # fmt: skip
+    return Run(RECIPE, sets, probe.device, 2 if probe.dry else BLOCK)
 
 
-def ours(probe: Probe, size: Size, zero: int) -> dict[str, float]:
-    """Our trainer with its loader, metrics and agreement between ranks."""
-    from pipeline.engine.metrics import read_metrics
+def figures(
+    probe: Probe, size: Size, title: str, timing: Callable[[], Timing], targets: bool = False
+) -> dict[str, Any] | None:
+    """Tokens per second as the figure `title`, MFU as another beside it; the row of the first.
 
-    reset_memory(probe)
-    training = make_training("demo_continued_pretraining", sets(probe, size, zero), probe)
-    fit(training)
-    peak = peak_gib(probe)
-    rows = [row for row in read_metrics(training.run_dir) if "perf/mfu" in row][size.steps // 3 :]
-    found = {"tokens_per_second": statistics.median(row["perf/tokens_per_second"] for row in rows)}
-    found |= {"mfu": statistics.median(row["perf/mfu"] for row in rows), "peak_gib": peak}
-    seconds = sorted(row["perf/seconds_per_step"] for row in rows)
-    return found | {"seconds_per_step": statistics.median(seconds), "slowest_step_seconds": seconds[-1]}
+    Args:
+        targets: the size's targets are for this loop.
+    """
+    tokens_target, mfu_target = (size.tokens_per_second, size.mfu) if targets else (0.0, 0.0)
 
+    def measure() -> Figure:
+        found = timing()
+        seconds = statistics.median(found.seconds[1:] or found.seconds)
+        detail = {"seconds_per_step": found.seconds, "peak_gib": found.peak_gib, "wait_seconds": found.wait_seconds}
+        if found.flops:
+            detail["mfu_percent"] = found.per_step(found.flops) / seconds / (peak_tflops(probe) * 1e10)
+        return Figure(found.per_step(found.tokens) / seconds, "tokens/s", tokens_target or None, detail=detail)
 
-def bare(probe: Probe, size: Size, zero: int) -> dict[str, Any]:
-    """The same model, loss and configuration in the shortest DeepSpeed loop, batches in memory on the device."""
-    import deepspeed
-
-    from pipeline.engine.setup import parameter_groups, quiet_deepspeed
-    from pipeline.stages.base import Normaliser
-    from pipeline.stages.batches import to_device
-    from pipeline.stages.continued_pretraining import ContinuedPretraining
-    from pipeline.stages.data import StageContext
-    from shards.load.loader import StepLoader
-    from shards.load.requests import LoaderOptions
-
-    reset_memory(probe)
-    resolved = resolved_recipe("demo_continued_pretraining", sets(probe, size, zero))
-    plans = ContinuedPretraining.plans(resolved.recipe)
-    context = StageContext(resolved.recipe, rank=0, world_size=1, device=torch.device(probe.device, 0))
-    with torch.device(probe.device):  # random weights are drawn far faster there
-        stage = ContinuedPretraining.build(context, plans)
-    model, config = stage.module, resolved.ds_config
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), lr=1e-3)
-    with quiet_deepspeed():
-        engine = deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
-    options = LoaderOptions(0, 1, size.global_batch, size.micro_batch)
-    loader = StepLoader(plans.train, stage.fetch(), stage.collate(), options)
-    steps = [batch.micro_batches for _, batch in zip(range(size.steps), loader, strict=False)]
-    flops = stage.flops_per_step([micro for micros in steps for micro in micros]) / size.steps
-    valid = [sum(micro["valid_tokens"] for micro in micros) for micros in steps]
-    steps = [[to_device(micro, stage.device) for micro in micros] for micros in steps]
-    seconds = []
-    for micros, tokens in zip(steps, valid, strict=True):
-        synchronise(probe)
-        start = time.perf_counter()
-        for micro in micros:
-            engine.backward(stage.loss(engine, micro, _normaliser(Normaliser, tokens)).loss, scale_wrt_gas=False)
-            engine.step()
-        synchronise(probe)
-        seconds.append(time.perf_counter() - start)
-    engine.destroy()
-    typical = statistics.median(seconds[size.steps // 3 :])
-    peak_flops = resolved.recipe.train.peak_tflops * 1e12
-    found = {"tokens_per_second": statistics.median(valid) / typical, "mfu": flops / typical / peak_flops}
-    return found | {"peak_gib": peak_gib(probe), "seconds_per_step": typical}
+    row = probe.figure(title, measure)
+    if row is None:
+        return None
+    if "mfu_percent" in row["detail"]:
+        probe.figure(f"{title}, MFU", lambda: Figure(row["detail"]["mfu_percent"], "%", mfu_target or None))
+    return row
 
 
-def _normaliser(kind: Any, tokens: int) -> Any:
-    fields = {"valid_tokens": tokens, "world_size": 1, "accumulation_steps": 1}
-    return kind(**{name: fields[name] for name in kind.__dataclass_fields__})
+def peak_tflops(probe: Probe) -> float:
+    """Of the data sheet; 1 where there is none, so that the arithmetic runs on a CPU."""
+    import torch
+
+    from pipeline.engine.metrics import PEAK_TFLOPS
+
+    name = "" if probe.dry else torch.cuda.get_device_name()
+    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), 1.0)
 
 
-def report(probe: Probe, title: str, found: dict[str, Any]) -> None:
-    shown = f"{found['tokens_per_second']:,.0f} tokens/s, MFU {100 * found['mfu']:.1f} %, peak {found['peak_gib']} GiB"
-    probe.add(title, True, shown, **found)
+@dataclass
+class Measured:
+    """A size, and what its parts found."""
+
+    probe: Probe
+    size: Size
+    mine: dict[str, Any] | None = None
+    """The row of our trainer under ZeRO-1."""
+
+    def run(self, name: str, zero: int = 1, *extra: str) -> Run:
+        return run_of(self.probe, self.size, name, zero, extra)
+
+    def ours(self, name: str, zero: int, *extra: str, targets: bool = False) -> dict[str, Any] | None:
+        run = self.run(name.replace(" ", "-") + f"-zero{zero}", zero, *extra)
+        return figures(self.probe, self.size, f"{self.size.name} zero{zero}, {name}", lambda: ours(run), targets)
+
+    def beside(self, peer: str, timing: Callable[[], Timing], target: float = 0.0) -> None:
+        """A peer, and how our time of a step compares."""
+        found = figures(self.probe, self.size, f"{self.size.name} zero1, {peer}", timing)
+        if self.mine is not None and found is not None:
+            ratio = Figure(found["value"] / self.mine["value"], "x", target or None, at_most=True)
+            self.probe.figure(f"{self.size.name} our time of a step over that of {peer}", lambda: ratio)
+
+    def planned(self, zero: int, row: dict[str, Any] | None) -> None:
+        if row is not None:
+            run = self.run("planned", zero)
+            memory.compare(self.probe, f"{self.size.name} zero{zero}", run, row["detail"]["peak_gib"])
 
 
-def measure(probe: Probe, size: Size) -> None:
-    trained = {}
-    for zero in size.zeros:
-        trained[zero] = ours(probe, size, zero)
-        report(probe, f"{size.name} zero{zero}, our trainer", trained[zero])
-    found = bare(probe, size, size.zeros[0])
-    report(probe, f"{size.name} zero{size.zeros[0]}, bare loop", found)
-    ratio = found["seconds_per_step"] / trained[size.zeros[0]]["seconds_per_step"]
-    probe.add(f"{size.name} our speed of the bare loop's", True, round(ratio, 3), "x")
+def trainer_and_bare(here: Measured) -> None:
+    here.mine = here.ours("our trainer", 1, targets=True)
+    here.beside("bare DeepSpeed loop", lambda: bare(here.run("bare")), 1.03)
+    here.planned(1, here.mine)
+
+
+def sharded(here: Measured) -> None:
+    here.planned(3, here.ours("our trainer", 3, targets=True))
+
+
+def with_options(here: Measured) -> None:
+    for name, sets in options():
+        here.ours(name, 1, *sets)
+
+
+def peers(here: Measured) -> None:
+    theirs = ("model.kernels=torch",) if has_field("model.kernels") else ()
+    here.beside("plain PyTorch", lambda: plain(here.run("plain")))
+    here.beside("Hugging Face Trainer", lambda: hugging_face(here.run("trainer", 1, *theirs)))
+    here.beside("bare DeepSpeed loop with FP8", lambda: bare(here.run("fp8"), use_fp8))
+
+
+def options() -> list[tuple[str, tuple[str, ...]]]:
+    """What a recipe can choose of kernels and compilation, one thing at a time."""
+    known = [
+        ("liger kernels", "model.kernels", "liger"), ("torch kernels", "model.kernels", "torch"),
+        ("compiled layers", "train.compile", "layers"), ("DeepCompile", "train.compile", "deepcompile"),
+    ]  # fmt: skip
+    return [(name, (f"{path}={value}",)) for name, path, value in known if has_field(path)]
 
 
 def run(probe: Probe) -> None:
-    for size in (TOY,) if probe.dry else SIZES:
-        try:
-            measure(probe, size)
-        except torch.cuda.OutOfMemoryError as error:  # news, and the other size may still fit
-            probe.add(f"{size.name} memory", False, "out of memory", text=str(error)[:500])
-        reset_memory(probe)
+    """The most valuable of every size first."""
+    sizes = [Measured(probe, size) for size in ((TOY,) if probe.dry else SIZES)]
+    for part in (trainer_and_bare, sharded, with_options, peers):
+        for here in sizes:
+            part(here)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from pipeline.config.names import is_secret
-from pipeline.config.schema import Recipe, SourceConfig
+from pipeline.config.schema import AUTO, Recipe, SourceConfig
 from pipeline.config.source import Problem
 from pipeline.config.stages import STAGES
 from pipeline.config.unread import unread
@@ -127,14 +127,48 @@ def batch_problem(recipe: Recipe, world_size: int) -> str:
     global_batch, micro_batch = recipe.train.global_batch, recipe.train.micro_batch
     if world_size < 1:
         return f"a world size must be at least 1, got {world_size}"
-    per_pass = micro_batch * world_size
+    size = recipe.train.sequence_parallel
+    if world_size % size:
+        return f"world size {world_size} is not a multiple of train.sequence_parallel={size}; change one of them"
+    groups = world_size // size
+    per_pass = micro_batch * groups
     if global_batch % per_pass == 0:
         return ""
     below, above = global_batch // per_pass * per_pass, (global_batch // per_pass + 1) * per_pass
     near = f"{below} or {above}" if below else f"{above}"
     return (
-        f"train.global_batch={global_batch} is not a multiple of train.micro_batch={micro_batch} x {world_size} ranks"
-        f" = {per_pass}; {near} would be"
+        f"train.global_batch={global_batch} is not a multiple of train.micro_batch={micro_batch} x {groups} "
+        f"{'ranks' if size == 1 else 'groups of ranks'} = {per_pass}; {near} would be"
+    )
+
+
+def _long_text(recipe: Recipe) -> Iterator[Problem]:
+    """Sequence parallelism fits the stage and the packs, and what is offloaded is there."""
+    size, field = recipe.train.sequence_parallel, "train.sequence_parallel"
+    tiny = recipe.model.llm.tiny if recipe.model.llm is not None else None
+    if size > 1 and "text" not in STAGES[recipe.stage].shards:
+        text = f"{field}={size} belongs to the continued_pretraining stage, not to {recipe.stage}; set it to 1"
+        yield Problem(text, (field, "stage"))
+    elif recipe.data.block_tokens % size:
+        text = f"data.block_tokens={recipe.data.block_tokens} is not a multiple of {field}={size}: slices must be equal"
+        yield Problem(text, ("data.block_tokens", field))
+    elif tiny is not None and (text := heads_problem(tiny.heads, tiny.heads, size)):
+        yield Problem(f"model.llm.tiny: {text}", ("model.llm.tiny.heads", field))
+    if recipe.continued_pretraining.offload_activations and not recipe.model.gradient_checkpointing:
+        text = "continued_pretraining.offload_activations moves what model.gradient_checkpointing keeps; set both"
+        yield Problem(text, ("continued_pretraining.offload_activations", "model.gradient_checkpointing"))
+
+
+def heads_problem(heads: int, key_heads: int, size: int) -> str:
+    """Why ``size`` ranks cannot share a model's attention heads; empty when they can.
+
+    Fewer key heads than ranks are repeated, so either number must divide the other.
+    """
+    if heads % size == 0 and (key_heads % size == 0 or size % key_heads == 0):
+        return ""
+    return (
+        f"{heads} attention heads and {key_heads} key heads cannot be shared by train.sequence_parallel={size} ranks; "
+        "choose a size that divides the heads, and divides the key heads or is a multiple of them"
     )
 
 
@@ -154,6 +188,10 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
         elif data.frame_budget < data.max_frames:
             text = f"data.frame_budget={data.frame_budget} cannot hold one clip of data.max_frames={data.max_frames}"
             yield Problem(text, ("data.frame_budget", "data.max_frames"))
+    for name in ("frame_budget", "length_window") if data.pack_tokens else ():
+        if getattr(data, name):
+            text = f"data.pack_tokens and data.{name} are two ways to make items; set {name} to its default"
+            yield Problem(text, ("data.pack_tokens", f"data.{name}"))
     tiny = recipe.model.llm.tiny if recipe.model.llm is not None else None
     if "text" in entry.shards and tiny is not None and data.block_tokens > tiny.max_positions:
         text = f"data.block_tokens={data.block_tokens} exceeds model.llm.tiny.max_positions={tiny.max_positions}"
@@ -224,13 +262,25 @@ def _repeated_sources(sources: Iterable[SourceConfig], name: str, fix: str) -> I
 
 def _precision(recipe: Recipe) -> Iterator[Problem]:
     attention, precision = recipe.model.attention, recipe.train.precision
-    if precision == "fp32" and attention in ("fa2", "fa3", "fa4"):
+    if precision == "fp32" and attention not in ("auto", "sdpa"):
         text = f"model.attention={attention} computes in 16 bits only, but train.precision=fp32; use sdpa or bf16"
         yield Problem(text, ("model.attention", "train.precision"))
     for position, beta in enumerate(recipe.train.optimizer.betas):
         if not 0 <= beta < 1:
             text = f"train.optimizer.betas.{position}={beta} must be at least 0 and below 1"
             yield Problem(text, ("train.optimizer.betas",))
+
+
+def _zero_choice(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.deepspeed.base != AUTO:
+        return
+    if recipe.deepspeed.gpu_memory_gib is None:
+        text = "deepspeed.base=auto needs deepspeed.gpu_memory_gib, the memory of one GPU (80 for an H100)"
+        yield Problem(text, ("deepspeed.base", "deepspeed.gpu_memory_gib"))
+    zero = recipe.deepspeed.overrides.get("zero_optimization")
+    if isinstance(zero, dict) and "stage" in zero:
+        text = "deepspeed.base=auto chooses the ZeRO stage, but deepspeed.overrides sets it; remove one of them"
+        yield Problem(text, ("deepspeed.base", "deepspeed.overrides"))
 
 
 def _texts(recipe: Recipe) -> Iterator[Problem]:
@@ -273,7 +323,8 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
 
 
 RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
-    _length, _parts, _one_of_path_and_tiny, _heads, _images, _batch, _data, _precision, _texts, _paths,
+    _length, _parts, _one_of_path_and_tiny, _heads, _images, _batch, _long_text, _data, _precision, _zero_choice,
+    _texts, _paths,
 )  # fmt: skip
 
-__all__ = ["RULES", "batch_problem", "cross_field_problems", "is_remote", "notes"]
+__all__ = ["RULES", "batch_problem", "cross_field_problems", "heads_problem", "is_remote", "notes"]

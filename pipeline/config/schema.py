@@ -18,6 +18,10 @@ else:
     StageName = Literal[tuple(STAGES)]
 
 
+AUTO = "auto"
+"""Value of `deepspeed.base` that leaves the ZeRO stage to the memory planner."""
+
+
 class Section(BaseModel):
     """Base of all sections: immutable, unknown keys and non-finite numbers refused."""
 
@@ -170,7 +174,11 @@ class ModelConfig(Section):
     connector: ConnectorConfig = ConnectorConfig()
     """Between the two (connector)."""
     attention: Literal["auto", "fa4", "fa3", "fa2", "torch_varlen", "sdpa"] = "auto"
-    """Attention implementation for packed sequences; forced and missing is an error, `auto` is logged."""
+    """Attention kernel for packed documents and clips, in every stage: `auto` takes the best that runs and logs it; a
+    kernel that is named but cannot run is an error. fa4, fa3 and fa2 are flash-attn's, `torch_varlen` is torch's own
+    flash attention; `sdpa` runs on every device and in every precision."""
+    kernels: Literal["auto", "liger", "torch"] = "auto"
+    """Fused kernels of liger-kernel for the language model's layers and loss; `auto`: on CUDA where they fit."""
     gradient_checkpointing: bool = False
     """Compute activations again in backward instead of keeping them: less memory, more time."""
 
@@ -205,6 +213,9 @@ class DataConfig(Section):
     """Side of the square image the backbone sees; stored frames are resized (short side) and centre-cropped."""
     frame_budget: int | None = Field(default=None, gt=0)
     """Group clips of similar length so that frames per item stay below this; None = one clip per item."""
+    pack_tokens: int = Field(default=0, ge=0)
+    """Pack clips with their prompts and texts into items of at most this many tokens of the language model (connector),
+    so that all items cost about the same; no sample is cut. 0 = one clip per item, or `frame_budget`."""
     length_window: int = Field(default=0, ge=0)
     """Sort by length inside windows of this many items (0 = off); order stays a pure function of the seed."""
     unique_texts: bool = False
@@ -272,6 +283,9 @@ class TrainConfig(Section):
     """Items per forward per rank."""
     world_sizes: list[int] = [1]
     """World sizes this recipe is meant for; each must divide the batch exactly."""
+    sequence_parallel: int = Field(default=1, gt=0)
+    """Ranks that compute every pack together, each a slice of its positions (continued_pretraining); they divide the
+    world size, `data.block_tokens` and the LLM's attention heads. 1 = every rank computes whole packs."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Of weights and activations in forward and backward."""
     optimizer: OptimizerConfig
@@ -297,6 +311,10 @@ class TrainConfig(Section):
 class ContinuedPretrainingConfig(Section):
     loss_chunk_tokens: int = Field(default=1024, gt=0)
     """Positions whose logits exist at once."""
+    mlp_chunk_tokens: int = Field(default=0, ge=0)
+    """Positions whose MLP activations exist at once, computed again in backward; 0 = all, nothing is repeated."""
+    offload_activations: bool = False
+    """With `model.gradient_checkpointing`: what each layer keeps for backward waits in host memory."""
 
 
 TILE_MIB = {"cpu": 4, "cuda": 64}
@@ -342,11 +360,14 @@ class ConnectorStageConfig(Section):
 
 class DeepSpeedConfig(Section):
     base: str = "zero3"
-    """Name in ds_configs/ or a path to a JSON file."""
+    """Name in ds_configs/ or a path to a JSON file. `auto`: the first of zero1, zero2, zero3, zero3_offload that fits
+    into `gpu_memory_gib`; frozen models are then replicated where they fit and sharded where not."""
     overrides: dict[str, object] = {}
     """Merged into the base; known DeepSpeed keys only."""
+    gpu_memory_gib: float | None = Field(default=None, gt=0)
+    """Memory of one GPU, which the plan has to fit into; `slt launch plan --gpu-memory` sets it too."""
     bucket_width: int | None = Field(default=None, gt=0)
-    """Model width that ZeRO bucket sizes written as "auto" follow; None = the widest `tiny` part, else 4096."""
+    """Model width that ZeRO bucket sizes written as "auto" follow; None = the hidden size of the widest model."""
 
 
 class Recipe(Section):

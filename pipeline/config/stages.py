@@ -32,8 +32,8 @@ STAGES = {
         shards=("text",),
         unread=(
             "contrastive", "connector", "model.visual", "model.text_encoder", "model.connector",
-            "data.max_frames", "data.frame_stride", "data.image_pixels", "data.frame_budget", "data.length_window",
-            "data.unique_texts",
+            "data.max_frames", "data.frame_stride", "data.image_pixels", "data.frame_budget", "data.pack_tokens",
+            "data.length_window", "data.unique_texts",
         ),
     ),
     "contrastive": StageEntry(
@@ -41,8 +41,8 @@ STAGES = {
         parts=("visual", "text_encoder"),
         shards=("video", "features"),
         unread=(
-            "continued_pretraining", "connector", "model.llm", "model.connector", "model.attention",
-            "data.block_tokens", "data.frame_budget", "train.peak_tflops",
+            "continued_pretraining", "connector", "model.llm", "model.connector", "model.kernels",
+            "data.block_tokens", "data.frame_budget", "data.pack_tokens", "train.peak_tflops",
         ),
         contrasts=True,
     ),
@@ -51,7 +51,7 @@ STAGES = {
         parts=("llm", "visual"),
         shards=("video", "features"),
         unread=(
-            "continued_pretraining", "contrastive", "model.text_encoder", "model.attention", "data.block_tokens",
+            "continued_pretraining", "contrastive", "model.text_encoder", "data.block_tokens",
             "data.unique_texts", "train.peak_tflops",
         ),
     ),

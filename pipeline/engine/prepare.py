@@ -45,7 +45,8 @@ def prepare(
     plans = kind.plans(recipe)
     total_steps = steps_of(recipe, plans.train)
     zero_stage = int(resolved.ds_config["zero_optimization"]["stage"])
-    context = StageContext(recipe, ranks.rank, ranks.world_size, device, zero_stage)
+    sequence = dist.sequence_group(recipe.train.sequence_parallel)
+    context = StageContext(recipe, ranks.rank, ranks.world_size, device, zero_stage, sequence)
     stage, engine = start_engine(
         lambda: kind.build(context, plans), resolved, total_steps, load_universal=universal is not None
     )
@@ -88,7 +89,7 @@ def steps_of(recipe: Recipe, plan: Plan) -> int:
 def _loader(context: StageContext, stage: AnyStage, plan: Plan, state: TrainState) -> StepLoader:
     train, data = context.recipe.train, context.recipe.data
     options = LoaderOptions(
-        rank=context.rank, world_size=context.world_size, global_batch=train.global_batch,
+        rank=context.data_rank, world_size=context.data_ranks, global_batch=train.global_batch,
         micro_batch=train.micro_batch, workers=data.workers, remote=remote(data),
     )  # fmt: skip
     loader = StepLoader(plan, stage.fetch(), stage.collate(), options)

@@ -58,7 +58,9 @@ def load_export(
     ]
     if problems:
         raise CheckpointError(f"{export_dir}: {'; '.join(problems)}; export the run again.")
-    return model.to(place).eval(), processor
+    model = model.to(place).eval()
+    model.visual.choose_attention("auto", place)
+    return model, processor
 
 
 def _device(device: torch.device | str) -> torch.device:

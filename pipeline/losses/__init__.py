@@ -8,10 +8,11 @@ from __future__ import annotations
 from pipeline.losses.contrastive import clamped_scale, sentence_contrastive, token_contrastive
 from pipeline.losses.similarity import Tokens, normalised, one_way_similarity, padded
 from pipeline.losses.tiles import Tile
-from pipeline.losses.token import IGNORE_LABEL, ScaledHead, TokenLoss, token_cross_entropy
+from pipeline.losses.token import IGNORE_LABEL, Backend, ScaledHead, TokenLoss, token_cross_entropy
 
 __all__ = [
     "IGNORE_LABEL",
+    "Backend",
     "ScaledHead",
     "Tile",
     "TokenLoss",

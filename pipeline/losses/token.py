@@ -8,13 +8,17 @@ Shape suffixes: N rows, C rows of a chunk, D width, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import RecipeError
+from pipeline.losses.fused import fused_cross_entropy
+
+Backend = Literal["torch", "liger"]
+"""What computes the loss of a chunk from its logits; `liger` in fp32 whatever the input (`pipeline.losses.fused`)."""
 
 IGNORE_LABEL = -100
 """Target of rows that carry no loss (the Hugging Face convention)."""
@@ -39,16 +43,19 @@ class TokenLoss(nn.Module):
     alone, once, and releases it after.
     """
 
-    def __init__(self, chunk_tokens: int = 1024) -> None:
+    def __init__(self, chunk_tokens: int = 1024, backend: Backend = "torch") -> None:
         super().__init__()
         self.chunk_tokens = chunk_tokens
+        self.backend: Backend = backend
 
     # DeepSpeed's hooks look for tensors in positional arguments, so the head comes by name
     def forward(self, hidden_ND: Tensor, targets_N: Tensor, *, head: nn.Module) -> Tensor:
-        return token_cross_entropy(hidden_ND, head, targets_N, self.chunk_tokens)
+        return token_cross_entropy(hidden_ND, head, targets_N, self.chunk_tokens, self.backend)
 
 
-def token_cross_entropy(hidden_ND: Tensor, head: nn.Module, targets_N: Tensor, chunk_tokens: int = 1024) -> Tensor:
+def token_cross_entropy(
+    hidden_ND: Tensor, head: nn.Module, targets_N: Tensor, chunk_tokens: int = 1024, backend: Backend = "torch"
+) -> Tensor:
     """Cross-entropy of ``head(hidden_ND)`` summed over rows, with ``chunk_tokens`` rows of logits at once.
 
     The head's weight is read once, however many rows there are: under ZeRO-3, inside the model's forward, that is one
@@ -59,6 +66,7 @@ def token_cross_entropy(hidden_ND: Tensor, head: nn.Module, targets_N: Tensor, c
         head: a linear layer with or without bias, tied or not, or a `ScaledHead` around one.
         targets_N: int64 ids to predict; rows with `IGNORE_LABEL` are computed but count nothing.
         chunk_tokens: rows whose logits exist at once.
+        backend: what `pipeline.models.kernels.choose` chose.
 
     Returns:
         The loss sum, scalar: fp32, or fp64 for fp64 input. Without rows it is 0.0 and still connected to the graph:
@@ -69,7 +77,7 @@ def token_cross_entropy(hidden_ND: Tensor, head: nn.Module, targets_N: Tensor, c
     """
     linear, scale, softcap = _parts(head)
     weight_VD, bias_V = linear.weight, linear.bias
-    after = _AfterHead(scale, softcap, chunk_tokens)
+    after = _AfterHead(scale, softcap, chunk_tokens, backend)
     if torch.is_grad_enabled():
         loss: Tensor = _TokenCrossEntropy.apply(hidden_ND, weight_VD, bias_V, targets_N, after)
         return loss
@@ -85,6 +93,7 @@ class _AfterHead(NamedTuple):
     scale: float
     softcap: float | None
     chunk_tokens: int
+    backend: Backend
 
 
 class _Wanted(NamedTuple):
@@ -153,14 +162,12 @@ def _loss_and_grads(
         if grad_CV is None:
             continue
         if grad_V is not None:
-            grad_V += grad_CV.sum(0)
+            grad_V += grad_CV.sum(0, dtype=exact)
         grad_CV = grad_CV.to(states_CD.dtype)
         if grad_ND is not None:
             torch.mm(grad_CV, weight_VD, out=grad_ND[rows])
-        if grad_VD is not None and grad_VD.dtype == grad_CV.dtype:
-            grad_VD.addmm_(grad_CV.T, states_CD)
-        elif grad_VD is not None:
-            grad_VD += grad_CV.T @ states_CD
+        if grad_VD is not None:
+            _add_product(grad_VD, grad_CV.T, states_CD)
     return loss, _Grads(
         grad_ND,
         None if grad_VD is None else grad_VD.to(weight_VD.dtype),
@@ -170,6 +177,8 @@ def _loss_and_grads(
 
 def _chunk(logits_CV: Tensor, targets_C: Tensor, after: _AfterHead, with_grad: bool) -> tuple[Tensor, Tensor | None]:
     """Loss sum of a chunk and, if asked for, its gradient with respect to ``logits_CV``, which is overwritten."""
+    if after.backend == "liger":
+        return _fused_chunk(logits_CV, targets_C, after, with_grad)
     logits_CV = wide(logits_CV)
     if after.scale != 1.0:
         logits_CV.mul_(after.scale)
@@ -192,6 +201,29 @@ def _chunk(logits_CV: Tensor, targets_C: Tensor, after: _AfterHead, with_grad: b
     if slope_CV is not None:
         grad_CV.mul_(slope_CV)
     return loss, grad_CV if after.scale == 1.0 else grad_CV.mul_(after.scale)
+
+
+def _fused_chunk(
+    logits_CV: Tensor, targets_C: Tensor, after: _AfterHead, with_grad: bool
+) -> tuple[Tensor, Tensor | None]:
+    """`_chunk` by a Triton kernel; the gradient comes in the type of the logits."""
+    if after.scale != 1.0:
+        logits_CV.mul_(after.scale)
+    loss = fused_cross_entropy(logits_CV, targets_C, IGNORE_LABEL, after.softcap, with_grad).sum()
+    if not with_grad:
+        return loss, None
+    return loss, logits_CV if after.scale == 1.0 else logits_CV.mul_(after.scale)
+
+
+def _add_product(sum_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
+    """Adds a matrix product; products of bf16 matrices are added to a sum in fp32 without rounding where the device's
+    library can."""
+    if sum_VD.dtype == right_CD.dtype:
+        sum_VD.addmm_(left_VC, right_CD)
+    elif sum_VD.is_cuda:
+        torch.addmm(sum_VD, left_VC, right_CD, out_dtype=sum_VD.dtype, out=sum_VD)
+    else:
+        sum_VD += left_VC @ right_CD
 
 
 def wide(tensor: Tensor) -> Tensor:

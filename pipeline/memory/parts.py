@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from pipeline.errors import RecipeError
 from pipeline.memory.stand_in import KEY, attend
 from pipeline.memory.zero import Weight
 from pipeline.models import frame_level
+from pipeline.models.chunked_mlp import chunk_mlps
 from pipeline.models.connector import Connector
 from pipeline.models.contrastive import ContrastiveModel
 from pipeline.models.language import load_llm
@@ -31,6 +32,8 @@ class Parts:
     dtype: torch.dtype
     text_encoder: PreTrainedConfig | None = None
     """Of the contrastive stage: it encodes every text before training begins, in float32, then goes."""
+    traced: dict[tuple[str, bool], tuple[int, ...]] = field(default_factory=dict)
+    """(what ran, recomputation) -> its bytes: they grow with rows, so one trace serves every batch size."""
 
     def weights(self) -> Iterator[Weight]:
         """Every parameter once (tied ones are one)."""
@@ -65,7 +68,10 @@ def parts_of(recipe: Recipe) -> Parts:
 
 def _continued_pretraining(recipe: Recipe, dtype: torch.dtype) -> Parts:
     assert recipe.model.llm is not None  # checked when the recipe was loaded
-    return Parts({"llm": _llm(recipe.model.llm, dtype)}, dtype)
+    llm: Any = _llm(recipe.model.llm, dtype)
+    if recipe.continued_pretraining.mlp_chunk_tokens:
+        chunk_mlps(llm, recipe.continued_pretraining.mlp_chunk_tokens)
+    return Parts({"llm": llm}, dtype)
 
 
 def _contrastive(recipe: Recipe, dtype: torch.dtype) -> Parts:

@@ -73,15 +73,15 @@ def pooled_width(config: PreTrainedConfig, pool: str) -> int:
 
 
 class FrameBackbone(nn.Module):
-    """Runs the backbone over packed frames and pools each frame to one vector [N, D or 2D].
+    """Runs the backbone over frames and pools each to one vector [N, D or 2D].
 
     Builds gradients only if a backbone weight needs one; otherwise the backbone runs in eval mode.
     """
 
-    def __init__(self, model: PreTrainedModel, pool: str, image_pixels: int, frames_per_pass: int) -> None:
+    def __init__(self, model: PreTrainedModel, pool: str, image_pixels: int) -> None:
         super().__init__()
         self.model = model
-        self.pool, self.image_pixels, self.frames_per_pass = pool, image_pixels, frames_per_pass
+        self.pool, self.image_pixels = pool, image_pixels
         config = model.config
         patch = getattr(config, "patch_size", None)
         self.patch: int | None = patch if isinstance(patch, int) else (patch[0] if patch else None)
@@ -105,8 +105,7 @@ class FrameBackbone(nn.Module):
 
     def forward(self, pixels_NCHW: Tensor) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains):
-            passes = pixels_NCHW.split(self.frames_per_pass) if self.frames_per_pass else (pixels_NCHW,)
-            return torch.cat([self._pool(self.model(part, **self.options).last_hidden_state) for part in passes])
+            return self._pool(self.model(pixels_NCHW, **self.options).last_hidden_state)
 
     def _pool(self, tokens: Tensor) -> Tensor:
         if tokens.dim() == 4:  # convolutional backbones: [N, D, height, width]

@@ -28,10 +28,11 @@ from transformers.utils import ModelOutput
 
 from pipeline.config.schema import ConnectorConfig, ConnectorStageConfig
 from pipeline.errors import DataError
-from pipeline.losses import IGNORE_LABEL, TokenLoss
+from pipeline.losses import TokenLoss
 from pipeline.models.clip_layout import ClipLayout
 from pipeline.models.connector import Connector, ConnectorLinear
 from pipeline.models.language import decoder, output_head
+from pipeline.models.packed_row import PackedAnswers
 from pipeline.models.visual import HierarchicalVisualEncoder, VisualEncoderConfig
 
 VIDEO_TOKEN_ID = -200
@@ -88,10 +89,9 @@ class LlavaSltConfig(PreTrainedConfig):
 
 @dataclass
 class LlavaSltOutput(ModelOutput):
-    """With labels `loss_sum` (float32 scalar) over `valid_tokens` labels; without, `logits` [B, L, V]."""
+    """Of a packed row `loss_sum` (float32 scalar) over its answer tokens; otherwise `logits` [B, L, V]."""
 
     loss_sum: Tensor | None = None
-    valid_tokens: Tensor | None = None
     logits: Tensor | None = None
     past_key_values: Any = None
 
@@ -214,37 +214,51 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
         frames: Tensor | None = None,
         frame_lengths: Tensor | None = None,
         layout: ClipLayout | None = None,
+        answers: PackedAnswers | None = None,
         **kwargs: Any,
     ) -> LlavaSltOutput:
-        """Logits, or with ``labels`` the summed loss.
+        """Logits, or with ``answers`` the summed loss of a packed row.
 
         Args:
-            input_ids: [B, L] with `config.video_token_id` where visual tokens go.
-            attention_mask: [B, L], 1 = real. Right padding in training.
-            labels: [B, L], -100 = not scored; the shift by one happens in the loss.
+            input_ids: [B, L] with `config.video_token_id` where visual tokens go; of a packed row as its collator
+                made them.
+            attention_mask: [B, L], 1 = real; none for a packed row.
             frames: uint8 [N, H, W, 3], all samples' frames one after another.
             frame_lengths: [B], frames per sample.
             layout: of these frames (`ClipLayout`), instead of their lengths.
+            answers: borders and places of a packed row. The LLM's attention must be a packed one
+                (`pipeline.models.attention.implementation`).
             kwargs: transformers' own, passed on to the LLM (`position_ids`, `past_key_values`, `use_cache`,
                 `logits_to_keep`).
 
-        Under ZeRO-3 every rank must take the same path: either all pass frames or none, and all pass labels or none.
+        Under ZeRO-3 every rank must take the same path: either all pass frames or none, and all pass answers or none.
         """
+        if answers is not None:
+            assert frames is not None  # a packed row without video would have no connector to train
+            video_ME, _ = self.encode_video(frames, frame_lengths, layout)
+            hidden_ND = self._packed_states(input_ids, video_ME, answers)
+            return LlavaSltOutput(loss_sum=self.token_loss(hidden_ND, answers["targets_N"], head=output_head(self.llm)))
         embeds_BLE = self.embed_inputs(input_ids, frames, frame_lengths, layout)
-        if labels is None:
-            result = self.llm(inputs_embeds=embeds_BLE, attention_mask=attention_mask, **kwargs)
-            return LlavaSltOutput(logits=result.logits, past_key_values=result.past_key_values)
-        hidden_BLE = self.get_decoder()(
-            inputs_embeds=embeds_BLE, attention_mask=attention_mask, **{**kwargs, "use_cache": False}
-        ).last_hidden_state
-        targets_BL = labels[:, 1:]
-        scored_BL = targets_BL != IGNORE_LABEL
-        loss_sum = self.token_loss(hidden_BLE[:, :-1][scored_BL], targets_BL[scored_BL], head=output_head(self.llm))
-        return LlavaSltOutput(loss_sum=loss_sum, valid_tokens=scored_BL.sum())
+        result = self.llm(inputs_embeds=embeds_BLE, attention_mask=attention_mask, **kwargs)
+        return LlavaSltOutput(logits=result.logits, past_key_values=result.past_key_values)
+
+    def _packed_states(self, ids_BL: Tensor, video_ME: Tensor, answers: PackedAnswers) -> Tensor:
+        """Hidden states [N, E] that predict the answer tokens of a packed row. Nothing waits for the device."""
+        places_M = answers["visual_positions_M"]
+        if len(video_ME) != len(places_M):
+            raise DataError(
+                f"the packed row has places for {len(places_M)} visual tokens, the encoder gives {len(video_ME)}"
+                f" {self.config.connector_tokens} tokens",
+                where="LlavaSlt",
+                fix="pack the row with the processor saved beside this model, for the very clips passed as frames",
+            )
+        text_LE = self.get_input_embeddings()(ids_BL).flatten(0, 1)
+        embeds_BLE = text_LE.index_copy(0, places_M, video_ME.to(text_LE.dtype))[None]
+        states_LE = self.get_decoder()(inputs_embeds=embeds_BLE, **answers["packed"]).last_hidden_state.flatten(0, 1)
+        return states_LE.index_select(0, answers["label_positions_N"])
 
     @torch.no_grad()
     def generate(  # type: ignore[override]  # video enters by name; the rest is GenerationMixin's

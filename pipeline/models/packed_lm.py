@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.losses import TokenLoss
+from pipeline.losses import Backend, TokenLoss
 from pipeline.models.attention import Packed
 from pipeline.models.language import decoder, output_head
 
@@ -20,10 +20,10 @@ class PackedCausalLm(nn.Module):
 
     llm: Any
 
-    def __init__(self, llm: nn.Module, loss_chunk_tokens: int) -> None:
+    def __init__(self, llm: nn.Module, loss_chunk_tokens: int, loss_backend: Backend = "torch") -> None:
         super().__init__()
         self.llm = llm
-        self.token_loss = TokenLoss(loss_chunk_tokens)
+        self.token_loss = TokenLoss(loss_chunk_tokens, loss_backend)
 
     def forward(
         self, input_ids_BL: torch.Tensor, packed: Packed, targets_BL: torch.Tensor | None = None

@@ -20,7 +20,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TypedDict, overload
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -30,11 +30,11 @@ from pipeline.config.schema import FRAME_STRIDE, IMAGE_PIXELS, MAX_FRAMES, Conne
 from pipeline.errors import CheckpointError, RecipeError
 from pipeline.models.language import bos_id, pad_id
 from pipeline.models.llava_slt import VIDEO_TOKEN_ID
+from pipeline.models.packed_row import PackedRow, pack_row
 from shards.text_tokens import TextTokens
 
 CONFIG_NAME = "processor_config.json"
 VIDEO_FIELD = "{video}"
-IGNORE_LABEL = -100
 STAND_IN = "X"
 """Rendered in place of the video while the template is tokenised; its tokens are dropped."""
 
@@ -44,13 +44,6 @@ class Prompts(TypedDict):
 
     input_ids: Tensor
     attention_mask: Tensor
-
-
-class Answers(Prompts):
-    """Prompts followed by their answers."""
-
-    labels: Tensor
-    """int64 [B, L], -100 except answer and eos."""
 
 
 @dataclass(frozen=True)
@@ -93,30 +86,23 @@ class LlavaSltProcessor:
         self._texts = TextTokens(tokenizer)
         self.before_ids, self.after_ids = self._cut_prompt()
 
-    @overload
-    def __call__(self, frame_lengths: Sequence[int], texts: None = None) -> Prompts: ...
-
-    @overload
-    def __call__(self, frame_lengths: Sequence[int], texts: Sequence[str]) -> Answers: ...
-
-    def __call__(self, frame_lengths: Sequence[int], texts: Sequence[str] | None = None) -> Prompts | Answers:
+    def __call__(self, frame_lengths: Sequence[int], texts: Sequence[str] | None = None) -> Prompts:
         """A batch for clips of these lengths in frames (as the encoder will see them).
 
-        With ``texts``: right padded ``input_ids``, ``attention_mask`` and ``labels`` (-100 except answer and eos).
-        Without: left padded ``input_ids`` and ``attention_mask`` for `generate`. All int64 [B, L]. Masks come from
-        lengths, so an eos that shares its id with padding is still learned.
+        With ``texts``: prompts followed by their answers and eos, right padded, for logits. Without: left padded
+        prompts for `generate`. Masks come from lengths, so an eos that shares its id with padding is still seen.
         """
         prompts = [self.prompt_ids(length) for length in frame_lengths]
         if texts is None:
             return self._pad(prompts, left=True)
-        if len(texts) != len(prompts):
-            raise ValueError(f"{len(prompts)} clips but {len(texts)} texts; pass one text per clip.")
-        answers = [self.answer_ids(text) for text in texts]
-        batch = self._pad([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)], left=False)
-        labels_BL = torch.full_like(batch["input_ids"], IGNORE_LABEL)
-        for row, prompt, answer in zip(labels_BL, prompts, answers, strict=True):
-            row[len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
-        return {**batch, "labels": labels_BL}
+        answers = self._answers(prompts, texts)
+        return self._pad([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)], left=False)
+
+    def pack(self, frame_lengths: Sequence[int], texts: Sequence[str]) -> PackedRow:
+        """Clips of these lengths in frames with their texts as one row to train on: no padding, every sample a causal
+        document of its own, and only answers and their eos are learned."""
+        prompts = [self.prompt_ids(length) for length in frame_lengths]
+        return pack_row(prompts, self._answers(prompts, texts), self.options.video_token_id)
 
     def visual_tokens(self, frames: int) -> int:
         """Placeholders for a clip of ``frames`` frames: ceil(frames / stride), or frames for connector_tokens=frame."""
@@ -141,6 +127,11 @@ class LlavaSltProcessor:
             text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
             texts.append(str(text).strip())
         return texts
+
+    def _answers(self, prompts: Sequence[list[int]], texts: Sequence[str]) -> list[list[int]]:
+        if len(texts) != len(prompts):
+            raise ValueError(f"{len(prompts)} clips but {len(texts)} texts; pass one text per clip.")
+        return [self.answer_ids(text) for text in texts]
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the tokenizer files and processor_config.json."""

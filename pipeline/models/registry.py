@@ -88,6 +88,11 @@ def build_text_encoder(
     return TextEncoder.from_config(config, device=device, dtype=dtype)
 
 
+def word_stride(config: VisualConfig) -> int:
+    """Frames per word token of the visual encoder of a recipe. Raises RecipeError as `build_visual`."""
+    return config.word.stride if config.path is None else _exported_config(config.path).stride
+
+
 def build_processor(
     tokenizer: PreTrainedTokenizerBase, prompt: str, stride: int, model: ModelConfig, data: DataConfig
 ) -> LlavaSltProcessor:
@@ -104,16 +109,16 @@ def build_processor(
 
 
 def build_llava_slt(
-    model: ModelConfig, data: DataConfig, prompt: str, dtype: torch.dtype
+    model: ModelConfig, data: DataConfig, prompt: str, dtype: torch.dtype, attention: str | None = None
 ) -> tuple[LlavaSltForConditionalGeneration, LlavaSltProcessor]:
     """Visual encoder, new connector and LLM of a recipe as one model, and its processor.
 
-    New connector weights make its outputs as large as the LLM's embeddings. The stage freezes parts.
-    Raises RecipeError when a part is missing or the parts do not fit.
+    ``attention`` is the LLM's, as in `load_llm`. New connector weights make its outputs as large as the LLM's
+    embeddings. The stage freezes parts. Raises RecipeError when a part is missing or the parts do not fit.
     """
     if model.llm is None or model.visual is None:
         raise RecipeError("model: the connector stage needs both model.llm and model.visual.")
-    llm, tokenizer = load_language(model.llm, dtype)
+    llm, tokenizer = load_language(model.llm, dtype, attention)
     visual = build_visual(model.visual, data.image_pixels, dtype)
     if data.max_frames > visual.config.max_frames:
         raise RecipeError(
@@ -143,7 +148,7 @@ def _mark_loaded(part: PreTrainedModel) -> PreTrainedModel:
     return part
 
 
-def _exported_visual(path: str, image_pixels: int, dtype: torch.dtype) -> HierarchicalVisualEncoder:
+def _exported_config(path: str) -> VisualEncoderConfig:
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
@@ -156,6 +161,11 @@ def _exported_visual(path: str, image_pixels: int, dtype: torch.dtype) -> Hierar
             f"model.visual.path: {path!r} holds a {config.model_type!r} model, not a visual encoder; export the"
             " contrastive stage, or name a frame backbone under model.visual.backbone.path."
         )
+    return config
+
+
+def _exported_visual(path: str, image_pixels: int, dtype: torch.dtype) -> HierarchicalVisualEncoder:
+    config = _exported_config(path)
     if config.image_pixels != image_pixels:
         raise RecipeError(
             f"data.image_pixels: {image_pixels}, but the encoder in {path!r} was trained on {config.image_pixels};"

@@ -22,7 +22,7 @@ from transformers.utils import ModelOutput
 from pipeline.config.schema import IMAGE_PIXELS, BackboneConfig, VisualConfig
 from pipeline.errors import DataError, RecipeError
 from pipeline.models import frame_level
-from pipeline.models.attention import Reach, ragged_attention
+from pipeline.models.attention import Reach, choose, ragged_attention
 from pipeline.models.clip_layout import ClipLayout, ClipSizes
 from pipeline.models.word_level import TemporalBlock, WordLevel, WordLevelSizes, rotary
 
@@ -153,7 +153,8 @@ class AttentionPooling(nn.Module):
 
     def forward(self, rows_MD: Tensor, layout: ClipLayout) -> Tensor:
         k, v = self.key_value(rows_MD).unflatten(-1, (2, self.heads, -1)).unbind(1)
-        q = self.query.view(1, self.heads, -1).expand(len(layout.word_lengths_B), -1, -1)
+        # rows of their own: no kernel is asked to read one row as many
+        q = self.query.view(1, self.heads, -1).repeat(len(layout.word_lengths_B), 1, 1)
         mixed = ragged_attention(q, k, v, Reach(layout.queries, layout.samples), self.attention)
         return self.out(mixed.flatten(1))
 
@@ -179,7 +180,7 @@ class HierarchicalVisualEncoder(PreTrainedModel):
         config.backbone_config = model.config
         if config.lora_rank:
             frame_level.add_lora(model, config.lora_rank, config.lora_alpha)
-        self.backbone = frame_level.FrameBackbone(model, config.pool, config.image_pixels, config.frames_per_pass)
+        self.backbone = frame_level.FrameBackbone(model, config.pool, config.image_pixels)
         width = config.width
         self.frame_projection = nn.Linear(frame_level.pooled_width(config.backbone_config, config.pool), width)
         self.frame_norm = nn.LayerNorm(width)
@@ -210,10 +211,32 @@ class HierarchicalVisualEncoder(PreTrainedModel):
         for name, parameter in self.backbone.model.named_parameters():
             parameter.requires_grad_(mode == "full" or (mode == "lora" and "lora_" in name))
 
-    def pooled(self, frames_NHWC: Tensor) -> Tensor:
-        """uint8 frames -> pooled backbone features [N, pooled width], as feature shards store them."""
+    def choose_attention(self, name: str, device: torch.device | str) -> None:
+        """Attends from now on with the backend that `attention.choose` finds for this device and the encoder's
+        precision, at word and at sentence level. A new or loaded encoder uses `sdpa`, which runs everywhere.
+
+        Raises:
+            RecipeError: a forced backend cannot run there, or not with this many channels per head.
+        """
         config = self.config
-        return self.backbone(frame_level.normalise(frames_NHWC, config.image_mean, config.image_std, self.dtype))
+        word, sentence = (
+            choose(name, device, self.dtype, config.width // heads, f"the encoder's {level} level")
+            for level, heads in (("word", config.word_heads), ("sentence", config.sentence_heads))
+        )
+        for block in (*self.word_level.frame_blocks, *self.word_level.word_blocks):
+            block.attention = word
+        for block in (*self.sentence_blocks, self.sentence_pool):
+            block.attention = sentence
+
+    def pooled(self, frames_NHWC: Tensor) -> Tensor:
+        """uint8 frames -> pooled backbone features [N, pooled width], as feature shards store them.
+
+        Frames are normalised pass by pass: as uint8 they take a quarter of the memory.
+        """
+        config = self.config
+        passes = frames_NHWC.split(config.frames_per_pass) if config.frames_per_pass else (frames_NHWC,)
+        mean, std = config.image_mean, config.image_std
+        return torch.cat([self.backbone(frame_level.normalise(part, mean, std, self.dtype)) for part in passes])
 
     def forward(
         self, frames_NHWC: Tensor, frame_lengths_B: Tensor | None = None, layout: ClipLayout | None = None

@@ -16,7 +16,8 @@ from pipeline.inference.clips import Clip, Clips, pack_clips
 from pipeline.losses import IGNORE_LABEL
 from pipeline.models.attention import Packed, packed_kwargs
 from pipeline.models.clip_layout import ClipSizes
-from pipeline.models.processing import Answers, LlavaSltProcessor
+from pipeline.models.packed_row import PackedRow
+from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.text_cache import TextFeatureCache
 from shards.load.documents import Pack
 from shards.load.reader import SampleReader
@@ -58,8 +59,8 @@ class ContrastiveBatch(Clips, MicroBatch):
     word_lengths: list[int]
 
 
-class TranslationBatch(Clips, Answers, MicroBatch):
-    """Clips with tokenised prompts and answers."""
+class TranslationBatch(Clips, PackedRow, MicroBatch):
+    """Clips, and their tokenised prompts and answers packed into one row."""
 
 
 def fetch_pack(reader: SampleReader, item: np.ndarray) -> list[Pack]:
@@ -127,16 +128,16 @@ class ContrastiveCollate:
 
 @dataclass(frozen=True, slots=True)
 class TranslationCollate:
-    """Clips with tokenised prompt and answer; labels are the answer and its eos."""
+    """Clips with tokenised prompts and answers, each sample a document of one packed row."""
 
     processor: LlavaSltProcessor
     sizes: ClipSizes
 
     def __call__(self, items: list[list[Clip]]) -> TranslationBatch:
         clips = pack_clips(items, self.sizes)
-        tokens = self.processor(clips["frame_lengths_B"].tolist(), [row.text for row in clips["rows"]])
-        valid = int((tokens["labels"][:, 1:] != IGNORE_LABEL).sum())
-        return {**clips, **tokens, "valid_tokens": valid, "samples": len(clips["rows"]), "maxima": {}}
+        row = self.processor.pack(clips["frame_lengths_B"].tolist(), [row.text for row in clips["rows"]])
+        valid = len(row["answers"]["targets_N"])
+        return {**clips, **row, "valid_tokens": valid, "samples": len(clips["rows"]), "maxima": {}}
 
 
 def to_device(batch: T, device: torch.device) -> T:

@@ -12,21 +12,25 @@ from typing import Any, Self
 
 import torch
 
-from pipeline.config.schema import ConnectorStageConfig, Recipe
+from pipeline.config.schema import ConnectorStageConfig, Recipe, SourceConfig
 from pipeline.evaluate.metrics import score
 from pipeline.inference.clips import CollatePrompts
 from pipeline.inference.generate import GenerationOptions, translate_batch
 from pipeline.inference.load import VIDEO_FORM
+from pipeline.models import attention, kernels
+from pipeline.models.generation_attention import generation_key, switched
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
 from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.registry import build_llava_slt
 from pipeline.stages.base import ExportCard, ExportPlan, LossParts, Normaliser, SummedStage, checkpoint_gradients
 from pipeline.stages.batches import TranslationBatch, TranslationCollate
+from pipeline.stages.connector_packing import count_answers, sequence_options
 from pipeline.stages.connector_positions import check_answers, check_prompt
-from pipeline.stages.data import Plans, StageContext, open_set
+from pipeline.stages.data import Plans, StageContext, open_plan, open_set
 from pipeline.stages.freezing import frozen_names
 from pipeline.stages.video import VideoStage, check_video, merge_over_ranks
 from shards.order.options import PlanOptions
+from shards.order.plan import Plan
 
 
 class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]):
@@ -45,28 +49,47 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
     module: LlavaSltForConditionalGeneration
 
     def __init__(
-        self, context: StageContext, module: LlavaSltForConditionalGeneration, processor: LlavaSltProcessor
+        self,
+        context: StageContext,
+        module: LlavaSltForConditionalGeneration,
+        processor: LlavaSltProcessor,
+        attention_key: str = "sdpa",
     ) -> None:
+        """``attention_key``: the LLM's attention where rows are padded, which those of training never are."""
         super().__init__(context, module)
-        self.processor = processor
+        self.processor, self.attention_key = processor, attention_key
 
     @classmethod
     def plan_options(cls, recipe: Recipe, train: bool) -> PlanOptions:
-        options = super().plan_options(recipe, train)
-        budget = recipe.data.frame_budget
-        return replace(options, kind="group" if budget and train else "clip", frame_budget=budget)
+        options, data = super().plan_options(recipe, train), recipe.data
+        if train and data.pack_tokens:
+            return sequence_options(options, recipe)
+        return replace(options, kind="group" if train and data.frame_budget else "clip", frame_budget=data.frame_budget)
+
+    @classmethod
+    def plan(cls, recipe: Recipe, sources: list[SourceConfig], train: bool) -> Plan:
+        count = count_answers(recipe) if train and recipe.data.pack_tokens else None
+        return open_plan(recipe.data, sources, cls.plan_options(recipe, train), count)
 
     @classmethod
     def build(cls, context: StageContext, plans: Plans) -> Self:
         recipe, model = context.recipe, context.recipe.model
-        llava, processor = build_llava_slt(model, recipe.data, recipe.connector.prompt, context.dtype)
+        llava, processor = build_llava_slt(
+            model, recipe.data, recipe.connector.prompt, context.dtype, attention.implementation("sdpa")
+        )
+        backend = attention.choose_for(llava.llm, model.attention, context.device)
+        llava.visual.choose_attention(model.attention, context.device)
         check_prompt(llava.llm, processor, recipe)
         ends = llava.generation_config.eos_token_id
         llava.generation_config = generation(recipe.connector).config(ends, processor.pad_id)
         if model.gradient_checkpointing:
             checkpoint_gradients(llava)
+        fused = kernels.choose(model.kernels, llava.llm, context.device)
+        llava.token_loss.backend = fused.loss
+        if fused.layers == "liger":
+            kernels.fuse_layers(llava.llm)
         check_answers(llava.llm, processor, plans)
-        stage = cls(context, llava, processor)
+        stage = cls(context, llava, processor, generation_key(backend))
         # an encoder that trained its backbone takes stored features, too, now that it is frozen
         check_video(context, plans, llava.visual, model.llm.path if model.llm is not None else None)
         return stage
@@ -80,14 +103,13 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
     def loss(self, model: Callable[..., Any], batch: TranslationBatch, normaliser: Normaliser) -> LossParts:
         output = model(
             input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            labels=batch["labels"],
             frames=batch["frames_NHWC"],
             layout=batch["layout"],
+            answers=batch["answers"],
         )
+        valid_tokens = torch.full((), float(batch["valid_tokens"]), device=self.device)
         return LossParts(
-            normaliser.scale(output.loss_sum),
-            {"loss": output.loss_sum.detach(), "valid_tokens": output.valid_tokens.float()},
+            normaliser.scale(output.loss_sum), {"loss": output.loss_sum.detach(), "valid_tokens": valid_tokens}
         )
 
     def reduce(self, sums: dict[str, float]) -> dict[str, float]:
@@ -101,15 +123,13 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
         synced = self.context.world_size > 1 and self.context.zero_stage == 3
         options = replace(generation(config), synced=synced)
         texts_of_sample: dict[int, tuple[str, str]] = {}
-        for batch, samples in self.held_out(
-            sources,
-            CollatePrompts(self.processor, self.module.config.visual_config.clip_sizes()),
-            stop_requested,
-            config.eval_samples,
-        ):
-            texts = translate_batch(self.module, self.processor, batch, options)
-            for sample, text, row in zip(samples, texts, batch["rows"], strict=False):  # padding has no samples
-                texts_of_sample[sample] = (text, row.text)
+        sizes = self.module.config.visual_config.clip_sizes()
+        batches = self.held_out(sources, CollatePrompts(self.processor, sizes), stop_requested, config.eval_samples)
+        with switched(self.module.llm, self.attention_key):
+            for batch, samples in batches:
+                texts = translate_batch(self.module, self.processor, batch, options)
+                for sample, text, row in zip(samples, texts, batch["rows"], strict=False):  # padding has no samples
+                    texts_of_sample[sample] = (text, row.text)
         pairs = merge_over_ranks(texts_of_sample)
         scores = score([text for text, _ in pairs], [reference for _, reference in pairs], config.score_protocol)
         return {"eval/bleu4": scores.bleu4, "eval/rouge_l": scores.rouge_l, "eval/samples": float(len(pairs))}
@@ -119,7 +139,8 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
     ) -> dict[str, torch.Tensor]:
         tokens = self.processor(frame_lengths=lengths_B.tolist(), texts=["a b", "c"])
         ids_BL, mask_BL = tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)
-        output = model(frames=frames_NHWC, frame_lengths=lengths_B, input_ids=ids_BL, attention_mask=mask_BL)
+        with switched(self.module.llm, self.attention_key):
+            output = model(frames=frames_NHWC, frame_lengths=lengths_B, input_ids=ids_BL, attention_mask=mask_BL)
         return {"input_ids": ids_BL, "attention_mask": mask_BL, "logits": output.logits.float()}
 
     def write_export_files(self, folder: Path) -> ExportPlan:

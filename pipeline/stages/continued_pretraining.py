@@ -18,14 +18,17 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from pipeline import dist
 from pipeline.config.schema import Recipe, SourceConfig
 from pipeline.errors import RecipeError
-from pipeline.models import attention
+from pipeline.models import attention, kernels
+from pipeline.models.chunked_mlp import chunk_mlps
 from pipeline.models.language import load_language, pad_id
+from pipeline.models.offload import offload_layer_inputs
 from pipeline.models.packed_lm import PackedCausalLm
 from pipeline.models.pretrained import check_positions
 from pipeline.stages.base import ExportCard, ExportPlan, LossParts, Normaliser, SummedStage, checkpoint_gradients
 from pipeline.stages.batches import PackCollate, PackedBatch, fetch_pack
 from pipeline.stages.data import Plans, StageContext
 from pipeline.stages.freezing import frozen_names
+from pipeline.stages.slices import SliceCollate
 from shards.order.options import PlanOptions
 from shards.order.plan import Plan
 from shards.text import tokenizer_fingerprint
@@ -64,15 +67,24 @@ class ContinuedPretraining(SummedStage[PackedBatch]):
     def build(cls, context: StageContext, plans: Plans) -> Self:
         recipe, config = context.recipe, context.recipe.model.llm
         assert config is not None  # checked when the recipe was loaded
-        backend = attention.choose(recipe.model.attention, context.device, context.dtype)
-        llm, tokenizer = load_language(config, context.dtype, attention.implementation(backend))
+        llm, tokenizer = load_language(config, context.dtype, attention.implementation("sdpa"))
+        attention.choose_for(llm, recipe.model.attention, context.device)
         check_positions(
             llm, recipe.data.block_tokens, "data.block_tokens", "model.llm", "lower it to the table's length"
         )
+        options = recipe.continued_pretraining
+        attention.check_heads(llm, context.sequence.size)
+        fused = kernels.choose(recipe.model.kernels, llm, context.device)
+        if fused.layers == "liger":
+            kernels.fuse_layers(llm)
+        if options.mlp_chunk_tokens:
+            chunk_mlps(llm, options.mlp_chunk_tokens)
         if recipe.model.gradient_checkpointing:
             checkpoint_gradients(llm)
+        if options.offload_activations:
+            offload_layer_inputs(llm)
         check_tokenizer(plans.all(), tokenizer)
-        return cls(context, PackedCausalLm(llm, recipe.continued_pretraining.loss_chunk_tokens), tokenizer)
+        return cls(context, PackedCausalLm(llm, options.loss_chunk_tokens, fused.loss), tokenizer)
 
     def freeze_plan(self) -> dict[str, bool]:
         return {"llm": True}
@@ -80,8 +92,9 @@ class ContinuedPretraining(SummedStage[PackedBatch]):
     def fetch(self) -> Callable[..., Any]:
         return fetch_pack
 
-    def collate(self) -> PackCollate:
-        return PackCollate(self.recipe.data.block_tokens, pad_id(self.tokenizer))
+    def collate(self) -> PackCollate | SliceCollate:
+        packs, sequence = PackCollate(self.recipe.data.block_tokens, pad_id(self.tokenizer)), self.context.sequence
+        return packs if sequence.size == 1 else SliceCollate(packs, sequence.rank, sequence.size)
 
     def loss(self, model: Callable[..., Any], batch: PackedBatch, normaliser: Normaliser) -> LossParts:
         loss_sum = self._forward(model, batch)
@@ -89,7 +102,11 @@ class ContinuedPretraining(SummedStage[PackedBatch]):
         return LossParts(normaliser.scale(loss_sum), {"loss": loss_sum.detach(), "valid_tokens": valid})
 
     def _forward(self, model: Callable[..., Any], batch: PackedBatch) -> torch.Tensor:
-        return model(batch["input_ids_BL"], batch["packed"], batch["targets_BL"])
+        packed, sequence = batch["packed"], self.context.sequence
+        if sequence.size > 1:
+            packed = {**packed, "sequence_group": sequence}
+        loss_sum: torch.Tensor = model(batch["input_ids_BL"], packed, batch["targets_BL"])
+        return loss_sum
 
     def reduce(self, sums: dict[str, float]) -> dict[str, float]:
         loss = sums["loss"] / max(sums["valid_tokens"], 1)
@@ -126,7 +143,8 @@ class ContinuedPretraining(SummedStage[PackedBatch]):
         return dist.all_reduce_sum(sums).cpu()
 
     def flops_per_step(self, batches: list[PackedBatch]) -> float:
-        """6 N per token plus causal attention over each document, 12 L d T_eff / 2 per token (arXiv 2204.02311, B)."""
+        """6 N per token plus causal attention over each document, 12 L d T_eff / 2 per token (arXiv 2204.02311, B);
+        ranks that share a sequence share its work."""
         config = self.module.llm.config
         matmul = 6 * self.matmul_parameters
         total = 0.0
@@ -134,7 +152,7 @@ class ContinuedPretraining(SummedStage[PackedBatch]):
             lengths = batch["document_lengths"].double()
             tokens, squares = float(lengths.sum()), float((lengths**2).sum())
             total += tokens * matmul + 6 * config.num_hidden_layers * config.hidden_size * squares
-        return total
+        return total / self.context.sequence.size
 
     def probe(self, model: Callable[..., Any]) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(0)

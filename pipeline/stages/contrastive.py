@@ -72,6 +72,7 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         assert model.visual is not None and model.text_encoder is not None  # checked when the recipe was loaded
         encoder = build_text_encoder(model.text_encoder, context.device)
         visual = build_visual(model.visual, recipe.data.image_pixels, context.dtype)
+        visual.choose_attention(model.attention, context.device)
         if model.gradient_checkpointing:
             checkpoint_gradients(visual)
         module = ContrastiveModel(visual, encoder.width, recipe.contrastive)
@@ -85,7 +86,7 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
 
     def freeze_plan(self) -> dict[str, bool]:
         towers = ("visual", "sentence_head", "word_head", "text_sentence_head", "text_token_head")
-        return {part: True for part in (*towers, *self.module.learned_numbers)}
+        return {part: True for part in (*towers, "log_scale", "log_token_scale", "sentence_bias")}
 
     def collate(self) -> ContrastiveCollate:
         return ContrastiveCollate(self.module.visual.config.clip_sizes(), self.texts)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from pipeline.config.schema import DataConfig, Recipe, SourceConfig
+from pipeline.dist import SequenceGroup
 from shards.format.index import ShardSet
 from shards.format.opening import open_shards
 from shards.load.loader import EvalLoader
 from shards.order.options import PlanOptions, Source
-from shards.order.plan import Plan
+from shards.order.plan import CountTokens, Plan
 from shards.storage.access import Remote
 
 
@@ -27,6 +28,18 @@ class StageContext:
     device: torch.device
     zero_stage: int = 0
     """ZeRO stage of the engine that will hold the model."""
+    sequence: SequenceGroup = field(default_factory=SequenceGroup)
+    """The ranks that compute every sequence together; they read the same data."""
+
+    @property
+    def data_rank(self) -> int:
+        """Number of this rank's group: which share of the data it reads."""
+        return self.rank // self.sequence.size
+
+    @property
+    def data_ranks(self) -> int:
+        """Into how many shares the data is cut."""
+        return self.world_size // self.sequence.size
 
     @property
     def dtype(self) -> torch.dtype:
@@ -55,9 +68,11 @@ def remote(data: DataConfig) -> Remote:
     return Remote(data.access, data.cache_gib, dict(data.storage_options))
 
 
-def open_plan(data: DataConfig, sources: list[SourceConfig], options: PlanOptions) -> Plan:
-    """The order of the given sources."""
-    return Plan([Source(open_set(data, s.shards), s.split, s.corpus, s.weight) for s in sources], options)
+def open_plan(
+    data: DataConfig, sources: list[SourceConfig], options: PlanOptions, count: CountTokens | None = None
+) -> Plan:
+    """The order of the given sources; ``count`` as in `Plan`."""
+    return Plan([Source(open_set(data, s.shards), s.split, s.corpus, s.weight) for s in sources], options, count)
 
 
 def held_out_loader(
@@ -74,6 +89,6 @@ def held_out_loader(
     train, data = context.recipe.train, context.recipe.data
     limits = [limit for limit in (train.eval_batches * train.global_batch, max_samples) if limit]
     return EvalLoader(
-        plan, fetch, collate, rank=context.rank, world_size=context.world_size, micro_batch=train.micro_batch,
+        plan, fetch, collate, rank=context.data_rank, world_size=context.data_ranks, micro_batch=train.micro_batch,
         max_samples=min(limits, default=0), workers=data.workers, remote=remote(data),
     )  # fmt: skip

@@ -140,7 +140,8 @@ def all_lengths(samples: Samples, options: PlanOptions) -> Iterator[tuple[int, I
 
 
 def _lengths(samples: Samples, numbers: Ints, options: PlanOptions) -> Ints:
-    return options.lengths({name: samples.columns[name][numbers] for name in ("frames", "tokens")})
+    tokens = samples.columns["tokens"] if samples.text_tokens is None else samples.text_tokens
+    return options.lengths({"frames": samples.columns["frames"][numbers], "tokens": tokens[numbers]})
 
 
 def _chunk_samples(samples: Samples, options: PlanOptions) -> int:

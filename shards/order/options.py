@@ -85,7 +85,7 @@ class PlanOptions:
     prompt_tokens: int = 0
     """sequence: tokens every sample has besides its frames and its text."""
     tokenizer: str = ""
-    """sequence: fingerprint of the tokenizer that counted the text tokens in the index."""
+    """sequence: fingerprint of the tokenizer that counted the text tokens."""
     drop_longer: bool = False
     """sequence: leave out samples longer than ``block_tokens``, counted in the stats; else they are an error."""
 
@@ -114,8 +114,11 @@ def kept_frames(frames: Any, max_frames: int, frame_stride: int) -> Any:
     return np.minimum(kept, max_frames) if max_frames else kept
 
 
-def check_options(options: PlanOptions, sources: Sequence[Source]) -> None:
-    """Raises DataError naming every option that is out of range, or the shard set that does not fit the kind."""
+def check_options(options: PlanOptions, sources: Sequence[Source], counted: bool = False) -> None:
+    """Raises DataError naming every option that is out of range, or the shard set that does not fit the kind.
+
+    ``counted``: the plan's text tokens are not those of the index.
+    """
     needed = (*_NEEDED[options.kind], "frame_stride")
     problems = [
         f"{name} must be positive for kind {options.kind!r}, it is {getattr(options, name)}"
@@ -134,6 +137,8 @@ def check_options(options: PlanOptions, sources: Sequence[Source]) -> None:
         raise DataError("; ".join(problems), where="plan options", fix="correct the data section")
     for source in sources:
         _check_kind(source.shard_set, options)
+        if options.kind == "sequence" and not counted:
+            _check_tokenizer(source.shard_set, options)
     kinds = {source.shard_set.manifest.kind: str(source.shard_set.dir) for source in sources}
     if len(kinds) > 1:
         raise DataError(
@@ -152,8 +157,11 @@ def _check_kind(shard_set: ShardSet, options: PlanOptions) -> None:
             where=str(shard_set.dir),
             fix=f"name a {wanted[0]} shard set under data.train / data.eval",
         )
-    counted_by = manifest.options.get("text_tokenizer")
-    if options.kind == "sequence" and (not counted_by or counted_by != options.tokenizer):
+
+
+def _check_tokenizer(shard_set: ShardSet, options: PlanOptions) -> None:
+    counted_by = shard_set.manifest.options.get("text_tokenizer")
+    if not counted_by or counted_by != options.tokenizer:
         raise DataError(
             f"the text tokens in the index were counted by tokenizer {counted_by or 'none'}, "
             f"the plan needs {options.tokenizer or 'one'}",

@@ -8,7 +8,7 @@ worker count. docs/data-order.md defines the order exactly.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,9 @@ from shards.order.items import Items, joined
 from shards.order.mix import Mixture, Weight
 from shards.order.options import PlanOptions, Source
 from shards.order.samples import Choose, Samples
+from shards.order.shuffle import Ints
+
+CountTokens = Callable[[Sequence[str]], Ints]
 
 
 class Cursor(NamedTuple):
@@ -58,20 +61,23 @@ class Plan:
     Args:
         sources: shard sets and their weights; sample numbers run through them one after another.
         options: how items are made.
+        count: for sequences, the tokens of every given text; without it they are those of the index.
 
     Raises:
         DataError: no sample matches a source, a shard set is of the wrong kind, an option or weight is out of range,
             or a sample is longer than a sequence may be.
     """
 
-    def __init__(self, sources: Sequence[Source], options: PlanOptions) -> None:
-        plan_options.check_options(options, sources)
+    def __init__(self, sources: Sequence[Source], options: PlanOptions, count: CountTokens | None = None) -> None:
+        plan_options.check_options(options, sources, counted=count is not None)
         self.sources, self.options = tuple(sources), options
         schedules = [source.schedule for source in sources]
         selections = [(source.shard_set, source.split, source.corpus) for source in sources]
         self.samples = Samples(selections, _choose(options))
         """What the index knows of every sample."""
-        if options.kind == "sequence" and not options.drop_longer:
+        if count is not None:
+            self.samples.text_tokens = count(self.samples.column("text").to_pylist())
+        if options.kind == "sequence" and (count is not None or not options.drop_longer):
             _refuse_longer(self.samples, options)
         self.mixture = Mixture(self.samples.counts, schedules, options.epoch_samples)
         if problem := self.mixture.problem():
@@ -90,7 +96,7 @@ class Plan:
             (source.shard_set.dir, source.shard_set.cache, source.split, source.corpus, source.weight)
             for source in self.sources
         ]
-        return _reopen, (specs, self.options, self.identity)
+        return _reopen, (specs, self.options, self.identity, self.samples.text_tokens)
 
     # -- items ---------------------------------------------------------------------------------------------------
     @cached_property
@@ -183,15 +189,19 @@ def _refuse_longer(samples: Samples, options: PlanOptions) -> None:
         raise DataError(
             f"{count} samples are longer than block_tokens={options.block_tokens}; the longest has {longest} tokens",
             where=f"{samples.shards[samples.shard_of[worst]]}:{row.key} ({row.corpus}/{row.sample_id})",
-            fix="raise block_tokens, lower max_frames, or set drop_longer to leave such samples out",
+            fix="raise block_tokens (data.pack_tokens of a recipe) or lower max_frames"
+            + (", or set drop_longer to leave such samples out" if samples.text_tokens is None else ""),
         )
 
 
 def _reopen(
-    specs: list[tuple[Path, Path | None, str, str | None, Weight]], options: PlanOptions, identity: dict[str, Any]
+    specs: list[tuple[Path, Path | None, str, str | None, Weight]],
+    options: PlanOptions,
+    identity: dict[str, Any],
+    counted: Ints | None,
 ) -> Plan:
     sources = [Source(open_index(folder, cache), *selected) for folder, cache, *selected in specs]  # type: ignore[arg-type]
-    plan = Plan(sources, options)
+    plan = Plan(sources, options, None if counted is None else lambda texts: counted)
     if changes := plan_options.differences(identity, plan.identity):
         raise DataError(
             "the shards changed while the run was reading them: " + "; ".join(changes),

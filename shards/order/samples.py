@@ -60,6 +60,8 @@ class Samples:
             self._batches.append(batches)
             self._batch_rows.append(np.cumsum([0, *(batch.num_rows for batch in batches)]).tolist())
             self._rows.append(rows)
+        self.text_tokens: Ints | None = None
+        """[n_samples] tokens of every text, where they are not those of the index."""
         self.counts: tuple[int, ...] = tuple(rows.count for rows in self._rows)
         """Samples of every source."""
         self.columns: dict[str, Column] = {name: Column(parts) for name, parts in columns.items()}

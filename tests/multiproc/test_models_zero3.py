@@ -33,10 +33,12 @@ def _recipe(folder: Path, backbone_train: str) -> Any:
 
 
 def _build(folder: Path, backbone_train: str = "full") -> Any:
+    from pipeline.models.attention import implementation
     from pipeline.models.registry import build_llava_slt
     from tests.unit.pipeline.models.tiny import data_config
 
-    return build_llava_slt(_recipe(folder, backbone_train), data_config(), "signs: {video} sentence:", torch.float32)
+    recipe, prompt = _recipe(folder, backbone_train), "signs: {video} sentence:"
+    return build_llava_slt(recipe, data_config(), prompt, torch.float32, implementation("sdpa"))
 
 
 def _rank_main(rank: int, world_size: int, folder: Path, backbone_train: str) -> dict[str, Any]:
@@ -47,6 +49,7 @@ def _rank_main(rank: int, world_size: int, folder: Path, backbone_train: str) ->
     from transformers.integrations import HfDeepSpeedConfig, is_deepspeed_zero3_enabled
 
     from pipeline.config.schema import TextEncoderConfig
+    from pipeline.models.generation_attention import switched
     from pipeline.models.registry import build_text_encoder
     from tests.unit.pipeline.models.tiny import clips
 
@@ -63,12 +66,14 @@ def _rank_main(rank: int, world_size: int, folder: Path, backbone_train: str) ->
     frames_NHWC, lengths_B = clips(*LENGTHS)
     mine = slice(rank, rank + 1)
     part = frames_NHWC.split(list(LENGTHS))[rank]
-    output = engine(**processor(LENGTHS[mine], TEXTS[mine]), frames=part, frame_lengths=lengths_B[mine])
+    row = processor.pack(LENGTHS[mine], TEXTS[mine])
+    output = engine(**row, frames=part, frame_lengths=lengths_B[mine])
     engine.backward(output.loss_sum)
     engine.step()
     engine.eval()
     clip: dict[str, Any] = {"frames": part, "frame_lengths": lengths_B[mine]}
-    new = model.generate(**processor(LENGTHS[mine]), **clip, max_new_tokens=3 + rank, synced_gpus=True)
+    with switched(model.llm, "sdpa"):
+        new = model.generate(**processor(LENGTHS[mine]), **clip, max_new_tokens=3 + rank, synced_gpus=True)
     del keep_alive
     return {
         "weights": weights, "loss": float(output.loss_sum.detach()), "partitioned": len(partitioned),
@@ -126,6 +131,6 @@ def _assert_losses(plain: Any, processor: Any, ranks: list[dict[str, Any]]) -> N
     frames_NHWC, lengths_B = clips(*LENGTHS)
     for rank, part in enumerate(frames_NHWC.split(list(LENGTHS))):
         mine = slice(rank, rank + 1)
-        batch = processor(LENGTHS[mine], TEXTS[mine])
-        loss = plain(**batch, frames=part, frame_lengths=lengths_B[mine]).loss_sum
+        row = processor.pack(LENGTHS[mine], TEXTS[mine])
+        loss = plain(**row, frames=part, frame_lengths=lengths_B[mine]).loss_sum
         assert ranks[rank]["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)

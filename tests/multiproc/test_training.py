@@ -153,6 +153,23 @@ def test_resume_at_another_world_size(stage: str, whole: Runs, alone: Callable[[
     assert newest(run_dir).state().data == newest(whole(stage)).state().data
 
 
+def test_filled_items_train_alike_at_any_world_size_and_resume_bit_equal(world: World, tmp_path: Path) -> None:
+    """The connector stage with `pack_tokens`: items hold unequal numbers of clips, and the loss does not notice."""
+    packing = {**SETTINGS, "data__pack_tokens": 100, "train__global_batch": 4, "train__micro_batch": 1}
+    sets = {name: world.sets("connector", tmp_path / name, 2, **packing) for name in ("two", "resumed")}
+    run_job("connector", sets["two"], 2)
+    big = world.sets("connector", tmp_path / "one", 1, **{**packing, "train__micro_batch": 4})
+    run_job("connector", big, 1)
+    assert rows(tmp_path / "one") == pytest.approx(rows(tmp_path / "two"), rel=TO_ROUNDING)
+    states = [newest(tmp_path / name).state() for name in ("one", "two")]
+    assert states[0].data == states[1].data and states[0].samples_seen == states[1].samples_seen > 6 * 4
+    shutil.copytree(tmp_path / "two", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step-000006")
+    assert "step-000003 at step 3" in run_job("connector", sets["resumed"], 2)
+    assert rows(tmp_path / "resumed") == rows(tmp_path / "two")
+    assert weights(tmp_path / "resumed") == weights(tmp_path / "two")
+
+
 def test_sigterm_saves_and_exits_75(world: World, tmp_path: Path) -> None:
     """One signalled rank is enough: all ranks agree, save at the step boundary, exit 75; the next start continues."""
     run_dir, stage = tmp_path / "run", "continued_pretraining"

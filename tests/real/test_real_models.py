@@ -105,8 +105,8 @@ def test_smollm2_prompt_ids_are_those_of_stage_one(smollm2: LlmConfig) -> None:
     tail = processor.after_ids + processor.answer_ids(text)[:-1]
     assert whole[: len(processor.before_ids) - 1] == processor.before_ids[1:] and whole[-len(tail) :] == tail
     assert processor.before_ids[0] == tokenizer.bos_token_id != tokenizer.eos_token_id
-    batch = processor([4, 9], [text, "Yes."])
-    assert ((batch["labels"] == tokenizer.eos_token_id).sum(1) == 1).all(), "eos is learned although it is the padding"
+    targets_N = processor.pack([4, 9], [text, "Yes."])["answers"]["targets_N"]
+    assert (targets_N == tokenizer.eos_token_id).sum() == 2, "eos is learned although it is the padding"
 
 
 @torch.no_grad()

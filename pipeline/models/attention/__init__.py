@@ -1,7 +1,7 @@
 """Attention of every stage over packed rows: one kernel, chosen once, never across the borders of a run.
 
 `choosing` says which kernel runs here, `ragged` calls it, `runs` holds borders, `packed` brings it into Hugging Face
-language models.
+language models, `sequence_parallel` brings slices of sequences together for it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from pipeline.models.attention.packed import (
     KEY_PREFIX,
     Packed,
     check_model,
+    choose_for,
     implementation,
     packed_kwargs,
     register,
 )
 from pipeline.models.attention.ragged import Reach, ragged_attention
 from pipeline.models.attention.runs import Runs
+from pipeline.models.attention.sequence_parallel import check_heads
 
 __all__ = [
     "BACKENDS",
@@ -24,8 +26,10 @@ __all__ = [
     "Packed",
     "Reach",
     "Runs",
+    "check_heads",
     "check_model",
     "choose",
+    "choose_for",
     "implementation",
     "packed_kwargs",
     "ragged_attention",

@@ -14,17 +14,19 @@ Legend: B rows, L positions per row, N = B * L packed positions, H heads, C chan
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
+from pipeline.dist import SequenceGroup
 from pipeline.errors import RecipeError
-from pipeline.models.attention.choosing import BACKENDS
+from pipeline.models.attention.choosing import BACKENDS, choose
 from pipeline.models.attention.ragged import Reach, ragged_attention
 from pipeline.models.attention.runs import Runs
+from pipeline.models.attention.sequence_parallel import to_slices, to_whole_sequences
 
 KEY_PREFIX = "slt_varlen_"
 
@@ -32,6 +34,19 @@ KEY_PREFIX = "slt_varlen_"
 def implementation(backend: str) -> str:
     """The `attn_implementation` of a backend that `choose` returned."""
     return KEY_PREFIX + ("per_document" if backend == "sdpa" else backend)
+
+
+def choose_for(model: PreTrainedModel, name: str, device: torch.device | str) -> str:
+    """Sets the packed attention of a language model to what `choose` finds for it, and returns the backend.
+
+    Raises:
+        RecipeError: a forced backend cannot run there, or not with the model's channels per head.
+    """
+    config = model.config.get_text_config()
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    backend = choose(name, device, model.dtype, head_dim)
+    model.set_attn_implementation(implementation(backend))
+    return backend
 
 
 def check_model(model: PreTrainedModel) -> None:
@@ -69,6 +84,8 @@ class Packed(TypedDict):
     max_length_q: int
     max_length_k: int
     use_cache: bool
+    sequence_group: NotRequired[SequenceGroup]
+    """The rows are slices of rows: lengths and borders are those of the whole, positions those of the slice."""
 
 
 def packed_kwargs(document_ids_BL: Tensor) -> Packed:
@@ -120,6 +137,9 @@ def _attention_function(backend: str) -> Callable[..., tuple[Tensor, None]]:
     ) -> tuple[Tensor, None]:
         """query [B, H, L, C], key and value with their own number of heads -> [B, L, H, C]."""
         _refuse(attention_mask, options)
+        group = options.get("sequence_group")
+        if group is not None:
+            query, key, value = to_whole_sequences(query, key, value, group)
         causal = options.get("is_causal")
         documents = Runs.between(options["cu_seq_lens_q"], options["max_length_q"])
         reach = Reach(
@@ -131,7 +151,8 @@ def _attention_function(backend: str) -> Callable[..., tuple[Tensor, None]]:
         )
         q_NHC, k_NHC, v_NHC = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))
         mixed_NHC = ragged_attention(q_NHC, k_NHC, v_NHC, reach, backend)
-        return mixed_NHC.view(query.shape[0], query.shape[2], *mixed_NHC.shape[1:]), None
+        mixed_BLHC = mixed_NHC.view(query.shape[0], query.shape[2], *mixed_NHC.shape[1:])
+        return mixed_BLHC if group is None else to_slices(mixed_BLHC, group), None
 
     return attend
 

@@ -38,9 +38,23 @@ CASES = [
      " = 6; 6 or 12 would be"),
     (CONNECTOR, ["train.world_sizes=[16]"], "= 32; 32 would be"),
     (CONTRASTIVE, ["train.global_batch=1", "train.micro_batch=1"], "leaves a contrastive loss without negatives"),
+    (CONNECTOR, ["train.sequence_parallel=2", "train.world_sizes=[2]"], "train.sequence_parallel=2 belongs to the"
+     " continued_pretraining stage, not to connector; set it to 1"),
+    (CONTRASTIVE, ["train.sequence_parallel=2", "train.world_sizes=[2]"], "stage, not to contrastive; set it to 1"),
+    (PRETRAINING, ["train.sequence_parallel=2", "train.world_sizes=[3]"], "world size 3 is not a multiple of"
+     " train.sequence_parallel=2; change one of them"),
+    (PRETRAINING, ["train.sequence_parallel=2", "train.world_sizes=[16]"], "train.micro_batch=2 x 8 groups of ranks"),
+    (PRETRAINING, ["train.sequence_parallel=3", "train.world_sizes=[3]", "data.block_tokens=256"],
+     "data.block_tokens=256 is not a multiple of train.sequence_parallel=3: slices must be equal"),
+    (PRETRAINING, ["train.sequence_parallel=3", "train.world_sizes=[3]", "data.block_tokens=255"],
+     "model.llm.tiny: 4 attention heads and 4 key heads cannot be shared by train.sequence_parallel=3 ranks"),
+    (PRETRAINING, ["continued_pretraining.offload_activations=true"], "offload_activations moves what"
+     " model.gradient_checkpointing keeps; set both"),
     (CONNECTOR, ["data.unique_texts=true"], "data.unique_texts belongs to the contrastive stage, not to connector"),
     (CONTRASTIVE, ["data.frame_budget=999"], "in-batch negatives need a fixed batch; set it to null"),
     (PRETRAINING, ["data.frame_budget=999"], "data.frame_budget has no meaning for text"),
+    (CONNECTOR, ["data.pack_tokens=99", "data.frame_budget=999"], "two ways to make items; set frame_budget to its"),
+    (CONNECTOR, ["data.pack_tokens=99", "data.length_window=9"], "two ways to make items; set length_window to its"),
     (CONNECTOR, ["data.frame_budget=9"], "data.frame_budget=9 cannot hold one clip of data.max_frames=256"),
     (PRETRAINING, ["data.block_tokens=600"], "data.block_tokens=600 exceeds model.llm.tiny.max_positions=512"),
     (CONNECTOR, ["train.eval_every_steps=5"], "train.eval_every_steps=5 but data.eval is empty"),

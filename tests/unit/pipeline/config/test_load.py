@@ -146,9 +146,9 @@ def test_notes_name_settings_the_stage_never_reads(tmp_path: Path) -> None:
 
 UNREAD_CASES = [
     (PRETRAINING, "data.length_window=8", "is not read by the continued_pretraining stage"),
-    (CONTRASTIVE, "model.attention=sdpa", "is not read by the contrastive stage"),
     (CONTRASTIVE, "train.peak_tflops=100.0", "is not read by the contrastive stage"),
-    (CONNECTOR, "model.attention=sdpa", "is not read by the connector stage"),
+    (CONNECTOR, "data.block_tokens=99", "is not read by the connector stage"),
+    (CONTRASTIVE, "data.pack_tokens=99", "is not read by the contrastive stage"),
     (CONNECTOR, "model.visual.centre_clips=false", "is not read: it comes from the exported encoder in model.visual"),
     (CONNECTOR, "model.visual.word.stride=2", "is not read: it comes from the exported encoder in model.visual.path"),
     (CONTRASTIVE, "model.visual.backbone.lora_rank=4", "is not read: model.visual.backbone.train is full, not lora"),
@@ -163,6 +163,11 @@ UNREAD_CASES = [
 def test_notes_name_every_setting_that_nothing_reads(tmp_path: Path, text: str, setting: str, said: str) -> None:
     (note,) = load(write(tmp_path, text), [setting]).notes
     assert setting.split("=")[0].startswith(note.split(" (")[0]) and f"(--set {setting}) {said}" in note
+
+
+@pytest.mark.parametrize("text", [PRETRAINING, CONTRASTIVE, CONNECTOR])
+def test_every_stage_reads_the_attention(tmp_path: Path, text: str) -> None:
+    assert load(write(tmp_path, text), ["model.attention=sdpa"]).notes == ()
 
 
 def test_notes_follow_the_objective_and_the_schedule(tmp_path: Path) -> None:

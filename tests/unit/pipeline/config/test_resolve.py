@@ -94,6 +94,15 @@ def test_batch_arithmetic_is_exact_or_refused(tmp_path: Path) -> None:
         resolve(recipe, 0)
 
 
+def test_ranks_that_share_a_sequence_share_its_items(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, PRETRAINING), ["train.sequence_parallel=2", "train.world_sizes=[2, 4]"])
+    train = recipe.train
+    alone, paired = resolve(recipe, 2), resolve(recipe, 4)
+    assert alone.accumulation_steps == train.global_batch // train.micro_batch == 2 * paired.accumulation_steps
+    for resolved in (alone, paired):  # DeepSpeed counts slices
+        assert resolved.ds_config["train_batch_size"] == 2 * train.global_batch
+
+
 def test_versions_need_no_import() -> None:
     versions = installed_versions()
     assert versions["deepspeed"] and versions["torch"] and set(versions) >= {"transformers", "pyarrow", "numpy"}

@@ -59,6 +59,15 @@ def test_an_engine_that_took_the_recipe() -> None:
     check_engine(engine_of(recipe), recipe)
 
 
+def test_an_engine_counts_the_slices_of_sequences() -> None:
+    sets = ["train.world_sizes=[4]", "train.sequence_parallel=2"]
+    recipe = resolve(load_recipe("demo_continued_pretraining", sets), 4)
+    slices = 2 * recipe.recipe.train.global_batch
+    check_engine(engine_of(recipe, train_batch_size=slices), recipe)
+    with pytest.raises(RecipeError, match=rf"global_batch: recipe {slices}, engine {slices // 2}"):
+        check_engine(engine_of(recipe), recipe)
+
+
 def test_an_engine_that_did_not_take_the_recipe_is_refused_by_field() -> None:
     recipe = resolved()
     engine = engine_of(recipe, train_batch_size=48, gradient_clipping=0.0, bfloat16_enabled=True)

@@ -54,6 +54,23 @@ def test_a_traced_llm_takes_what_a_real_one_takes(recompute: bool, frozen: bool,
     assert planned == pytest.approx(_measured(real, recompute), rel=0.03)
 
 
+def test_options_for_long_text_are_counted(tmp_path: Path) -> None:
+    """Of chunked MLPs one chunk is there at a time; the inputs that wait elsewhere are those of all layers but one."""
+    from transformers import AttentionInterface
+
+    from pipeline.memory.stand_in import attend
+    from pipeline.models.chunked_mlp import chunk_mlps
+
+    AttentionInterface.register(KEY, attend)
+    with torch.device("meta"):
+        plain, chunked = _llm(tmp_path, KEY), _llm(tmp_path, KEY)
+    chunk_mlps(chunked, TOKENS // 4)
+    assert llm_bytes(chunked, TOKENS, recompute=False) < 0.75 * llm_bytes(plain, TOKENS, recompute=False)
+    whole = llm_bytes(plain, TOKENS, recompute=True)
+    assert llm_bytes(chunked, TOKENS, recompute=True) < whole
+    assert whole - llm_bytes(plain, TOKENS, recompute=True, offload=True) == 2 * TOKENS * 64 * 4
+
+
 def _measured(llm: Any, recompute: bool) -> int:
     if recompute:
         llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 import pipeline.models  # noqa: F401  (registers the keys)
 from pipeline.config.schema import LlmConfig
 from pipeline.errors import RecipeError
-from pipeline.models.attention import BACKENDS, Reach, Runs, choose, implementation, packed_kwargs
+from pipeline.models.attention import BACKENDS, Reach, Runs, choose, choose_for, choosing, implementation, packed_kwargs
 from pipeline.models.language import load_llm
 
 DOCUMENTS = (1, 7, 12, 3, 9)
@@ -99,13 +99,15 @@ def test_models_that_packed_attention_cannot_compute() -> None:
 def test_choice_on_the_cpu_is_logged_with_reasons(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "pipeline.models.attention"):
         assert choose("auto", "cpu") == "sdpa" == choose("sdpa", "cpu")
-    assert "packed attention: sdpa (auto); not fa4: needs a CUDA device" in caplog.text
+    assert "attention of packed documents: sdpa (auto); not fa4: needs a CUDA device" in caplog.text
     assert "forced by the recipe" in caplog.text
 
 
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "sdpa"])
 def test_forced_and_missing_is_an_error(backend: str) -> None:
-    with pytest.raises(RecipeError, match=f"{backend} cannot run on this machine: needs a CUDA device, not cpu"):
+    with pytest.raises(
+        RecipeError, match=f"{backend} cannot run packed documents on this machine: needs a CUDA device, not cpu"
+    ):
         choose(backend, "cpu")
 
 
@@ -125,12 +127,51 @@ def test_reasons_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     assert choose("auto", "cuda", torch.bfloat16) == "torch_varlen"
     assert choose("auto", "cuda", torch.float32) == "sdpa"
-    with pytest.raises(RecipeError, match=r"needs compute capability 9.0"):
+    with pytest.raises(RecipeError, match=r"needs compute capability 9.0 or newer, not 8.0"):
         choose("fa3", "cuda")
     with pytest.raises(RecipeError, match="needs bfloat16 or float16"):
         choose("torch_varlen", "cuda", torch.float32)
     with pytest.raises(RecipeError, match="No module named 'flash_attn'"):
         choose("fa2", "cuda")
+
+
+def test_channels_that_a_kernel_does_not_take(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    with caplog.at_level(logging.INFO):
+        assert choose("auto", "cuda", head_dim=20, part="the words") == "sdpa"
+    assert "attention of the words: sdpa (auto); not fa4: takes multiples of 8 up to 256 channels per head, not 20" in (
+        caplog.text
+    )
+    assert choose("torch_varlen", "cuda", head_dim=256) == "torch_varlen"
+    with pytest.raises(
+        RecipeError, match=r"torch_varlen cannot run the words .*: takes multiples of 8 up to 256 .* 264"
+    ):
+        choose("torch_varlen", "cuda", head_dim=264, part="the words")
+
+
+def test_the_choice_for_a_model_knows_its_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama", torch.bfloat16, implementation("sdpa"), hidden_size=48)
+    assert choose_for(model, "auto", "cpu") == "sdpa" and model.config._attn_implementation == implementation("sdpa")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert choose_for(model, "auto", "cuda") == "sdpa"
+    with pytest.raises(RecipeError, match="takes multiples of 8 up to 256 channels per head, not 12"):
+        choose_for(model, "torch_varlen", "cuda")
+    other = tiny("qwen3", torch.bfloat16, implementation("sdpa"))  # its config names the channels
+    assert choose_for(other, "auto", "cuda") == "torch_varlen"
+    assert other.config._attn_implementation == implementation("torch_varlen")
+
+
+def test_devices_that_a_kernel_has_no_code_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (10, 0))
+    monkeypatch.setattr(choosing, "kernel", lambda backend: None)
+    assert choose("auto", "cuda", head_dim=128) == choose("auto", "cuda", head_dim=256) == "fa4"
+    assert choose("auto", "cuda", head_dim=192) == "fa2"
+    with pytest.raises(RecipeError, match=r"fa4 .* takes up to 128 channels per head here, or 256, not 192"):
+        choose("fa4", "cuda", head_dim=192)
+    with pytest.raises(RecipeError, match=r"fa3 .* has no kernels for compute capability 10.0, only up to 9.x"):
+        choose("fa3", "cuda")
 
 
 def test_the_key_does_not_pass_for_flash_attention() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from pipeline.config.schema import ConnectorConfig, LlmConfig
 from pipeline.errors import DataError, RecipeError
 from pipeline.losses import token_cross_entropy
 from pipeline.models import LlavaSltForConditionalGeneration
+from pipeline.models.attention import implementation
+from pipeline.models.generation_attention import switched
 from pipeline.models.language import embedding_rms, load_llm, output_head
 from pipeline.models.llava_slt import VIDEO_TOKEN_ID
 from pipeline.models.processing import LlavaSltProcessor
@@ -42,6 +45,10 @@ def freeze(model: LlavaSltForConditionalGeneration) -> None:
     model.connector.requires_grad_(True)
 
 
+def packed(model: LlavaSltForConditionalGeneration) -> AbstractContextManager[None]:
+    return switched(model.llm, implementation("sdpa"))
+
+
 @pytest.fixture
 def frames() -> dict[str, torch.Tensor]:
     frames_NHWC, lengths_B = clips(*LENGTHS)
@@ -61,7 +68,8 @@ def test_only_the_connector_gets_gradients(built: Built, frames: dict[str, torch
             # transformers checkpoints in train mode only: so are the layers, and nothing inside them
             assert layers and all(getattr(part, "gradient_checkpointing", False) for part in layers)
         model.zero_grad(set_to_none=True)
-        model(**processor(LENGTHS, TEXTS), **frames).loss_sum.backward()
+        with packed(model):
+            model(**processor.pack(LENGTHS, TEXTS), **frames).loss_sum.backward()
         found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         assert set(found) == {f"connector.{layer}.{kind}" for layer in ("up", "down") for kind in ("weight", "bias")}
         grads.append(found["connector.up.weight"])
@@ -83,20 +91,23 @@ def test_a_frozen_encoder_builds_no_graph(built: Built, frames: dict[str, torch.
 
 
 @torch.no_grad()
-def test_loss_equals_that_of_the_logits(built: Built, frames: dict[str, torch.Tensor]) -> None:
+def test_loss_equals_that_of_padded_logits(built: Built, frames: dict[str, torch.Tensor]) -> None:
     model, processor = built
-    batch = processor(LENGTHS, TEXTS)
-    output = model(**batch, **frames)
-    labels_BL = batch.pop("labels")
+    row, batch = processor.pack(LENGTHS, TEXTS), processor(LENGTHS, TEXTS)
+    with packed(model):
+        output = model(**row, **frames)
     logits_BLV = model(**batch, **frames).logits
-    expected = torch.nn.functional.cross_entropy(
-        logits_BLV[:, :-1].flatten(0, 1), labels_BL[:, 1:].flatten(), reduction="sum"
-    )
+    answers = [processor.answer_ids(text) for text in TEXTS]
+    ends_B = batch["attention_mask"].sum(1)
+    predicted = [
+        logits_LV[end - 1 - len(a) : end - 1] for logits_LV, end, a in zip(logits_BLV, ends_B, answers, strict=True)
+    ]
+    targets_N = torch.tensor([token for answer in answers for token in answer])
+    expected = torch.nn.functional.cross_entropy(torch.cat(predicted), targets_N, reduction="sum")
     torch.testing.assert_close(output.loss_sum, expected)
-    assert output.valid_tokens == (labels_BL[:, 1:] != -100).sum() and output.logits is None
+    assert torch.equal(row["answers"]["targets_N"], targets_N) and output.logits is None
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("level", ["word", "frame"])
 def test_a_sample_does_not_depend_on_its_batch_mates(level: str, tmp_path: Path) -> None:
     bpe_tokenizer(tmp_path)
@@ -105,12 +116,22 @@ def test_a_sample_does_not_depend_on_its_batch_mates(level: str, tmp_path: Path)
     shake(model)
     model.eval()
     frames_NHWC, lengths_B = clips(*LENGTHS)
-    together = model(**processor(LENGTHS, TEXTS), frames=frames_NHWC, frame_lengths=lengths_B).loss_sum
-    alone = [
-        model(**processor([length], [text]), frames=part, frame_lengths=torch.tensor([length])).loss_sum
-        for length, text, part in zip(LENGTHS, TEXTS, frames_NHWC.split(list(LENGTHS)), strict=True)
-    ]
-    torch.testing.assert_close(together, torch.stack(alone).sum())
+    freeze(model)
+    model.double().train()
+    model.visual.eval()
+
+    def loss_and_gradients(*samples: int) -> list[torch.Tensor]:
+        model.zero_grad(set_to_none=True)
+        row = processor.pack([LENGTHS[n] for n in samples], [TEXTS[n] for n in samples])
+        parts = [frames_NHWC.split(list(LENGTHS))[n] for n in samples]
+        loss = model(**row, frames=torch.cat(parts), frame_lengths=lengths_B[list(samples)]).loss_sum
+        loss.backward()
+        return [loss.detach(), *(p.grad for p in model.connector.parameters())]
+
+    with packed(model):  # in float64, but for RMSNorm, which computes in float32
+        together, alone = loss_and_gradients(0, 1, 2), [loss_and_gradients(n) for n in range(3)]
+    for whole, parts in zip(together, zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(whole, torch.stack(parts).sum(0), rtol=1e-6, atol=1e-9)
 
 
 @torch.no_grad()
@@ -226,6 +247,8 @@ def test_batches_that_do_not_fit(built: Built, frames: dict[str, torch.Tensor]) 
     model, processor = built
     with pytest.raises(DataError, match="video placeholders per sample, the encoder gives"):
         model(**processor([4, 13, 9]), **frames)
+    with pytest.raises(DataError, match=r"has places for 10 visual tokens, the encoder gives 8 word tokens"):
+        model(**processor.pack([13, 9, 12], TEXTS), **frames)
     with pytest.raises(DataError, match="video placeholders but no frames were given"):
         model(**processor(LENGTHS))
     text = torch.tensor([[1, 2, 3]])

@@ -61,13 +61,37 @@ def test_ids_around_the_video_are_those_of_stage_one_sentencepiece(shared_data: 
 def test_training_batch(tokenizer: PreTrainedTokenizerFast) -> None:
     processor = LlavaSltProcessor(tokenizer, ProcessorOptions(prompt=PROMPT, stride=4))
     batch = processor([9, 4], ["tomorrow it rains", "here"])
-    ids_BL, mask_BL, labels_BL = batch["input_ids"], batch["attention_mask"], batch["labels"]
+    ids_BL, mask_BL = batch["input_ids"], batch["attention_mask"]
     assert (ids_BL == VIDEO_TOKEN_ID).sum(1).tolist() == [3, 1]
+    targets = processor.pack([9, 4], ["tomorrow it rains", "here"])["answers"]["targets_N"].tolist()
     for row, text in enumerate(["tomorrow it rains", "here"]):
         answer = tokenizer(" " + text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-        assert labels_BL[row][labels_BL[row] != -100].tolist() == answer
+        assert targets[: len(answer)] == answer
+        targets = targets[len(answer) :]
         real = ids_BL[row][mask_BL[row].bool()]
         assert real[-len(answer) :].tolist() == answer and mask_BL[row].diff().le(0).all(), "right padded"
+    assert not targets
+
+
+def test_a_packed_row_holds_the_padded_rows_without_their_padding(tokenizer: PreTrainedTokenizerFast) -> None:
+    processor = LlavaSltProcessor(tokenizer, ProcessorOptions(prompt=PROMPT, stride=4))
+    lengths, texts = [9, 4, 13], ["tomorrow it rains", "here", "I am here in the north"]
+    padded, row = processor(lengths, texts), processor.pack(lengths, texts)
+    mask_BL, answers = padded["attention_mask"].bool(), row["answers"]
+    ids_L = row["input_ids"][0].clone()
+    assert ids_L.min() >= 0, "an embedding table can look up every id"
+    ids_L[answers["visual_positions_M"]] = VIDEO_TOKEN_ID
+    assert torch.equal(ids_L, padded["input_ids"][mask_BL]) and row["input_ids"].shape == (1, len(ids_L))
+    borders = answers["packed"]["cu_seq_lens_q"]
+    assert borders.diff().tolist() == mask_BL.sum(1).tolist() and answers["packed"]["max_length_q"] == mask_BL.shape[1]
+    assert torch.equal(answers["packed"]["position_ids"][0], torch.cat([torch.arange(int(n)) for n in mask_BL.sum(1)]))
+    assert torch.equal(ids_L[answers["label_positions_N"] + 1], answers["targets_N"]), "each place is in front"
+    ends = ids_L[borders[1:].long() - 1]
+    assert (ends == processor.eos_id).all() and len(answers["targets_N"]) == sum(
+        map(len, map(processor.answer_ids, texts))
+    )
+    with pytest.raises(ValueError, match="2 clips but 1 texts; pass one text per clip"):
+        processor.pack([9, 4], ["here"])
 
 
 def test_generation_batch_is_left_padded_and_has_no_answer(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -83,9 +107,9 @@ def test_a_real_eos_is_learned_when_it_is_also_the_padding(tmp_path: Path) -> No
     assert processor.pad_id == processor.eos_id
     batch = processor([4, 12], ["here", "tomorrow it rains in the north"])
     eos = batch["input_ids"] == processor.eos_id
-    assert ((batch["labels"] == processor.eos_id).sum(1) == 1).all()
+    answers = processor.pack([4, 12], ["here", "tomorrow it rains in the north"])["answers"]
+    assert (answers["targets_N"] == processor.eos_id).sum() == 2, "one for each answer"
     assert (eos & batch["attention_mask"].bool()).sum(1).tolist() == [1, 1] and eos[0].sum() > 1
-    assert (batch["labels"][~batch["attention_mask"].bool()] == -100).all()
 
 
 def test_no_bos_where_it_is_also_eos(tmp_path: Path) -> None:

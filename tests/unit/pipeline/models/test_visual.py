@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from pipeline.config.schema import BackboneConfig, TinyVit, VisualConfig, WordLevelConfig
+from pipeline.config.schema import BackboneConfig, SentenceLevelConfig, TinyVit, VisualConfig, WordLevelConfig
 from pipeline.errors import DataError, RecipeError
 from pipeline.models import HierarchicalVisualEncoder, VisualEncoderConfig
 from pipeline.models.clip_layout import ClipLayout
@@ -168,8 +168,13 @@ def test_pooling_and_passes(pool: str) -> None:
     expected = {"cls": tokens[:, 0], "mean": tokens[:, 1:].mean(1)}
     expected["cls_mean"] = torch.cat((expected["cls"], expected["mean"]), -1)
     torch.testing.assert_close(built.backbone(pixels), expected[pool])
-    built.backbone.frames_per_pass = 2
-    torch.testing.assert_close(built.backbone(pixels), expected[pool], atol=1e-5, rtol=1e-5)
+    frames_NHWC, _ = clips(5)
+    together = built.pooled(frames_NHWC)
+    seen: list[int] = []
+    built.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    built.config.frames_per_pass = 2
+    torch.testing.assert_close(built.pooled(frames_NHWC), together, atol=1e-5, rtol=1e-5)
+    assert seen == [2, 2, 1], "each pass is normalised and forgotten"
 
 
 def _saved_siglip(folder: Path) -> Path:
@@ -258,6 +263,19 @@ def test_unusable_batches(
 ) -> None:
     with pytest.raises(DataError, match=words):
         encoder(frames, torch.tensor(lengths))
+
+
+def test_the_attention_of_both_levels_is_chosen_by_their_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    sentence = SentenceLevelConfig(layers=1, heads=4)
+    word = WordLevelConfig(layers=2, heads=8)
+    built = build_visual(visual_config(width=32, word=word, sentence=sentence), PIXELS, torch.bfloat16)
+    parts = [*built.word_level.frame_blocks, *built.word_level.word_blocks, *built.sentence_blocks, built.sentence_pool]
+    assert {part.attention for part in parts} == {"sdpa"}, "a new encoder runs everywhere"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    built.choose_attention("auto", "cuda")
+    assert [part.attention for part in parts] == ["sdpa"] * 3 + ["torch_varlen"] * 2
+    with pytest.raises(RecipeError, match=r"torch_varlen cannot run the encoder's word level .* not 4"):
+        built.choose_attention("torch_varlen", "cuda")
 
 
 def test_a_layout_for_another_encoder_is_refused(encoder: HierarchicalVisualEncoder) -> None:

@@ -121,10 +121,16 @@ def test_translation_batches_count_the_answer(tmp_path: Path) -> None:
     collate = pickle.loads(pickle.dumps(TranslationCollate(processor, SIZES)))  # loader workers receive it so
     batch = collate([[clip(3, 1, "here")], [clip(5, 2, "I am here")]])
     answers = [len(tokenizer(" " + text, add_special_tokens=False)["input_ids"]) + 1 for text in ("here", "I am here")]
-    assert (batch["labels"] != -100).sum(1).tolist() == answers, "the answer and its eos"
-    assert batch["valid_tokens"] == sum(answers)
-    video_tokens = (batch["input_ids"] == processor.options.video_token_id).sum(1).tolist()
-    assert video_tokens == [2, 3] and batch["samples"] == 2
+    places = batch["answers"]
+    prompt = len(processor.before_ids) + len(processor.after_ids)
+    sizes = [prompt + 2 + answers[0], prompt + 3 + answers[1]]
+    assert places["packed"]["cu_seq_lens_q"].tolist() == [0, sizes[0], sum(sizes)]
+    ends = [*range(sizes[0] - answers[0], sizes[0]), *range(sum(sizes) - answers[1], sum(sizes))]
+    assert (places["label_positions_N"] + 1).tolist() == ends, "the answer and its eos"
+    assert batch["valid_tokens"] == sum(answers) == len(places["targets_N"])
+    first = len(processor.before_ids)
+    expected = [first, first + 1, *range(sizes[0] + first, sizes[0] + first + 3)]
+    assert places["visual_positions_M"].tolist() == expected and batch["samples"] == 2
 
 
 def test_collates_travel_to_worker_processes(texts: TextFeatureCache) -> None:

@@ -94,7 +94,6 @@ def test_the_stage_chooses_its_checkpoint_by_what_it_trains(
         }
     )  # fmt: skip
     module: Any = torch.nn.ModuleDict({"visual": torch.nn.Linear(1, 1)})
-    module.learned_numbers = []
     texts: Any = None
     stage = Contrastive(StageContext(recipe, 0, 1, CPU), module, texts)
     found = features(sentence_right=False, token_right=True)

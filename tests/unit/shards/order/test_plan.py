@@ -7,6 +7,7 @@ import json
 import pickle
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +194,31 @@ def test_sequences_need_tokens_counted_by_the_right_tokenizer() -> None:
     shard_set.manifest.options["text_tokenizer"] = "def"
     with pytest.raises(DataError, match="counted by tokenizer def, the plan needs abc"):
         Plan([Source(shard_set)], OPTIONS["sequence"])
+
+
+def test_a_plan_counts_the_texts_of_its_sequences_itself() -> None:
+    """Exactly as its model reads them, whatever the index holds; a worker process gets the same numbers."""
+    sources = [
+        Source(in_memory("video", [8, 12], "one", text=["a b", "c"])),
+        Source(in_memory("video", [4], "two", text=["d e f"])),
+    ]
+
+    def count(texts: Sequence[str]) -> np.ndarray:
+        return np.array([10 * len(text.split()) for text in texts])
+
+    plan = Plan(sources, OPTIONS["sequence"], count)
+    elements = plan.epoch(0).elements
+    assert dict(zip(elements["sample"].tolist(), elements["length"].tolist(), strict=True)) == {
+        0: 2 + 20 + 1, 1: 3 + 10 + 1, 2: 1 + 30 + 1,
+    }  # fmt: skip
+    assert all(item["length"].sum() <= 40 for item in plan.epoch(0))
+    _, (_, options, identity, counted) = plan.__reduce__()
+    assert counted.tolist() == [20, 10, 30] and options == plan.options and identity == plan.identity
+    shorter = dataclasses.replace(OPTIONS["sequence"], block_tokens=20, drop_longer=True)
+    with pytest.raises(DataError, match=r"2 samples are longer than block_tokens=20; the longest has 32") as error:
+        Plan(sources, shorter, count)
+    assert "two/two0" in str(error.value)
+    assert str(error.value).endswith("raise block_tokens (data.pack_tokens of a recipe) or lower max_frames")
 
 
 def test_a_state_is_small_and_restores() -> None:

@@ -1,22 +1,24 @@
 """What works on CUDA, and how fast, told within eight minutes.
 
-    python benchmarks/gpu/probe.py --out FILE [--only attention,stages] [--skip llm] [--minutes 8] [--dry]
+    python benchmarks/gpu/run_all.py --out FILE [--only attention,stages] [--skip llm] [--minutes 8] [--dry]
 
-Sections run in processes of their own, most valuable first, each within its own time. Every result is on disk the
-moment it is known, so whatever stops the probe loses nothing. Needs no network and no data but what it makes.
+Sections run in processes of their own, most valuable first, each within its own time. Every figure is on disk the
+moment it is known, so whatever stops it loses nothing, and a second call with the same FILE goes on: what the same
+commit has measured on the same hardware is not measured again. Needs no network and no data but what it makes.
 `--dry` runs the same code at toy size on the CPU, two sections at a time.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +27,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.gpu.rows import append, read  # noqa: E402
-from benchmarks.receipt import commit  # noqa: E402
+from benchmarks.gpu.environment import package_versions  # noqa: E402
+from benchmarks.gpu.rows import ABOUT, append, known_rows, read, shown  # noqa: E402
+from benchmarks.receipt import commit, hardware  # noqa: E402
 
-SUMMARY_LINES = 40
+SUMMARY_LINES = 60
+DRY_PATIENCE = 4
+"""Times a section's seconds that it may take on a CPU, which others use, too."""
+END = "end"
+"""Name of the row that says how a section ended."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,13 @@ class Section:
 
 SECTIONS = (
     Section("environment", 45),
-    Section("attention", 60),
-    Section("stages", 200),
-    Section("llm", 150),
-    Section("steps", 75, after="stages"),
-    Section("frames", 60),
+    Section("attention", 45),
+    Section("attention_speed", 45),
+    Section("stages", 150),
+    Section("llm", 240),
+    Section("video", 150),
+    Section("checkpoint", 60),
+    Section("steps", 60, after="stages"),
 )
 """In the order of their worth; together longer than the whole may take, since few need all of theirs."""
 
@@ -61,14 +70,20 @@ class Plan:
     dry: bool
     deadline: float
     """`time.monotonic` after which nothing runs."""
+    about: Mapping[str, Any]
+    """What every row says of commit, hardware, versions and options."""
 
     def run(self, section: Section) -> None:
         """One section within its time and what is left of the whole; how it ended becomes a row."""
-        limit = min(section.seconds, self.deadline - time.monotonic())
-        if limit < 5:
-            append(self.out, {"section": section.name, "name": "end", "ok": False, "value": "no time was left"})
+        ended = {"section": section.name, "name": END, "unit": ""}
+        if any((row["section"], row["name"]) == (section.name, END) for row in known_rows(self.out, self.about)):
             return
-        start, log = time.monotonic(), self.work / f"{section.name}.log"
+        patience = DRY_PATIENCE if self.dry else 1
+        limit = min(patience * section.seconds, self.deadline - time.monotonic())
+        if limit < 5:
+            append(self.out, {**ended, "ok": False, "value": "no time was left", **self.about})
+            return
+        start, log, before = time.monotonic(), self.work / f"{section.name}.log", len(read(self.out))
         with log.open("wb") as said:
             process = subprocess.Popen(
                 self.command(section), cwd=ROOT, env=self.environment(), stdout=said, stderr=subprocess.STDOUT,
@@ -83,8 +98,11 @@ class Plan:
             stop(process)
         seconds = round(time.monotonic() - start, 1)
         detail = {} if code == 0 else {"log": log.read_text(encoding="utf-8", errors="replace")[-3000:]}
-        row = {"section": section.name, "name": "end", "ok": code == 0, "value": value, "unit": "", "detail": detail}
-        append(self.out, {**row, "seconds": seconds})
+        # a figure that failed is wanted again, so the section is not done
+        new = [row for row in read(self.out)[before:] if row["section"] == section.name]
+        whole = code == 0 and all(row["ok"] for row in new)
+        row = {**ended, "name": END if whole or code else "end with failures", "ok": code == 0, "value": value}
+        append(self.out, {**row, "detail": detail, "seconds": seconds, **self.about})
 
     def command(self, section: Section) -> list[str]:
         options = ["--out", str(self.out), "--work", str(self.work), *(["--dry"] if self.dry else [])]
@@ -124,23 +142,6 @@ def run_all(sections: Sequence[Section], plan: Plan) -> None:
             list(pool.map(plan.run, [section for section in sections if bool(section.after) == late]))
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """At most `SUMMARY_LINES` lines: failures first, then one line per result, cut where there are too many."""
-    lines = []
-    for row in sorted(rows, key=lambda row: row["ok"]):
-        value = row.get("value")
-        shown = f"{value:.4g}" if isinstance(value, float) else ("" if value is None else str(value))
-        unit = f" {row['unit']}" if row.get("unit") else ""
-        seconds = f" ({row['seconds']} s)" if "seconds" in row else ""
-        mark = "ok    " if row["ok"] else "FAILED"
-        lines.append(f"{mark} {row['section']:<11} {row['name']}: {shown}{unit}{seconds}"[:180])
-    if len(lines) > SUMMARY_LINES - 1:
-        more = len(lines) - (SUMMARY_LINES - 2)
-        lines = [*lines[: SUMMARY_LINES - 2], f"... and {more} more results that are well, in the file"]
-    failed = sum(not row["ok"] for row in rows)
-    return [*lines, f"{len(rows)} results, {failed} failed"]
-
-
 def chosen(only: str, skip: str) -> list[Section]:
     """The sections that were asked for; a name that is none ends the program."""
     known = [section.name for section in SECTIONS]
@@ -153,7 +154,7 @@ def chosen(only: str, skip: str) -> list[Section]:
 
 
 def check_device() -> None:
-    """Ends the program where nothing can be probed, before minutes are spent on saying so."""
+    """Ends the program where nothing can be measured, before minutes are spent on saying so."""
     import torch
 
     if not torch.cuda.is_available():
@@ -162,7 +163,7 @@ def check_device() -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="JSON-lines file; results are appended")
+    parser.add_argument("--out", type=Path, required=True, help="JSON-lines file; rows are appended")
     parser.add_argument("--only", default="", help="sections, separated by commas")
     parser.add_argument("--skip", default="", help="sections, separated by commas")
     parser.add_argument("--minutes", type=float, default=8.0, help="most the whole may take")
@@ -173,18 +174,18 @@ def main() -> int:
     if not options.dry:
         check_device()
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    before = len(read(options.out)) if options.out.exists() else 0
-    start = time.monotonic()
-    names = [section.name for section in sections]
-    about = {"commit": options.commit or commit(), "dry": options.dry, "sections": names}
-    append(options.out, {"section": "probe", "name": "start", "ok": True, "value": about["commit"], "detail": about})
+    before, start = len(read(options.out)), time.monotonic()
+    about = {"commit": options.commit or commit(), "hardware": hardware(), "versions": package_versions()}
+    about["options"] = {"dry": options.dry}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the sections' processes are ended on the way out
-    with tempfile.TemporaryDirectory(prefix="gpu-probe-", ignore_cleanup_errors=True) as work:
-        plan = Plan(options.out.resolve(), Path(work), options.dry, start + 60 * options.minutes)
-        run_all(sections, plan)
-    rows = read(options.out)[before:]
-    sys.stdout.write("\n".join(summary(rows)) + f" in {time.monotonic() - start:.0f} s; {options.out}\n")
-    return 0 if all(row["ok"] for row in rows) else 1
+    with tempfile.TemporaryDirectory(prefix="gpu-run-all-", ignore_cleanup_errors=True) as work:
+        (Path(work) / ABOUT).write_text(json.dumps(about), encoding="utf-8")
+        run_all(sections, Plan(options.out.resolve(), Path(work), options.dry, start + 60 * options.minutes, about))
+    rows = read(options.out)
+    lines = shown(rows[before:], SUMMARY_LINES)
+    known = f"; {before} rows were there before" if before else ""
+    sys.stdout.write("\n".join(lines) + f" in {time.monotonic() - start:.0f} s{known}; {options.out}\n")
+    return 0 if all(row["ok"] for row in rows[before:]) else 1
 
 
 if __name__ == "__main__":
