@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.schema import Recipe
+from pipeline.config.schema import TILE_MIB, Recipe
 from pipeline.memory.lines import BACKWARD, GENERATION, START, Line
 from pipeline.memory.parts import Parts
 from pipeline.memory.trace import peak_bytes
@@ -29,6 +29,7 @@ _BACKWARD = frozenset({BACKWARD})
 _BLOCK_NUMBERS = 18
 _FRAMES_TRACED = 4
 _TEXT_TOKENS = 64  # longest prompt text, and longest caption of a contrastive batch, that is counted
+_TILE_COPIES = 8  # of a tile of token similarities while its gradient is made
 _FRAME_FIELDS = ("train.micro_batch", "data.max_frames", "data.frame_stride")
 
 
@@ -226,19 +227,12 @@ def _contrastive(recipe: Recipe, parts: Parts) -> Iterator[Line]:
     words = -(-recipe.data.max_frames // parts.visual.config.stride)
     sentence, tokens = config.objective != "token", config.objective != "sentence"
     rows = (1 if sentence else 0) * 2 + (words + _TEXT_TOKENS if tokens else 0)
-    gathered = train.global_batch * rows * config.embed * 4
-    rule = f"{train.global_batch} pairs, normalised in fp32, with their gradient"
-    yield Line("features of the global batch", 2 * gathered, rule, _BACKWARD, ("train.global_batch",))
-    yield _scores(recipe, words if tokens else 0)
-
-
-def _scores(recipe: Recipe, words: int) -> Line:
-    """Similarities of a tile of rows against the whole batch: scores, their softmax and a gradient, in fp32."""
-    train, config = recipe.train, recipe.contrastive
-    rows = config.row_chunk or train.global_batch
-    each = max(words * _TEXT_TOKENS, 1)
-    rule = f"{rows} rows x {train.global_batch} pairs" + (f" x {each} pairs of tokens" if words else "")
-    return Line("similarities", rows * train.global_batch * each * 4 * 3, rule, _BACKWARD, ("contrastive.row_chunk",))
+    own = train.global_batch * rows * config.embed * 4
+    rule = f"{train.global_batch} pairs, normalised in fp32, with their gradient; with more ranks, each its share"
+    yield Line("features of the global batch", 2 * own, rule, _BACKWARD, ("train.global_batch",))
+    mib = config.tile_mib or TILE_MIB["cuda"]
+    rule = f"a tile of {mib} MiB: cosines, weights and gradients of both directions"
+    yield Line("similarities", mib * _TILE_COPIES * 2**20, rule, _BACKWARD, ("contrastive.tile_mib",))
 
 
 def _text_encoder(parts: Parts) -> Iterator[Line]:

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.config.checks import batch_problem
 from pipeline.config.deepspeed import ds_config
 from pipeline.config.resolve import accumulation_steps
-from pipeline.config.schema import AUTO, Recipe
+from pipeline.config.schema import AUTO, TILE_MIB, Recipe
 from pipeline.memory.lines import GIB
 from pipeline.memory.parts import Parts, parts_of
 from pipeline.memory.plan import RESERVED_GIB, MemoryPlan, plan_memory
@@ -95,7 +95,7 @@ def _options(recipe: Recipe, world_size: int) -> Iterator[tuple[str, list[Any]]]
     """(setting, its other values from the nearest) in the order in which they cost speed."""
     model, train = recipe.model, recipe.train
     if recipe.stage == "contrastive":
-        yield "contrastive.row_chunk", _smaller(recipe.contrastive.row_chunk or train.global_batch)
+        yield "contrastive.tile_mib", _smaller(recipe.contrastive.tile_mib or TILE_MIB["cuda"])
     else:
         yield "continued_pretraining.loss_chunk_tokens", _smaller(recipe.continued_pretraining.loss_chunk_tokens)[:2]
     if shares := [share for share in _SHARES if share > model.gradient_checkpointing]:

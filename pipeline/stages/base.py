@@ -224,6 +224,12 @@ class CachedStage(Stage[Batch]):
     def features(self, model: Callable[..., Any], batch: Batch) -> dict[str, torch.Tensor]:
         """The tensors that the loss needs, for one micro-batch."""
 
+    def for_replay(self, batch: Batch, features: dict[str, torch.Tensor]) -> Batch:
+        """What `features` gets in the second pass; may take tensors out of the first pass's features and put them in
+        the place of inputs, so that nothing without weights to train is computed twice."""
+        del features
+        return batch
+
     @abc.abstractmethod
     def contrast(
         self, features: list[dict[str, torch.Tensor]], batches: list[Batch], normaliser: Normaliser
