@@ -126,9 +126,10 @@ def start_engine(
         f"{training:,}", f"{total:,}", len(trainable), ", ".join(sorted({n.split(".")[0] for n in trainable})),
     )  # fmt: skip
     optimizer_config = resolved.recipe.train.optimizer
+    # fused: one pass over weights, gradients and moments, on CUDA and on the CPU (offloaded states)
     optimizer = torch.optim.AdamW(
         parameter_groups(module, optimizer_config.weight_decay),
-        lr=optimizer_config.lr, betas=optimizer_config.betas, eps=optimizer_config.eps,
+        lr=optimizer_config.lr, betas=optimizer_config.betas, eps=optimizer_config.eps, fused=True,
     )  # fmt: skip
     with quiet_deepspeed():
         engine, _, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)

@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.engine.accumulate import accumulate
 from pipeline.engine.agreement import Agreement, agree
 from pipeline.engine.observers.base import FinishedStep, Observer, Wishes
+from pipeline.engine.out_of_memory import named_if_out_of_memory
 from pipeline.engine.prefetch import staged
 from pipeline.engine.sinks.base import Metrics, Sink
 from pipeline.engine.training import Training
@@ -35,7 +36,8 @@ class Trainer:
                 self._write(observer.on_start(wishes))
             batches = staged(training.loader, training.device, max(training.total_steps - state.step, 0))
             while state.step < training.total_steps and not wishes.stop:
-                batch, micro_batches = next(batches)
+                with named_if_out_of_memory(lambda: training.resolved, f"the copy of step {state.step + 1}"):
+                    batch, micro_batches = next(batches)
                 training.stop.begin()
                 agreed = agree(training, batch, [observer.vote() for observer in self.observers])
                 step = self._step(batch, micro_batches, agreed)
@@ -58,7 +60,8 @@ class Trainer:
         """Take one optimizer step and update the state. ``micro_batches`` are those of the batch, on the device."""
         training, state = self.training, self.training.state
         rate = training.engine.set_learning_rate(state.step)
-        sums = accumulate(training.engine, training.stage, micro_batches, agreed.normaliser)
+        with named_if_out_of_memory(lambda: training.resolved, f"step {state.step + 1}"):
+            sums = accumulate(training.engine, training.stage, micro_batches, agreed.normaliser)
         state.step += 1
         state.data = training.loader.state_dict(batch)
         state.tokens_seen += agreed.normaliser.valid_tokens
