@@ -13,7 +13,7 @@ from pipeline.config.resolve import accumulation_steps
 from pipeline.config.schema import AUTO, TILE_MIB, Recipe
 from pipeline.memory.lines import GIB
 from pipeline.memory.parts import Parts, parts_of
-from pipeline.memory.plan import RESERVED_GIB, MemoryPlan, plan_memory
+from pipeline.memory.plan import RESERVED_GIB, MemoryPlan, plan_rank
 
 BASES = ("zero1", "zero2", "zero3", "zero3_offload")
 """By what they cost in communication: the first that fits is the fastest."""
@@ -61,7 +61,7 @@ def _reason(base: str, plan: MemoryPlan, needs: list[str]) -> str:
 def plan_of(recipe: Recipe, world_size: int, parts: Parts) -> MemoryPlan:
     """Plan with the base the recipe names."""
     config = ds_config(recipe, world_size, accumulation_steps(recipe, world_size))
-    return plan_memory(recipe, config, world_size, parts)
+    return plan_rank(recipe, config, world_size, parts)
 
 
 # -- the nearest recipe that fits --------------------------------------------------------------------------------

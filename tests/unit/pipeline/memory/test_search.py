@@ -68,6 +68,16 @@ def test_a_plan_of_every_stage(stage: str, tmp_path: Path) -> None:
     assert plan.largest(2)[0].bytes >= plan.largest(2)[1].bytes
 
 
+def test_a_rank_under_zero3_plans_too(tmp_path: Path) -> None:
+    from transformers.integrations import HfDeepSpeedConfig, is_deepspeed_zero3_enabled
+
+    recipe = _recipe(tmp_path, "continued_pretraining")
+    plain = list(parts_of(recipe).weights())
+    keep_alive = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1})
+    assert is_deepspeed_zero3_enabled() and list(parts_of(recipe).weights()) == plain and is_deepspeed_zero3_enabled()
+    del keep_alive
+
+
 def test_recomputation_and_smaller_batches_take_less(tmp_path: Path) -> None:
     recipe = _recipe(tmp_path, "continued_pretraining")
     parts = parts_of(recipe)
