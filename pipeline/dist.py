@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as torch_dist
+from torch import nn
 
 from pipeline.errors import ClusterError
 
@@ -193,6 +194,16 @@ def host_counts(counts: Sequence[int]) -> list[list[int]]:
     of_rank = [torch.empty_like(mine) for _ in range(world_size())]
     torch_dist.all_gather(of_rank, mine, group=_host_groups[-1] if _host_groups else None)
     return [numbers.tolist() for numbers in of_rank]
+
+
+def gather_as_one(module: nn.Module) -> None:
+    """ZeRO-3 gathers the weights of all parts of a module together, once per call of the module, from now on.
+
+    So ranks may call the parts unequally often.
+    """
+    from deepspeed.utils import set_z3_leaf_module
+
+    set_z3_leaf_module(module, True)
 
 
 @dataclass(frozen=True, slots=True)

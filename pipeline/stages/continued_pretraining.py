@@ -78,7 +78,8 @@ class ContinuedPretraining(SummedStage[PackedBatch]):
         if fused.layers == "liger":
             kernels.fuse_layers(llm)
         if options.mlp_chunk_tokens:
-            chunk_mlps(llm, options.mlp_chunk_tokens)
+            for mlp in chunk_mlps(llm, options.mlp_chunk_tokens):
+                dist.gather_as_one(mlp)
         if recipe.model.gradient_checkpointing:
             checkpoint_gradients(llm)
         if options.offload_activations:
