@@ -19,6 +19,7 @@ from rich.table import Table
 from launch.backends import Command, get_backend
 from launch.carry import HostCommand
 from launch.lock import hold
+from launch.memory import detected_gib, memory_table
 from launch.notes import BEFORE_FIRST_STEP
 from launch.options import LaunchOptions, build_plan, with_options
 from launch.plan import LaunchPlan
@@ -26,9 +27,10 @@ from launch.preflight import check_hosts
 from launch.signals import StopBeforeStart, StoppedBeforeStart
 from launch.supervise import Outcome, Patience, end_orphans, supervise
 from pipeline.config.cli import run_app
+from pipeline.config.planner import Answer, NotPlanned, ask, too_large
 from pipeline.config.recipe_file import write_resolved
 from pipeline.config.resolve import ResolvedRecipe
-from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
+from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED, RecipeError
 from shards.terminal import table_console
 
 app = typer.Typer(no_args_is_help=True, help="Start a run on this machine or on many.")
@@ -55,8 +57,11 @@ def plan_command(
     """Print the exact command, its environment and the rank table; start nothing."""
     plan, resolved = build_plan(options, os.environ)
     command = _command(options, plan)
+    memory = _memory(plan, resolved)
     if as_json:
-        sys.stdout.write(json.dumps(_as_dict(plan, resolved, command), indent=2) + "\n")
+        answer = dataclasses.asdict(memory) if isinstance(memory, Answer) else {"not_planned": memory}
+        shown = {**_as_dict(plan, resolved, command), **({"memory": answer} if memory else {})}
+        sys.stdout.write(json.dumps(shown, indent=2) + "\n")
         return
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     train = resolved.recipe.train
@@ -77,6 +82,28 @@ def plan_command(
         fields = (rank.rank, rank.host, rank.node_rank, rank.local_rank, rank.device, "{}:{}".format(*rank.master))
         table.add_row(*map(str, fields))
     table_console(highlight=False, markup=False).print(table)
+    if isinstance(memory, Answer):
+        table_console(highlight=False, markup=False).print(memory_table(memory, plan.world_size))
+        if memory.fits is False:
+            raise RecipeError(too_large(memory, plan.world_size))
+        console.print(f"# {memory.reason}" if memory.fits else "# no verdict: name the GPU's memory with --gpu-memory")
+    elif memory:
+        console.print(f"# memory is not planned: {memory}")
+
+
+def _memory(plan: LaunchPlan, resolved: ResolvedRecipe) -> Answer | str:
+    """The planner's answer, or why there is none; empty for a recipe that runs on CPUs and names no memory."""
+    recipe = resolved.recipe
+    if recipe.deepspeed.gpu_memory_gib is None:
+        if not plan.needs_gpus and plan.accelerator == "cpu":
+            return ""
+        found = detected_gib() if plan.hostfile is None else None
+        section = recipe.deepspeed.model_copy(update={"gpu_memory_gib": found})
+        recipe = recipe.model_copy(update={"deepspeed": section})
+    try:
+        return ask(recipe, plan.world_size)
+    except NotPlanned as problem:
+        return str(problem)
 
 
 @app.command(name="run", epilog="Example: slt launch run demo_connector --num-procs 2 --set train.steps=20")

@@ -18,6 +18,7 @@ import typer
 from launch.backends import deepspeed as deepspeed_backend
 from launch.devices import VARIABLE, listed_devices, visible_devices
 from launch.hostfile import Host, filter_hosts, read_hostfile
+from launch.memory import gpu_gib
 from launch.plan import LaunchPlan, plan_ranks, threads_per_rank
 from launch.variables import carried, deepspeed_env_files, exported, python_path, search_paths
 from pipeline.config.inputs import check_inputs
@@ -30,6 +31,7 @@ from pipeline.errors import RecipeError
 TRAIN_SCRIPT = PROJECT_ROOT / "launch" / "train.py"
 DEFAULT_PORT = 29500
 _NUM_PROCS = "Ranks on this machine (default: the recipe's first world size)."
+_GPU_MEMORY = "Of one GPU: 80, 80GiB or a name such as h100; short for --set deepspeed.gpu_memory_gib=..."
 _MASTER_PORT = "Default: a free port, 29500 with a hostfile."
 
 
@@ -48,6 +50,7 @@ class LaunchOptions:
     sets: Annotated[list[str] | None, typer.Option("--set", help="a.b=value, value in YAML; may be repeated.")] = None
     run_dir: Annotated[str | None, typer.Option(help="Short for --set run_dir=...")] = None
     accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto"
+    gpu_memory: Annotated[str | None, typer.Option(help=_GPU_MEMORY)] = None
     master_addr: Annotated[str | None, typer.Option(help="Where ranks meet (default: the first host).")] = None
     master_port: Annotated[int | None, typer.Option(min=1, max=65535, help=_MASTER_PORT)] = None
     ssh_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of sshd on the hosts.")] = None
@@ -95,7 +98,7 @@ def build_plan(
     Raises:
         RecipeError: the recipe cannot run on that many ranks, options contradict each other, or an input is missing.
     """
-    sets = [*(options.sets or []), *([f"run_dir={as_value(options.run_dir)}"] if options.run_dir else [])]
+    sets = _sets(options)
     loaded = load(options.recipe, sets)
     accelerator = _accelerator(options, environ)
     hosts = _hosts(options, environ, loaded, accelerator)
@@ -122,6 +125,16 @@ def build_plan(
         needs_gpus=needs_gpus,
     )
     return plan, resolved
+
+
+def _sets(options: LaunchOptions) -> list[str]:
+    """`--set` and the options that are short for one."""
+    sets = list(options.sets or [])
+    if options.run_dir:
+        sets.append(f"run_dir={as_value(options.run_dir)}")
+    if options.gpu_memory:
+        sets.append(f"deepspeed.gpu_memory_gib={gpu_gib(options.gpu_memory)}")
+    return sets
 
 
 def free_port() -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import datetime
 import logging
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,12 +108,10 @@ def init(timeout_minutes: float = 30.0) -> Ranks:
         _single_process_environment()
     if cuda:
         torch.cuda.set_device(ranks.local_rank)
+    timeout = datetime.timedelta(minutes=timeout_minutes)
     try:
-        deepspeed.init_distributed(
-            dist_backend="nccl" if cuda else "gloo",
-            timeout=datetime.timedelta(minutes=timeout_minutes),
-            verbose=False,
-        )
+        deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", timeout=timeout, verbose=False)
+        _make_host_group(timeout)
     except RuntimeError as error:
         if "EADDRINUSE" in str(error):
             raise ClusterError(
@@ -122,22 +121,28 @@ def init(timeout_minutes: float = 30.0) -> Ranks:
         raise ClusterError(
             f"rank {ranks.rank} of {ranks.world_size} cannot join the others at {os.environ['MASTER_ADDR']}:"
             f"{os.environ['MASTER_PORT']}: {error}\nAll hosts must reach that address. If the error shows 127.0.0.1 or "
-            f"127.0.1.1, name the interface they share: {'NCCL' if cuda else 'GLOO'}_SOCKET_IFNAME=eth0."
+            f"127.0.1.1, name the interface they share: {'NCCL_SOCKET_IFNAME=eth0 ' if cuda else ''}"
+            "GLOO_SOCKET_IFNAME=eth0."
         ) from error
-    _make_host_group(cuda)
     return ranks
 
 
-def _make_host_group(cuda: bool) -> None:
-    """The group of `host_counts`: gloo beside NCCL, so that numbers of the host never pass through a device."""
-    if cuda and torch_dist.get_world_size() > 1:
-        _host_groups.append(torch_dist.new_group(backend="gloo"))
+def _make_host_group(timeout: datetime.timedelta) -> None:
+    """The group of what the hosts tell each other: gloo beside NCCL, so that it never passes through a device."""
+    if torch_dist.get_world_size() > 1 and torch_dist.get_backend() != "gloo":
+        interface = os.environ.get("NCCL_SOCKET_IFNAME", "").removeprefix("=")
+        if interface in [name for _, name in socket.if_nameindex()]:  # NCCL also takes prefixes and exceptions
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        _host_groups.append(torch_dist.new_group(backend="gloo", timeout=timeout))
+
+
+def _host_group() -> torch_dist.ProcessGroup | None:
+    """None = the default group, which is of the host itself."""
+    return _host_groups[-1] if _host_groups else None
 
 
 def _single_process_environment() -> None:
     """The five variables for a world of one on a free port; DeepSpeed would otherwise look for MPI."""
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -164,9 +169,9 @@ def is_main() -> bool:
 
 
 def barrier() -> None:
-    """All ranks must call."""
+    """Wait for the hosts, not for their devices. All ranks must call."""
     if world_size() > 1:
-        torch_dist.barrier()
+        torch_dist.barrier(group=_host_group())
 
 
 def all_reduce_sum(value: torch.Tensor) -> torch.Tensor:
@@ -188,11 +193,20 @@ def host_counts(counts: Sequence[int]) -> list[list[int]]:
 
     They travel between hosts alone (gloo): no device is asked, so none is waited for.
     """
-    mine = torch.tensor(counts, dtype=torch.int64)
-    if world_size() == 1:
-        return [mine.tolist()]
+    return _of_ranks(torch.tensor(counts, dtype=torch.int64))
+
+
+def host_sums(values: Sequence[float]) -> list[float]:
+    """Sums over ranks of numbers of the host, equal on every rank; as `host_counts`."""
+    return [sum(column) for column in zip(*_of_ranks(torch.tensor(values, dtype=torch.float64)), strict=True)]
+
+
+def _of_ranks(mine: torch.Tensor) -> list[list[Any]]:
     of_rank = [torch.empty_like(mine) for _ in range(world_size())]
-    torch_dist.all_gather(of_rank, mine, group=_host_groups[-1] if _host_groups else None)
+    if world_size() == 1:
+        of_rank = [mine]
+    else:
+        torch_dist.all_gather(of_rank, mine, group=_host_group())
     return [numbers.tolist() for numbers in of_rank]
 
 
@@ -248,17 +262,18 @@ def exchange_parts(parts: torch.Tensor, group: SequenceGroup) -> torch.Tensor:
     return exchanged
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """True on every rank if it is True on one. All ranks must call."""
-    return bool(all_reduce_max(torch.tensor([int(flag)], device=device)).item())
+def any_rank(flag: bool) -> bool:
+    """True on every rank if it is True on one; as `host_counts`. All ranks must call."""
+    return any(flags[0] for flags in host_counts([int(flag)]))
 
 
 def broadcast_object(value: Any, source: int = 0) -> Any:
-    """Rank ``source``'s object on every rank. All ranks must call; only for our own small objects (it pickles)."""
+    """Rank ``source``'s object on every rank, between hosts alone: a rank may exit as soon as it returns. All ranks
+    must call; only for our own small objects (it pickles)."""
     if world_size() == 1:
         return value
     holder = [value]
-    torch_dist.broadcast_object_list(holder, src=source)
+    torch_dist.broadcast_object_list(holder, src=source, group=_host_group())
     return holder[0]
 
 
@@ -267,7 +282,7 @@ def gather_objects(value: Any) -> list[Any]:
     if world_size() == 1:
         return [value]
     holder: list[Any] = [None] * world_size()
-    torch_dist.all_gather_object(holder, value)
+    torch_dist.all_gather_object(holder, value, group=_host_group())
     return holder
 
 

@@ -45,6 +45,12 @@ class StorageError(SltError):
     exit_code = EXIT_USER
 
 
+class OutOfMemoryError(SltError):
+    """A rank that needs more memory than it has: the recipe decides, so a restart would end alike."""
+
+    exit_code = EXIT_USER
+
+
 class ClusterError(SltError):
     """A host, rank or launcher that failed; names the host."""
 
@@ -63,6 +69,7 @@ __all__ = [
     "DamagedCheckpointError",
     "DataError",
     "DivergedError",
+    "OutOfMemoryError",
     "RecipeError",
     "SltError",
     "StorageError",

@@ -5,19 +5,38 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import torch
 
 from benchmarks.gpu.rows import Probe, run_section
 from pipeline.errors import RecipeError
 from pipeline.models.attention import BACKENDS, Reach, Runs, choose, ragged_attention
+from pipeline.models.clip_layout import window_lengths
 
 LENGTHS = (1, 7, 128, 129)
 FORWARD_ERROR, GRADIENT_ERROR = 1e-2, 2e-2
 """Relative errors allowed in bfloat16."""
-HEADS = ((8, 8, 64), (8, 2, 128))
+HEADS = ((8, 8, 32), (8, 8, 64), (8, 2, 128))
 """(query heads, key and value heads, channels)."""
-REACH: tuple[tuple[bool, int | None], ...] = ((True, None), (True, 32), (False, None))
-"""(causal, window)."""
+WINDOW_ROWS, SHIFT = 8, 4
+CASES = ("causal", "causal window", "bidirectional", "windows", "pooling")
+"""Packed documents of stage 1 and 3 (`causal`, one with a sliding window), and what the visual encoder asks for: whole
+samples, windows of a few rows, one query per sample."""
+
+
+def reach_of(case: str, device: str) -> Reach:
+    """The runs of a case, on the device."""
+    documents = _moved(Runs.of(LENGTHS), device)
+    if case == "pooling":
+        return Reach(_moved(Runs.of([1] * len(LENGTHS), beside=LENGTHS), device), documents)
+    if case == "windows":
+        windows = _moved(Runs.of(window_lengths(np.array(LENGTHS), WINDOW_ROWS, SHIFT)), device)
+        return Reach(windows, windows)
+    return Reach(documents, documents, causal=case != "bidirectional", window=32 if case == "causal window" else None)
+
+
+def _moved(runs: Runs, device: str) -> Runs:
+    return Runs(*(part.to(device) if isinstance(part, torch.Tensor) else part for part in runs))
 
 
 def obstacle(backend: str, device: str, dtype: torch.dtype = torch.bfloat16) -> str:
@@ -33,23 +52,22 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found.float() - expected).norm() / expected.norm())
 
 
-def errors(
-    backend: str, device: str, heads: tuple[int, int, int], causal: bool, window: int | None
-) -> tuple[float, float]:
-    """Largest relative errors of the output and of the gradients in bfloat16, the reference in float32."""
+def errors(backend: str, device: str, heads: tuple[int, int, int], case: str) -> tuple[float, float]:
+    """Largest relative errors of the output and of the gradients in bfloat16; the reference computes one run at a time
+    in float32."""
     n_heads, kv_heads, channels = heads
     generator = torch.Generator(device).manual_seed(0)
-    rows = sum(LENGTHS)
-    shapes = [(rows, n_heads, channels), (rows, kv_heads, channels), (rows, kv_heads, channels)]
+    reach = reach_of(case, device)
+    queries, rows = int(reach.queries.borders[-1]), int(reach.keys.borders[-1])
+    shapes = [(queries, n_heads, channels), (rows, kv_heads, channels), (rows, kv_heads, channels)]
     exact = [torch.randn(shape, device=device, generator=generator).bfloat16().float() for shape in shapes]
-    borders = torch.tensor((0, *LENGTHS), device=device).cumsum(0).to(torch.int32)
-    documents = Runs.between(borders, max(LENGTHS))
-    reach = Reach(documents, documents, channels**-0.5, causal, window)
     upstream = torch.randn(shapes[0], device=device, generator=generator)
+    singles = [Runs.between(runs.borders, runs.longest) for runs in (reach.queries, reach.keys)]
+    alone = Reach(singles[0], singles[case == "pooling"], causal=reach.causal, window=reach.window)
     results = []
-    for name, dtype in (("sdpa", torch.float32), (backend, torch.bfloat16)):
+    for name, runs, dtype in (("sdpa", alone, torch.float32), (backend, reach, torch.bfloat16)):
         inputs = [tensor.to(dtype).requires_grad_() for tensor in exact]
-        output = ragged_attention(*inputs, reach, name)
+        output = ragged_attention(*inputs, runs, name)
         results.append((output.detach(), torch.autograd.grad(output, inputs, upstream.to(dtype))))
     (expected, expected_grads), (found, found_grads) = results
     assert found.shape == expected.shape
@@ -64,8 +82,8 @@ def run(probe: Probe) -> None:
             continue
         try:
             cases = [
-                (*errors(backend, probe.device, heads, causal, window), f"{heads} causal={causal} window={window}")
-                for heads, (causal, window) in itertools.product(HEADS, REACH)
+                (*errors(backend, probe.device, heads, case), f"{heads} {case}")
+                for heads, case in itertools.product(HEADS, CASES)
             ]
         except Exception as error:  # a kernel that fails must not hide what the others do
             probe.add(backend, False, f"{type(error).__name__}: {str(error)[:120]}", text=str(error)[-2000:])

@@ -3,21 +3,16 @@ the ten costliest kernels and CPU calls. Small models: the count of a step does 
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import traceback
-import warnings
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.gpu.rows import ROOT, Figure, Probe, run_section, world
+from benchmarks.gpu.rows import Figure, Probe, run_section, world
 from benchmarks.gpu.settings import run_sets
 from benchmarks.gpu.stages import LLM, STAGES, VISUAL
+from benchmarks.gpu.waits import Lines, counted
 from benchmarks.loops import fit, make_training
 from pipeline.engine.observers.base import FinishedStep, Observer, Wishes
 from pipeline.engine.training import Training
@@ -25,59 +20,12 @@ from pipeline.engine.training import Training
 COUNTED_STEP, PROFILED_STEP, STEPS = 3, 4, 6
 TOP = 10
 WAITS_TARGET = 1
-WAITS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select")
-"""Operations whose result the host needs before it can go on: on a CPU the stand-in for synchronisations."""
-
-
-def our_line() -> str:
-    """The innermost line of this project on the stack."""
-    for frame in reversed(traceback.extract_stack()):
-        path = Path(frame.filename)
-        if path.is_relative_to(ROOT) and path.parent.name != "gpu" and ".venv" not in path.parts:
-            return f"{path.relative_to(ROOT)}:{frame.lineno}"
-    return "elsewhere"
-
-
-class CountedWaits(TorchDispatchMode):
-    """Counts the operations of `WAITS` by the line that calls them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: collections.Counter[str] = collections.Counter()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function.overloadpacket.__name__ in WAITS:
-            self.lines[our_line()] += 1
-        return function(*args, **(kwargs or {}))
-
-
-@contextlib.contextmanager
-def synchronisations(probe: Probe) -> Iterator[collections.Counter[str]]:
-    """Counts what makes the host wait for the device, by line."""
-    if probe.dry:
-        with CountedWaits() as counted:
-            yield counted.lines
-        return
-    lines: collections.Counter[str] = collections.Counter()
-
-    def tell(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
-        if "synchroniz" in str(message):
-            lines[our_line()] += 1
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.showwarning = tell
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            yield lines
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
 
 class Watch(Observer):
     """Counts one whole step, from the agreement between ranks to the optimizer, and profiles the next."""
 
-    lines: collections.Counter[str]
+    lines: Lines
     profiler: profile
 
     def __init__(self, training: Training, probe: Probe) -> None:
@@ -87,7 +35,7 @@ class Watch(Observer):
     def vote(self) -> int:
         step = self.training.state.step
         if step == COUNTED_STEP:
-            self.lines = self.watching.enter_context(synchronisations(self.probe))
+            self.lines = self.watching.enter_context(counted(self.training.engine.engine, self.training.device))
         if step == PROFILED_STEP:
             activities = [ProfilerActivity.CPU] + ([] if self.probe.dry else [ProfilerActivity.CUDA])
             self.profiler = self.watching.enter_context(profile(activities=activities))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from pipeline.config.names import is_secret
-from pipeline.config.schema import Recipe, SourceConfig
+from pipeline.config.schema import AUTO, Recipe, SourceConfig
 from pipeline.config.source import Problem
 from pipeline.config.stages import STAGES
 from pipeline.config.unread import unread
@@ -269,6 +269,18 @@ def _precision(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(text, ("train.optimizer.betas",))
 
 
+def _zero_choice(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.deepspeed.base != AUTO:
+        return
+    if recipe.deepspeed.gpu_memory_gib is None:
+        text = "deepspeed.base=auto needs deepspeed.gpu_memory_gib, the memory of one GPU (80 for an H100)"
+        yield Problem(text, ("deepspeed.base", "deepspeed.gpu_memory_gib"))
+    zero = recipe.deepspeed.overrides.get("zero_optimization")
+    if isinstance(zero, dict) and "stage" in zero:
+        text = "deepspeed.base=auto chooses the ZeRO stage, but deepspeed.overrides sets it; remove one of them"
+        yield Problem(text, ("deepspeed.base", "deepspeed.overrides"))
+
+
 def _texts(recipe: Recipe) -> Iterator[Problem]:
     prompt = recipe.connector.prompt
     if prompt.count(VIDEO_PLACEHOLDER) != 1:
@@ -309,7 +321,8 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
 
 
 RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
-    _length, _parts, _one_of_path_and_tiny, _heads, _images, _batch, _long_text, _data, _precision, _texts, _paths,
+    _length, _parts, _one_of_path_and_tiny, _heads, _images, _batch, _long_text, _data, _precision, _zero_choice,
+    _texts, _paths,
 )  # fmt: skip
 
 __all__ = ["RULES", "batch_problem", "cross_field_problems", "heads_problem", "is_remote", "notes"]

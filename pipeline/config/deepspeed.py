@@ -8,14 +8,18 @@ keys the recipe owns cannot be set elsewhere, and no "auto" is left when the con
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.names import nearest
-from pipeline.config.schema import Recipe
+from pipeline.config.schema import AUTO, Recipe
 from pipeline.config.source import Problem
+from pipeline.config.widths import widest
 from pipeline.errors import RecipeError
+
+log = logging.getLogger(__name__)
 
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 
@@ -106,7 +110,7 @@ OFFLOAD_OPTIMIZER_KEYS = frozenset({
 })  # fmt: skip
 
 _NEVER_PRINT_STEPS = 1_000_000_000  # the trainer logs; DeepSpeed's own line every 10 steps would only repeat it
-_WIDTH_WITHOUT_TINY = 4096  # hidden size of 7-8B causal LMs; bucket sizes change speed and memory, never results
+_WIDTH_UNKNOWN = 4096  # hidden size of 7-8B causal LMs, for recipes whose models are not on this machine
 
 
 def ds_config(recipe: Recipe, world_size: int, accumulation_steps: int) -> dict[str, Any]:
@@ -144,7 +148,8 @@ def owned_values(recipe: Recipe, world_size: int, accumulation_steps: int) -> di
 
 def _assemble(recipe: Recipe, world_size: int, accumulation_steps: int) -> tuple[dict[str, Any], list[Problem]]:
     try:
-        base, path = _read_base(recipe.deepspeed.base)
+        # overrides are checked beside the base with most keys as long as none is chosen
+        base, path = _read_base("zero3" if recipe.deepspeed.base == AUTO else recipe.deepspeed.base)
     except RecipeError as error:
         return {}, [Problem(str(error), ("deepspeed.base",))]
     overrides = json.loads(json.dumps(recipe.deepspeed.overrides))
@@ -154,6 +159,7 @@ def _assemble(recipe: Recipe, world_size: int, accumulation_steps: int) -> tuple
     zero = config.get("zero_optimization")
     if isinstance(zero, dict):
         problems += _zero_problems(zero, str(path))
+        problems += _overflow_problems(config.get("bf16"), zero.get("stage"))
     else:
         problems.append(Problem(f"{path}: zero_optimization must be a section with a stage", ("deepspeed.base",)))
     bf16 = config.pop("bf16", {})
@@ -163,6 +169,8 @@ def _assemble(recipe: Recipe, world_size: int, accumulation_steps: int) -> tuple
     config["bf16"] = {**(bf16 if isinstance(bf16, dict) else {}), "enabled": recipe.train.precision == "bf16"}
     config.setdefault("steps_per_print", _NEVER_PRINT_STEPS)
     config.setdefault("wall_clock_breakdown", False)
+    # on by default, and then it waits for the device twice per micro-batch
+    config.setdefault("timers", {"throughput": {"enabled": False}})
     if _offloads(zero, "offload_optimizer"):
         # without this, DeepSpeed refuses a client optimizer with ZeRO-Offload
         config["zero_force_ds_cpu_optimizer"] = False
@@ -180,7 +188,7 @@ def _read_base(name: str) -> tuple[dict[str, Any], Path]:
     if not path.is_file():
         hint = nearest(name, known) if not name.endswith(".json") else ""
         raise RecipeError(
-            f"deepspeed.base={name!r} names no file{hint} (known: {', '.join(known)}, or a path to .json)"
+            f"deepspeed.base={name!r} names no file{hint} (known: auto, {', '.join(known)}, or a path to .json)"
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_no_duplicates)
@@ -227,6 +235,17 @@ def _bf16_problems(section: Mapping[str, Any], label: str) -> list[str]:
     return texts
 
 
+def _overflow_problems(bf16: object, stage: object) -> list[Problem]:
+    """Stages 1 and 2 notice non-finite gradients by this check alone; without it they reach the weights."""
+    if stage in (1, 2) and isinstance(bf16, dict) and bf16.get("check_grad_overflow") is False:
+        text = (
+            f"bf16.check_grad_overflow=false under ZeRO stage {stage} would put non-finite gradients into the weights"
+            " instead of skipping the step; remove it"
+        )
+        return [Problem(text, ("deepspeed.overrides", "deepspeed.base"))]
+    return []
+
+
 def _zero_problems(zero: Mapping[str, Any], label: str) -> list[Problem]:
     texts = []
     for key in zero:
@@ -271,11 +290,10 @@ def _offloads(zero: object, name: str) -> bool:
 
 def _bucket_sizes(recipe: Recipe) -> dict[str, int]:
     """Sizes for "auto" in zero_optimization, by the rule of transformers/integrations/deepspeed.py."""
-    visual, llm = recipe.model.visual, recipe.model.llm
-    widths = [llm.tiny.width] if llm is not None and llm.tiny is not None else []
-    if visual is not None and visual.backbone is not None and visual.backbone.tiny is not None:
-        widths += [visual.backbone.tiny.width, visual.width]
-    width = recipe.deepspeed.bucket_width or max(widths, default=_WIDTH_WITHOUT_TINY)
+    width = recipe.deepspeed.bucket_width or widest(recipe)
+    if width is None:
+        log.debug("no config of a model of %s is here; ZeRO buckets follow a width of %d", recipe.name, _WIDTH_UNKNOWN)
+        width = _WIDTH_UNKNOWN
     return {
         "zero_optimization.reduce_bucket_size": width * width,
         "zero_optimization.stage3_prefetch_bucket_size": width * width * 9 // 10,

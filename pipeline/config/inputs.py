@@ -77,6 +77,14 @@ def input_problems(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(f"{part.name}={part.path} {text}", (part.name,))
 
 
+def missing_part(recipe: Recipe) -> str:
+    """The first pretrained part that is not on this machine, and why; empty if all are, or the hub may have them."""
+    for part in _parts(recipe):
+        if part.path is not None and (text := _part_problem(part, part.path)):
+            return f"{part.name}={part.path} {text}"
+    return ""
+
+
 # -- shard sets ------------------------------------------------------------------------------------------------------
 def _folder(source: SourceConfig) -> Path:
     return Path(source.shards.removeprefix("file://"))
@@ -220,4 +228,4 @@ def _hub_problem(path: str) -> str:
     return "is not a folder here, and the hub cannot be reached (HF_HUB_OFFLINE); download it, or correct the path"
 
 
-__all__ = ["check_inputs", "input_problems", "too_few_texts"]
+__all__ = ["check_inputs", "input_problems", "missing_part", "too_few_texts"]

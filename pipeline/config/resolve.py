@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from pipeline.config.checks import batch_problem
 from pipeline.config.deepspeed import ds_config, owned_values
 from pipeline.config.load import PROJECT_ROOT, RESOLVED_BLOCK, LoadedRecipe
-from pipeline.config.schema import Recipe
+from pipeline.config.planner import NotPlanned, ask, too_large
+from pipeline.config.schema import AUTO, Recipe
 from pipeline.config.source import dump_yaml, read_document
 from pipeline.errors import RecipeError
 
@@ -47,6 +48,8 @@ class ResolvedRecipe:
     """Package -> version, or ``not installed``."""
     git_commit: str = "unknown"
     """Commit of the project's checkout, with ``-dirty`` when tracked files differ; ``unknown`` outside a checkout."""
+    zero_choice: str = ""
+    """With `deepspeed.base: auto`, what was chosen and why."""
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe's settings at the top, the rest under ``resolved``."""
@@ -56,6 +59,7 @@ class ResolvedRecipe:
             "git_commit": self.git_commit,
             "versions": self.versions,
             "ds_config": self.ds_config,
+            **({"zero_choice": self.zero_choice} if self.zero_choice else {}),
         }
         return {**self.recipe.model_dump(mode="json"), RESOLVED_BLOCK: block}
 
@@ -80,7 +84,7 @@ class ResolvedRecipe:
             recipe = Recipe.model_validate_json(json.dumps(document.data), strict=True)
         except ValidationError as error:
             raise RecipeError(f"{label} does not fit this version of the recipe: {error}") from error
-        return cls(recipe=recipe, **{key: block[key] for key in keys})
+        return cls(recipe=recipe, zero_choice=block.get("zero_choice", ""), **{key: block[key] for key in keys})
 
 
 def accumulation_steps(recipe: Recipe, world_size: int) -> int:
@@ -99,14 +103,36 @@ def resolve(recipe: Recipe, world_size: int) -> ResolvedRecipe:
         RecipeError: the batch does not divide, or the DeepSpeed configuration cannot be used.
     """
     steps = accumulation_steps(recipe, world_size)
+    base, reason = zero_choice(recipe, world_size)
+    chosen = recipe.model_copy(update={"deepspeed": recipe.deepspeed.model_copy(update={"base": base})})
     return ResolvedRecipe(
         recipe=recipe,
         world_size=world_size,
         accumulation_steps=steps,
-        ds_config=ds_config(recipe, world_size, steps),
+        ds_config=ds_config(chosen, world_size, steps),
         versions=installed_versions(),
         git_commit=project_commit(),
+        zero_choice=reason,
     )
+
+
+def zero_choice(recipe: Recipe, world_size: int) -> tuple[str, str]:
+    """The DeepSpeed base of a run and, with `deepspeed.base: auto`, why it was chosen.
+
+    Raises:
+        RecipeError: nothing fits into `deepspeed.gpu_memory_gib`.
+    """
+    if recipe.deepspeed.base != AUTO:
+        return recipe.deepspeed.base, ""
+    try:
+        answer = ask(recipe, world_size)
+    except NotPlanned as problem:
+        log.warning("deepspeed.base=auto: zero3 for now, the smallest stage cannot be found: %s", problem)
+        return "zero3", f"zero3: {problem}"
+    if not answer.fits:
+        raise RecipeError(too_large(answer, world_size))
+    log.info("deepspeed.base=auto: %s", answer.reason)
+    return answer.base, answer.reason
 
 
 def resolve_loaded(loaded: LoadedRecipe, world_size: int, sets: Sequence[str] = ()) -> ResolvedRecipe:

@@ -18,6 +18,10 @@ else:
     StageName = Literal[tuple(STAGES)]
 
 
+AUTO = "auto"
+"""Value of `deepspeed.base` that leaves the ZeRO stage to the memory planner."""
+
+
 class Section(BaseModel):
     """Base of all sections: immutable, unknown keys and non-finite numbers refused."""
 
@@ -343,11 +347,14 @@ class ConnectorStageConfig(Section):
 
 class DeepSpeedConfig(Section):
     base: str = "zero3"
-    """Name in ds_configs/ or a path to a JSON file."""
+    """Name in ds_configs/ or a path to a JSON file. `auto`: the first of zero1, zero2, zero3, zero3_offload that fits
+    into `gpu_memory_gib`; frozen models are then replicated where they fit and sharded where not."""
     overrides: dict[str, object] = {}
     """Merged into the base; known DeepSpeed keys only."""
+    gpu_memory_gib: float | None = Field(default=None, gt=0)
+    """Memory of one GPU, which the plan has to fit into; `slt launch plan --gpu-memory` sets it too."""
     bucket_width: int | None = Field(default=None, gt=0)
-    """Model width that ZeRO bucket sizes written as "auto" follow; None = the widest `tiny` part, else 4096."""
+    """Model width that ZeRO bucket sizes written as "auto" follow; None = the hidden size of the widest model."""
 
 
 class Recipe(Section):

@@ -360,8 +360,7 @@ def load(engine: TrainEngine, checkpoint: Checkpoint, universal: Path | None) ->
     source, tag = (checkpoint.path, TAG) if universal is None else (universal, universal_tag(checkpoint))
     with quiet_deepspeed():
         path, _ = engine.engine.load_checkpoint(str(source), tag=tag, load_module_strict=not frozen)
-    if universal is not None:
-        _unshare_step_counts(engine)
+    _renew_adam(engine.engine.optimizer)
     if path is None:
         raise CheckpointError(f"DeepSpeed found nothing to load in {source}/{tag}")
     rng = checkpoint.path / f"rng-rank-{dist.rank()}.pt"
@@ -370,12 +369,18 @@ def load(engine: TrainEngine, checkpoint: Checkpoint, universal: Path | None) ->
     return checkpoint.state()
 
 
-def _unshare_step_counts(engine: TrainEngine) -> None:
-    """DeepSpeed 0.19.8 loads one `step` tensor from a universal checkpoint into every parameter group under ZeRO-3,
-    and torch's AdamW counts in place: with two groups it would advance by two per step."""
-    for state in engine.engine.optimizer.optimizer.state.values():
+def _renew_adam(wrapper: Any) -> None:
+    """Each state's own count of steps, where its weights are; the fused kernel, whatever the run that saved used.
+
+    DeepSpeed 0.19.8 loads one `step` tensor from a universal checkpoint into every parameter group under ZeRO-3, and
+    torch's AdamW counts in place: with two groups it would advance by two per step.
+    """
+    optimizer = getattr(wrapper, "optimizer", wrapper)
+    for parameter, state in optimizer.state.items():
         if isinstance(state.get("step"), torch.Tensor):
-            state["step"] = state["step"].clone()
+            state["step"] = state["step"].clone().to(parameter.device)
+    for group in optimizer.param_groups:
+        group["fused"] = True
 
 
 def universal_tag(checkpoint: Checkpoint) -> str:

@@ -18,6 +18,7 @@ from pipeline.config.recipe_file import RecipeFile
 from pipeline.config.resolve import ResolvedRecipe
 from pipeline.engine.durable import named_if_unwritable
 from pipeline.engine.observers.registry import observers_of
+from pipeline.engine.out_of_memory import named_if_out_of_memory
 from pipeline.engine.prepare import prepare
 from pipeline.engine.recipe import Guard, Unresolved, file_of_run, read_on_all_ranks
 from pipeline.engine.signals import StopFlag
@@ -81,8 +82,11 @@ def train(resolved: ResolvedRecipe, ranks: dist.Ranks, stop: StopFlag) -> tuple[
     recipe, run_dir = resolved.recipe, Path(resolved.recipe.run_dir)
     with named_if_unwritable(run_dir):
         setup_logging(ranks, run_dir)
-    training = prepare(resolved, stage_class(recipe.stage), ranks, dist.device_for(ranks), stop)
-    code, state = Trainer(training, observers_of(training), sinks_of(training)).fit(), training.state
+    with named_if_out_of_memory(lambda: resolved, "the start"):
+        training = prepare(resolved, stage_class(recipe.stage), ranks, dist.device_for(ranks), stop)
+    state = training.state
+    with named_if_out_of_memory(lambda: resolved, "an evaluation or a save"):
+        code = Trainer(training, observers_of(training), sinks_of(training)).fit()
     stopped = "" if code == EXIT_OK else f"saved at step {state.step}"
     if ranks.is_main and stopped:
         logger.info("%s: stopped, %s of %d", recipe.name, stopped, training.total_steps)

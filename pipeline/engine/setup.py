@@ -13,6 +13,7 @@ from torch import nn
 from pipeline.config.resolve import ResolvedRecipe
 from pipeline.config.schema import OptimizerConfig
 from pipeline.engine.schedule import learning_rate
+from pipeline.engine.wait_once import wait_once
 from pipeline.errors import RecipeError
 from pipeline.stages.base import AnyStage
 from pipeline.stages.freezing import check_layers
@@ -58,10 +59,11 @@ class TrainEngine:
     def skipped_steps(self) -> int:
         return int(self.engine.skipped_steps)
 
-    def grad_norm(self) -> float:
-        """Global gradient norm of the last step before clipping. All ranks must call."""
-        norm = self.engine.get_global_grad_norm()
-        return float(norm) if norm is not None else float("nan")
+    def grad_norm(self) -> torch.Tensor | float:
+        """Global gradient norm of the last step before clipping; a scalar of the device, which nobody waited for, or
+        a number (NaN if there is none)."""
+        norm: torch.Tensor | float | None = self.engine.get_global_grad_norm()
+        return float("nan") if norm is None else norm
 
     def destroy(self) -> None:
         self.engine.destroy()
@@ -124,13 +126,15 @@ def start_engine(
         f"{training:,}", f"{total:,}", len(trainable), ", ".join(sorted({n.split(".")[0] for n in trainable})),
     )  # fmt: skip
     optimizer_config = resolved.recipe.train.optimizer
+    # fused: one pass over weights, gradients and moments, on CUDA and on the CPU (offloaded states)
     optimizer = torch.optim.AdamW(
         parameter_groups(module, optimizer_config.weight_decay),
-        lr=optimizer_config.lr, betas=optimizer_config.betas, eps=optimizer_config.eps,
+        lr=optimizer_config.lr, betas=optimizer_config.betas, eps=optimizer_config.eps, fused=True,
     )  # fmt: skip
     with quiet_deepspeed():
         engine, _, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
     check_engine(engine, resolved)
+    wait_once(engine.optimizer)
     assert engine.module is module, "a stage keeps the module that the engine trains"
     return stage, TrainEngine(engine, optimizer_config, total_steps, keep_alive)
 

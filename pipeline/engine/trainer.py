@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipeline.engine.accumulate import accumulate
 from pipeline.engine.agreement import Agreement, agree
 from pipeline.engine.observers.base import FinishedStep, Observer, Wishes
+from pipeline.engine.out_of_memory import named_if_out_of_memory
 from pipeline.engine.sinks.base import Metrics, Sink
 from pipeline.engine.training import Training
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
@@ -55,8 +56,9 @@ class Trainer:
         """Take one optimizer step and update the state."""
         training, state = self.training, self.training.state
         rate = training.engine.set_learning_rate(state.step)
-        micro_batches = [to_device(micro, training.device) for micro in batch.micro_batches]
-        sums = accumulate(training.engine, training.stage, micro_batches, agreed.normaliser)
+        with named_if_out_of_memory(lambda: training.resolved, f"step {state.step + 1}"):
+            micro_batches = [to_device(micro, training.device) for micro in batch.micro_batches]
+            sums = accumulate(training.engine, training.stage, micro_batches, agreed.normaliser)
         state.step += 1
         state.data = training.loader.state_dict()
         state.tokens_seen += agreed.normaliser.valid_tokens

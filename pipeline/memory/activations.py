@@ -37,9 +37,12 @@ def activation_lines(recipe: Recipe, parts: Parts) -> list[Line]:
     return [line for line in rule(recipe, parts) if line.bytes]
 
 
-def clip_frames(recipe: Recipe) -> int:
-    """Frames of the largest micro-batch."""
-    each = recipe.data.frame_budget or recipe.data.max_frames
+def clip_frames(recipe: Recipe, stride: int) -> int:
+    """Frames of the largest micro-batch; ``stride`` of them are one token of the language model."""
+    data = recipe.data
+    each = data.frame_budget or data.max_frames
+    if data.pack_tokens:  # of the packed tokens at least the words are there
+        each = max(each, data.pack_tokens * stride)
     return recipe.train.micro_batch * each
 
 
@@ -101,7 +104,11 @@ def _head(recipe: Recipe, llm: Any, tokens: int, trains: bool) -> Iterator[Line]
 
 def _llm(recipe: Recipe, parts: Parts, tokens: int, fields: tuple[str, ...]) -> Iterator[Line]:
     recompute, offload = recipe.model.gradient_checkpointing, _offloads(recipe)
-    size = llm_bytes(parts.llm, tokens, recompute, offload)
+    kind = "llm, inputs in host memory" if offload else "llm"
+    if (kind, recompute) not in parts.traced:
+        parts.traced[kind, recompute] = (llm_bytes(parts.llm, tokens, recompute, offload), tokens)
+    traced, tokens_traced = parts.traced[kind, recompute]
+    size = traced * tokens // tokens_traced
     trains = any(parameter.requires_grad for parameter in parts.llm.parameters())
     how = "every layer recomputed" if recompute else "all layers kept"
     how += ", their inputs in host memory" if offload else ""
@@ -125,18 +132,21 @@ def _packs(recipe: Recipe, parts: Parts) -> Iterator[Line]:
 
 
 # -- video -------------------------------------------------------------------------------------------------------
-def backbone_bytes(parts: Parts, frames: int, recompute: bool) -> int:
+def backbone_bytes(parts: Parts, frames: int, per_pass: int, recompute: bool) -> int:
     """Most bytes that the frame backbone holds at once: what backward needs of all frames, and one pass at work.
 
     Both come from two traces, of one pass of a few frames and of two.
     """
-    parts.visual.train()
-    if recompute:
-        parts.visual.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    one, two = (_passes(parts, passes) for passes in (1, 2))
-    per_pass = min(parts.visual.config.frames_per_pass or frames, frames)
+    if ("backbone", recompute) not in parts.traced:
+        parts.visual.train()
+        if recompute:
+            parts.visual.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            parts.visual.gradient_checkpointing_disable()
+        parts.traced["backbone", recompute] = (_passes(parts, 1), _passes(parts, 2))
+    one, two = parts.traced["backbone", recompute]
     kept, at_work = two - one, one - (two - one)
-    return (kept * frames + at_work * per_pass) // _FRAMES_TRACED
+    return (kept * frames + at_work * min(per_pass or frames, frames)) // _FRAMES_TRACED
 
 
 def _passes(parts: Parts, passes: int) -> int:
@@ -154,16 +164,19 @@ def _passes(parts: Parts, passes: int) -> int:
 
 
 def _frames(recipe: Recipe, parts: Parts, phases: frozenset[str]) -> Iterator[Line]:
-    frames, side = clip_frames(recipe), recipe.data.image_pixels
+    frames, side = clip_frames(recipe, _stride(recipe, parts)), recipe.data.image_pixels
     size = 2 if parts.dtype == torch.bfloat16 else 4
     pixels = frames * 3 * side * side
     rule = f"{frames} frames of {side} x {side} as bytes, in fp32 and in the model's precision"
     yield Line("frames", pixels * (1 + 4 + size), rule, phases, (*_FRAME_FIELDS, "data.image_pixels"))
     visual, recompute = parts.visual, recipe.model.gradient_checkpointing
+    section = recipe.model.visual
+    backbone = None if section is None else section.backbone
+    per_pass = visual.config.frames_per_pass if backbone is None else backbone.frames_per_pass
     how = "frozen" if not visual.backbone.trains else "every layer recomputed" if recompute else "all layers kept"
-    rule = f"{frames} frames, {visual.config.frames_per_pass or 'all'} per pass, {how}"
+    rule = f"{frames} frames, {per_pass or 'all'} per pass, {how}"
     fields = ("model.visual.backbone.frames_per_pass", "model.gradient_checkpointing", *_FRAME_FIELDS)
-    yield Line("frame backbone", backbone_bytes(parts, frames, recompute), rule, phases, fields)
+    yield Line("frame backbone", backbone_bytes(parts, frames, per_pass, recompute), rule, phases, fields)
     config = visual.config
     words = frames // config.stride
     kept_blocks = frames * config.word_layers + words * config.sentence_layers
@@ -178,16 +191,19 @@ def _trains(module: nn.Module) -> bool:
 
 def _translation(recipe: Recipe, parts: Parts) -> Iterator[Line]:
     yield from _frames(recipe, parts, frozenset({BACKWARD, GENERATION}))
-    visual, micro = parts.visual, recipe.train.micro_batch
-    tokens = clip_frames(recipe)
-    if recipe.model.connector.tokens == "word":
-        tokens = -(-tokens // visual.config.stride) + micro
+    micro, stride, packed = recipe.train.micro_batch, _stride(recipe, parts), recipe.data.pack_tokens
+    tokens = -(-clip_frames(recipe, stride) // stride) + micro
     answers = micro * (_TEXT_TOKENS + recipe.connector.max_new_tokens)
-    yield from _llm(recipe, parts, tokens + answers, _FRAME_FIELDS)
+    in_row = micro * packed if packed else tokens + answers
+    yield from _llm(recipe, parts, in_row, ("data.pack_tokens", *_FRAME_FIELDS))
     size = 2 if parts.dtype == torch.bfloat16 else 4
     hidden = tokens * recipe.model.connector.hidden * 3 * size
     yield Line("connector", hidden, f"{tokens} tokens, before and after GELU", _BACKWARD, _FRAME_FIELDS)
     yield _cache(recipe, parts.llm, tokens + answers, size)
+
+
+def _stride(recipe: Recipe, parts: Parts) -> int:
+    return parts.visual.config.stride if recipe.model.connector.tokens == "word" else 1
 
 
 def _cache(recipe: Recipe, llm: Any, tokens: int, size: int) -> Line:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ class Parts:
     dtype: torch.dtype
     text_encoder: PreTrainedConfig | None = None
     """Of the contrastive stage: it encodes every text before training begins, in float32, then goes."""
+    traced: dict[tuple[str, bool], tuple[int, ...]] = field(default_factory=dict)
+    """(what ran, recomputation) -> its bytes: they grow with rows, so one trace serves every batch size."""
 
     def weights(self) -> Iterator[Weight]:
         """Every parameter once (tied ones are one)."""

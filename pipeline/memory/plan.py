@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.config.resolve import ResolvedRecipe
+from pipeline.config.schema import Recipe
 from pipeline.memory.activations import activation_lines
 from pipeline.memory.lines import GIB, Line, peak
-from pipeline.memory.parts import Parts, parts_of
+from pipeline.memory.parts import Parts
 from pipeline.memory.zero import ZeroSettings, state_lines
 
 RESERVED_GIB = 2.0
@@ -47,19 +48,17 @@ class MemoryPlan:
         return {"lines": lines, "phase": self.phase, "peak_bytes": self.peak_bytes, "gpu_gib": self.gpu_gib}
 
 
-def plan_memory(resolved: ResolvedRecipe, parts: Parts | None = None) -> MemoryPlan:
-    """Plan a recipe for its world size.
+def plan_memory(recipe: Recipe, config: Mapping[str, Any], world_size: int, parts: Parts) -> MemoryPlan:
+    """Plan one rank.
 
     Args:
-        resolved: which recipe, on how many ranks, with which DeepSpeed configuration.
-        parts: its model, if it is known already.
-
-    Raises:
-        RecipeError: a model's config cannot be read here.
+        recipe: what is trained; `deepspeed.gpu_memory_gib` is what it has to fit into.
+        config: its complete DeepSpeed configuration.
+        world_size: number of ranks.
+        parts: its model, `parts_of(recipe)`.
     """
-    parts = parts or parts_of(resolved.recipe)
-    states = state_lines(parts.weights(), ZeroSettings.of(resolved.ds_config, resolved.world_size))
-    return MemoryPlan((*states, *activation_lines(resolved.recipe, parts)))
+    states = state_lines(parts.weights(), ZeroSettings.of(config, world_size))
+    return MemoryPlan((*states, *activation_lines(recipe, parts)), recipe.deepspeed.gpu_memory_gib)
 
 
 __all__ = ["RESERVED_GIB", "MemoryPlan", "plan_memory"]

@@ -168,7 +168,7 @@ class Stage(abc.ABC, Generic[Batch]):
         plan = self.plan(self.recipe, sources, train=False)
         loader = held_out_loader(self.context, plan, self.fetch(), collate, max_samples)
         for batch, samples in loader.padded():
-            if dist.any_rank(stop_requested(), self.device):
+            if dist.any_rank(stop_requested()):
                 raise EvaluationStopped
             yield to_device(cast(HeldOut, batch), self.device), samples
 

@@ -1,4 +1,5 @@
-"""The token loss under every ZeRO stage: equal losses and head gradients, and how often ZeRO-3 gathers the head."""
+"""The token loss and the fused optimizer under every ZeRO stage: equal losses and weights, and how often ZeRO-3
+gathers the head."""
 
 from __future__ import annotations
 
@@ -56,7 +57,9 @@ def _train(rank: int, folder: Path, stage: int, tied: bool) -> dict[str, Any]:
     torch.manual_seed(0)
     llm = AutoModelForCausalLM.from_pretrained(folder / str(tied))
     model = PackedCausalLm(llm, loss_chunk_tokens=3 + rank)  # ranks need not agree on chunks
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)  # moves weights by their very gradients
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)  # weights move by their gradients
+    if tied:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-3, fused=True)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     losses, counts = [], []
     ids_BL = torch.randint(0, 300, (1, LENGTH), generator=torch.Generator().manual_seed(rank))
@@ -97,7 +100,7 @@ def _save(folder: Path) -> None:
         AutoModelForCausalLM.from_config(config).save_pretrained(folder / str(tied))
 
 
-def test_losses_and_head_gradients_are_those_of_stage_0(tmp_path: Path) -> None:
+def test_losses_and_weights_are_those_of_stage_0(tmp_path: Path) -> None:
     _save(tmp_path)
     ranks = run_ranks(_rank_main, 2, tmp_path, timeout=240)
     for result in ranks:

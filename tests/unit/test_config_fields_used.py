@@ -94,7 +94,7 @@ _OTHER_CODE = (
     "pipeline.demo", "pipeline.inference.translate", "pipeline.inference.extract_features",
     "launch.slt", "pipeline.stages.registry",
     "pipeline.evaluate.run", "pipeline.evaluate.cli", "launch.cli", "pipeline.config.inputs",
-    "pipeline.export",
+    "pipeline.export", "pipeline.memory", "pipeline.config.widths", "pipeline.config.planner",
 )  # fmt: skip
 
 
@@ -113,8 +113,8 @@ def _stage_files() -> dict[str, set[str]]:
     return stages
 
 
-CHECKED_BEFORE = frozenset({"train.world_sizes"})
-"""Settings that the rules between settings use up before a run starts."""
+CHECKED_BEFORE = frozenset({"train.world_sizes", "deepspeed.gpu_memory_gib"})
+"""Settings that are used up before a run starts: by the rules between settings, and by the memory planner."""
 
 
 @functools.cache

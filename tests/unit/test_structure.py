@@ -59,6 +59,7 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
             "pipeline.stages.batches",
             "pipeline.stages.data",
             "pipeline.stages.freezing",
+            "pipeline.memory",
             "pipeline.config",
             "pipeline.dist",
             "pipeline.errors",

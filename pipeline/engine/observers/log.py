@@ -66,14 +66,13 @@ class Log(Observer):
     def _row(self, interval: Interval, learning_rate: float) -> Metrics:
         """All ranks must call."""
         state, stage = self.training.state, self.training.stage
-        names = sorted(interval.sums)
-        values = torch.stack([interval.sums[name].double().reshape(()) for name in names])
-        totals = dict(zip(names, dist.all_reduce_sum(values).tolist(), strict=True))
+        sums, grad_norm = _fetched(interval.sums, self.training.engine.grad_norm())
+        totals = dict(zip(sums, dist.host_sums(list(sums.values())), strict=True))
         seconds = time.monotonic() - interval.start
         row = {f"train/{name}": value for name, value in stage.reduce(totals).items()}
         row |= {
             "train/lr": learning_rate,
-            "train/grad_norm": self.training.engine.grad_norm(),
+            "train/grad_norm": grad_norm,
             "train/epoch": state.data["epoch"],
             "data/wait_seconds": interval.wait_seconds,
             "data/bad_samples": len(state.bad_samples),
@@ -84,3 +83,13 @@ class Log(Observer):
         if self.peak is not None and interval.flops:
             row["perf/mfu"] = interval.flops / seconds / (self.peak * 1e12)
         return row
+
+
+def _fetched(sums: dict[str, torch.Tensor], grad_norm: torch.Tensor | float) -> tuple[dict[str, float], float]:
+    """This rank's sums, by name, and the norm, in one copy from the device."""
+    names = sorted(sums)
+    scalars = [sums[name] for name in names]
+    if isinstance(grad_norm, torch.Tensor):
+        scalars.append(grad_norm.to(scalars[0].device, non_blocking=True))
+    numbers = torch.stack([scalar.double().reshape(()) for scalar in scalars]).tolist()
+    return dict(zip(names, numbers, strict=False)), float(numbers[-1] if len(numbers) > len(names) else grad_norm)

@@ -41,6 +41,7 @@ class Runs(NamedTuple):
                 same order.
         """
         length_G = np.asarray(lengths, dtype=np.int64)
+        assert beside is None or (length_G == length_G[0]).all()
         by_G = length_G if beside is None else np.asarray(beside, dtype=np.int64)
         borders = np.concatenate((np.zeros(1, np.int64), length_G.cumsum()))
         order_G = np.argsort(by_G, kind="stable")

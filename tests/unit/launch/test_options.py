@@ -122,7 +122,7 @@ def test_never_more_ranks_than_devices(gpus: Any) -> None:
 def test_a_recipe_for_gpus_on_a_machine_without(gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(0)
     with pytest.raises(
-        RecipeError, match=r"8 ranks .* of a recipe for GPUs \(deepspeed.base=zero2\), but this machine shows"
+        RecipeError, match=r"8 ranks .* of a recipe for GPUs \(deepspeed.base=auto\), but this machine shows"
     ):
         build(recipe=GPU_RECIPE, accelerator="auto")
     with pytest.raises(RecipeError, match=r"this machine shows no GPU; name machines .* --accelerator cpu"):

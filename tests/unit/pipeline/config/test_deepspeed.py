@@ -46,16 +46,29 @@ def test_auto_sizes_follow_the_width(tmp_path: Path) -> None:
     zero = config(tmp_path, "deepspeed.base=zero3", "deepspeed.bucket_width=100")["zero_optimization"]
     assert zero["reduce_bucket_size"] == 10_000
     zero = config(tmp_path, "deepspeed.base=zero3", text=CONNECTOR)["zero_optimization"]
-    assert zero["reduce_bucket_size"] == 4096 * 4096
+    assert zero["reduce_bucket_size"] == 4096 * 4096  # no config of its models is here
+    (tmp_path / "llm").mkdir()
+    (tmp_path / "llm" / "config.json").write_text('{"hidden_size": 1536}')
+    sets = ["deepspeed.base=zero3", f"model.llm.path={tmp_path / 'llm'}"]
+    assert config(tmp_path, *sets, text=CONNECTOR)["zero_optimization"]["reduce_bucket_size"] == 1536 * 1536
 
 
 def test_overrides_are_merged(tmp_path: Path) -> None:
     sets = [
-        "deepspeed.overrides={zero_optimization: {stage: 2}, steps_per_print: 5, bf16: {check_grad_overflow: false}}"
+        "deepspeed.overrides={zero_optimization: {stage: 2}, steps_per_print: 5, bf16: {immediate_grad_update: false}}"
     ]
     result = config(tmp_path, *sets, "train.precision=bf16")
     assert result["zero_optimization"]["stage"] == 2 and "reduce_bucket_size" in result["zero_optimization"]
-    assert result["steps_per_print"] == 5 and result["bf16"] == {"check_grad_overflow": False, "enabled": True}
+    assert result["steps_per_print"] == 5 and result["bf16"] == {"immediate_grad_update": False, "enabled": True}
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_overflow_check_stays_on(tmp_path: Path, stage: int) -> None:
+    """Stage 3 looks at every gradient anyhow."""
+    overrides = "deepspeed.overrides={zero_optimization: {stage: %d}, bf16: {check_grad_overflow: false}}"
+    with pytest.raises(RecipeError, match=f"check_grad_overflow=false under ZeRO stage {stage} would put non-finite"):
+        config(tmp_path, overrides % stage)
+    assert config(tmp_path, overrides % 3)["bf16"]["check_grad_overflow"] is False
 
 
 ZERO = {"zero_optimization": {"stage": 3}}

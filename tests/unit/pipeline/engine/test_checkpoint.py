@@ -6,9 +6,11 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import pytest
+import torch
 
 from pipeline.config.load import load_recipe
 from pipeline.config.resolve import resolve
@@ -219,3 +221,19 @@ def test_random_numbers_continue_where_they_were(tmp_path: Path) -> None:
     first = random.random(), float(np.random.rand()), float(torch.rand(()))
     restore_rng(torch.load(tmp_path / "rng.pt", weights_only=True))
     assert (random.random(), float(np.random.rand()), float(torch.rand(()))) == first
+
+
+def test_loaded_step_counts_are_counted_once_each_and_by_the_fused_kernel() -> None:
+    """As DeepSpeed leaves them: one count for all groups, and the groups' options as an older release saved them."""
+    parameters = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = torch.optim.AdamW([{"params": [p]} for p in parameters], lr=0.1)
+    shared = torch.tensor(4.0)
+    for parameter in parameters:
+        optimizer.state[parameter] = {"step": shared, "exp_avg": torch.zeros(3), "exp_avg_sq": torch.zeros(3)}
+        parameter.grad = torch.ones(3)
+    checkpoints._renew_adam(SimpleNamespace(optimizer=optimizer))
+    optimizer.step()
+    assert [optimizer.state[parameter]["step"].item() for parameter in parameters] == [5.0, 5.0]
+    assert all(group["fused"] for group in optimizer.param_groups)
+    assert torch.equal(*parameters)
+    checkpoints._renew_adam(optimizer)  # without ZeRO there is nothing around it

@@ -1,0 +1,142 @@
+"""The smallest ZeRO stage that fits, and the nearest recipe that does."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config.checks import batch_problem
+from pipeline.config.deepspeed import ds_config
+from pipeline.config.resolve import accumulation_steps
+from pipeline.config.schema import AUTO, Recipe
+from pipeline.memory.lines import GIB
+from pipeline.memory.parts import Parts, parts_of
+from pipeline.memory.plan import RESERVED_GIB, MemoryPlan, plan_memory
+
+BASES = ("zero1", "zero2", "zero3", "zero3_offload")
+"""By what they cost in communication: the first that fits is the fastest."""
+MOST_CHANGES = 3
+_SHOWN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What to run with."""
+
+    base: str
+    reason: str
+    plan: MemoryPlan
+    fixes: list[str]
+    """Of a plan that does not fit: changes after which it does."""
+
+
+def choose(recipe: Recipe, world_size: int) -> Choice:
+    """The recipe's own base, or with `auto` the first of `BASES` that fits; if nothing fits, the last one and how to
+    make it fit.
+
+    Raises:
+        RecipeError: a model's config cannot be read here.
+    """
+    parts = parts_of(recipe)
+    bases = BASES if recipe.deepspeed.base == AUTO else (recipe.deepspeed.base,)
+    needs: list[str] = []
+    for base in bases:
+        plan = plan_of(_changed(recipe, {"deepspeed.base": base}), world_size, parts)
+        needed = f"{plan.peak_bytes / GIB:.1f} GiB"
+        if plan.fits is not False:
+            return Choice(base, _reason(base, plan, needs), plan, [])
+        needs.append(f"{base} would need {needed}")
+    return Choice(base, f"{', '.join(needs)} of {plan.gpu_gib:g} GiB", plan, list(_fixes(recipe, world_size, parts)))
+
+
+def _reason(base: str, plan: MemoryPlan, needs: list[str]) -> str:
+    of = "" if plan.gpu_gib is None else f" of {plan.gpu_gib:g} GiB ({RESERVED_GIB:g} GiB stay free)"
+    others = f"; {', '.join(needs)}" if needs else ""
+    return f"{base}: {plan.peak_bytes / GIB:.1f} GiB{of}, most in {plan.phase}{others}"
+
+
+def plan_of(recipe: Recipe, world_size: int, parts: Parts) -> MemoryPlan:
+    """Plan with the base the recipe names."""
+    config = ds_config(recipe, world_size, accumulation_steps(recipe, world_size))
+    return plan_memory(recipe, config, world_size, parts)
+
+
+# -- the nearest recipe that fits --------------------------------------------------------------------------------
+def _fixes(recipe: Recipe, world_size: int, parts: Parts) -> Iterator[str]:
+    """Fewest changes first, then those that cost least speed; all of the smallest number of changes, up to four."""
+    options = list(_options(recipe, world_size))
+    for count in range(1, MOST_CHANGES + 1):
+        found = list(_fitting(recipe, itertools.combinations(options, count), world_size, parts))
+        if found:
+            yield from (", ".join(f"{name}={_shown(value)}" for name, value in change.items()) for change in found)
+            return
+
+
+def _fitting(recipe: Recipe, groups: Any, world_size: int, parts: Parts) -> Iterator[dict[str, Any]]:
+    found = 0
+    for group in groups:
+        names = [name for name, _ in group]
+        for values in itertools.product(*(values for _, values in group)):
+            change = dict(zip(names, values, strict=True))
+            candidate = _changed(recipe, change)
+            if not plan_of(candidate, world_size, parts).fits:
+                continue
+            yield change
+            found += 1
+            break
+        if found == _SHOWN:
+            return
+
+
+def _options(recipe: Recipe, world_size: int) -> Iterator[tuple[str, list[Any]]]:
+    """(setting, its other values from the nearest) in the order in which they cost speed."""
+    model, train = recipe.model, recipe.train
+    if recipe.stage == "contrastive":
+        yield "contrastive.row_chunk", _smaller(recipe.contrastive.row_chunk or train.global_batch)
+    else:
+        yield "continued_pretraining.loss_chunk_tokens", _smaller(recipe.continued_pretraining.loss_chunk_tokens)[:2]
+    if not model.gradient_checkpointing:
+        yield "model.gradient_checkpointing", [True]
+    if model.visual is not None and model.visual.backbone is not None and recipe.stage != "continued_pretraining":
+        most = train.micro_batch * recipe.data.max_frames
+        yield "model.visual.backbone.frames_per_pass", _smaller(model.visual.backbone.frames_per_pass or most)
+    base = recipe.deepspeed.base
+    if base in BASES:
+        yield "deepspeed.base", list(BASES[BASES.index(base) + 1 :])
+    elif base == AUTO:
+        yield "deepspeed.base", [BASES[-1]]
+    smaller = (_changed(recipe, {"train.micro_batch": size}) for size in range(train.micro_batch - 1, 0, -1))
+    yield "train.micro_batch", [found.train.micro_batch for found in smaller if not batch_problem(found, world_size)]
+    if recipe.stage == "connector":
+        yield "connector.num_beams", list(range(recipe.connector.num_beams - 1, 0, -1))
+    if recipe.stage != "continued_pretraining":
+        yield "data.max_frames", _smaller(recipe.data.max_frames)[:2]
+        yield "data.image_pixels", []
+
+
+def _smaller(value: int) -> list[int]:
+    """Halves of a number, at most five."""
+    halves = [value // 2**power for power in range(1, 6)]
+    return [half for half in halves if half > 0]
+
+
+def _changed(recipe: Recipe, change: dict[str, Any]) -> Recipe:
+    """The recipe with other values of dotted settings."""
+    for name, value in change.items():
+        recipe = _replaced(recipe, name.split("."), value)
+    return recipe
+
+
+def _replaced(section: Any, keys: list[str], value: Any) -> Any:
+    if len(keys) > 1:
+        value = _replaced(getattr(section, keys[0]), keys[1:], value)
+    return section.model_copy(update={keys[0]: value})
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+__all__ = ["BASES", "Choice", "choose", "plan_of"]

@@ -1,0 +1,121 @@
+"""At most one wait for the device per optimizer step, in every stage and on real DeepSpeed, by the stand-in for CUDA.
+
+What the stand-in counts: `benchmarks.gpu.waits`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu.waits import STAND_IN, Lines, by_function, counted
+from pipeline import dist
+from pipeline.engine.observers.base import FinishedStep, Observer, Wishes
+from pipeline.engine.training import Training
+from tests.jobs import World
+from tests.ranks import run_ranks
+
+pytestmark = pytest.mark.multiproc
+
+STAGES = ("continued_pretraining", "contrastive", "connector")
+SETTINGS = {
+    "train__steps": 4, "train__log_every_steps": 4, "train__precision": "bf16", "data__eval": "[]",
+}  # fmt: skip
+ZERO = "{{zero_optimization: {{stage: {0}}}}}"
+STILL: dict[str, Lines] = {
+    "continued_pretraining": Lines({
+        "transformers/masking_utils.py find_packed_sequence_indices": 2,
+        "pipeline/models/attention/runs.py sizes": 8,  # the fallback without a packed kernel
+    }),
+    "contrastive": Lines({
+        "pipeline/stages/contrastive.py features": 16,
+        "pipeline/stages/contrastive_loss.py contrastive_loss": 1,
+        "pipeline/stages/contrastive_loss.py _padded": 2,
+    }),
+    "connector": Lines({
+        "pipeline/models/llava_slt.py embed_inputs": 2,
+        "transformers/masking_utils.py _ignore_causal_mask_sdpa": 4,
+        "pipeline/models/llava_slt.py forward": 4,
+        "deepspeed/runtime/engine.py backward": 2,  # of boolean indices
+    }),
+}  # fmt: skip
+"""Waits that are to go, at most."""
+ONCE = Lines({"deepspeed/runtime/utils.py is_invalid_grad_norm": 1})
+"""DeepSpeed decides whether to skip the step."""
+ROW = Lines({"pipeline/engine/observers/log.py _fetched": 1})
+
+
+class Count(Observer):
+    """Counts every step, from the agreement between ranks to the last observer, by line."""
+
+    def __init__(self, training: Training) -> None:
+        super().__init__(training)
+        self.steps: list[Lines] = []
+        self.counting = contextlib.ExitStack()
+
+    def vote(self) -> int:
+        self.steps.append(self.counting.enter_context(counted(self.training.engine.engine, STAND_IN)))
+        return 0
+
+
+class EndCount(Observer):
+    """The last of the observers."""
+
+    def __init__(self, training: Training, count: Count) -> None:
+        super().__init__(training)
+        self.count = count
+
+    def on_step(self, step: FinishedStep, wishes: Wishes, votes: int) -> dict[str, float]:
+        self.count.counting.close()
+        return {}
+
+
+def count_steps(rank: int, world_size: int, jobs: list[tuple[str, list[str]]]) -> list[list[dict[str, int]]]:
+    """Waits by line of every step of every run, in one process group."""
+    dist.init()
+    return [count_steps_of(stage, sets, world_size) for stage, sets in jobs]
+
+
+def count_steps_of(stage: str, sets: list[str], world_size: int) -> list[dict[str, int]]:
+    from pipeline.config.load import load_recipe
+    from pipeline.config.resolve import resolve
+    from pipeline.engine.observers.registry import OBSERVERS
+    from pipeline.engine.prepare import prepare
+    from pipeline.engine.signals import StopFlag
+    from pipeline.engine.trainer import Trainer
+    from pipeline.stages.registry import stage_class
+
+    resolved = resolve(load_recipe(f"demo_{stage}", sets), world_size)
+    Path(resolved.recipe.run_dir).mkdir(parents=True, exist_ok=True)
+    training = prepare(resolved, stage_class(stage), dist.ranks_from_environment(), STAND_IN, StopFlag())
+    count = Count(training)
+    Trainer(training, [count, *(kind(training) for kind in OBSERVERS), EndCount(training, count)], []).fit()
+    training.engine.destroy()
+    return [dict(by_function(lines)) for lines in count.steps]
+
+
+@pytest.fixture(scope="module")
+def counts(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], list[Lines]]:
+    """Waits of every step of a run on two ranks with two micro-batches each, by stage and ZeRO stage."""
+    folder = tmp_path_factory.mktemp("waits")
+    runs = [(stage, zero) for stage in STAGES for zero in (1, 3)]
+    jobs = [
+        (stage, world.sets(stage, folder / f"{stage}-{zero}", 2, **SETTINGS, deepspeed__overrides=ZERO.format(zero)))
+        for stage, zero in runs
+    ]
+    zeroth, first = run_ranks(count_steps, 2, jobs, timeout=240)
+    return {
+        run: [Lines(most) | Lines(other) for most, other in zip(steps, others, strict=True)]
+        for run, steps, others in zip(runs, zeroth, first, strict=True)
+    }
+
+
+@pytest.mark.parametrize("zero", [1, 3])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_step_waits_once(stage: str, zero: int, counts: dict[tuple[str, int], list[Lines]]) -> None:
+    """And once more to write a row."""
+    plain, logged = counts[stage, zero][-2:]
+    assert plain - STILL[stage] == ONCE
+    assert logged - STILL[stage] == ONCE + ROW

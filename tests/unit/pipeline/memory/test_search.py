@@ -1,0 +1,131 @@
+"""Choosing a ZeRO stage and the nearest recipe that fits, on tiny models whose bytes can be reckoned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config.load import load_recipe
+from pipeline.config.schema import Recipe
+from pipeline.memory import plan as plans
+from pipeline.memory.answer import answer
+from pipeline.memory.lines import GIB, PHASES
+from pipeline.memory.parts import parts_of
+from pipeline.memory.search import choose, plan_of
+from pipeline.stages.registry import stage_class
+from tests.unit.pipeline.config.recipes import CONNECTOR, CONTRASTIVE, PRETRAINING, write
+from tests.unit.pipeline.models.tiny import bpe_tokenizer, llm_config
+
+
+def _recipe(folder: Path, stage: str, *sets: str) -> Recipe:
+    """A recipe of each stage whose models are configs on disk."""
+    from transformers import AutoConfig
+
+    bpe_tokenizer(folder)
+    if stage == "continued_pretraining":
+        return load_recipe(write(folder, PRETRAINING), [f"model.llm.tokenizer={folder}", *sets])
+    if stage == "contrastive":
+        sizes = {"hidden_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+        AutoConfig.for_model("bert", vocab_size=99, **sizes).save_pretrained(folder / "text")
+        return load_recipe(write(folder, CONTRASTIVE), [f"model.text_encoder.path={folder / 'text'}", *sets])
+    tiny = json.dumps(llm_config(folder).model_dump(mode="json"))
+    backbone = {"backbone": {"tiny": {"width": 24, "layers": 1, "heads": 2, "feed_forward": 32}}, "width": 32}
+    sets = (f"model.llm={tiny}", f"model.visual={json.dumps(backbone)}", *sets)
+    return load_recipe(write(folder, CONNECTOR), list(sets))
+
+
+@pytest.fixture
+def no_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny models against tiny GPUs."""
+    monkeypatch.setattr(plans, "RESERVED_GIB", 0.0)
+
+
+@pytest.mark.parametrize("stage", ["continued_pretraining", "contrastive", "connector"])
+def test_a_plan_of_every_stage(stage: str, tmp_path: Path) -> None:
+    """Frozen and trained weights are those of the stage's own freeze plan."""
+    recipe = _recipe(tmp_path, stage)
+    parts = parts_of(recipe)
+    kind: Any = stage_class(stage)
+    planned = kind.freeze_plan(object.__new__(kind))
+    for name, module in parts.modules.items():
+        if name != "model":
+            assert planned[name] == any(parameter.requires_grad for parameter in module.parameters()), name
+        else:
+            assert {part for part, _ in module.named_children()} <= set(planned) and all(planned.values())
+    plan = plan_of(recipe, 2, parts)
+    assert plan.phase in PHASES and plan.fits is None and plan.peak_bytes > 0
+    items = {line.item for line in plan.lines}
+    assert {"AdamW moments", "gradients", "reduction bucket"} <= items
+    wanted = {
+        "continued_pretraining": {"activations of the LLM", "logits of one chunk"},
+        "contrastive": {"frame backbone", "text encoder", "similarities", "features of the global batch"},
+        "connector": {"weights, frozen", "activations of the LLM", "cache of generation", "frame backbone"},
+    }
+    assert wanted[stage] <= items
+    assert plan.largest(2)[0].bytes >= plan.largest(2)[1].bytes
+
+
+def test_recomputation_and_smaller_batches_take_less(tmp_path: Path) -> None:
+    recipe = _recipe(tmp_path, "continued_pretraining")
+    parts = parts_of(recipe)
+
+    def activations(**change: Any) -> int:
+        model = recipe.model.model_copy(update={"gradient_checkpointing": change.get("recompute", False)})
+        train = recipe.train.model_copy(update={"micro_batch": change.get("micro_batch", 2)})
+        lines = plan_of(recipe.model_copy(update={"model": model, "train": train}), 2, parts).lines
+        return next(line.bytes for line in lines if line.item == "activations of the LLM")
+
+    assert activations(recompute=True) < 0.5 * activations()
+    assert activations(micro_batch=1) * 2 == activations()
+
+
+def test_auto_shards_no_more_than_it_must(tmp_path: Path, no_reserve: None) -> None:
+    sets = ["deepspeed.overrides={zero_optimization: {reduce_bucket_size: 1000}}", "model.gradient_checkpointing=true"]
+    recipe = _recipe(tmp_path, "continued_pretraining", *sets, "train.micro_batch=1")
+    parts = parts_of(recipe)
+    needs = {}
+    for base in ("zero1", "zero2", "zero3"):
+        section = recipe.deepspeed.model_copy(update={"base": base})
+        needs[base] = plan_of(recipe.model_copy(update={"deepspeed": section}), 8, parts).peak_bytes
+    assert needs["zero1"] > needs["zero2"]
+
+    def chosen(size: int) -> Any:
+        section = recipe.deepspeed.model_copy(update={"base": "auto", "gpu_memory_gib": size / GIB})
+        return choose(recipe.model_copy(update={"deepspeed": section}), 8)
+
+    roomy = chosen(needs["zero1"])
+    assert roomy.base == "zero1" and roomy.plan.fits and roomy.fixes == []
+    assert chosen(needs["zero1"] - 1).base == "zero2"
+    assert "zero1 would need" in chosen(needs["zero1"] - 1).reason
+
+
+def test_the_nearest_recipe_that_fits(tmp_path: Path, no_reserve: None) -> None:
+    recipe = _recipe(tmp_path, "continued_pretraining")
+    peak = plan_of(recipe, 1, parts_of(recipe)).peak_bytes
+    section = recipe.deepspeed.model_copy(update={"gpu_memory_gib": 0.9 * peak / GIB})
+    found = choose(recipe.model_copy(update={"deepspeed": section}), 1)
+    assert found.plan.fits is False and f"cpu would need {peak / GIB:.1f} GiB" in found.reason
+    assert {"model.gradient_checkpointing=true", "train.micro_batch=1"} <= set(found.fixes)
+    section = recipe.deepspeed.model_copy(update={"gpu_memory_gib": 1e-6})
+    assert choose(recipe.model_copy(update={"deepspeed": section}), 1).fixes == []
+
+
+def test_an_answer_or_the_problem(tmp_path: Path) -> None:
+    recipe = _recipe(tmp_path, "continued_pretraining")
+    said = answer({"recipe": recipe.model_dump(mode="json"), "world_size": 2})
+    assert said["base"] == "cpu" and said["fits"] is None and said["plan"]["peak_bytes"] > 0
+    recipe = load_recipe(write(tmp_path, CONNECTOR), [f"model.visual.path={tmp_path}"])
+    said = answer({"recipe": recipe.model_dump(mode="json"), "world_size": 2})
+    assert "model.visual.path: the memory of" in said["problem"] and "without its config" in said["problem"]
+
+
+def test_an_export_that_is_no_encoder(tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    AutoConfig.for_model("bert").save_pretrained(tmp_path / "bert")
+    recipe = load_recipe(write(tmp_path, CONNECTOR), [f"model.visual.path={tmp_path / 'bert'}"])
+    said = answer({"recipe": recipe.model_dump(mode="json"), "world_size": 2})
+    assert "holds a 'bert' model, not an encoder" in said["problem"]
