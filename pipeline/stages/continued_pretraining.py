@@ -79,7 +79,8 @@ class ContinuedPretraining(SummedStage[PackedBatch]):
         if fused.layers == "liger":
             kernels.fuse_layers(llm)
         if options.mlp_chunk_tokens:
-            chunk_mlps(llm, options.mlp_chunk_tokens)
+            for mlp in chunk_mlps(llm, options.mlp_chunk_tokens):
+                dist.gather_as_one(mlp)
         checkpoint_gradients(llm, recipe.model.gradient_checkpointing)
         if options.offload_activations:
             offload_layer_inputs(llm)
