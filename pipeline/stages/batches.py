@@ -19,6 +19,7 @@ from pipeline.models.attention import Packed, packed_kwargs
 from pipeline.models.clip_layout import ClipSizes
 from pipeline.models.packed_row import PackedRow
 from pipeline.models.processing import LlavaSltProcessor
+from pipeline.models.text_cache import TextFeatureCache
 from shards.load.documents import Pack
 from shards.load.reader import SampleReader
 
@@ -51,6 +52,12 @@ class ContrastiveBatch(Clips, MicroBatch):
 
     text_ids_B: torch.Tensor
     """int64, `shards.schema.text_hash`."""
+    text_BD: torch.Tensor
+    """Sentence features of the texts, float32."""
+    tokens_ND: torch.Tensor
+    """Token features of the texts, float32, one text after another."""
+    token_lengths: list[int]
+    word_lengths: list[int]
 
 
 class TranslationBatch(Clips, PackedRow, MicroBatch):
@@ -98,15 +105,26 @@ class PackCollate:
 
 @dataclass(frozen=True, slots=True)
 class ContrastiveCollate:
-    """Clips with the identity of their texts; the text features come from the frozen-text cache."""
+    """Clips with the frozen features of their texts."""
 
     sizes: ClipSizes
+    texts: TextFeatureCache
 
     def __call__(self, items: list[list[Clip]]) -> ContrastiveBatch:
         clips = pack_clips(items, self.sizes)
-        count = len(clips["rows"])
-        text_ids_B = torch.tensor([row.text_hash for row in clips["rows"]], dtype=torch.int64)
-        return {**clips, "text_ids_B": text_ids_B, "valid_tokens": count, "samples": count, "maxima": {}}
+        hashes = [row.text_hash for row in clips["rows"]]
+        texts = self.texts.lookup(hashes)
+        return {
+            **clips,
+            "text_ids_B": torch.tensor(hashes, dtype=torch.int64),
+            "text_BD": texts.text_BD,
+            "tokens_ND": texts.tokens_ND,
+            "token_lengths": texts.lengths,
+            "word_lengths": clips["layout"].word_lengths_B.tolist(),
+            "valid_tokens": len(hashes),
+            "samples": len(hashes),
+            "maxima": {},
+        }
 
 
 @dataclass(frozen=True, slots=True)

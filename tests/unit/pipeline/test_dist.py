@@ -137,7 +137,7 @@ def test_gpus_that_torch_does_not_find(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_world_of_one_needs_no_process_group() -> None:
     assert (dist.rank(), dist.world_size(), dist.is_main()) == (0, 1, True)
     local = torch.tensor([[1.0, 2.0]], requires_grad=True)
-    assert dist.gather(local) is local and dist.gather_with_grad(local) is local and dist.gather_rows(local) is local
+    assert dist.gather_rows(local) is local and dist.scatter_sum(local) is local
     counts = torch.tensor([3, 4])
     assert dist.all_reduce_sum(counts) is counts and dist.all_reduce_max(counts) is counts
     assert counts.tolist() == [3, 4]
