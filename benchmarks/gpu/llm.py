@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.gpu import memory
 from benchmarks.gpu.fp8 import use_fp8
 from benchmarks.gpu.lengths import draw
-from benchmarks.gpu.rows import Figure, Probe, run_section
+from benchmarks.gpu.rows import Figure, Probe, one_at_a_time, run_section
 from benchmarks.gpu.settings import has_field, run_sets
 from benchmarks.hf_trainer import hugging_face
 from benchmarks.loops import Run, Timing, bare, ours, plain
@@ -53,13 +53,13 @@ def tokenizer_folder(probe: Probe, vocabulary: int) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    folder = probe.work / f"words-{vocabulary}"
-    if not folder.is_dir():
-        words = ["<unk>", "<s>", "</s>", "<pad>", *(f"w{number}" for number in range(vocabulary - 4))]
-        made = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>"))
-        made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-        PreTrainedTokenizerFast(tokenizer_object=made, **special).save_pretrained(folder)
+    with one_at_a_time(probe, f"words-{vocabulary}") as folder:
+        if not folder.is_dir():
+            words = ["<unk>", "<s>", "</s>", "<pad>", *(f"w{number}" for number in range(vocabulary - 4))]
+            made = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>"))
+            made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+            special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+            PreTrainedTokenizerFast(tokenizer_object=made, **special).save_pretrained(folder)
     return folder
 
 
