@@ -286,39 +286,23 @@ def gather_objects(value: Any) -> list[Any]:
     return holder
 
 
-class _GatherWithGrad(torch.autograd.Function):
-    """All-gather along dim 0 whose backward sums every rank's gradient of this rank's part."""
-
-    @staticmethod
-    def forward(ctx: Any, local: torch.Tensor) -> torch.Tensor:
-        ctx.rows = local.shape[0]
-        local = local.contiguous()
-        gathered = [torch.empty_like(local) for _ in range(world_size())]
-        torch_dist.all_gather(gathered, local)
-        return torch.cat(gathered)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
-        # gloo has no reduce_scatter for every dtype; an all-reduce of the same bytes is exact on both backends
-        grad = grads[0].contiguous().clone()
-        torch_dist.all_reduce(grad, op=torch_dist.ReduceOp.SUM)
-        return grad[rank() * ctx.rows : (rank() + 1) * ctx.rows]
-
-
-def gather_with_grad(local: torch.Tensor) -> torch.Tensor:
-    """[B, ...] of every rank -> [R*B, ...] with exact gradients. All ranks must call with equal shapes."""
-    return local if world_size() == 1 else _GatherWithGrad.apply(local)
-
-
 def gather_rows(local: torch.Tensor) -> torch.Tensor:
-    """[B, ...] of every rank -> [R*B, ...] without gradient. All ranks must call with equal shapes."""
+    """[B, ...] of every rank -> [R*B, ...] in rank order, without gradient. All ranks must call with equal shapes."""
     if world_size() == 1:
         return local
-    gathered = [torch.empty_like(local) for _ in range(world_size())]
-    torch_dist.all_gather(gathered, local.contiguous())
-    return torch.cat(gathered)
+    gathered = local.new_empty((world_size() * local.shape[0], *local.shape[1:]))
+    # torch 2.13 renamed both collectives, and warns of the names that 2.11 has
+    gather = getattr(torch_dist, "all_gather_single", None) or torch_dist.all_gather_into_tensor
+    gather(gathered, local.contiguous())
+    return gathered
 
 
-def gather(local: torch.Tensor) -> torch.Tensor:
-    """`gather_with_grad` for tensors that need a gradient, `gather_rows` for ids and masks."""
-    return gather_with_grad(local) if local.requires_grad else gather_rows(local)
+def scatter_sum(rows: torch.Tensor) -> torch.Tensor:
+    """[R*B, ...] of every rank -> their sum over ranks, of which each keeps its own [B, ...]: the gradient of
+    `gather_rows`. All ranks must call with equal shapes."""
+    if world_size() == 1:
+        return rows
+    own = rows.new_empty((rows.shape[0] // world_size(), *rows.shape[1:]))
+    scatter = getattr(torch_dist, "reduce_scatter_single", None) or torch_dist.reduce_scatter_tensor
+    scatter(own, rows.contiguous())
+    return own
