@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from receipt import ROOT, Claim, write_receipt
 
@@ -155,8 +156,9 @@ class Training:
         self.model.set_text_statistics(self.cache.statistics())
 
     def features(self, clips_BTX: np.ndarray, texts: list[str]) -> dict[str, torch.Tensor]:
-        text_BD, tokens_BLD, mask_BL = self.cache.lookup([text_hash(text) for text in texts])
-        return {**self.model(*packed(clips_BTX), text_BD, tokens_BLD), "tokens_mask_BL": mask_BL}
+        text_BD, tokens_ND, self.token_lengths = self.cache.lookup([text_hash(text) for text in texts])
+        found: dict[str, torch.Tensor] = self.model(*packed(clips_BTX), text_BD, tokens_ND)
+        return found
 
     def run(self, steps: int, seed: int) -> float:
         """Mean loss of the last tenth of the steps."""
@@ -172,9 +174,9 @@ class Training:
         found = self.features(clips_BTX, texts)
         ids_B = torch.tensor([text_hash(text) for text in texts])
         scales = [clamped_scale(found[name], self.config.max_logit_scale) for name in ("log_scale", "log_token_scale")]
-        words = Tokens(found["words_BSE"], found["words_mask_BS"])
-        tokens = Tokens(found["tokens_BLE"], found["tokens_mask_BL"])
-        loss = sentence_contrastive(found["video_BE"], found["text_BE"], ids_B, scales[0])
+        words = Tokens(found["words_ME"], self.word_lengths(clips_BTX))
+        tokens = Tokens(found["tokens_NE"], self.token_lengths)
+        loss = sentence_contrastive((found["video_BE"], found["text_BE"]), ids_B, scales[0])
         loss = loss + token_contrastive(words, tokens, ids_B, (scales[0], scales[1]))
         optimizer.zero_grad()
         loss.backward()
@@ -182,11 +184,16 @@ class Training:
         optimizer.step()
         return float(loss.detach())
 
+    def word_lengths(self, clips_BTX: np.ndarray) -> list[int]:
+        return [self.model.visual.config.word_count(clips_BTX.shape[1])] * len(clips_BTX)
+
     @torch.no_grad()
     def scores(self, clips: np.ndarray, texts: list[str]) -> dict[str, float]:
         """Retrieval as the stage scores it (objective `both`)."""
         found = self.features(clips, texts)
-        pairs = pairs_of(found, torch.tensor([text_hash(text) for text in texts]), self.config)
+        ids_B = torch.tensor([text_hash(text) for text in texts])
+        lengths = {"word_lengths": self.word_lengths(clips), "token_lengths": self.token_lengths}
+        pairs = pairs_of(found, {"text_ids_B": ids_B, **lengths}, self.config)
         scale = float(clamped_scale(found["log_token_scale"], self.config.max_logit_scale))
         return held_out_metrics(pairs, self.config, scale, torch.device("cpu"))
 
@@ -207,7 +214,8 @@ class Texts:
         path = str(data / "models" / "multilingual-e5-small-pruned")
         e5 = build_text_encoder(TextEncoderConfig(path=path, prefix="query: "))
         cache = TextFeatureCache(folder)
-        cache.build([*words, *sentences], e5)
+        texts = [*words, *sentences]
+        cache.build(pa.table({"text": texts, "text_hash": [text_hash(text) for text in texts]}), e5)
         return Texts(words, sentences, cache, e5.width)
 
 

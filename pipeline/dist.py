@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as torch_dist
+from torch import nn
 
 from pipeline.errors import ClusterError
 
@@ -209,6 +210,16 @@ def _of_ranks(mine: torch.Tensor) -> list[list[Any]]:
     return [numbers.tolist() for numbers in of_rank]
 
 
+def gather_as_one(module: nn.Module) -> None:
+    """ZeRO-3 gathers the weights of all parts of a module together, once per call of the module, from now on.
+
+    So ranks may call the parts unequally often.
+    """
+    from deepspeed.utils import set_z3_leaf_module
+
+    set_z3_leaf_module(module, True)
+
+
 @dataclass(frozen=True, slots=True)
 class SequenceGroup:
     """Neighbouring ranks that compute every sequence together, each a slice of its positions; by default no others."""
@@ -275,39 +286,23 @@ def gather_objects(value: Any) -> list[Any]:
     return holder
 
 
-class _GatherWithGrad(torch.autograd.Function):
-    """All-gather along dim 0 whose backward sums every rank's gradient of this rank's part."""
-
-    @staticmethod
-    def forward(ctx: Any, local: torch.Tensor) -> torch.Tensor:
-        ctx.rows = local.shape[0]
-        local = local.contiguous()
-        gathered = [torch.empty_like(local) for _ in range(world_size())]
-        torch_dist.all_gather(gathered, local)
-        return torch.cat(gathered)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
-        # gloo has no reduce_scatter for every dtype; an all-reduce of the same bytes is exact on both backends
-        grad = grads[0].contiguous().clone()
-        torch_dist.all_reduce(grad, op=torch_dist.ReduceOp.SUM)
-        return grad[rank() * ctx.rows : (rank() + 1) * ctx.rows]
-
-
-def gather_with_grad(local: torch.Tensor) -> torch.Tensor:
-    """[B, ...] of every rank -> [R*B, ...] with exact gradients. All ranks must call with equal shapes."""
-    return local if world_size() == 1 else _GatherWithGrad.apply(local)
-
-
 def gather_rows(local: torch.Tensor) -> torch.Tensor:
-    """[B, ...] of every rank -> [R*B, ...] without gradient. All ranks must call with equal shapes."""
+    """[B, ...] of every rank -> [R*B, ...] in rank order, without gradient. All ranks must call with equal shapes."""
     if world_size() == 1:
         return local
-    gathered = [torch.empty_like(local) for _ in range(world_size())]
-    torch_dist.all_gather(gathered, local.contiguous())
-    return torch.cat(gathered)
+    gathered = local.new_empty((world_size() * local.shape[0], *local.shape[1:]))
+    # torch 2.13 renamed both collectives, and warns of the names that 2.11 has
+    gather = getattr(torch_dist, "all_gather_single", None) or torch_dist.all_gather_into_tensor
+    gather(gathered, local.contiguous())
+    return gathered
 
 
-def gather(local: torch.Tensor) -> torch.Tensor:
-    """`gather_with_grad` for tensors that need a gradient, `gather_rows` for ids and masks."""
-    return gather_with_grad(local) if local.requires_grad else gather_rows(local)
+def scatter_sum(rows: torch.Tensor) -> torch.Tensor:
+    """[R*B, ...] of every rank -> their sum over ranks, of which each keeps its own [B, ...]: the gradient of
+    `gather_rows`. All ranks must call with equal shapes."""
+    if world_size() == 1:
+        return rows
+    own = rows.new_empty((rows.shape[0] // world_size(), *rows.shape[1:]))
+    scatter = getattr(torch_dist, "reduce_scatter_single", None) or torch_dist.reduce_scatter_tensor
+    scatter(own, rows.contiguous())
+    return own

@@ -56,6 +56,7 @@ SECTIONS = (
     Section("llm", 240),
     Section("video", 150),
     Section("checkpoint", 60),
+    Section("long_text", 90),
     Section("steps", 60, after="stages"),
 )
 """In the order of their worth; together longer than the whole may take, since few need all of theirs."""

@@ -6,9 +6,9 @@ publish are recipe values; each default's source stands beside it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.config.stages import STAGES
 
@@ -179,8 +179,9 @@ class ModelConfig(Section):
     flash attention; `sdpa` runs on every device and in every precision."""
     kernels: Literal["auto", "liger", "torch"] = "auto"
     """Fused kernels of liger-kernel for the language model's layers and loss; `auto`: on CUDA where they fit."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in backward instead of keeping them: less memory, more time."""
+    gradient_checkpointing: bool | Annotated[float, Field(gt=0, lt=1)] = False
+    """Compute activations again in backward instead of keeping them: less memory, more time. A number: in this share
+    of the layers of each part only."""
 
 
 class SourceConfig(Section):
@@ -317,6 +318,10 @@ class ContinuedPretrainingConfig(Section):
     """With `model.gradient_checkpointing`: what each layer keeps for backward waits in host memory."""
 
 
+TILE_MIB = {"cpu": 4, "cuda": 64}
+"""Automatic `contrastive.tile_mib` by kind of device: what stays in a processor's cache, and what keeps a GPU busy."""
+
+
 class ContrastiveConfig(Section):
     objective: Literal["sentence", "token", "both"] = "both"
     """What is trained, and scored on held-out data: sentence embeddings, token similarity, or both."""
@@ -328,8 +333,17 @@ class ContrastiveConfig(Section):
     """CLIP, arXiv 2103.00020."""
     max_logit_scale: float = Field(default=100.0, gt=1)
     """The learned 1/temperature is clamped to this (CLIP)."""
-    row_chunk: int = Field(default=0, ge=0)
-    """Rows of the similarity matrix computed at once; 0 = all."""
+    sentence_loss: Literal["softmax", "sigmoid"] = "softmax"
+    """How sentence embeddings are told apart: each among all of the global batch (CLIP), or pair by pair with a learned
+    bias (SigLIP, arXiv 2303.15343, which starts from `initial_temperature: 0.1`)."""
+    tile_mib: int = Field(default=0, ge=0)
+    """Similarities in memory at once, rows and columns together; 0 = 4 on a CPU, 64 on a GPU."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_row_chunk(cls, data: Any) -> Any:
+        """Recipes of earlier versions hold it; `tile_mib` bounds rows and columns, and needs no choice."""
+        return {key: value for key, value in data.items() if key != "row_chunk"} if isinstance(data, dict) else data
 
 
 class ConnectorStageConfig(Section):

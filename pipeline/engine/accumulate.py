@@ -3,7 +3,8 @@
 `summed`: the loss is a sum over tokens, so micro-batches are independent. `cached`: the loss couples all samples
 of the global batch (negatives), so features are computed first without graphs, the loss gives their gradients, and
 a second forward turns these into weight gradients (GradCache, arXiv 2101.06983). The result does not depend on how
-the global batch is cut into ranks and micro-batches.
+the global batch is cut into ranks and micro-batches. What has no weights to train may run in the first pass alone
+(`CachedStage.for_replay`).
 """
 
 from __future__ import annotations
@@ -43,10 +44,11 @@ def _single(engine: TrainEngine, stage: CachedStage[Any], batches: list[Any], no
 
 def _cached(engine: TrainEngine, stage: CachedStage[Any], batches: list[Any], normaliser: Normaliser) -> LossParts:
     states, leaves = [], []
-    for batch in batches:
+    for at, batch in enumerate(batches):
         states.append(_random_state())
         with torch.no_grad():
             features = stage.features(engine.forward, batch)
+        batches[at] = stage.for_replay(batch, features)  # in the caller's list: what it replaces can be freed
         leaves.append({n: v.detach().requires_grad_(v.is_floating_point()) for n, v in features.items()})
     losses = stage.contrast(leaves, batches, normaliser)
     differentiable = [
@@ -60,13 +62,17 @@ def _cached(engine: TrainEngine, stage: CachedStage[Any], batches: list[Any], no
         surrogate = torch.zeros((), device=stage.device)
         for name, value in features.items():
             if (at, name) in gradient:
-                surrogate = surrogate + (value.float() * gradient[at, name].float()).sum()
+                surrogate = surrogate + (_wide(value) * _wide(gradient[at, name])).sum()
             elif value.requires_grad:
                 # every rank must reach every parameter in every micro-batch, or ZeRO's reductions differ
-                surrogate = surrogate + value.float().sum() * 0.0
+                surrogate = surrogate + _wide(value).sum() * 0.0
         engine.backward(surrogate)
         engine.step()
     return losses
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _random_state() -> tuple[torch.Tensor, torch.Tensor | None]:

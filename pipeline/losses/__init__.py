@@ -5,28 +5,23 @@ All of them return *sums or local means* that become exact global values after t
 
 from __future__ import annotations
 
-from pipeline.losses.contrastive import (
-    Gather,
-    Tokens,
-    clamped_scale,
-    normalised_tokens,
-    sentence_contrastive,
-    token_contrastive,
-    token_similarity,
-)
+from pipeline.losses.contrastive import clamped_scale, sentence_contrastive, token_contrastive
+from pipeline.losses.similarity import Tokens, normalised, one_way_similarity, padded
+from pipeline.losses.tiles import Tile
 from pipeline.losses.token import IGNORE_LABEL, Backend, ScaledHead, TokenLoss, token_cross_entropy
 
 __all__ = [
     "IGNORE_LABEL",
     "Backend",
-    "Gather",
     "ScaledHead",
+    "Tile",
     "TokenLoss",
     "Tokens",
     "clamped_scale",
-    "normalised_tokens",
+    "normalised",
+    "one_way_similarity",
+    "padded",
     "sentence_contrastive",
     "token_contrastive",
     "token_cross_entropy",
-    "token_similarity",
 ]

@@ -1,38 +1,26 @@
-"""Sentence-level and token-level contrastive losses.
+"""The contrastive objectives: sentence embeddings, or tokens, of this rank's samples against the global batch.
 
-They are means over this rank's rows, so that averaging gradients over ranks gives the gradient of the single-process
-big batch.
+Each is a mean over this rank's samples, so that averaging gradients over ranks gives the gradient of one process that
+holds the whole batch.
+
+Legend: B samples of this rank, E embedding.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from pipeline.losses.token import wide
+from pipeline import dist
+from pipeline.losses.criteria import Sigmoid, Softmax
+from pipeline.losses.similarity import Tokens, normalised, padded, sentence_similarity, token_similarity
+from pipeline.losses.tiles import Criterion, Group, Numbers, Pairs, Side, Tile, cut, tiled_loss
 
-
-def _identity(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-Gather = Callable[[Tensor], Tensor]
-"""[B, ...] of every rank -> [R*B, ...] in rank order, with gradients (``pipeline.dist.gather_with_grad``)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """Ragged token features of a batch, padded to the same length on every rank."""
-
-    features_BKE: Tensor
-    mask_BK: Tensor
-    """True where a token exists; every sample has at least one."""
+TILE_NUMBERS = 1 << 20
+"""Similarities of a tile where the caller does not say."""
 
 
 def clamped_scale(log_scale: Tensor, max_scale: float) -> Tensor:
@@ -46,149 +34,102 @@ def clamped_scale(log_scale: Tensor, max_scale: float) -> Tensor:
 
 
 def sentence_contrastive(
-    video_BE: Tensor,
-    text_BE: Tensor,
+    sides: tuple[Tensor, Tensor],
     text_ids_B: Tensor,
     scale: Tensor,
-    gather: Gather = _identity,
-    rank: int = 0,
-    row_chunk: int = 0,
+    bias: Tensor | None = None,
+    group: Group = dist,
+    tile_numbers: int = TILE_NUMBERS,
 ) -> Tensor:
-    """Symmetric InfoNCE between sentence embeddings (CLIP, arXiv 2103.00020), local rows against the global batch.
+    """Contrastive loss between sentence embeddings. All ranks must call, with the same B.
 
     Args:
-        video_BE: sentence embeddings of this rank's videos; normalised here.
-        text_BE: embeddings of their texts; normalised here.
-        text_ids_B: int64 identity of each text. Other samples with an equal text are not negatives: they are left
-            out of the softmax.
-        scale: inverse temperature, scalar.
-        gather: concatenates over the ranks that share the batch, each with the same B; default a single process.
-        rank: this process's place in the gathered batch.
-        row_chunk: local rows whose similarities exist at once (recomputed in backward); 0 = all.
+        sides: embeddings of this rank's videos and of their texts, [B, E] each; normalised here.
+        text_ids_B: int64 identity of each text. Other samples with an equal text are no negatives: they are left out.
+        scale: inverse temperature, [] or [1].
+        bias: [] or [1]: the sigmoid loss per pair (SigLIP, arXiv 2303.15343) with this bias. None: symmetric InfoNCE
+            (CLIP, arXiv 2103.00020).
+        group: the ranks that share the batch.
+        tile_numbers: similarities in memory at once.
 
     Returns:
-        Mean over this rank's rows of both directions; its mean over ranks is the loss of the global batch.
-
-    Raises:
-        ValueError: the gathered batch does not fit ``rank`` and B (ranks with different numbers of rows).
+        Scalar; its mean over ranks is the loss of the global batch.
     """
-    with torch.autocast(video_BE.device.type, enabled=False):
-        video_BE, text_BE = (F.normalize(wide(side_BE), dim=-1) for side_BE in (video_BE, text_BE))
-        video_NE, text_NE, text_ids_N = gather(video_BE), gather(text_BE), gather(text_ids_B)
-
-        def scores(rows: slice) -> tuple[Tensor, Tensor]:
-            return scale * (video_BE[rows] @ text_NE.T), scale * (text_BE[rows] @ video_NE.T)
-
-        return _symmetric_info_nce(scores, text_ids_B, text_ids_N, rank, row_chunk)
+    samples = len(text_ids_B)
+    with torch.autocast(text_ids_B.device.type, enabled=False):
+        video_BE, text_BE = (normalised(side_BE) for side_BE in sides)
+        columns = cut([1] * samples, math.isqrt(tile_numbers) // group.world_size())
+        rows = cut([1] * samples, tile_numbers // (_most(columns) * group.world_size()))
+        facts_B2 = _facts(text_ids_B, range(samples), [1] * samples)
+        videos, texts = (
+            Side([Tile(side_BE[part], facts_B2[part]) for part in parts], range(samples))
+            for side_BE, parts in ((video_BE, rows), (text_BE, columns))
+        )
+        criterion: Criterion = Softmax(samples) if bias is None else Sigmoid(samples)
+        numbers = Numbers(scale, torch.zeros_like(scale), bias)
+        return tiled_loss(Pairs(videos, texts, sentence_similarity, group), criterion, numbers)
 
 
 def token_contrastive(
     words: Tokens,
     tokens: Tokens,
     text_ids_B: Tensor,
-    scales: tuple[Tensor, Tensor | float],
-    gather: Gather = _identity,
-    rank: int = 0,
-    row_chunk: int = 0,
+    scales: tuple[Tensor, Tensor],
+    group: Group = dist,
+    tile_numbers: int = TILE_NUMBERS,
 ) -> Tensor:
-    """Symmetric InfoNCE over fine-grained similarities of word tokens and text tokens (CiCo, arXiv 2303.12793).
+    """Symmetric InfoNCE over the similarities of word tokens and text tokens (`token_similarity`). All ranks must call,
+    with the same B.
 
-    For a pair of video and text, every word token takes the softmax-weighted mean of its cosine similarities to the
-    text tokens, and the mean over word tokens is the video-to-text score; text-to-video likewise with the sides
-    swapped.
+    Samples are sorted by length on both sides, so that a tile pads to lengths close to its own; the lengths of texts
+    are agreed between hosts.
 
     Args:
-        words: word tokens of this rank's videos, [B, S, E]; normalised here.
-        tokens: text tokens of their texts, [B, L, E]; normalised here.
-        text_ids_B: int64 identity of each text; equal texts are not negatives.
-        scales: inverse temperature of the InfoNCE, and of the softmax inside a pair.
-        gather: concatenates over the ranks that share the batch, each with the same B, S and L.
-        rank: this process's place in the gathered batch.
-        row_chunk: local rows whose B x N x S x L similarities exist at once (recomputed in backward); 0 = all.
+        words: word tokens of this rank's videos; normalised here.
+        tokens: text tokens of their texts; normalised here.
+        text_ids_B: int64 identity of each text; equal texts are no negatives.
+        scales: inverse temperature of the InfoNCE, and of the softmax inside a pair; [] or [1] each.
+        group: the ranks that share the batch.
+        tile_numbers: similarities in memory at once (of tokens, padding included).
 
     Returns:
-        Mean over this rank's rows of both directions; its mean over ranks is the loss of the global batch.
-
-    Raises:
-        ValueError: the gathered batch does not fit ``rank`` and B (ranks with different numbers of rows).
+        Scalar; its mean over ranks is the loss of the global batch.
     """
-    scale, token_scale = scales
-    with torch.autocast(words.features_BKE.device.type, enabled=False):
-        words, tokens = normalised_tokens(words), normalised_tokens(tokens)
-        all_words, all_tokens = _gathered(words, gather), _gathered(tokens, gather)
-
-        def scores(rows: slice) -> tuple[Tensor, Tensor]:
-            video_to_text_BN = token_similarity(words, rows, all_tokens, token_scale)
-            text_to_video_BN = token_similarity(tokens, rows, all_words, token_scale)
-            return scale * video_to_text_BN, scale * text_to_video_BN
-
-        return _symmetric_info_nce(scores, text_ids_B, gather(text_ids_B), rank, row_chunk)
-
-
-def normalised_tokens(tokens: Tokens) -> Tokens:
-    """Features of length one, in fp32 (fp64 stays fp64); the mask as bools."""
-    return Tokens(F.normalize(wide(tokens.features_BKE), dim=-1), tokens.mask_BK.bool())
-
-
-def _gathered(tokens: Tokens, gather: Gather) -> Tokens:
-    # Not every collective backend moves bools.
-    return Tokens(gather(tokens.features_BKE), gather(tokens.mask_BK.to(torch.uint8)).bool())
-
-
-def token_similarity(queries: Tokens, rows: slice, keys: Tokens, token_scale: Tensor | float) -> Tensor:
-    """Fine-grained similarity [rows, N] of K query tokens and M key tokens per pair (CiCo, arXiv 2303.12793): softmax
-    over keys, mean over queries. Both sides are `normalised_tokens`; K x N x M numbers per row exist at once.
-    """
-    queries_BKE, query_mask_BK = queries.features_BKE[rows], queries.mask_BK[rows]
-    n_keys, length = keys.mask_BK.shape
-    # One matrix product; the layout [B, K, N, M] needs no transposed copy and has the softmax axis last.
-    similarity_BKNM = (queries_BKE @ keys.features_BKE.flatten(0, 1).T).unflatten(-1, (n_keys, length))
-    hidden_NM = ~keys.mask_BK
-    weights_BKNM = (token_scale * similarity_BKNM).masked_fill(hidden_NM, _lowest(similarity_BKNM)).softmax(-1)
-    best_BKN = (weights_BKNM * similarity_BKNM).masked_fill(hidden_NM, 0.0).sum(-1)
-    query_weights_BK = query_mask_BK.to(best_BKN.dtype)
-    query_weights_BK = query_weights_BK / query_weights_BK.sum(-1, keepdim=True).clamp(min=1)
-    return torch.einsum("bkn,bk->bn", best_BKN, query_weights_BK)
-
-
-def _symmetric_info_nce(
-    scores: Callable[[slice], tuple[Tensor, Tensor]], text_ids_B: Tensor, text_ids_N: Tensor, rank: int, row_chunk: int
-) -> Tensor:
-    """Mean over the local rows of the cross-entropies of both score matrices ``scores(rows)`` ([rows, N] each)."""
-    n_rows, offset = len(text_ids_B), rank * len(text_ids_B)
-    if len(text_ids_N) % n_rows or offset + n_rows > len(text_ids_N):
-        raise ValueError(
-            f"rank {rank} has {n_rows} rows but the gathered batch has {len(text_ids_N)}: "
-            "every rank must bring the same number of rows"
+    samples, ranks = len(text_ids_B), group.world_size()
+    with torch.autocast(text_ids_B.device.type, enabled=False):
+        of_words, of_tokens = (sorted(range(samples), key=side.lengths.__getitem__) for side in (words, tokens))
+        word_lengths = [words.lengths[sample] for sample in of_words]
+        of_ranks = group.host_counts([tokens.lengths[sample] for sample in of_tokens])
+        token_lengths = [max(lengths) for lengths in zip(*of_ranks, strict=True)]
+        columns = cut(token_lengths, math.isqrt(tile_numbers) // ranks)
+        longest = [_longest(token_lengths, part) for part in columns]
+        widest = max(length * (part.stop - part.start) for length, part in zip(longest, columns, strict=True)) * ranks
+        rows = cut(word_lengths, tile_numbers // widest)
+        pairs = Pairs(
+            _tiles(words, of_words, rows, [_longest(word_lengths, part) for part in rows], text_ids_B),
+            _tiles(tokens, of_tokens, columns, longest, text_ids_B),
+            token_similarity,
+            group,
         )
-
-    def loss_sum(rows: slice) -> Tensor:
-        targets_B = torch.arange(n_rows, device=text_ids_B.device)[rows] + offset
-        equal_text_BN = text_ids_B[rows, None] == text_ids_N[None, :]
-        blocked_BN = equal_text_BN & (targets_B[:, None] != torch.arange(len(text_ids_N), device=targets_B.device))
-        video_to_text_BN, text_to_video_BN = (
-            side_BN.masked_fill(blocked_BN, _lowest(side_BN)) for side_BN in scores(rows)
-        )
-        return F.cross_entropy(video_to_text_BN, targets_B, reduction="sum") + F.cross_entropy(
-            text_to_video_BN, targets_B, reduction="sum"
-        )
-
-    if not row_chunk or row_chunk >= n_rows:
-        return loss_sum(slice(0, n_rows)) / (2 * n_rows)
-    chunks = [
-        _maybe_checkpoint(loss_sum, slice(start, min(start + row_chunk, n_rows)))
-        for start in range(0, n_rows, row_chunk)
-    ]
-    return torch.stack(chunks).sum() / (2 * n_rows)
+        return tiled_loss(pairs, Softmax(samples), Numbers(*scales))
 
 
-def _lowest(tensor: Tensor) -> float:
-    """Stands for minus infinity, without NaN if a whole row is masked."""
-    return torch.finfo(tensor.dtype).min
+def _tiles(tokens: Tokens, order: list[int], parts: list[slice], longest: list[int], text_ids_B: Tensor) -> Side:
+    facts_B2 = _facts(text_ids_B, order, tokens.lengths)
+    features = padded(Tokens(normalised(tokens.features_NE), tokens.lengths), order, parts, longest)
+    return Side([Tile(tile, facts_B2[part]) for tile, part in zip(features, parts, strict=True)], order)
 
 
-def _maybe_checkpoint(function: Callable[..., Tensor], *args: object) -> Tensor:
-    if not torch.is_grad_enabled():
-        return function(*args)
-    # No randomness inside: saving the RNG state would only cost a device synchronisation per chunk.
-    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+def _facts(text_ids_B: Tensor, order: Sequence[int], lengths: Sequence[int]) -> Tensor:
+    """`Tile.facts_I2` of all samples in this order. Lengths come from the host, for which no device waits."""
+    table_2B = torch.tensor([list(order), [lengths[sample] for sample in order]])
+    order_B, lengths_B = table_2B.to(text_ids_B.device, non_blocking=True)
+    return torch.stack((text_ids_B[order_B], lengths_B), 1)
+
+
+def _most(parts: list[slice]) -> int:
+    return max(part.stop - part.start for part in parts)
+
+
+def _longest(lengths: list[int], part: slice) -> int:
+    return max(1, *lengths[part])

@@ -19,15 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.schema import Recipe
+from pipeline.config.schema import TILE_MIB, Recipe
 from pipeline.memory.lines import BACKWARD, ENCODING, GENERATION, START, Line
 from pipeline.memory.parts import Parts
 from pipeline.memory.trace import peak_bytes
+from pipeline.models.recompute import checkpoint_gradients, recomputed_layers
 
 _BACKWARD = frozenset({BACKWARD})
 _BLOCK_NUMBERS = 18
 _FRAMES_TRACED = 4
 _TEXT_TOKENS = 64  # the longest caption of a contrastive batch that is counted
+_TILE_COPIES = 8  # of a tile of token similarities while its gradient is made
 _FRAME_FIELDS = ("train.micro_batch", "data.max_frames", "data.frame_stride")
 
 
@@ -46,21 +48,25 @@ def clip_frames(recipe: Recipe, stride: int) -> int:
     return recipe.train.micro_batch * each
 
 
+def frames_per_pass(recipe: Recipe, parts: Parts) -> int:
+    """Frames of one call of the backbone, by the recipe or by the exported encoder; 0 = all."""
+    section = recipe.model.visual
+    backbone = None if section is None else section.backbone
+    return int(parts.visual.config.frames_per_pass) if backbone is None else backbone.frames_per_pass
+
+
 # -- language ----------------------------------------------------------------------------------------------------
-def llm_bytes(llm: Any, tokens: int, recompute: bool, offload: bool = False) -> int:
+def llm_bytes(llm: Any, tokens: int, recompute: float, offload: bool = False) -> int:
     """Most bytes that forward and backward of a language model hold at once for so many packed tokens, without its
     head, the gradients of its weights and its input.
 
     Args:
         llm: a causal LM on the meta device that uses `stand_in.KEY`.
         tokens: positions of the micro-batch, in one row.
-        recompute: gradient checkpointing.
+        recompute: `model.gradient_checkpointing`, the share of recomputed layers.
         offload: the inputs of layers wait in host memory (`pipeline.models.offload`), but for the one at work.
     """
-    if recompute:
-        llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    else:
-        llm.gradient_checkpointing_disable()
+    checkpoint_gradients(llm, recompute)
     llm.train()
     width, dtype = llm.config.get_text_config().hidden_size, next(llm.parameters()).dtype
     embeds_BLE = torch.empty(1, tokens, width, dtype=dtype, device="meta", requires_grad=True)
@@ -69,7 +75,8 @@ def llm_bytes(llm: Any, tokens: int, recompute: bool, offload: bool = False) -> 
         hidden_BLE = llm.get_decoder()(inputs_embeds=embeds_BLE, use_cache=False).last_hidden_state
         hidden_BLE.backward(torch.empty_like(hidden_BLE))
 
-    away = (llm.config.get_text_config().num_hidden_layers - 1) * embeds_BLE.nbytes if offload else 0
+    recomputed = recomputed_layers(llm.config.get_text_config().num_hidden_layers, recompute)
+    away = max(recomputed - 1, 0) * embeds_BLE.nbytes if offload else 0
     return _traced(llm, run, [embeds_BLE]) - away
 
 
@@ -110,12 +117,16 @@ def _llm(recipe: Recipe, parts: Parts, tokens: int, fields: tuple[str, ...]) -> 
     traced, tokens_traced = parts.traced[kind, recompute]
     size = traced * tokens // tokens_traced
     trains = any(parameter.requires_grad for parameter in parts.llm.parameters())
-    how = "every layer recomputed" if recompute else "all layers kept"
+    how = _recomputed(recompute)
     how += ", their inputs in host memory" if offload else ""
     passes = "" if trains else ", the model frozen and gradients passing through"
     rule = f"{tokens} tokens, {how}{passes}"
     yield Line("activations of the LLM", size, rule, _BACKWARD, ("model.gradient_checkpointing", *fields))
     yield from _head(recipe, parts.llm, tokens, trains)
+
+
+def _recomputed(share: float) -> str:
+    return "all layers kept" if not share else "every layer recomputed" if share == 1 else f"{share:.0%} recomputed"
 
 
 def _offloads(recipe: Recipe) -> bool:
@@ -132,17 +143,14 @@ def _packs(recipe: Recipe, parts: Parts) -> Iterator[Line]:
 
 
 # -- video -------------------------------------------------------------------------------------------------------
-def backbone_bytes(parts: Parts, frames: int, per_pass: int, recompute: bool) -> int:
+def backbone_bytes(parts: Parts, frames: int, per_pass: int, recompute: float) -> int:
     """Most bytes that the frame backbone holds at once: what backward needs of all frames, and one pass at work.
 
     Both come from two traces, of one pass of a few frames and of two.
     """
     if ("backbone", recompute) not in parts.traced:
         parts.visual.train()
-        if recompute:
-            parts.visual.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        else:
-            parts.visual.gradient_checkpointing_disable()
+        checkpoint_gradients(parts.visual, recompute)
         parts.traced["backbone", recompute] = (_passes(parts, 1), _passes(parts, 2))
     one, two = parts.traced["backbone", recompute]
     kept, at_work = two - one, one - (two - one)
@@ -168,9 +176,7 @@ def _frames(recipe: Recipe, parts: Parts, trains: bool) -> Iterator[Line]:
     visual, recompute = parts.visual, recipe.model.gradient_checkpointing
     frames, side = clip_frames(recipe, _stride(recipe, parts)), recipe.data.image_pixels
     size = 2 if parts.dtype == torch.bfloat16 else 4
-    section = recipe.model.visual
-    backbone = None if section is None else section.backbone
-    per_pass = visual.config.frames_per_pass if backbone is None else backbone.frames_per_pass
+    per_pass = frames_per_pass(recipe, parts)
     phases = _BACKWARD if trains else frozenset({ENCODING, GENERATION})
     numbers = 3 * side * side
     rule = f"{frames} frames of {side} x {side} as bytes"
@@ -181,7 +187,7 @@ def _frames(recipe: Recipe, parts: Parts, trains: bool) -> Iterator[Line]:
     floats = at_once * numbers * 4 + (frames if visual.backbone.trains else at_once) * numbers * size
     rule = f"{at_once} frames in fp32, and in the model's precision"
     yield Line("frames, normalised", floats, rule, phases, fields)
-    how = "frozen" if not visual.backbone.trains else "every layer recomputed" if recompute else "all layers kept"
+    how = _recomputed(recompute) if visual.backbone.trains else "frozen"
     rule = f"{frames} frames, {per_pass or 'all'} per pass, {how}"
     yield Line("frame backbone", backbone_bytes(parts, frames, per_pass, recompute), rule, phases, fields)
     config = visual.config
@@ -230,19 +236,12 @@ def _contrastive(recipe: Recipe, parts: Parts) -> Iterator[Line]:
     words = -(-recipe.data.max_frames // parts.visual.config.stride)
     sentence, tokens = config.objective != "token", config.objective != "sentence"
     rows = (1 if sentence else 0) * 2 + (words + _TEXT_TOKENS if tokens else 0)
-    gathered = train.global_batch * rows * config.embed * 4
-    rule = f"{train.global_batch} pairs, normalised in fp32, with their gradient"
-    yield Line("features of the global batch", 2 * gathered, rule, _BACKWARD, ("train.global_batch",))
-    yield _scores(recipe, words if tokens else 0)
-
-
-def _scores(recipe: Recipe, words: int) -> Line:
-    """Similarities of a tile of rows against the whole batch: scores, their softmax and a gradient, in fp32."""
-    train, config = recipe.train, recipe.contrastive
-    rows = config.row_chunk or train.global_batch
-    each = max(words * _TEXT_TOKENS, 1)
-    rule = f"{rows} rows x {train.global_batch} pairs" + (f" x {each} pairs of tokens" if words else "")
-    return Line("similarities", rows * train.global_batch * each * 4 * 3, rule, _BACKWARD, ("contrastive.row_chunk",))
+    own = train.global_batch * rows * config.embed * 4
+    rule = f"{train.global_batch} pairs, normalised in fp32, with their gradient; with more ranks, each its share"
+    yield Line("features of the global batch", 2 * own, rule, _BACKWARD, ("train.global_batch",))
+    mib = config.tile_mib or TILE_MIB["cuda"]
+    rule = f"a tile of {mib} MiB: cosines, weights and gradients of both directions"
+    yield Line("similarities", mib * _TILE_COPIES * 2**20, rule, _BACKWARD, ("contrastive.tile_mib",))
 
 
 def _text_encoder(parts: Parts) -> Iterator[Line]:
@@ -257,4 +256,4 @@ def _text_encoder(parts: Parts) -> Iterator[Line]:
     yield Line("text encoder", numbers * 4, rule, frozenset({START}), ("model.text_encoder.path",))
 
 
-__all__ = ["activation_lines", "backbone_bytes", "clip_frames", "llm_bytes"]
+__all__ = ["activation_lines", "backbone_bytes", "clip_frames", "frames_per_pass", "llm_bytes"]

@@ -33,7 +33,7 @@ class Parts:
     dtype: torch.dtype
     text_encoder: PreTrainedConfig | None = None
     """Of the contrastive stage: it encodes every text before training begins, in float32, then goes."""
-    traced: dict[tuple[str, bool], tuple[int, ...]] = field(default_factory=dict)
+    traced: dict[tuple[str, float], tuple[int, ...]] = field(default_factory=dict)
     """(what ran, recomputation) -> its bytes: they grow with rows, so one trace serves every batch size."""
 
     def weights(self) -> Iterator[Weight]:

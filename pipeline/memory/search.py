@@ -10,7 +10,8 @@ from typing import Any
 from pipeline.config.checks import batch_problem
 from pipeline.config.deepspeed import ds_config
 from pipeline.config.resolve import accumulation_steps
-from pipeline.config.schema import AUTO, Recipe
+from pipeline.config.schema import AUTO, TILE_MIB, Recipe
+from pipeline.memory.activations import frames_per_pass
 from pipeline.memory.lines import GIB
 from pipeline.memory.parts import Parts, parts_of
 from pipeline.memory.plan import RESERVED_GIB, MemoryPlan, plan_rank
@@ -19,6 +20,7 @@ BASES = ("zero1", "zero2", "zero3", "zero3_offload")
 """By what they cost in communication: the first that fits is the fastest."""
 MOST_CHANGES = 3
 _SHOWN = 4
+_SHARES = (0.25, 0.5, 0.75, True)  # of the layers, recomputed
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +42,10 @@ def choose(recipe: Recipe, world_size: int) -> Choice:
         RecipeError: a model's config cannot be read here.
     """
     parts = parts_of(recipe)
-    bases = BASES if recipe.deepspeed.base == AUTO else (recipe.deepspeed.base,)
+    auto = recipe.deepspeed.base == AUTO
     needs: list[str] = []
-    for base in bases:
+    bases = [name for name in BASES if _runs(_changed(recipe, {"deepspeed.base": name}), world_size, parts)]
+    for base in bases if auto else (recipe.deepspeed.base,):
         plan = plan_of(_changed(recipe, {"deepspeed.base": base}), world_size, parts)
         needed = f"{plan.peak_bytes / GIB:.1f} GiB"
         if plan.fits is not False:
@@ -81,7 +84,7 @@ def _fitting(recipe: Recipe, groups: Any, world_size: int, parts: Parts) -> Iter
         for values in itertools.product(*(values for _, values in group)):
             change = dict(zip(names, values, strict=True))
             candidate = _changed(recipe, change)
-            if not plan_of(candidate, world_size, parts).fits:
+            if not _runs(candidate, world_size, parts) or not plan_of(candidate, world_size, parts).fits:
                 continue
             yield change
             found += 1
@@ -90,15 +93,23 @@ def _fitting(recipe: Recipe, groups: Any, world_size: int, parts: Parts) -> Iter
             return
 
 
+def _runs(recipe: Recipe, world_size: int, parts: Parts) -> bool:
+    """Ranks cannot call a sharded backbone differently often, as `pipeline.stages.video.check_passes` says."""
+    if world_size == 1 or recipe.stage == "continued_pretraining" or not frames_per_pass(recipe, parts):
+        return True
+    config = ds_config(recipe, world_size, accumulation_steps(recipe, world_size))
+    return bool(config["zero_optimization"]["stage"] != 3)
+
+
 def _options(recipe: Recipe, world_size: int) -> Iterator[tuple[str, list[Any]]]:
     """(setting, its other values from the nearest) in the order in which they cost speed."""
     model, train = recipe.model, recipe.train
     if recipe.stage == "contrastive":
-        yield "contrastive.row_chunk", _smaller(recipe.contrastive.row_chunk or train.global_batch)
+        yield "contrastive.tile_mib", _smaller(recipe.contrastive.tile_mib or TILE_MIB["cuda"])
     else:
         yield "continued_pretraining.loss_chunk_tokens", _smaller(recipe.continued_pretraining.loss_chunk_tokens)[:2]
-    if not model.gradient_checkpointing:
-        yield "model.gradient_checkpointing", [True]
+    if shares := [share for share in _SHARES if share > model.gradient_checkpointing]:
+        yield "model.gradient_checkpointing", shares
     if model.visual is not None and model.visual.backbone is not None and recipe.stage != "continued_pretraining":
         most = train.micro_batch * recipe.data.max_frames
         yield "model.visual.backbone.frames_per_pass", _smaller(model.visual.backbone.frames_per_pass or most)

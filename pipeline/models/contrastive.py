@@ -1,7 +1,7 @@
 """The two towers of the contrastive stage: hierarchical visual encoder and projection heads over cached text features.
 
 The text encoder itself is frozen and its outputs are cached, so only its projection heads live here.
-Shape suffixes: B samples, N packed frames, S word tokens, L text tokens, D width, E embedding.
+Shape suffixes: B samples, N packed frames or text tokens, M packed word tokens, D width, E embedding.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from torch import nn
 from pipeline.config.schema import ContrastiveConfig
 from pipeline.models.clip_layout import ClipLayout
 from pipeline.models.visual import HierarchicalVisualEncoder
+
+SIGMOID_BIAS = -10.0
+"""Where SigLIP (arXiv 2303.15343) starts: almost every pair is a negative, and the first steps need not learn that."""
 
 
 class ContrastiveModel(nn.Module):
@@ -46,6 +49,10 @@ class ContrastiveModel(nn.Module):
         # 1-d, because ZeRO partitions parameters and a 0-d one cannot be
         self.log_scale = nn.Parameter(torch.tensor([math.log(1 / config.initial_temperature)]))
         self.log_token_scale = nn.Parameter(torch.tensor([math.log(1 / config.initial_temperature)]))
+        self.learned_numbers = ["log_scale", "log_token_scale"]
+        if config.sentence_loss == "sigmoid":
+            self.sentence_bias = nn.Parameter(torch.tensor([SIGMOID_BIAS]))
+            self.learned_numbers.append("sentence_bias")
         for head in (self.sentence_head, self.word_head, self.text_sentence_head, self.text_token_head):
             nn.init.normal_(head.weight, std=head.in_features**-0.5)
         # ZeRO-3 takes parameters of one precision only, and casts none outside the model it has partitioned
@@ -63,20 +70,22 @@ class ContrastiveModel(nn.Module):
         frames_NHWC: torch.Tensor,
         frame_lengths_B: torch.Tensor | None,
         text_BD: torch.Tensor,
-        text_tokens_BLD: torch.Tensor,
+        text_tokens_ND: torch.Tensor,
         layout: ClipLayout | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Unnormalised embeddings of both sides, the masks of the word tokens and the two log-scales (each [1])."""
+        """Unnormalised embeddings of both sides, tokens of all samples one after another, and the loss's numbers [1].
+
+        ``pooled_NP``, there if a frozen backbone has read images, can take their place in another forward.
+        """
         visual = self.visual(frames_NHWC, frame_lengths_B, layout)
-        words_BSE, words_mask_BS = visual.layout.pad_words(self.word_head(visual.words_MD))
         dtype = self.text_sentence_head.weight.dtype
-        return {
+        features = {
             "video_BE": self.sentence_head(visual.sentence_BD),
-            "words_BSE": words_BSE,
-            "words_mask_BS": words_mask_BS,
+            "words_ME": self.word_head(visual.words_MD),
             "text_BE": self.text_sentence_head(((text_BD - self.sentence_mean) * self.sentence_scale).to(dtype)),
-            "tokens_BLE": self.text_token_head(((text_tokens_BLD - self.tokens_mean) * self.tokens_scale).to(dtype)),
-            # multiplied by one so that the values survive ZeRO-3's re-partitioning after the forward
-            "log_scale": self.log_scale * 1.0,
-            "log_token_scale": self.log_token_scale * 1.0,
+            "tokens_NE": self.text_token_head(((text_tokens_ND - self.tokens_mean) * self.tokens_scale).to(dtype)),
         }
+        if not frames_NHWC.is_floating_point() and not self.visual.backbone.trains:
+            features["pooled_NP"] = visual.pooled_NP
+        # multiplied by one so that the values survive ZeRO-3's re-partitioning after the forward
+        return features | {name: getattr(self, name) * 1.0 for name in self.learned_numbers}

@@ -113,6 +113,8 @@ class VisualOutput(ModelOutput):
     words_MD: Tensor = None  # type: ignore[assignment]
     sentence_BD: Tensor = None  # type: ignore[assignment]
     layout: ClipLayout = None  # type: ignore[assignment]
+    pooled_NP: Tensor = None  # type: ignore[assignment]
+    """`HierarchicalVisualEncoder.pooled` of the frames."""
 
 
 STILL_CLIP = 1e-4
@@ -254,7 +256,8 @@ class HierarchicalVisualEncoder(PreTrainedModel):
         self._check(frames_NHWC, layout)
         config = self.config
         stored = frames_NHWC.is_floating_point()
-        frames_ND = self.frame_projection(frames_NHWC.to(self.dtype) if stored else self.pooled(frames_NHWC))
+        pooled_NP = frames_NHWC.to(self.dtype) if stored else self.pooled(frames_NHWC)
+        frames_ND = self.frame_projection(pooled_NP)
         frames_ND = self.frame_norm(_centred(frames_ND, layout) if config.centre_clips else frames_ND)
         rows_MD = self.word_level(frames_ND, layout)
         words_MD = self.word_norm(rows_MD)
@@ -262,7 +265,7 @@ class HierarchicalVisualEncoder(PreTrainedModel):
         for block in self.sentence_blocks:
             rows_MD = block(rows_MD, layout.samples, rope)
         sentence_BD = self.sentence_pool(self.sentence_norm(rows_MD), layout)
-        return VisualOutput(frames_ND, words_MD, sentence_BD, layout)
+        return VisualOutput(frames_ND, words_MD, sentence_BD, layout, pooled_NP)
 
     def _layout(self, frames_NHWC: Tensor, frame_lengths_B: Tensor | None) -> ClipLayout:
         lengths = [] if frame_lengths_B is None else frame_lengths_B.tolist()

@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from pipeline import dist
 from pipeline.config.schema import Recipe, SourceConfig
@@ -225,6 +224,12 @@ class CachedStage(Stage[Batch]):
     def features(self, model: Callable[..., Any], batch: Batch) -> dict[str, torch.Tensor]:
         """The tensors that the loss needs, for one micro-batch."""
 
+    def for_replay(self, batch: Batch, features: dict[str, torch.Tensor]) -> Batch:
+        """What `features` gets in the second pass; may take tensors out of the first pass's features and put them in
+        the place of inputs, so that nothing without weights to train is computed twice."""
+        del features
+        return batch
+
     @abc.abstractmethod
     def contrast(
         self, features: list[dict[str, torch.Tensor]], batches: list[Batch], normaliser: Normaliser
@@ -233,8 +238,3 @@ class CachedStage(Stage[Batch]):
 
 
 AnyStage = SummedStage[Any] | CachedStage[Any]
-
-
-def checkpoint_gradients(model: PreTrainedModel) -> None:
-    """Recompute activations in the backward pass instead of keeping them (arXiv 1604.06174)."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -6,6 +6,7 @@ Shape suffixes: B items of the micro-batch, L tokens, D documents of a row.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypedDict, TypeVar
 
@@ -18,6 +19,7 @@ from pipeline.models.attention import Packed, packed_kwargs
 from pipeline.models.clip_layout import ClipSizes
 from pipeline.models.packed_row import PackedRow
 from pipeline.models.processing import LlavaSltProcessor
+from pipeline.models.text_cache import TextFeatureCache
 from shards.load.documents import Pack
 from shards.load.reader import SampleReader
 
@@ -50,6 +52,12 @@ class ContrastiveBatch(Clips, MicroBatch):
 
     text_ids_B: torch.Tensor
     """int64, `shards.schema.text_hash`."""
+    text_BD: torch.Tensor
+    """Sentence features of the texts, float32."""
+    tokens_ND: torch.Tensor
+    """Token features of the texts, float32, one text after another."""
+    token_lengths: list[int]
+    word_lengths: list[int]
 
 
 class TranslationBatch(Clips, PackedRow, MicroBatch):
@@ -97,15 +105,26 @@ class PackCollate:
 
 @dataclass(frozen=True, slots=True)
 class ContrastiveCollate:
-    """Clips with the identity of their texts; the text features come from the frozen-text cache."""
+    """Clips with the frozen features of their texts."""
 
     sizes: ClipSizes
+    texts: TextFeatureCache
 
     def __call__(self, items: list[list[Clip]]) -> ContrastiveBatch:
         clips = pack_clips(items, self.sizes)
-        count = len(clips["rows"])
-        text_ids_B = torch.tensor([row.text_hash for row in clips["rows"]], dtype=torch.int64)
-        return {**clips, "text_ids_B": text_ids_B, "valid_tokens": count, "samples": count, "maxima": {}}
+        hashes = [row.text_hash for row in clips["rows"]]
+        texts = self.texts.lookup(hashes)
+        return {
+            **clips,
+            "text_ids_B": torch.tensor(hashes, dtype=torch.int64),
+            "text_BD": texts.text_BD,
+            "tokens_ND": texts.tokens_ND,
+            "token_lengths": texts.lengths,
+            "word_lengths": clips["layout"].word_lengths_B.tolist(),
+            "valid_tokens": len(hashes),
+            "samples": len(hashes),
+            "maxima": {},
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +141,20 @@ class TranslationCollate:
         return {**clips, **row, "valid_tokens": valid, "samples": len(clips["rows"]), "maxima": {}}
 
 
+def map_tensors(batch: T, function: Callable[[torch.Tensor], Any]) -> T:
+    """A (nested) micro-batch, or a list of them, with its tensors replaced; the rest stays."""
+    mapped: Any = batch
+    if isinstance(batch, torch.Tensor):
+        mapped = function(batch)
+    elif isinstance(batch, dict):
+        mapped = {key: map_tensors(value, function) for key, value in batch.items()}
+    elif isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        mapped = type(batch)(*(map_tensors(value, function) for value in batch))
+    elif isinstance(batch, list) and batch and isinstance(batch[0], dict):
+        mapped = [map_tensors(value, function) for value in batch]
+    return mapped
+
+
 def to_device(batch: T, device: torch.device) -> T:
     """A (nested) micro-batch with its tensors moved without blocking, the rest unchanged."""
-    moved: Any = batch
-    if isinstance(batch, torch.Tensor):
-        moved = batch.to(device, non_blocking=True)
-    elif isinstance(batch, dict):
-        moved = {key: to_device(value, device) for key, value in batch.items()}
-    elif isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        moved = type(batch)(*(to_device(value, device) for value in batch))
-    return moved
+    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))

@@ -5,11 +5,13 @@ with token embeddings (arXiv 2412.16524).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+import pyarrow as pa
 import torch
 from safetensors.torch import load_file
 
@@ -18,19 +20,23 @@ from pipeline.config.inputs import too_few_texts
 from pipeline.config.schema import Recipe
 from pipeline.errors import RecipeError
 from pipeline.losses import clamped_scale
+from pipeline.models.clip_layout import ClipLayout
 from pipeline.models.contrastive import ContrastiveModel
+from pipeline.models.recompute import checkpoint_gradients
 from pipeline.models.registry import build_text_encoder, build_visual
 from pipeline.models.text_cache import TextFeatureCache
 from pipeline.models.visual import HierarchicalVisualEncoder
-from pipeline.stages.base import CachedStage, ExportCard, ExportPlan, LossParts, Normaliser, checkpoint_gradients
+from pipeline.stages.base import CachedStage, ExportCard, ExportPlan, LossParts, Normaliser
 from pipeline.stages.batches import ContrastiveBatch, ContrastiveCollate
-from pipeline.stages.contrastive_loss import contrastive_loss
+from pipeline.stages.contrastive_loss import contrastive_loss, tile_mib
 from pipeline.stages.data import Plans, StageContext
 from pipeline.stages.freezing import frozen_names
 from pipeline.stages.held_out_retrieval import HeldOutPair, held_out_metrics, pairs_of
 from pipeline.stages.video import VideoStage, check_video, merge_over_ranks
 from shards.order.options import PlanOptions
 from shards.order.plan import Plan
+
+log = logging.getLogger(__name__)
 
 
 class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
@@ -68,36 +74,38 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         encoder = build_text_encoder(model.text_encoder, context.device)
         visual = build_visual(model.visual, recipe.data.image_pixels, context.dtype)
         visual.choose_attention(model.attention, context.device)
-        if model.gradient_checkpointing:
-            checkpoint_gradients(visual)
+        checkpoint_gradients(visual, model.gradient_checkpointing)
         module = ContrastiveModel(visual, encoder.width, recipe.contrastive)
         check_texts(plans.train)
         check_video(context, plans, visual, model.text_encoder.path)
-        texts = sorted({text for plan in plans.all() for text in plan.samples.column("text").unique().to_pylist()})
         cache = TextFeatureCache(Path(recipe.run_dir) / "text_features")
-        cache.build(texts, encoder, context.rank, context.world_size, dist.barrier)
+        cache.build(texts_of(plans), encoder, context.rank, context.world_size, dist.barrier)
         module.set_text_statistics(cache.statistics())
+        log.info("contrastive loss: tiles of %d MiB", tile_mib(recipe.contrastive, context.device))
         return cls(context, module, cache)
 
     def freeze_plan(self) -> dict[str, bool]:
         towers = ("visual", "sentence_head", "word_head", "text_sentence_head", "text_token_head")
-        return {part: True for part in (*towers, "log_scale", "log_token_scale")}
+        return {part: True for part in (*towers, "log_scale", "log_token_scale", "sentence_bias")}
 
     def collate(self) -> ContrastiveCollate:
-        return ContrastiveCollate(self.module.visual.config.clip_sizes())
+        return ContrastiveCollate(self.module.visual.config.clip_sizes(), self.texts)
 
     def features(self, model: Callable[..., Any], batch: ContrastiveBatch) -> dict[str, torch.Tensor]:
-        text_BD, tokens_BLD, mask_BL = self.texts.lookup(batch["text_ids_B"].tolist())
-        features = model(
-            batch["frames_NHWC"], None, text_BD.to(self.device), tokens_BLD.to(self.device), batch["layout"]
+        features: dict[str, torch.Tensor] = model(
+            batch["frames_NHWC"], None, batch["text_BD"], batch["tokens_ND"], batch["layout"]
         )
-        return {**features, "tokens_mask_BL": mask_BL.to(self.device)}
+        return features
+
+    def for_replay(self, batch: ContrastiveBatch, features: dict[str, torch.Tensor]) -> ContrastiveBatch:
+        """A frozen backbone runs once: its features, a hundredth of the images' size, take their place."""
+        pooled_NP = features.pop("pooled_NP", None)
+        return batch if pooled_NP is None else {**batch, "frames_NHWC": pooled_NP}
 
     def contrast(
         self, features: list[dict[str, torch.Tensor]], batches: list[ContrastiveBatch], normaliser: Normaliser
     ) -> LossParts:
-        text_ids_B = torch.cat([batch["text_ids_B"] for batch in batches])
-        return contrastive_loss(features, text_ids_B, self.recipe.contrastive, self.context.rank)
+        return contrastive_loss(features, batches, self.recipe.contrastive, normaliser)
 
     def reduce(self, sums: dict[str, float]) -> dict[str, float]:
         samples = max(sums["samples"], 1)
@@ -115,7 +123,7 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
             for batch, samples in self.held_out(sources, self.collate(), stop_requested):
                 features = self.features(model, batch)
                 token_scale = float(clamped_scale(features["log_token_scale"].float(), config.max_logit_scale))
-                pairs = pairs_of(features, batch["text_ids_B"], config)
+                pairs = pairs_of(features, batch, config)
                 pair_of_sample.update(zip(samples, pairs[: len(samples)], strict=True))  # padding has no samples
             metrics = held_out_metrics(merge_over_ranks(pair_of_sample), config, token_scale, self.device)
         # all ranks must agree on the best checkpoint, even if devices round differently
@@ -124,9 +132,13 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
     def outputs(
         self, model: Callable[..., Any], frames_NHWC: torch.Tensor, lengths_B: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        text_BD, tokens_BLD, _ = self.texts.lookup(self.texts.hashes()[:2])
-        features = model(frames_NHWC, lengths_B, text_BD.to(self.device), tokens_BLD.to(self.device))
-        return {name: features[name].float() for name in ("video_BE", "words_BSE", "words_mask_BS")}
+        texts = self.texts.lookup(self.texts.first(2))
+        layout = ClipLayout.of(lengths_B.tolist(), self.module.visual.config.clip_sizes()).to(self.device)
+        text = (texts.text_BD.to(self.device), texts.tokens_ND.to(self.device))
+        features = model(frames_NHWC, None, *text, layout)
+        words_BSE, mask_BS = layout.pad_words(features["words_ME"])
+        outputs = {"video_BE": features["video_BE"], "words_BSE": words_BSE, "words_mask_BS": mask_BS}
+        return {name: value.float() for name, value in outputs.items()}
 
     def write_export_files(self, folder: Path) -> ExportPlan:
         self.module.visual.config.save_pretrained(folder)
@@ -140,6 +152,12 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
             "video_BE": output.sentence_BD @ heads["sentence_head.weight"].T,
             "words_BSE": output.layout.pad_words(output.words_MD)[0] @ heads["word_head.weight"].T,
         }
+
+
+def texts_of(plans: Plans) -> pa.Table:
+    """``text`` and ``text_hash`` of every sample."""
+    names = ("text", "text_hash")
+    return pa.concat_tables([pa.table({name: plan.samples.column(name) for name in names}) for plan in plans.all()])
 
 
 def check_texts(plan: Plan) -> None:

@@ -6,17 +6,17 @@ Shape suffixes: B samples of a batch, N all samples, S word tokens, L text token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.config.schema import ContrastiveConfig
 from pipeline.evaluate.retrieval import ScoreRows, cosine_scores, flat_metrics, retrieval_from_scores
-from pipeline.losses import Tokens, normalised_tokens, token_similarity
+from pipeline.losses import Tile, Tokens, normalised, one_way_similarity, padded
 
 SENTENCE, TOKEN = "sentence", "token"
 TRAINED = {"sentence": (SENTENCE,), "token": (TOKEN,), "both": (SENTENCE, TOKEN)}
@@ -38,20 +38,23 @@ class HeldOutPair:
     [L, E] for `token`."""
 
 
-def pairs_of(features: dict[str, Tensor], text_ids_B: Tensor, config: ContrastiveConfig) -> list[HeldOutPair]:
-    """The samples of a batch of the stage's features."""
-    on_cpu = {name: value.detach().cpu() for name, value in features.items()}
-
-    def sides(name: str, at: int) -> tuple[Tensor, Tensor]:
-        if name == SENTENCE:
-            return on_cpu["video_BE"][at], on_cpu["text_BE"][at]
-        words_SE, tokens_LE = on_cpu["words_BSE"][at], on_cpu["tokens_BLE"][at]
-        return words_SE[on_cpu["words_mask_BS"][at].bool()], tokens_LE[on_cpu["tokens_mask_BL"][at].bool()]
-
+def pairs_of(features: dict[str, Tensor], batch: Mapping[str, Any], config: ContrastiveConfig) -> list[HeldOutPair]:
+    """The samples of a micro-batch, from its features."""
+    sides: dict[str, tuple[Sequence[Tensor], Sequence[Tensor]]] = {
+        SENTENCE: (_on_cpu(features["video_BE"]).unbind(), _on_cpu(features["text_BE"]).unbind()),
+        TOKEN: (
+            _on_cpu(features["words_ME"]).split(batch["word_lengths"]),
+            _on_cpu(features["tokens_NE"]).split(batch["token_lengths"]),
+        ),
+    }
     return [
-        HeldOutPair(text_id, {name: sides(name, at) for name in TRAINED[config.objective]})
-        for at, text_id in enumerate(text_ids_B.tolist())
+        HeldOutPair(text_id, {name: (sides[name][0][at], sides[name][1][at]) for name in TRAINED[config.objective]})
+        for at, text_id in enumerate(batch["text_ids_B"].tolist())
     ]
+
+
+def _on_cpu(features: Tensor) -> Tensor:
+    return features.detach().cpu()
 
 
 def held_out_metrics(
@@ -80,7 +83,7 @@ def held_out_metrics(
         scores[name] = (
             cosine_scores(*(torch.stack(side).float().numpy() for side in (video, text)))
             if name == SENTENCE
-            else _token_scores(_padded(video, device), _padded(text, device), token_scale)
+            else _token_scores(_whole(video, device), _whole(text, device), torch.tensor(token_scale, device=device))
         )
     metrics = {name: flat_metrics(retrieval_from_scores(*scores[name], text_ids_N)) for name in scores}
     objective_metrics = metrics[next(iter(metrics))]
@@ -101,20 +104,27 @@ def _sum(scores: dict[str, Scores], token_weight: float) -> Scores:
     return direction(0), direction(1)
 
 
-def _padded(tokens: list[Tensor], device: torch.device) -> Tokens:
-    lengths_N = torch.tensor([len(rows) for rows in tokens])
-    features_NKE = pad_sequence(tokens, batch_first=True)
-    mask_NK = torch.arange(features_NKE.shape[1]) < lengths_N[:, None]
-    return normalised_tokens(Tokens(features_NKE.to(device), mask_NK.to(device)))
+def _whole(tokens: list[Tensor], device: torch.device) -> Tile:
+    """The tokens of all samples, padded to the longest."""
+    lengths = [len(rows) for rows in tokens]
+    every = slice(0, len(lengths))
+    packed = Tokens(normalised(torch.cat(tokens).to(device)), lengths)
+    (features_NKE,) = padded(packed, range(len(lengths)), [every], [max(lengths)])
+    return Tile(features_NKE, torch.tensor([lengths, lengths], device=device).T)
 
 
-def _token_scores(words: Tokens, tokens: Tokens, token_scale: float) -> Scores:
-    def direction(queries: Tokens, keys: Tokens) -> ScoreRows:
-        step = max(1, MAX_SIMILARITIES // (queries.mask_BK.shape[1] * keys.mask_BK.numel()))
+def _part(tile: Tile, rows: slice) -> Tile:
+    return Tile(tile.features[rows], tile.facts_I2[rows])
+
+
+def _token_scores(words: Tile, tokens: Tile, token_scale: Tensor) -> Scores:
+    def direction(queries: Tile, keys: Tile) -> ScoreRows:
+        step = max(1, MAX_SIMILARITIES // (queries.features.shape[1] * keys.features[..., 0].numel()))
 
         def scores(rows: slice) -> np.ndarray:
             slices = [slice(start, min(start + step, rows.stop)) for start in range(rows.start, rows.stop, step)]
-            return torch.cat([token_similarity(queries, part, keys, token_scale).cpu() for part in slices]).numpy()
+            parts = [one_way_similarity(_part(queries, part), keys, token_scale).cpu() for part in slices]
+            return torch.cat(parts).numpy()
 
         return scores
 

@@ -24,6 +24,8 @@ SETTINGS = {
     "train__steps": 4, "train__log_every_steps": 4, "train__precision": "bf16", "data__eval": "[]",
 }  # fmt: skip
 ZERO = "{{zero_optimization: {{stage: {0}}}}}"
+UNTIL = 2
+"""Steps that are not counted: ZeRO-3 learns the order of layers in them."""
 STILL: dict[str, Lines] = {
     "continued_pretraining": Lines({
         "transformers/masking_utils.py find_packed_sequence_indices": 2,
@@ -48,7 +50,7 @@ ROW = Lines({"pipeline/engine/observers/log.py _fetched": 1})
 
 
 class Count(Observer):
-    """Counts every step, from the agreement between ranks to the last observer, by line."""
+    """Counts every step behind the first ones, from the agreement between ranks to the last observer, by line."""
 
     def __init__(self, training: Training) -> None:
         super().__init__(training)
@@ -56,7 +58,8 @@ class Count(Observer):
         self.counting = contextlib.ExitStack()
 
     def vote(self) -> int:
-        self.steps.append(self.counting.enter_context(counted(self.training.engine.engine, STAND_IN)))
+        if self.training.state.step >= UNTIL:
+            self.steps.append(self.counting.enter_context(counted(self.training.engine.engine, STAND_IN)))
         return 0
 
 
@@ -73,7 +76,7 @@ class EndCount(Observer):
 
 
 def count_steps(rank: int, world_size: int, jobs: list[tuple[str, list[str]]]) -> list[list[dict[str, int]]]:
-    """Waits by line of every step of every run, in one process group."""
+    """Waits by function of every counted step of every run, in one process group."""
     dist.init()
     return [count_steps_of(stage, sets, world_size) for stage, sets in jobs]
 
@@ -105,7 +108,7 @@ def counts(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple
         (stage, world.sets(stage, folder / f"{stage}-{zero}", 2, **SETTINGS, deepspeed__overrides=ZERO.format(zero)))
         for stage, zero in runs
     ]
-    zeroth, first = run_ranks(count_steps, 2, jobs, timeout=240)
+    zeroth, first = run_ranks(count_steps, 2, jobs, timeout=400)
     return {
         run: [Lines(most) | Lines(other) for most, other in zip(steps, others, strict=True)]
         for run, steps, others in zip(runs, zeroth, first, strict=True)
@@ -116,6 +119,6 @@ def counts(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_step_waits_once(stage: str, zero: int, counts: dict[tuple[str, int], list[Lines]]) -> None:
     """And once more to write a row."""
-    plain, logged = counts[stage, zero][-2:]
+    plain, logged = counts[stage, zero]
     assert plain - STILL[stage] == ONCE
     assert logged - STILL[stage] == ONCE + ROW

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import os
 import sys
 import types
 from collections.abc import Callable
@@ -90,6 +92,30 @@ def test_a_port_in_use_names_the_option(init_fails: Callable[[str], None]) -> No
 
 
 @pytest.mark.parametrize(
+    ("nccl", "gloo", "chosen"),
+    [("eth3", None, "eth3"), ("=eth3", None, "eth3"), ("eth", None, None), ("^eth3", None, None), ("eth3", "lo", "lo")],
+)
+def test_hosts_talk_where_nccl_does(
+    nccl: str, gloo: str | None, chosen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gloo knows one name; NCCL also takes the beginning of names, and exceptions."""
+    made: list[dict[str, object]] = []
+    monkeypatch.setattr(dist, "_host_groups", [])
+    monkeypatch.setattr(dist.socket, "if_nameindex", lambda: [(1, "lo"), (2, "eth3")])
+    for name, value in {
+        "get_world_size": lambda: 2, "get_backend": lambda: "nccl", "new_group": lambda **options: made.append(options),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(dist.torch_dist, name, value)
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", nccl)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", gloo or "")
+    if gloo is None:
+        monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    dist._make_host_group(datetime.timedelta(minutes=3))
+    assert os.environ.get("GLOO_SOCKET_IFNAME") == chosen
+    assert made == [{"backend": "gloo", "timeout": datetime.timedelta(minutes=3)}] and len(dist._host_groups) == 1
+
+
+@pytest.mark.parametrize(
     ("asked", "found", "device"),
     [("", True, "cuda:1"), ("", False, "cpu"), ("cuda", True, "cuda:1"), ("cpu", True, "cpu"), ("cpu", False, "cpu")],
 )
@@ -111,7 +137,7 @@ def test_gpus_that_torch_does_not_find(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_world_of_one_needs_no_process_group() -> None:
     assert (dist.rank(), dist.world_size(), dist.is_main()) == (0, 1, True)
     local = torch.tensor([[1.0, 2.0]], requires_grad=True)
-    assert dist.gather(local) is local and dist.gather_with_grad(local) is local and dist.gather_rows(local) is local
+    assert dist.gather_rows(local) is local and dist.scatter_sum(local) is local
     counts = torch.tensor([3, 4])
     assert dist.all_reduce_sum(counts) is counts and dist.all_reduce_max(counts) is counts
     assert counts.tolist() == [3, 4]

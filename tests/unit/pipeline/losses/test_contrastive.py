@@ -1,38 +1,198 @@
-"""Contrastive losses against hand-computed values, a plain reference, and the single-process big batch."""
+"""The tiled contrastive losses against hand-computed values, their definitions, and the single-process big batch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.losses import (
-    Tokens,
-    clamped_scale,
-    sentence_contrastive,
-    token_contrastive,
-)
+from pipeline.losses.contrastive import clamped_scale, sentence_contrastive, token_contrastive
+from pipeline.losses.similarity import Tokens
+from pipeline.losses.tiles import cut
+from tests.contrast_reference import whole_sentences, whole_sigmoid, whole_tokens
 
-Loss = Callable[..., Tensor]
-
-
-class Group(NamedTuple):
-    """How a rank sees the others."""
-
-    gather: Callable[[Tensor], Tensor] = lambda tensor: tensor
-    rank: int = 0
+IDS = [0, 1, 2, 0, 4, 4]
+NAMES = ["sentence", "sigmoid", "token"]
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-# --- contrastive: values
+def number(value: float) -> Tensor:
+    return torch.tensor([value], dtype=torch.float64).requires_grad_()
+
+
+def ragged(batch: int, longest: int, seed: int) -> Tokens:
+    lengths = [1 + (3 * i + seed) % longest for i in range(batch)]
+    return Tokens(rand(sum(lengths), 5, seed=seed).requires_grad_(), lengths)
+
+
+# --- ranks in threads
+
+
+@dataclass
+class Meeting:
+    """Collectives of ranks that are threads of this process."""
+
+    ranks: int
+    given: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.barrier = threading.Barrier(self.ranks, timeout=30)
+        self.given = [torch.empty(0)] * self.ranks
+
+
+@dataclass
+class Thread:
+    """One of them, as `tiles.Group`."""
+
+    meeting: Meeting
+    number: int
+
+    def rank(self) -> int:
+        return self.number
+
+    def world_size(self) -> int:
+        return self.meeting.ranks
+
+    def host_counts(self, counts: list[int]) -> list[list[int]]:
+        return [part.tolist() for part in self._all(torch.tensor(counts))]
+
+    def gather_rows(self, local: Tensor) -> Tensor:
+        return torch.cat(self._all(local))
+
+    def scatter_sum(self, rows: Tensor) -> Tensor:
+        return torch.stack(self._all(rows)).sum(0).chunk(self.meeting.ranks)[self.number]
+
+    def all_reduce_sum(self, value: Tensor) -> Tensor:
+        return torch.stack(self._all(value)).sum(0)
+
+    def all_reduce_max(self, value: Tensor) -> Tensor:
+        return torch.stack(self._all(value)).amax(0)
+
+    def _all(self, value: Tensor) -> list[Tensor]:
+        self.meeting.given[self.number] = value
+        self.meeting.barrier.wait()
+        everyone = [part.clone() for part in self.meeting.given]
+        self.meeting.barrier.wait()
+        return everyone
+
+
+# --- one batch, every loss
+
+
+class Batch:
+    """Features of a whole batch, and the losses of a share of them."""
+
+    def __init__(self, ids: list[int]) -> None:
+        size = len(ids)
+        self.ids_B = torch.tensor(ids)
+        self.video_BE, self.text_BE = (rand(size, 5, seed=seed).requires_grad_() for seed in (3, 4))
+        self.words, self.tokens = ragged(size, 6, 5), ragged(size, 4, 6)
+        self.scale, self.token_scale, self.bias = number(7.0), number(4.0), number(-2.0)
+
+    @property
+    def leaves(self) -> dict[str, list[Tensor]]:
+        sentences = [self.video_BE, self.text_BE, self.scale]
+        tokens = [self.words.features_NE, self.tokens.features_NE, self.scale, self.token_scale]
+        return {"sentence": sentences, "sigmoid": [*sentences, self.bias], "token": tokens}
+
+    def share(self, name: str, rows: slice, *tiling: object) -> Tensor:
+        ids_B = self.ids_B[rows]
+        if name == "token":
+            sides = (self._tokens(self.words, rows), self._tokens(self.tokens, rows))
+            return token_contrastive(*sides, ids_B, (self.scale, self.token_scale), *tiling)  # type: ignore[arg-type]
+        bias = self.bias if name == "sigmoid" else None
+        sentences = (self.video_BE[rows], self.text_BE[rows])
+        return sentence_contrastive(sentences, ids_B, self.scale, bias, *tiling)  # type: ignore[arg-type]
+
+    def whole(self, name: str) -> Tensor:
+        sentences = (self.video_BE, self.text_BE, self.ids_B, self.scale)
+        return {
+            "sentence": lambda: whole_sentences(*sentences),
+            "sigmoid": lambda: whole_sigmoid(*sentences, self.bias),
+            "token": lambda: whole_tokens(self.words, self.tokens, self.ids_B, (self.scale, self.token_scale)),
+        }[name]()
+
+    def _tokens(self, side: Tokens, rows: slice) -> Tokens:
+        return Tokens(torch.cat(side.features_NE.split(list(side.lengths))[rows]), side.lengths[rows])
+
+
+def in_ranks(batch: Batch, name: str, ranks: int, tile_numbers: int) -> Tensor:
+    """Mean over ranks of their losses."""
+    size, meeting = len(batch.ids_B) // ranks, Meeting(ranks)
+    losses: list[Tensor] = [torch.empty(0)] * ranks
+
+    def run(rank: int) -> None:
+        losses[rank] = batch.share(name, slice(rank * size, (rank + 1) * size), Thread(meeting, rank), tile_numbers)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(ranks)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return torch.stack(losses).mean()
+
+
+def assert_equal(found: Tensor, expected: Tensor, leaves: list[Tensor]) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    for grad, wanted in zip(
+        torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves, retain_graph=True), strict=True
+    ):
+        torch.testing.assert_close(grad, wanted, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("tile_numbers", [1, 4, 9, 30, 1 << 20])
+def test_tiles_equal_the_definition(name: str, tile_numbers: int) -> None:
+    batch = Batch(IDS)
+    with torch.no_grad():
+        alone = batch.share(name, slice(0, 6))
+    tiled = batch.share(name, slice(0, 6), *(Thread(Meeting(1), 0), tile_numbers))
+    assert alone.item() == pytest.approx(tiled.item(), rel=1e-12)
+    assert_equal(tiled, batch.whole(name), batch.leaves[name])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("ranks", "tile_numbers"), [(2, 1), (2, 64), (3, 1 << 20)])
+def test_ranks_equal_the_definition(name: str, ranks: int, tile_numbers: int) -> None:
+    """Every rank brings other lengths of words and texts."""
+    batch = Batch(IDS)
+    assert_equal(in_ranks(batch, name, ranks, tile_numbers), batch.whole(name), batch.leaves[name])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_gradient_follows_what_comes_after_the_loss(name: str) -> None:
+    batch = Batch(IDS)
+    leaves = batch.leaves[name]
+    assert_equal(3 * batch.share(name, slice(0, 6)) + 1, 3 * batch.whole(name) + 1, leaves)
+
+
+@pytest.mark.parametrize("name", ["sentence", "token"])
+def test_equal_texts_are_no_negatives(name: str) -> None:
+    all_equal = Batch([7] * 6)
+    loss = all_equal.share(name, slice(0, 6))
+    assert loss.item() == pytest.approx(0.0, abs=1e-14)  # every row has its positive alone
+    assert all(grad.abs().max() < 1e-14 for grad in torch.autograd.grad(loss, all_equal.leaves[name]))
+    distinct, one_pair = Batch(list(range(6))), Batch([0, 1, 2, 3, 4, 0])
+    assert 0 < one_pair.share(name, slice(0, 6)).item() < distinct.share(name, slice(0, 6)).item()
+
+
+def test_an_equal_text_is_no_pair_of_the_sigmoid() -> None:
+    """Neither positive nor negative: with all texts equal, only the own pairs remain."""
+    batch = Batch([7] * 6)
+    logits_B = batch.scale * F.cosine_similarity(batch.video_BE, batch.text_BE) + batch.bias
+    torch.testing.assert_close(batch.share("sigmoid", slice(0, 6)), -F.logsigmoid(logits_B).mean(), rtol=1e-12, atol=0)
+
+
+# --- values
 
 
 def test_sentence_by_hand() -> None:
@@ -49,166 +209,87 @@ def test_sentence_by_hand() -> None:
         cross_entropy(1, 0),  # text 0: video 0 against video 1
         cross_entropy(cosine, cosine),  # text 1
     ]
-    loss = sentence_contrastive(video, text, torch.tensor([0, 1]), torch.tensor(2.0))
+    loss = sentence_contrastive((video, text), torch.tensor([0, 1]), torch.tensor(2.0))
     assert loss.item() == pytest.approx(sum(rows) / 4, rel=1e-6)
 
 
-def reference_token_scores(words: Tokens, tokens: Tokens, token_scale: float) -> tuple[Tensor, Tensor]:
+def pairwise_scores(words: Tokens, tokens: Tokens, token_scale: float) -> tuple[Tensor, Tensor]:
     """The definition, pair by pair, without masks."""
-    size = len(words.features_BKE)
+    sides = [side.features_NE.split(list(side.lengths)) for side in (words, tokens)]
+    size = len(sides[0])
     video_to_text, text_to_video = torch.zeros(size, size).double(), torch.zeros(size, size).double()
     for i in range(size):
         for j in range(size):
-            word = F.normalize(words.features_BKE[i][words.mask_BK[i]], dim=-1)
-            token = F.normalize(tokens.features_BKE[j][tokens.mask_BK[j]], dim=-1)
-            similarity = word @ token.T
+            similarity = F.normalize(sides[0][i], dim=-1) @ F.normalize(sides[1][j], dim=-1).T
             video_to_text[i, j] = (similarity * (token_scale * similarity).softmax(1)).sum(1).mean()
             text_to_video[i, j] = (similarity * (token_scale * similarity).softmax(0)).sum(0).mean()
     return video_to_text, text_to_video
 
 
-def ragged(batch: int, length: int, seed: int) -> Tokens:
-    lengths = torch.tensor([1 + (3 * i + seed) % length for i in range(batch)])
-    return Tokens(rand(batch, length, 5, seed=seed), torch.arange(length) < lengths[:, None])
-
-
 def test_token_level_against_its_definition() -> None:
     words, tokens = ragged(4, 6, 1), ragged(4, 3, 2)
-    video_to_text, text_to_video = reference_token_scores(words, tokens, 5.0)
+    video_to_text, text_to_video = pairwise_scores(words, tokens, 5.0)
     target = torch.arange(4)
     expected = (F.cross_entropy(7 * video_to_text, target) + F.cross_entropy(7 * text_to_video.T, target)) / 2
-    loss = token_contrastive(words, tokens, target, (torch.tensor(7.0), 5.0))
+    loss = token_contrastive(words, tokens, target, (torch.tensor(7.0), torch.tensor(5.0)))
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0.0)
 
 
-def test_padding_does_not_matter() -> None:
-    words, tokens = ragged(4, 6, 1), ragged(4, 3, 2)
-    padded = Tokens(
-        torch.cat([tokens.features_BKE, torch.full((4, 5, 5), 1e3).double()], 1), F.pad(tokens.mask_BK, (0, 5))
-    )
-    ids = torch.arange(4)
-    plain, more = (token_contrastive(words, side, ids, (torch.tensor(7.0), 5.0)) for side in (tokens, padded))
-    torch.testing.assert_close(plain, more, rtol=1e-12, atol=0.0)
-
-
 def test_a_sample_without_tokens_gives_no_nan() -> None:
-    words, tokens = ragged(3, 4, 1), ragged(3, 3, 2)
-    empty = Tokens(tokens.features_BKE.requires_grad_(), tokens.mask_BK & (torch.arange(3) > 0)[:, None])
-    loss = token_contrastive(words, empty, torch.arange(3), (torch.tensor(7.0), 5.0))
+    words, tokens = ragged(3, 4, 1), Tokens(rand(3, 5, seed=2).requires_grad_(), [0, 2, 1])
+    loss = token_contrastive(words, tokens, torch.arange(3), (number(7.0), number(5.0)))
     loss.backward()
-    assert tokens.features_BKE.grad is not None
-    assert loss.isfinite() and tokens.features_BKE.grad.isfinite().all()
-
-
-# --- contrastive: properties of both objectives
-
-
-def both_objectives(batch: int, ids: list[int]) -> tuple[dict[str, Loss], list[Tensor]]:
-    """Losses of rows [start, start + B/R) for a group, and every leaf that receives gradients."""
-    video, text = rand(batch, 5, seed=3).requires_grad_(), rand(batch, 5, seed=4).requires_grad_()
-    words, tokens = ragged(batch, 6, 5), ragged(batch, 4, 6)
-    words.features_BKE.requires_grad_(), tokens.features_BKE.requires_grad_()
-    log_scale = torch.tensor(2.0, dtype=torch.float64).requires_grad_()
-    token_scale = torch.tensor(4.0, dtype=torch.float64).requires_grad_()
-    id_tensor = torch.tensor(ids)
-
-    def rows_of(group: Group, ranks: int) -> slice:
-        size = batch // ranks
-        return slice(group.rank * size, (group.rank + 1) * size)
-
-    def sentence(ranks: int, group: Group, row_chunk: int = 0) -> Tensor:
-        rows = rows_of(group, ranks)
-        return sentence_contrastive(video[rows], text[rows], id_tensor[rows], log_scale.exp(), *group, row_chunk)
-
-    def token(ranks: int, group: Group, row_chunk: int = 0) -> Tensor:
-        rows = rows_of(group, ranks)
-        local_words = Tokens(words.features_BKE[rows], words.mask_BK[rows])
-        local_tokens = Tokens(tokens.features_BKE[rows], tokens.mask_BK[rows])
-        return token_contrastive(
-            local_words, local_tokens, id_tensor[rows], (log_scale.exp(), token_scale), *group, row_chunk
-        )
-
-    leaves = [video, text, words.features_BKE, tokens.features_BKE, log_scale, token_scale]
-    return {"sentence": sentence, "token": token}, leaves
-
-
-def simulate_ranks(loss: Loss, ranks: int) -> Tensor:
-    """Mean over ranks of the local losses, in one process: first record what each rank gathers, then deliver it."""
-    gathered: list[list[Tensor]] = []
-    for _ in range(ranks):
-        calls: list[Tensor] = []
-
-        def record(tensor: Tensor, calls: list[Tensor] = calls) -> Tensor:
-            calls.append(tensor)
-            return tensor.repeat(ranks, *[1] * (tensor.dim() - 1))
-
-        loss(ranks, Group(record, len(gathered)))
-        gathered.append(calls)
-    losses = []
-    for rank in range(ranks):
-        everyone = iter(list(zip(*gathered, strict=True)))
-
-        def deliver(_: Tensor, everyone: Iterator[tuple[Tensor, ...]] = everyone) -> Tensor:
-            return torch.cat(next(everyone))
-
-        losses.append(loss(ranks, Group(deliver, rank)))
-    return torch.stack(losses).mean()
-
-
-def gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
-    return [
-        torch.zeros_like(leaf) if grad is None else grad
-        for leaf, grad in zip(leaves, torch.autograd.grad(loss, leaves, allow_unused=True), strict=True)
-    ]
-
-
-@pytest.mark.parametrize("name", ["sentence", "token"])
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_equal_the_big_batch(name: str, ranks: int) -> None:
-    losses, leaves = both_objectives(6, [0, 1, 2, 0, 4, 4])
-    whole = losses[name](1, Group())
-    split = simulate_ranks(losses[name], ranks)
-    torch.testing.assert_close(split, whole, rtol=1e-12, atol=0.0)
-    for grad, wanted in zip(gradients(split, leaves), gradients(whole, leaves), strict=True):
-        torch.testing.assert_close(grad, wanted, rtol=1e-10, atol=1e-14)
-
-
-@pytest.mark.parametrize("name", ["sentence", "token"])
-@pytest.mark.parametrize("row_chunk", [1, 4, 6, 9])
-def test_row_chunks_change_nothing(name: str, row_chunk: int) -> None:
-    losses, leaves = both_objectives(6, [0, 1, 2, 0, 4, 4])
-    whole = losses[name](1, Group())
-    chunked = losses[name](1, Group(), row_chunk)
-    torch.testing.assert_close(chunked, whole, rtol=1e-12, atol=0.0)
-    for grad, wanted in zip(gradients(chunked, leaves), gradients(whole, leaves), strict=True):
-        torch.testing.assert_close(grad, wanted, rtol=1e-10, atol=1e-14)
-
-
-@pytest.mark.parametrize("name", ["sentence", "token"])
-def test_equal_texts_are_no_negatives(name: str) -> None:
-    all_equal, leaves = both_objectives(6, [7] * 6)
-    loss = all_equal[name](1, Group())
-    assert loss.item() == 0.0  # every row has its positive alone
-    assert not any(grad.any() for grad in gradients(loss, leaves))
-    distinct, _ = both_objectives(6, list(range(6)))
-    one_pair, _ = both_objectives(6, [0, 1, 2, 3, 4, 0])
-    assert 0 < one_pair[name](1, Group()).item() < distinct[name](1, Group()).item()
-
-
-@pytest.mark.parametrize("name", ["sentence", "token"])
-def test_uneven_ranks_are_refused(name: str) -> None:
-    losses, _ = both_objectives(6, list(range(6)))
-    with pytest.raises(ValueError, match="same number of rows"):
-        losses[name](1, Group(lambda tensor: torch.cat([tensor, tensor[:1]]), 0))
-    with pytest.raises(ValueError, match="rank 1 has 3 rows but the gathered batch has 3"):
-        losses[name](2, Group(rank=1))  # nothing was gathered from rank 0
+    assert tokens.features_NE.grad is not None
+    assert loss.isfinite() and tokens.features_NE.grad.isfinite().all()
 
 
 def test_bf16_features_are_compared_in_fp32() -> None:
-    video, text = rand(4, 5, seed=3).bfloat16(), rand(4, 5, seed=4).bfloat16()
-    loss = sentence_contrastive(video, text, torch.arange(4), torch.tensor(10.0))
-    expected = sentence_contrastive(video.float(), text.float(), torch.arange(4), torch.tensor(10.0))
+    sides = (rand(4, 5, seed=3).bfloat16(), rand(4, 5, seed=4).bfloat16())
+    wide = (sides[0].float(), sides[1].float())
+    loss, expected = (sentence_contrastive(both, torch.arange(4), torch.tensor(10.0)) for both in (sides, wide))
     assert loss.dtype == torch.float32 and loss.item() == expected.item()
+
+
+# --- tiles
+
+
+@pytest.mark.parametrize(
+    ("lengths", "budget", "sizes"),
+    [
+        ([1] * 7, 3, [3, 3, 1]),
+        ([1, 1, 2, 3, 9], 6, [3, 1, 1]),  # three of length 2, one of 3, and one that is longer than the budget
+        ([2, 2], 0, [1, 1]),
+        ([0, 0, 0], 1, [3]),
+    ],
+)
+def test_cut(lengths: list[int], budget: int, sizes: list[int]) -> None:
+    parts = cut(lengths, budget)
+    assert [part.stop - part.start for part in parts] == sizes
+    assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda ids_B, tiles: sentence_contrastive((rand(64, 8), rand(64, 8, seed=1)), ids_B, number(7.0), None, *tiles),
+        lambda ids_B, tiles: token_contrastive(
+            ragged(64, 6, 1), ragged(64, 4, 2), ids_B, (number(7.0), number(5.0)), *tiles
+        ),
+    ],
+)
+def test_no_tile_holds_more_similarities(loss: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen by the products that make them."""
+    largest, product = 0, Tensor.__matmul__
+
+    def seen(left: Tensor, right: Tensor) -> Tensor:
+        nonlocal largest
+        found = product(left, right)
+        largest = max(largest, found.numel())
+        return found
+
+    monkeypatch.setattr(Tensor, "__matmul__", seen)
+    loss(torch.arange(64), (Thread(Meeting(1), 0), 400)).backward()
+    assert 200 < largest <= 400
 
 
 # --- temperature

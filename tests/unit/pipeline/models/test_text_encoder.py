@@ -19,6 +19,7 @@ from pipeline.models.registry import build_text_encoder
 from pipeline.models.text_cache import TextFeatureCache
 from pipeline.models.text_encoder import TextEncoder, TextFeatures
 from shards.schema import text_hash
+from tests.unit.pipeline.models.test_contrastive import table_of
 from tests.unit.pipeline.models.tiny import bpe_tokenizer, llm_config, shake
 
 TEXTS = ["tomorrow it rains", "here", "I am here in the north", "HELLO YOU"]
@@ -148,16 +149,15 @@ def test_unusable_encoders_and_texts(bert: Path, llm: Path, tmp_path: Path) -> N
 def test_lookup_returns_what_was_encoded(bert: Path, tmp_path: Path) -> None:
     one = encoder(bert)
     cache = TextFeatureCache(tmp_path)
-    cache.build(TEXTS, one)
+    cache.build(table_of(*TEXTS), one)
     wanted = [2, 1, 2]
-    sentence_BE, tokens_BLD, mask_BL = cache.lookup([text_hash(TEXTS[i]) for i in wanted])
+    sentence_BE, tokens_ND, lengths = cache.lookup([text_hash(TEXTS[i]) for i in wanted])
     features = one.encode(TEXTS)
     torch.testing.assert_close(sentence_BE, features.sentence[wanted], atol=1e-5, rtol=0)
-    for row, i in enumerate(wanted):
-        assert mask_BL[row].sum() == len(features.tokens[i])
-        torch.testing.assert_close(tokens_BLD[row][mask_BL[row]], features.tokens[i], atol=1e-5, rtol=0)
-        assert tokens_BLD[row][~mask_BL[row]].abs().sum() == 0
-    assert cache.hashes() == sorted(text_hash(text) for text in TEXTS)
+    assert lengths == [len(features.tokens[i]) for i in wanted]
+    for tokens_LD, i in zip(tokens_ND.split(lengths), wanted, strict=True):
+        torch.testing.assert_close(tokens_LD, features.tokens[i], atol=1e-5, rtol=0)
+    assert cache.first(2) == sorted(text_hash(text) for text in TEXTS)[:2]
 
 
 def test_only_new_texts_are_encoded_and_encoders_do_not_mix(
@@ -172,12 +172,12 @@ def test_only_new_texts_are_encoded_and_encoders_do_not_mix(
 
     monkeypatch.setattr(TextEncoder, "encode", recorded)
     cache = TextFeatureCache(tmp_path)
-    cache.build(TEXTS[:2], encoder(bert))
-    cache.build([*TEXTS, "HERE "], encoder(bert))
+    cache.build(table_of(*TEXTS[:2]), encoder(bert))
+    cache.build(table_of(*TEXTS, "HERE "), encoder(bert))
     assert sorted(encoded) == sorted(TEXTS)
-    TextFeatureCache(tmp_path).build(TEXTS, encoder(bert))
+    TextFeatureCache(tmp_path).build(table_of(*TEXTS), encoder(bert))
     assert len(encoded) == 4
-    TextFeatureCache(tmp_path).build(TEXTS, encoder(bert, pooling="cls"))
+    TextFeatureCache(tmp_path).build(table_of(*TEXTS), encoder(bert, pooling="cls"))
     assert len(encoded) == 8
     assert not list(tmp_path.glob("*/tmp-*"))
 
@@ -187,26 +187,43 @@ def test_ranks_share_the_work(bert: Path, tmp_path: Path) -> None:
     caches = [TextFeatureCache(tmp_path) for _ in range(3)]
     encoders = [encoder(bert) for _ in range(3)]
     threads = [
-        threading.Thread(target=cache.build, args=(TEXTS, encoders[rank], rank, 3, lambda: barrier.wait(60) and None))
+        threading.Thread(
+            target=cache.build, args=(table_of(*TEXTS), encoders[rank], rank, 3, lambda: barrier.wait(60) and None)
+        )
         for rank, cache in enumerate(caches)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    parts = [json.loads(path.read_text())["hashes"] for path in tmp_path.glob("*/part-*/index.json")]
-    assert sorted(map(len, parts)) == [1, 1, 2]
-    assert all(cache.hashes() == sorted(text_hash(text) for text in TEXTS) for cache in caches)
+    parts = [json.loads(path.read_text())["sentence"]["count"] for path in tmp_path.glob("*/texts-*/index.json")]
+    assert sorted(parts) == [1, 1, 2]
+    assert all(cache.first(9) == sorted(text_hash(text) for text in TEXTS) for cache in caches)
 
 
 def test_a_cache_that_cannot_be_used(bert: Path, tmp_path: Path) -> None:
     cache = TextFeatureCache(tmp_path)
-    cache.build(TEXTS, encoder(bert))
+    cache.build(table_of(*TEXTS), encoder(bert))
     with pytest.raises(DataError, match="no cached features for text hash 7"):
         cache.lookup([7])
-    (tokens,) = tmp_path.glob("*/part-*/tokens.f32")
+    (tokens,) = tmp_path.glob("*/texts-*/tokens.f32")
     tokens.write_bytes(tokens.read_bytes()[:-4])
+    with pytest.raises(DataError, match="ends before row"):
+        cache.lookup(cache.first(9))
     with pytest.raises(DataError, match="bytes, the index promises"):
-        TextFeatureCache(tmp_path).build(TEXTS, encoder(bert))
+        TextFeatureCache(tmp_path).build(table_of(*TEXTS), encoder(bert))
     with pytest.raises(DataError, match="after every rank wrote its share"):
-        TextFeatureCache(tmp_path / "local").build(TEXTS, encoder(bert), rank=0, world_size=2)
+        TextFeatureCache(tmp_path / "local").build(table_of(*TEXTS), encoder(bert), rank=0, world_size=2)
+
+
+def test_features_of_an_earlier_version_are_made_again_with_a_message(
+    bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = encoder(bert)
+    earlier = tmp_path / one.fingerprint[:32] / "part-0123"
+    earlier.mkdir(parents=True)
+    (earlier / "index.json").write_text("{}")
+    cache = TextFeatureCache(tmp_path)
+    cache.build(table_of(*TEXTS), one)
+    assert "in the form of an earlier version (part-0123, ...)" in caplog.text
+    assert len(cache.first(9)) == 4 and earlier.exists()

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from pipeline.inference.clips import pack_clips
-from pipeline.models.attention import Runs
+from pipeline.models.attention import Spans
 from pipeline.models.clip_layout import ClipLayout, ClipSizes
 from pipeline.models.processing import LlavaSltProcessor, ProcessorOptions
+from pipeline.models.text_cache import TextFeatureCache
 from pipeline.stages.batches import ContrastiveCollate, PackCollate, TranslationCollate, to_device
 from shards.load.documents import Pack
+from tests.unit.pipeline.models.test_contrastive import TableEncoder, cached
 from tests.unit.pipeline.models.tiny import bpe_tokenizer
 
 PAD = 9
@@ -80,23 +83,34 @@ def clip(frames: int, value: int, text: str) -> tuple[np.ndarray, Row]:
     return np.full((frames, 2, 2, 3), value, np.uint8), Row(text, len(text))
 
 
-def test_clips_are_packed_over_items() -> None:
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> TextFeatureCache:
+    """Of a text of n letters the sentence feature (n, 2n) and n tokens."""
+    features = {text: ([len(text), 2.0 * len(text)], [[1.0, 0.0]] * len(text)) for text in ("one", "three")}
+    table = pa.table({"text": list(features), "text_hash": [len(text) for text in features]})
+    return cached(tmp_path_factory.mktemp("texts"), TableEncoder(features), table)
+
+
+def test_clips_are_packed_over_items(texts: TextFeatureCache) -> None:
     items = [[clip(2, 5, "one"), clip(1, 6, "three")], [clip(3, 7, "one")]]
-    batch = ContrastiveCollate(SIZES)(items)
+    batch = ContrastiveCollate(SIZES, texts)(items)
     assert batch["frames_NHWC"][:, 0, 0, 0].tolist() == [5, 5, 6, 7, 7, 7]
     assert batch["frames_NHWC"].dtype == torch.uint8 and batch["frames_NHWC"].shape == (6, 2, 2, 3)
     assert batch["frame_lengths_B"].tolist() == [2, 1, 3] and batch["text_ids_B"].tolist() == [3, 5, 3]
     assert batch["samples"] == batch["valid_tokens"] == 3 and [row.text for row in batch["rows"]] == [
         "one", "three", "one",
     ]  # fmt: skip
+    assert batch["text_BD"].tolist() == [[3, 6], [5, 10], [3, 6]] and batch["tokens_ND"].shape == (11, 2)
+    assert batch["token_lengths"] == [3, 5, 3]
+    assert batch["word_lengths"] == batch["layout"].word_lengths_B.tolist(), "a list, which stays on the host"
     assert len(pack_clips(items, SIZES)["rows"]) == 3
     assert batch["layout"].sizes == SIZES and batch["layout"].frame_samples_N.tolist() == [0, 0, 1, 2, 2, 2]
 
 
-def test_layouts_move_with_the_batch() -> None:
-    batch = ContrastiveCollate(SIZES)([[clip(2, 5, "one"), clip(5, 6, "three")]])
+def test_layouts_move_with_the_batch(texts: TextFeatureCache) -> None:
+    batch = ContrastiveCollate(SIZES, texts)([[clip(2, 5, "one"), clip(5, 6, "three")]])
     moved = to_device(batch, torch.device("meta"))["layout"]
-    assert isinstance(moved, ClipLayout) and isinstance(moved.windows, Runs) and moved.sizes == SIZES
+    assert isinstance(moved, ClipLayout) and isinstance(moved.windows, Spans) and moved.sizes == SIZES
     assert moved.frame_lengths_B.device.type == moved.windows.borders.device.type == "meta"
     assert moved.windows.equal == batch["layout"].windows.equal and moved.longest_frames == 5
 
@@ -119,6 +133,10 @@ def test_translation_batches_count_the_answer(tmp_path: Path) -> None:
     assert places["visual_positions_M"].tolist() == expected and batch["samples"] == 2
 
 
-@pytest.mark.parametrize("collate", [PackCollate(4, 0), ContrastiveCollate(SIZES)])
-def test_collates_travel_to_worker_processes(collate: object) -> None:
+def test_collates_travel_to_worker_processes(texts: TextFeatureCache) -> None:
+    collate = PackCollate(4, 0)
     assert pickle.loads(pickle.dumps(collate)) == collate
+    items = [[clip(2, 5, "one")]]
+    there = ContrastiveCollate(SIZES, texts)
+    there(items)  # with files open here
+    assert torch.equal(pickle.loads(pickle.dumps(there))(items)["tokens_ND"], there(items)["tokens_ND"])

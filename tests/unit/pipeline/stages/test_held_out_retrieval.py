@@ -22,22 +22,21 @@ IDS_B = torch.arange(4)
 
 
 def features(sentence_right: bool, token_right: bool) -> dict[str, Tensor]:
-    """Four samples of two word tokens and three text tokens (the last of each is padding, and misleads); one kind of
-    embedding finds every partner, the other one none."""
+    """Four samples of two word tokens and one text token; one kind of embedding finds every partner, the other one
+    none."""
     eye, shifted = torch.eye(4), torch.eye(4).roll(1, 0)
-    words_BSE = torch.stack([eye, torch.ones(4, 4), -eye], dim=1)
-    tokens_BLE = torch.stack([eye if token_right else shifted, 9 * shifted], dim=1)
     return {
         "video_BE": eye, "text_BE": eye if sentence_right else shifted,
-        "words_BSE": words_BSE, "words_mask_BS": torch.tensor([[True, True, False]] * 4),
-        "tokens_BLE": tokens_BLE, "tokens_mask_BL": torch.tensor([[True, False]] * 4),
+        "words_ME": torch.stack([eye, torch.ones(4, 4)], dim=1).flatten(0, 1),
+        "tokens_NE": eye if token_right else shifted,
         "log_scale": torch.zeros(1), "log_token_scale": torch.zeros(1),
     }  # fmt: skip
 
 
 def metrics(found: dict[str, Tensor], **config: Any) -> dict[str, float]:
     settings = ContrastiveConfig(**config)
-    return held_out_metrics(pairs_of(found, IDS_B, settings), settings, 1.0, CPU)
+    lengths = {"word_lengths": [2] * 4, "token_lengths": [len(found["tokens_NE"]) // 4] * 4}
+    return held_out_metrics(pairs_of(found, {"text_ids_B": IDS_B, **lengths}, settings), settings, 1.0, CPU)
 
 
 @pytest.mark.parametrize(("objective", "other"), [("sentence", "token"), ("token", "sentence")])
@@ -61,7 +60,7 @@ def test_both_is_the_sum_with_the_weights_of_the_loss() -> None:
 def test_token_scores_in_pieces_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     found = features(True, True) | {
-        "words_BSE": torch.randn(4, 3, 6, generator=generator), "tokens_BLE": torch.randn(4, 2, 6, generator=generator)
+        "words_ME": torch.randn(8, 6, generator=generator), "tokens_NE": torch.randn(12, 6, generator=generator)
     }  # fmt: skip
     whole = metrics(found, objective="token")
     monkeypatch.setattr(held_out_retrieval, "MAX_SIMILARITIES", 1)
@@ -69,7 +68,7 @@ def test_token_scores_in_pieces_are_the_whole(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_similarities_that_are_not_finite_are_no_ranking() -> None:
-    found = features(True, True) | {"tokens_BLE": torch.full((4, 2, 4), torch.nan)}
+    found = features(True, True) | {"tokens_NE": torch.full((4, 4), torch.nan)}
     with pytest.raises(DivergedError, match=r"similarities of samples 0\.\.3 hold NaN or infinity"):
         metrics(found, objective="token")
 
@@ -78,7 +77,8 @@ def batches() -> Iterator[tuple[dict[str, Any], list[int]]]:
     """Two batches and one that only fills up, as a rank with fewer samples gets it."""
     for samples in ([0, 2], [1, 3], []):
         rows = samples or [0, 2]
-        yield {"rows": torch.tensor(rows), "text_ids_B": torch.tensor(rows)}, samples
+        lengths = {"word_lengths": [2] * len(rows), "token_lengths": [1] * len(rows)}
+        yield {"rows": torch.tensor(rows), "text_ids_B": torch.tensor(rows), **lengths}, samples
 
 
 @pytest.mark.parametrize(("objective", "r1"), [("sentence", 0.0), ("token", 100.0)])
@@ -102,7 +102,10 @@ def test_the_stage_chooses_its_checkpoint_by_what_it_trains(
     monkeypatch.setattr(
         stage,
         "features",
-        lambda model, batch: {n: v if n.startswith("log") else v[batch["rows"]] for n, v in found.items()},
+        lambda model, batch: {
+            n: v if n.startswith("log") else v.unflatten(0, (4, -1))[batch["rows"]].flatten(0, 1)
+            for n, v in found.items()
+        },
     )
     measured = stage.evaluate(lambda: None, lambda: False)
     assert stage.best_metric == ("eval/video_to_text/r1", "max")
