@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.gpu import memory
 from benchmarks.gpu.fp8 import use_fp8
 from benchmarks.gpu.lengths import draw
-from benchmarks.gpu.rows import Figure, Probe, run_section
+from benchmarks.gpu.rows import Figure, Probe, one_at_a_time, run_section
 from benchmarks.gpu.settings import has_field, run_sets
 from benchmarks.hf_trainer import hugging_face
 from benchmarks.loops import Run, Timing, bare, ours, plain
@@ -53,13 +53,13 @@ def tokenizer_folder(probe: Probe, vocabulary: int) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    folder = probe.work / f"words-{vocabulary}"
-    if not folder.is_dir():
-        words = ["<unk>", "<s>", "</s>", "<pad>", *(f"w{number}" for number in range(vocabulary - 4))]
-        made = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>"))
-        made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-        PreTrainedTokenizerFast(tokenizer_object=made, **special).save_pretrained(folder)
+    with one_at_a_time(probe, f"words-{vocabulary}") as folder:
+        if not folder.is_dir():
+            words = ["<unk>", "<s>", "</s>", "<pad>", *(f"w{number}" for number in range(vocabulary - 4))]
+            made = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>"))
+            made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+            special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+            PreTrainedTokenizerFast(tokenizer_object=made, **special).save_pretrained(folder)
     return folder
 
 
@@ -183,31 +183,28 @@ def sharded(here: Measured) -> None:
     here.planned(3, here.ours(3))
 
 
-def with_options(here: Measured) -> None:
-    for name, sets in options():
-        here.option(name, *sets)
+def kernels(here: Measured) -> None:
+    here.option("liger kernels", "model.kernels=liger")
+    here.option("torch kernels", "model.kernels=torch")
 
 
 def peers(here: Measured) -> None:
-    theirs = ("model.kernels=torch",) if has_field("model.kernels") else ()
     here.beside("plain PyTorch", lambda: plain(here.run("plain")))
-    here.beside("Hugging Face Trainer", lambda: hugging_face(here.run("trainer", 1, *theirs)))
+    here.beside("Hugging Face Trainer", lambda: hugging_face(here.run("trainer", 1, "model.kernels=torch")))
     here.beside("bare DeepSpeed loop with FP8", lambda: bare(here.run("fp8"), use_fp8))
 
 
-def options() -> list[tuple[str, tuple[str, ...]]]:
-    """What a recipe can choose of kernels and compilation, one thing at a time."""
-    known = [
-        ("liger kernels", "model.kernels", "liger"), ("torch kernels", "model.kernels", "torch"),
-        ("compiled layers", "train.compile", "layers"), ("DeepCompile", "train.compile", "deepcompile"),
-    ]  # fmt: skip
-    return [(name, (f"{path}={value}",)) for name, path, value in known if has_field(path)]
+def compiled(here: Measured) -> None:
+    """Last, because compiling takes a minute each."""
+    if has_field("train.compile"):
+        here.option("compiled layers", "train.compile=layers")
+        here.option("DeepCompile", "train.compile=deepcompile")
 
 
 def run(probe: Probe) -> None:
     """The most valuable of every size first."""
     sizes = [Measured(probe, size) for size in ((TOY,) if probe.dry else SIZES)]
-    for part in (trainer_and_bare, sharded, with_options, peers):
+    for part in (trainer_and_bare, sharded, kernels, peers, compiled):
         for here in sizes:
             part(here)
 

@@ -10,13 +10,10 @@ TOLERANCE = 0.15
 
 def compare(probe: Probe, name: str, run: Run, peak_gib: float | None) -> None:
     """A figure: predicted over allocated. ``peak_gib`` is None on the CPU, where only the planner runs."""
-    from pipeline.memory.parts import parts_of
     from pipeline.memory.plan import plan_memory
 
     def measure() -> Figure:
-        resolved = resolved_recipe(run.recipe, run.sets)
-        recipe = resolved.recipe
-        plan = plan_memory(recipe, resolved.ds_config, resolved.world_size, parts_of(recipe))
+        plan = plan_memory(resolved_recipe(run.recipe, run.sets))
         predicted = plan.peak_bytes / 2**30
         detail = {"predicted_gib": predicted, "peak_gib": peak_gib, "phase": plan.phase}
         if peak_gib is None:

@@ -114,6 +114,9 @@ class Plan:
         ours = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
         if self.dry:
             ours |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+            ours["TORCH_COMPILE_DISABLE"] = (
+                "1"  # compiling takes a C++ compiler and minutes: torch leaves layers as they are
+            )
         return {**os.environ, **ours}
 
 

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.gpu.rows import Figure, Probe, run_section, world
 from benchmarks.gpu.settings import run_sets
 from benchmarks.gpu.stages import LLM, STAGES, VISUAL
-from benchmarks.gpu.waits import STAND_IN, Lines, counted
+from benchmarks.gpu.waits import Lines, counted
 from benchmarks.loops import fit, make_training
 from pipeline.engine.observers.base import FinishedStep, Observer, Wishes
 from pipeline.engine.training import Training
@@ -73,7 +73,7 @@ def sets(probe: Probe, stage: str, zero: int = 3) -> list[str]:
 
 def run(probe: Probe) -> None:
     for stage in STAGES:
-        training = make_training(f"demo_{stage}", sets(probe, stage), str(STAND_IN) if probe.dry else probe.device)
+        training = make_training(f"demo_{stage}", sets(probe, stage), probe.device)
         watch = Watch(training, probe)
         fit(training, [watch], [])
         lines = dict(watch.lines.most_common())

@@ -289,6 +289,8 @@ class TrainConfig(Section):
     world size, `data.block_tokens` and the LLM's attention heads. 1 = every rank computes whole packs."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Of weights and activations in forward and backward."""
+    compile: Literal["none", "layers", "deepcompile"] = "none"
+    """`layers`: torch.compile of each (ZeRO stages 0 to 2); `deepcompile`: DeepSpeed's (continued_pretraining)."""
     optimizer: OptimizerConfig
     """AdamW and its schedule."""
     checkpoint: CheckpointConfig = CheckpointConfig()

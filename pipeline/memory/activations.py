@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config.schema import TILE_MIB, Recipe
-from pipeline.memory.lines import BACKWARD, GENERATION, START, Line
+from pipeline.memory.lines import BACKWARD, ENCODING, GENERATION, START, Line
 from pipeline.memory.parts import Parts
 from pipeline.memory.trace import peak_bytes
 from pipeline.models.recompute import checkpoint_gradients, recomputed_layers
@@ -28,7 +28,7 @@ from pipeline.models.recompute import checkpoint_gradients, recomputed_layers
 _BACKWARD = frozenset({BACKWARD})
 _BLOCK_NUMBERS = 18
 _FRAMES_TRACED = 4
-_TEXT_TOKENS = 64  # longest prompt text, and longest caption of a contrastive batch, that is counted
+_TEXT_TOKENS = 64  # the longest caption of a contrastive batch that is counted
 _TILE_COPIES = 8  # of a tile of token similarities while its gradient is made
 _FRAME_FIELDS = ("train.micro_batch", "data.max_frames", "data.frame_stride")
 
@@ -164,37 +164,41 @@ def _passes(parts: Parts, passes: int) -> int:
     return _traced(backbone, run, pixels)
 
 
-def _frames(recipe: Recipe, parts: Parts, phases: frozenset[str]) -> Iterator[Line]:
+def _frames(recipe: Recipe, parts: Parts, trains: bool) -> Iterator[Line]:
+    """Frames and encoder. What a frozen encoder makes is gone before the language model begins, but for the frames."""
+    visual, recompute = parts.visual, recipe.model.gradient_checkpointing
     frames, side = clip_frames(recipe, _stride(recipe, parts)), recipe.data.image_pixels
     size = 2 if parts.dtype == torch.bfloat16 else 4
-    pixels = frames * 3 * side * side
-    rule = f"{frames} frames of {side} x {side} as bytes, in fp32 and in the model's precision"
-    yield Line("frames", pixels * (1 + 4 + size), rule, phases, (*_FRAME_FIELDS, "data.image_pixels"))
-    visual, recompute = parts.visual, recipe.model.gradient_checkpointing
     section = recipe.model.visual
     backbone = None if section is None else section.backbone
     per_pass = visual.config.frames_per_pass if backbone is None else backbone.frames_per_pass
+    phases = _BACKWARD if trains else frozenset({ENCODING, GENERATION})
+    numbers = 3 * side * side
+    rule = f"{frames} frames of {side} x {side} as bytes"
+    yield Line("frames", frames * numbers, rule, phases | _BACKWARD, (*_FRAME_FIELDS, "data.image_pixels"))
+    fields = ("model.visual.backbone.frames_per_pass", "model.gradient_checkpointing", *_FRAME_FIELDS)
+    at_once = min(per_pass or frames, frames)
+    # a trained backbone keeps its inputs until backward
+    floats = at_once * numbers * 4 + (frames if visual.backbone.trains else at_once) * numbers * size
+    rule = f"{at_once} frames in fp32, and in the model's precision"
+    yield Line("frames, normalised", floats, rule, phases, fields)
     how = _recomputed(recompute) if visual.backbone.trains else "frozen"
     rule = f"{frames} frames, {per_pass or 'all'} per pass, {how}"
-    fields = ("model.visual.backbone.frames_per_pass", "model.gradient_checkpointing", *_FRAME_FIELDS)
     yield Line("frame backbone", backbone_bytes(parts, frames, per_pass, recompute), rule, phases, fields)
     config = visual.config
     words = frames // config.stride
-    kept_blocks = frames * config.word_layers + words * config.sentence_layers
-    numbers = _BLOCK_NUMBERS * kept_blocks if _trains(visual) else _BLOCK_NUMBERS * frames
-    rule = f"{_BLOCK_NUMBERS} numbers of width {config.width} per row and block"
-    yield Line("word and sentence level", numbers * config.width * size, rule, phases, _FRAME_FIELDS)
-
-
-def _trains(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())
+    blocks = frames * config.word_layers + words * config.sentence_layers
+    rule = f"{_BLOCK_NUMBERS} numbers of width {config.width} per row{' and block' if trains else ''}"
+    rows = (blocks if trains else frames) * config.width
+    yield Line("word and sentence level", _BLOCK_NUMBERS * rows * size, rule, phases, _FRAME_FIELDS)
 
 
 def _translation(recipe: Recipe, parts: Parts) -> Iterator[Line]:
-    yield from _frames(recipe, parts, frozenset({BACKWARD, GENERATION}))
+    yield from _frames(recipe, parts, trains=False)
     micro, stride, packed = recipe.train.micro_batch, _stride(recipe, parts), recipe.data.pack_tokens
     tokens = -(-clip_frames(recipe, stride) // stride) + micro
-    answers = micro * (_TEXT_TOKENS + recipe.connector.max_new_tokens)
+    # a prompt has hardly more tokens than half its characters
+    answers = micro * (len(recipe.connector.prompt) // 2 + recipe.connector.max_new_tokens)
     in_row = micro * packed if packed else tokens + answers
     yield from _llm(recipe, parts, in_row, ("data.pack_tokens", *_FRAME_FIELDS))
     size = 2 if parts.dtype == torch.bfloat16 else 4
@@ -221,7 +225,7 @@ def _cache(recipe: Recipe, llm: Any, tokens: int, size: int) -> Line:
 
 
 def _contrastive(recipe: Recipe, parts: Parts) -> Iterator[Line]:
-    yield from _frames(recipe, parts, _BACKWARD)
+    yield from _frames(recipe, parts, trains=True)
     yield from _text_encoder(parts)
     train, config = recipe.train, recipe.contrastive
     words = -(-recipe.data.max_frames // parts.visual.config.stride)

@@ -6,9 +6,12 @@ What the stand-in counts: `benchmarks.gpu.waits`.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks.gpu.waits import STAND_IN, Lines, by_function, counted
 from pipeline import dist
@@ -122,3 +125,37 @@ def test_a_step_waits_once(stage: str, zero: int, counts: dict[tuple[str, int], 
     plain, logged = counts[stage, zero]
     assert plain - STILL[stage] == ONCE
     assert logged - STILL[stage] == ONCE + ROW
+
+
+CASES: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor], object], int]] = {
+    "a value": (lambda there, here: there.sum().item(), 1),
+    "a condition": (lambda there, here: bool((there * 2 > 0).any()), 1),
+    "a list": (lambda there, here: there.tolist(), 1),
+    "a copy to the host, read twice": (lambda there, here: (copy := there.cpu()).tolist() + copy.numpy().tolist(), 1),
+    "a copy to the host by name": (lambda there, here: there.to("cpu"), 1),
+    "a boolean index": (lambda there, here: there[there > 0], 1),
+    "indices of the host": (lambda there, here: there[here.long()], 1),
+    "a constant made on the device by copying": (lambda there, here: torch.tensor(1.0, device=STAND_IN), 1),
+    "a copy to the device": (lambda there, here: here.to(there.device), 1),
+    "lengths that are values": (lambda there, here: torch.repeat_interleave(there, (there > 0).long()), 1),
+    "a copy to the device without waiting": (lambda there, here: here.to(STAND_IN, non_blocking=True) + there, 0),
+    "what was copied, then read": (lambda there, here: here.to(STAND_IN, non_blocking=True).tolist(), 1),
+    "numbers of the host": (lambda there, here: (here.sum().item(), here.tolist(), here[here > 0], bool(here[0])), 0),
+    "lengths and a known size": (
+        lambda there, here: torch.repeat_interleave(there, (there > 0).long(), output_size=2), 0,
+    ),
+    "constants made on the device": (lambda there, here: torch.zeros(3, device=there.device) + there + 1.0, 0),
+    "indices of the device": (lambda there, here: there[torch.zeros(2, dtype=torch.long, device=there.device)], 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_counts_as_a_wait(case: str) -> None:
+    """On CUDA these wait for the device, or do not."""
+    function, waits = CASES[case]
+    module = torch.nn.ParameterList([torch.arange(3.0)])
+    here = torch.arange(3.0)
+    with counted(SimpleNamespace(module=module, optimizer=None), STAND_IN) as lines:
+        function(module[0].detach(), here)
+    assert sum(lines.values()) == waits, lines
+    assert not lines or list(by_function(lines)) == ["tests/multiproc/test_waits.py <lambda>"]
