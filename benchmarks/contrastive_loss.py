@@ -5,8 +5,8 @@
 Every figure is forward and backward in a process of its own with one thread: the best of the runs, and the peak above
 features and their gradients. The sides take turns, and seconds are of the processor. ``ClipLoss`` comes from the
 peers' environment (benchmarks/peers/environment.py); the token-level peer is the definition in
-tests/contrast_reference.py, which is how the loss was computed before it was tiled. The growth is that of one rank that keeps its 1,024 samples while the global
-batch grows around it: of its whole process, which holds no model here.
+tests/contrast_reference.py, which is how the loss was computed before it was tiled. The growth is that of one rank
+that keeps its 1,024 samples while the global batch grows around it: of its whole process, which holds no model here.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -26,7 +26,8 @@ from pipeline.engine.observers.base import FinishedStep, Observer, Wishes
 from pipeline.engine.training import Training
 from pipeline.stages.base import AnyStage, CachedStage, Normaliser
 from pipeline.stages.batches import to_device
-from pipeline.stages.data import StageContext
+from pipeline.stages.continued_pretraining import ContinuedPretraining
+from pipeline.stages.data import Plans, StageContext
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ def resolved_recipe(recipe: str, sets: list[str]) -> ResolvedRecipe:
 
 
 def torch_device(name: str) -> torch.device:
-    return torch.device(name, 0) if name == "cuda" else torch.device(name)
+    """The first of its kind, as a rank's device is named (also on a CPU)."""
+    return torch.device(name, 0)
 
 
 def make_training(recipe: str, sets: list[str], device: str) -> Training:
@@ -125,7 +127,24 @@ def make_training(recipe: str, sets: list[str], device: str) -> Training:
 
     resolved = resolved_recipe(recipe, sets)
     kind, ranks = stage_class(resolved.recipe.stage), dist.ranks_from_environment()
+    if device != "cpu" and kind is ContinuedPretraining and _zero_stage(resolved) != 3:
+        kind = DrawnOnDevice
     return prepare(resolved, kind, ranks, torch_device(device), StopFlag())
+
+
+class DrawnOnDevice(ContinuedPretraining):
+    """Stage 1 whose random weights are drawn where they will be: seconds in place of a minute for billions."""
+
+    __module__ = ContinuedPretraining.__module__  # what loader workers import ahead
+
+    @classmethod
+    def build(cls, context: StageContext, plans: Plans) -> Self:
+        with torch.device(context.device):
+            return super().build(context, plans)
+
+
+def _zero_stage(resolved: ResolvedRecipe) -> int:
+    return int(resolved.ds_config["zero_optimization"]["stage"])
 
 
 def fit(training: Training, first: list[Observer], last: list[Observer], save: bool = False) -> None:
@@ -231,7 +250,7 @@ def _stage_and_batches(
 
     recipe = resolved.recipe
     kind, ranks = stage_class(recipe.stage), dist.ranks_from_environment()
-    zero = int(resolved.ds_config["zero_optimization"]["stage"])
+    zero = _zero_stage(resolved)
     plans = kind.plans(recipe)
     context = StageContext(recipe, ranks.rank, ranks.world_size, torch_device(device), zero)
     with torch.device(device):  # random weights are drawn far faster on a GPU

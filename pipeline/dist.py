@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as torch_dist
+from torch import nn
 
 from pipeline.errors import ClusterError
 
@@ -207,6 +208,16 @@ def _of_ranks(mine: torch.Tensor) -> list[list[Any]]:
     else:
         torch_dist.all_gather(of_rank, mine, group=_host_group())
     return [numbers.tolist() for numbers in of_rank]
+
+
+def gather_as_one(module: nn.Module) -> None:
+    """ZeRO-3 gathers the weights of all parts of a module together, once per call of the module, from now on.
+
+    So ranks may call the parts unequally often.
+    """
+    from deepspeed.utils import set_z3_leaf_module
+
+    set_z3_leaf_module(module, True)
 
 
 @dataclass(frozen=True, slots=True)

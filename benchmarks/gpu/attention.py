@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.gpu.rows import Probe, run_section
 from pipeline.errors import RecipeError
-from pipeline.models.attention import BACKENDS, Reach, Runs, choose, ragged_attention
+from pipeline.models.attention import BACKENDS, Reach, Spans, choose, ragged_attention
 from pipeline.models.clip_layout import window_lengths
 
 LENGTHS = (1, 7, 128, 129)
@@ -25,18 +25,14 @@ samples, windows of a few rows, one query per sample."""
 
 
 def reach_of(case: str, device: str) -> Reach:
-    """The runs of a case, on the device."""
-    documents = _moved(Runs.of(LENGTHS), device)
+    """The spans of a case, on the device."""
+    documents = Spans.of(LENGTHS).to(device)
     if case == "pooling":
-        return Reach(_moved(Runs.of([1] * len(LENGTHS), beside=LENGTHS), device), documents)
+        return Reach(Spans.of([1] * len(LENGTHS), beside=LENGTHS).to(device), documents)
     if case == "windows":
-        windows = _moved(Runs.of(window_lengths(np.array(LENGTHS), WINDOW_ROWS, SHIFT)), device)
+        windows = Spans.of(window_lengths(np.array(LENGTHS), WINDOW_ROWS, SHIFT)).to(device)
         return Reach(windows, windows)
     return Reach(documents, documents, causal=case != "bidirectional", window=32 if case == "causal window" else None)
-
-
-def _moved(runs: Runs, device: str) -> Runs:
-    return Runs(*(part.to(device) if isinstance(part, torch.Tensor) else part for part in runs))
 
 
 def obstacle(backend: str, device: str, dtype: torch.dtype = torch.bfloat16) -> str:
@@ -53,7 +49,7 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def errors(backend: str, device: str, heads: tuple[int, int, int], case: str) -> tuple[float, float]:
-    """Largest relative errors of the output and of the gradients in bfloat16; the reference computes one run at a time
+    """Largest relative errors of the output and of the gradients in bfloat16; the reference computes one span at a time
     in float32."""
     n_heads, kv_heads, channels = heads
     generator = torch.Generator(device).manual_seed(0)
@@ -62,12 +58,12 @@ def errors(backend: str, device: str, heads: tuple[int, int, int], case: str) ->
     shapes = [(queries, n_heads, channels), (rows, kv_heads, channels), (rows, kv_heads, channels)]
     exact = [torch.randn(shape, device=device, generator=generator).bfloat16().float() for shape in shapes]
     upstream = torch.randn(shapes[0], device=device, generator=generator)
-    singles = [Runs.between(runs.borders, runs.longest) for runs in (reach.queries, reach.keys)]
+    singles = [Spans.between(spans.borders, spans.longest) for spans in (reach.queries, reach.keys)]
     alone = Reach(singles[0], singles[case == "pooling"], causal=reach.causal, window=reach.window)
     results = []
-    for name, runs, dtype in (("sdpa", alone, torch.float32), (backend, reach, torch.bfloat16)):
+    for name, seen, dtype in (("sdpa", alone, torch.float32), (backend, reach, torch.bfloat16)):
         inputs = [tensor.to(dtype).requires_grad_() for tensor in exact]
-        output = ragged_attention(*inputs, runs, name)
+        output = ragged_attention(*inputs, seen, name)
         results.append((output.detach(), torch.autograd.grad(output, inputs, upstream.to(dtype))))
     (expected, expected_grads), (found, found_grads) = results
     assert found.shape == expected.shape

@@ -14,7 +14,7 @@ import torch
 from benchmarks.gpu.attention import obstacle
 from benchmarks.gpu.lengths import draw
 from benchmarks.gpu.rows import Figure, Probe, run_section
-from pipeline.models.attention import BACKENDS, Reach, Runs, ragged_attention
+from pipeline.models.attention import BACKENDS, Reach, Spans, ragged_attention
 from pipeline.models.clip_layout import ClipLayout, ClipSizes
 
 PROMPT_TOKENS = 10
@@ -36,7 +36,7 @@ class Case:
 
 
 def packs(corpus: str, rows: int, block: int, heads: int, channels: int) -> Case:
-    """Rows of documents, none cut; the padded tail of a row is a run of its own."""
+    """Rows of documents, none cut; the padded tail of a row is a span of its own."""
     lengths: list[int] = []
     documents = iter(draw(f"{corpus}_tokens", rows * block))
     for _ in range(rows):
@@ -56,8 +56,8 @@ def connector(clips: int, heads: int, channels: int) -> Case:
 
 
 def _causal(name: str, lengths: list[int], heads: int, channels: int) -> Case:
-    runs, rows = Runs.of(lengths), sum(lengths)
-    reach = Reach(runs, runs, causal=True)
+    spans, rows = Spans.of(lengths), sum(lengths)
+    reach = Reach(spans, spans, causal=True)
     return Case(name, reach, heads, channels, rows, rows, sum(n * (n + 1) // 2 for n in lengths))
 
 
@@ -67,7 +67,7 @@ def visual(clips: int, heads: int, channels: int) -> list[Case]:
     layout = ClipLayout.of(frames, SIZES)
     words = layout.word_lengths_B.tolist()
 
-    def case(name: str, queries: Runs, keys: Runs, rows: tuple[int, int]) -> Case:
+    def case(name: str, queries: Spans, keys: Spans, rows: tuple[int, int]) -> Case:
         pairs = int((queries.borders.diff().long() * keys.borders.diff().long()).sum())
         return Case(f"{name} of {clips} clips", Reach(queries, keys), heads, channels, *rows, pairs)
 
@@ -80,12 +80,8 @@ def visual(clips: int, heads: int, channels: int) -> list[Case]:
 
 def on_device(reach: Reach, device: str) -> Reach:
     """The same borders there; equal sides stay one object."""
-
-    def moved(runs: Runs) -> Runs:
-        return Runs(*(part.to(device) if isinstance(part, torch.Tensor) else part for part in runs))
-
-    queries = moved(reach.queries)
-    keys = queries if reach.keys is reach.queries else moved(reach.keys)
+    queries = reach.queries.to(device)
+    keys = queries if reach.keys is reach.queries else reach.keys.to(device)
     return Reach(queries, keys, reach.scale, reach.causal, reach.window)
 
 

@@ -15,10 +15,11 @@ from typing import Any
 from benchmarks.gpu import memory
 from benchmarks.gpu.fp8 import use_fp8
 from benchmarks.gpu.lengths import draw
-from benchmarks.gpu.rows import Figure, Probe, run_section
+from benchmarks.gpu.rows import Figure, Probe, one_at_a_time, run_section
 from benchmarks.gpu.settings import has_field, run_sets
 from benchmarks.hf_trainer import hugging_face
 from benchmarks.loops import Run, Timing, bare, ours, plain
+from pipeline.errors import RecipeError
 
 RECIPE = "demo_continued_pretraining"
 
@@ -52,13 +53,13 @@ def tokenizer_folder(probe: Probe, vocabulary: int) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    folder = probe.work / f"words-{vocabulary}"
-    if not folder.is_dir():
-        words = ["<unk>", "<s>", "</s>", "<pad>", *(f"w{number}" for number in range(vocabulary - 4))]
-        made = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>"))
-        made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-        PreTrainedTokenizerFast(tokenizer_object=made, **special).save_pretrained(folder)
+    with one_at_a_time(probe, f"words-{vocabulary}") as folder:
+        if not folder.is_dir():
+            words = ["<unk>", "<s>", "</s>", "<pad>", *(f"w{number}" for number in range(vocabulary - 4))]
+            made = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>"))
+            made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+            special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+            PreTrainedTokenizerFast(tokenizer_object=made, **special).save_pretrained(folder)
     return folder
 
 
@@ -98,17 +99,23 @@ def run_of(probe: Probe, size: Size, name: str, zero: int, extra: tuple[str, ...
 
 
 def figures(
-    probe: Probe, size: Size, title: str, timing: Callable[[], Timing], targets: bool = False
+    probe: Probe, size: Size, title: str, timing: Callable[[], Timing], targets: bool = False, optional: bool = False
 ) -> dict[str, Any] | None:
     """Tokens per second as the figure `title`, MFU as another beside it; the row of the first.
 
     Args:
         targets: the size's targets are for this loop.
+        optional: a recipe that this machine cannot take is no failure.
     """
     tokens_target, mfu_target = (size.tokens_per_second, size.mfu) if targets else (0.0, 0.0)
 
     def measure() -> Figure:
-        found = timing()
+        try:
+            found = timing()
+        except RecipeError as error:
+            if not optional:
+                raise
+            return Figure("not here", detail={"reason": str(error)})
         seconds = statistics.median(found.seconds[1:] or found.seconds)
         detail = {"seconds_per_step": found.seconds, "peak_gib": found.peak_gib, "wait_seconds": found.wait_seconds}
         if found.flops:
@@ -116,7 +123,7 @@ def figures(
         return Figure(found.per_step(found.tokens) / seconds, "tokens/s", tokens_target or None, detail=detail)
 
     row = probe.figure(title, measure)
-    if row is None:
+    if row is None or not isinstance(row["value"], float):
         return None
     if "mfu_percent" in row["detail"]:
         probe.figure(f"{title}, MFU", lambda: Figure(row["detail"]["mfu_percent"], "%", mfu_target or None))
@@ -145,9 +152,13 @@ class Measured:
     def run(self, name: str, zero: int = 1, *extra: str) -> Run:
         return run_of(self.probe, self.size, name, zero, extra)
 
-    def ours(self, name: str, zero: int, *extra: str, targets: bool = False) -> dict[str, Any] | None:
-        run = self.run(name.replace(" ", "-") + f"-zero{zero}", zero, *extra)
-        return figures(self.probe, self.size, f"{self.size.name} zero{zero}, {name}", lambda: ours(run), targets)
+    def ours(self, zero: int) -> dict[str, Any] | None:
+        run, title = self.run(f"ours-zero{zero}", zero), f"{self.size.name} zero{zero}, our trainer"
+        return figures(self.probe, self.size, title, lambda: ours(run), targets=True)
+
+    def option(self, name: str, *sets: str) -> None:
+        run = self.run(name.replace(" ", "-"), 1, *sets)
+        figures(self.probe, self.size, f"{self.size.name} zero1, {name}", lambda: ours(run), optional=True)
 
     def beside(self, peer: str, timing: Callable[[], Timing], target: float = 0.0) -> None:
         """A peer, and how our time of a step compares."""
@@ -163,40 +174,37 @@ class Measured:
 
 
 def trainer_and_bare(here: Measured) -> None:
-    here.mine = here.ours("our trainer", 1, targets=True)
+    here.mine = here.ours(1)
     here.beside("bare DeepSpeed loop", lambda: bare(here.run("bare")), 1.03)
     here.planned(1, here.mine)
 
 
 def sharded(here: Measured) -> None:
-    here.planned(3, here.ours("our trainer", 3, targets=True))
+    here.planned(3, here.ours(3))
 
 
-def with_options(here: Measured) -> None:
-    for name, sets in options():
-        here.ours(name, 1, *sets)
+def kernels(here: Measured) -> None:
+    here.option("liger kernels", "model.kernels=liger")
+    here.option("torch kernels", "model.kernels=torch")
 
 
 def peers(here: Measured) -> None:
-    theirs = ("model.kernels=torch",) if has_field("model.kernels") else ()
     here.beside("plain PyTorch", lambda: plain(here.run("plain")))
-    here.beside("Hugging Face Trainer", lambda: hugging_face(here.run("trainer", 1, *theirs)))
+    here.beside("Hugging Face Trainer", lambda: hugging_face(here.run("trainer", 1, "model.kernels=torch")))
     here.beside("bare DeepSpeed loop with FP8", lambda: bare(here.run("fp8"), use_fp8))
 
 
-def options() -> list[tuple[str, tuple[str, ...]]]:
-    """What a recipe can choose of kernels and compilation, one thing at a time."""
-    known = [
-        ("liger kernels", "model.kernels", "liger"), ("torch kernels", "model.kernels", "torch"),
-        ("compiled layers", "train.compile", "layers"), ("DeepCompile", "train.compile", "deepcompile"),
-    ]  # fmt: skip
-    return [(name, (f"{path}={value}",)) for name, path, value in known if has_field(path)]
+def compiled(here: Measured) -> None:
+    """Last, because compiling takes a minute each."""
+    if has_field("train.compile"):
+        here.option("compiled layers", "train.compile=layers")
+        here.option("DeepCompile", "train.compile=deepcompile")
 
 
 def run(probe: Probe) -> None:
     """The most valuable of every size first."""
     sizes = [Measured(probe, size) for size in ((TOY,) if probe.dry else SIZES)]
-    for part in (trainer_and_bare, sharded, with_options, peers):
+    for part in (trainer_and_bare, sharded, kernels, peers, compiled):
         for here in sizes:
             part(here)
 

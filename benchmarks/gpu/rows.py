@@ -4,12 +4,13 @@ the made data."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import json
 import os
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,19 +139,25 @@ def run_section(section: str, run: Callable[[Probe], None]) -> None:
         raise
 
 
+@contextlib.contextmanager
+def one_at_a_time(probe: Probe, name: str) -> Iterator[Path]:
+    """The folder ``name``, while no other section makes it."""
+    probe.work.mkdir(parents=True, exist_ok=True)
+    with (probe.work / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield probe.work / name
+
+
 def world(probe: Probe) -> Path:
     """The generated sign corpus, its shards and its tokenizer; made once, by whoever comes first."""
     from pipeline.demo.data import prepare
     from pipeline.demo.settings import DemoSize
 
-    folder = probe.work / "world"
     if not probe.dry:
         size = DemoSize(train=64, dev=8, test=8, test_signer=4, text_train=800, text_dev=40)
     else:
         size = DemoSize(train=16, dev=4, test=4, test_signer=2, text_train=120, text_dev=20)
-    probe.work.mkdir(parents=True, exist_ok=True)
-    with (probe.work / "world.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with one_at_a_time(probe, "world") as folder:
         prepare(folder, size, seed=0, workers=1 if probe.dry else 8)
     return folder
 

@@ -56,6 +56,7 @@ SECTIONS = (
     Section("llm", 240),
     Section("video", 150),
     Section("checkpoint", 60),
+    Section("long_text", 90),
     Section("steps", 60, after="stages"),
 )
 """In the order of their worth; together longer than the whole may take, since few need all of theirs."""
@@ -113,6 +114,9 @@ class Plan:
         ours = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
         if self.dry:
             ours |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+            ours["TORCH_COMPILE_DISABLE"] = (
+                "1"  # compiling takes a C++ compiler and minutes: torch leaves layers as they are
+            )
         return {**os.environ, **ours}
 
 

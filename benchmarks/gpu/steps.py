@@ -55,7 +55,7 @@ def top(profiler: Any, attribute: str) -> list[dict[str, Any]]:
     return [{"name": name, "ms": round(spent, 3), "calls": calls} for name, spent, calls in milliseconds if spent > 0]
 
 
-def sets(probe: Probe, stage: str) -> list[str]:
+def sets(probe: Probe, stage: str, zero: int = 3) -> list[str]:
     data, exports = world(probe), probe.work / "runs" / "reference"
     shards = data / "shards" / ("text" if stage == STAGES[0] else "video")
     llm, visual = (str(exports / name / "export") for name in STAGES[:2])
@@ -66,8 +66,8 @@ def sets(probe: Probe, stage: str) -> list[str]:
         "connector": [f"model.llm.path={llm}", f"model.visual.path={visual}"],
     }[stage]
     return [
-        *run_sets(probe, probe.work / "runs" / f"watched-{stage}", 3, STEPS), f"data.train=[{{shards: {shards}}}]",
-        "data.workers=0", "train.global_batch=8", "train.micro_batch=4", *models,
+        *run_sets(probe, probe.work / "runs" / f"watched-{stage}-zero{zero}", zero, STEPS),
+        f"data.train=[{{shards: {shards}}}]", "data.workers=0", "train.global_batch=8", "train.micro_batch=4", *models,
     ]  # fmt: skip
 
 

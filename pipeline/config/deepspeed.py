@@ -162,6 +162,7 @@ def _assemble(recipe: Recipe, world_size: int, accumulation_steps: int) -> tuple
         problems += _overflow_problems(config.get("bf16"), zero.get("stage"))
     else:
         problems.append(Problem(f"{path}: zero_optimization must be a section with a stage", ("deepspeed.base",)))
+    problems += _compile_problems(recipe, config)
     bf16 = config.pop("bf16", {})
     for key in OWNED:
         config.pop(key, None)
@@ -171,6 +172,8 @@ def _assemble(recipe: Recipe, world_size: int, accumulation_steps: int) -> tuple
     config.setdefault("wall_clock_breakdown", False)
     # on by default, and then it waits for the device twice per micro-batch
     config.setdefault("timers", {"throughput": {"enabled": False}})
+    if recipe.train.compile == "deepcompile" and isinstance(config.get("compile", {}), dict):
+        config.setdefault("compile", {})["deepcompile"] = True
     if _offloads(zero, "offload_optimizer"):
         # without this, DeepSpeed refuses a client optimizer with ZeRO-Offload
         config["zero_force_ds_cpu_optimizer"] = False
@@ -281,6 +284,35 @@ def _offload_problems(zero: Mapping[str, Any], name: str, keys: frozenset[str]) 
     if device != "none" and name == "offload_optimizer" and stage == 0:
         texts.append(f"{where} needs a ZeRO stage of 1 or more, got stage 0")
     return texts
+
+
+def _compile_problems(recipe: Recipe, config: Mapping[str, Any]) -> list[Problem]:
+    """What cannot be compiled, or would be compiled to no avail."""
+    how, long_text = recipe.train.compile, recipe.continued_pretraining
+    zero, section = config.get("zero_optimization"), config.get("compile")
+    problems: list[tuple[str, str]] = []
+    if not isinstance(section, dict | None):
+        problems.append((f"compile must be a section of DeepSpeed's settings, got {section!r}", "deepspeed"))
+    elif section is not None and "deepcompile" in section:
+        problems.append(("compile.deepcompile is decided by the recipe; set train.compile instead", "deepspeed"))
+    stage = zero.get("stage") if isinstance(zero, dict) else None
+    if how == "layers" and stage == 3:
+        text = "the hooks of ZeRO stage 3 would cut every layer into pieces; take deepspeed.base=zero1 or zero2"
+        problems.append((text, "deepspeed.base"))
+    if how == "layers" and recipe.model.gradient_checkpointing:
+        text = "torch.compile leaves layers that are computed again as they are; set model.gradient_checkpointing=false"
+        problems.append((text, "model.gradient_checkpointing"))
+    if how == "deepcompile" and recipe.stage != "continued_pretraining":
+        problems.append((f"shapes change from batch to batch in the {recipe.stage} stage; set it to none", "stage"))
+    if how == "deepcompile" and stage == 0:
+        problems.append(("DeepSpeed compiles under ZeRO stages 1 to 3, not 0", "deepspeed.base"))
+    if how != "none" and (recipe.train.sequence_parallel > 1 or long_text.mlp_chunk_tokens):
+        text = "layers that exchange slices or work in chunks are not compiled; train.sequence_parallel must be 1 and"
+        problems.append((f"{text} continued_pretraining.mlp_chunk_tokens 0", "train.sequence_parallel"))
+    if how == "deepcompile" and long_text.offload_activations:
+        text = "it cannot move activations to host memory by continued_pretraining.offload_activations; set that to"
+        problems.append((f"{text} false", "continued_pretraining.offload_activations"))
+    return [Problem(f"train.compile={how}: {text}", ("train.compile", field)) for text, field in problems]
 
 
 def _offloads(zero: object, name: str) -> bool:

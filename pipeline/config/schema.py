@@ -6,7 +6,7 @@ publish are recipe values; each default's source stands beside it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -179,8 +179,9 @@ class ModelConfig(Section):
     flash attention; `sdpa` runs on every device and in every precision."""
     kernels: Literal["auto", "liger", "torch"] = "auto"
     """Fused kernels of liger-kernel for the language model's layers and loss; `auto`: on CUDA where they fit."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in backward instead of keeping them: less memory, more time."""
+    gradient_checkpointing: bool | Annotated[float, Field(gt=0, lt=1)] = False
+    """Compute activations again in backward instead of keeping them: less memory, more time. A number: in this share
+    of the layers of each part only."""
 
 
 class SourceConfig(Section):
@@ -288,6 +289,8 @@ class TrainConfig(Section):
     world size, `data.block_tokens` and the LLM's attention heads. 1 = every rank computes whole packs."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Of weights and activations in forward and backward."""
+    compile: Literal["none", "layers", "deepcompile"] = "none"
+    """`layers`: torch.compile of each (ZeRO stages 0 to 2); `deepcompile`: DeepSpeed's (continued_pretraining)."""
     optimizer: OptimizerConfig
     """AdamW and its schedule."""
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -360,9 +360,9 @@ def load(engine: TrainEngine, checkpoint: Checkpoint, universal: Path | None) ->
     source, tag = (checkpoint.path, TAG) if universal is None else (universal, universal_tag(checkpoint))
     with quiet_deepspeed():
         path, _ = engine.engine.load_checkpoint(str(source), tag=tag, load_module_strict=not frozen)
-    _renew_adam(engine.engine.optimizer)
     if path is None:
         raise CheckpointError(f"DeepSpeed found nothing to load in {source}/{tag}")
+    _renew_adam(engine.engine.optimizer)
     rng = checkpoint.path / f"rng-rank-{dist.rank()}.pt"
     if universal is None:
         restore_rng(torch.load(rng, weights_only=True))

@@ -56,12 +56,10 @@ def named_if_out_of_memory(resolved: Callable[[], ResolvedRecipe], where: str) -
 
 
 def _planned(resolved: ResolvedRecipe) -> str:
-    from pipeline.memory.parts import parts_of
     from pipeline.memory.plan import plan_memory
 
     try:
-        recipe = resolved.recipe
-        plan = plan_memory(recipe, resolved.ds_config, resolved.world_size, parts_of(recipe))
+        plan = plan_memory(resolved)
     except (SltError, RuntimeError, MemoryError) as problem:
         return f"The memory planner has no answer here: {str(problem) or type(problem).__name__}"
     return _words(plan)

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 FREE_FIELDS = (
     "name", "run_dir", "deepspeed", "data.train", "data.eval", "data.workers", "data.max_bad_samples",
     "model.attention", "model.kernels", "model.gradient_checkpointing", "train.micro_batch", "train.world_sizes",
-    "train.checkpoint", "train.sequence_parallel", "continued_pretraining.mlp_chunk_tokens",
+    "train.compile", "train.checkpoint", "train.sequence_parallel", "continued_pretraining.mlp_chunk_tokens",
     "continued_pretraining.offload_activations",
     "train.log_every_steps", "train.eval_every_steps", "train.eval_batches", "train.max_skipped_steps",
     "train.wandb_project", "train.tensorboard", "train.peak_tflops",

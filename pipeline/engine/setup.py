@@ -12,6 +12,7 @@ from torch import nn
 
 from pipeline.config.resolve import ResolvedRecipe
 from pipeline.config.schema import OptimizerConfig
+from pipeline.engine.compiling import compile_model
 from pipeline.engine.schedule import learning_rate
 from pipeline.engine.wait_once import wait_once
 from pipeline.errors import RecipeError
@@ -135,6 +136,7 @@ def start_engine(
         engine, _, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
     check_engine(engine, resolved)
     wait_once(engine.optimizer)
+    compile_model(engine, resolved.recipe.train.compile, stage.device)
     assert engine.module is module, "a stage keeps the module that the engine trains"
     return stage, TrainEngine(engine, optimizer_config, total_steps, keep_alive)
 

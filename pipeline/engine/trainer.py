@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pipeline.engine.accumulate import accumulate
 from pipeline.engine.agreement import Agreement, agree
 from pipeline.engine.observers.base import FinishedStep, Observer, Wishes
 from pipeline.engine.out_of_memory import named_if_out_of_memory
+from pipeline.engine.prefetch import staged
 from pipeline.engine.sinks.base import Metrics, Sink
 from pipeline.engine.training import Training
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
-from pipeline.stages.batches import to_device
 from shards.load.requests import StepBatch
 
 
@@ -32,12 +34,14 @@ class Trainer:
             wishes = Wishes()
             for observer in self.observers:
                 self._write(observer.on_start(wishes))
-            batches = iter(training.loader)
+            batches = staged(training.loader, training.device, max(training.total_steps - state.step, 0))
             while state.step < training.total_steps and not wishes.stop:
-                batch = next(batches)
+                with named_if_out_of_memory(lambda: training.resolved, f"the copy of step {state.step + 1}"):
+                    batch, micro_batches = next(batches)
                 training.stop.begin()
                 agreed = agree(training, batch, [observer.vote() for observer in self.observers])
-                step = self._step(batch, agreed)
+                step = self._step(batch, micro_batches, agreed)
+                del micro_batches  # so that only the coming step's are kept
                 wishes = Wishes(stop=agreed.stop)
                 for observer, votes in zip(self.observers, agreed.votes, strict=True):
                     self._write(observer.on_step(step, wishes, votes))
@@ -52,15 +56,14 @@ class Trainer:
             return EXIT_INTERRUPTED if training.stop.interrupted else EXIT_PREEMPTED
         return EXIT_OK
 
-    def _step(self, batch: StepBatch, agreed: Agreement) -> FinishedStep:
-        """Take one optimizer step and update the state."""
+    def _step(self, batch: StepBatch, micro_batches: list[Any], agreed: Agreement) -> FinishedStep:
+        """Take one optimizer step and update the state. ``micro_batches`` are those of the batch, on the device."""
         training, state = self.training, self.training.state
         rate = training.engine.set_learning_rate(state.step)
         with named_if_out_of_memory(lambda: training.resolved, f"step {state.step + 1}"):
-            micro_batches = [to_device(micro, training.device) for micro in batch.micro_batches]
             sums = accumulate(training.engine, training.stage, micro_batches, agreed.normaliser)
         state.step += 1
-        state.data = training.loader.state_dict()
+        state.data = training.loader.state_dict(batch)
         state.tokens_seen += agreed.normaliser.valid_tokens
         state.samples_seen += agreed.samples
         last = state.step == training.total_steps

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from pipeline.errors import CheckpointError, RecipeError
+from pipeline.models.generation_attention import choose_for_generation
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
 from pipeline.models.processing import LlavaSltProcessor
 
@@ -60,6 +61,7 @@ def load_export(
         raise CheckpointError(f"{export_dir}: {'; '.join(problems)}; export the run again.")
     model = model.to(place).eval()
     model.visual.choose_attention("auto", place)
+    choose_for_generation(model.llm, place)
     return model, processor
 
 

@@ -20,14 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config.schema import TILE_MIB, Recipe
-from pipeline.memory.lines import BACKWARD, GENERATION, START, Line
+from pipeline.memory.lines import BACKWARD, ENCODING, GENERATION, START, Line
 from pipeline.memory.parts import Parts
 from pipeline.memory.trace import peak_bytes
+from pipeline.models.recompute import checkpoint_gradients, recomputed_layers
 
 _BACKWARD = frozenset({BACKWARD})
 _BLOCK_NUMBERS = 18
 _FRAMES_TRACED = 4
-_TEXT_TOKENS = 64  # longest prompt text, and longest caption of a contrastive batch, that is counted
+_TEXT_TOKENS = 64  # the longest caption of a contrastive batch that is counted
 _TILE_COPIES = 8  # of a tile of token similarities while its gradient is made
 _FRAME_FIELDS = ("train.micro_batch", "data.max_frames", "data.frame_stride")
 
@@ -48,20 +49,17 @@ def clip_frames(recipe: Recipe, stride: int) -> int:
 
 
 # -- language ----------------------------------------------------------------------------------------------------
-def llm_bytes(llm: Any, tokens: int, recompute: bool, offload: bool = False) -> int:
+def llm_bytes(llm: Any, tokens: int, recompute: float, offload: bool = False) -> int:
     """Most bytes that forward and backward of a language model hold at once for so many packed tokens, without its
     head, the gradients of its weights and its input.
 
     Args:
         llm: a causal LM on the meta device that uses `stand_in.KEY`.
         tokens: positions of the micro-batch, in one row.
-        recompute: gradient checkpointing.
+        recompute: `model.gradient_checkpointing`, the share of recomputed layers.
         offload: the inputs of layers wait in host memory (`pipeline.models.offload`), but for the one at work.
     """
-    if recompute:
-        llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    else:
-        llm.gradient_checkpointing_disable()
+    checkpoint_gradients(llm, recompute)
     llm.train()
     width, dtype = llm.config.get_text_config().hidden_size, next(llm.parameters()).dtype
     embeds_BLE = torch.empty(1, tokens, width, dtype=dtype, device="meta", requires_grad=True)
@@ -70,7 +68,8 @@ def llm_bytes(llm: Any, tokens: int, recompute: bool, offload: bool = False) -> 
         hidden_BLE = llm.get_decoder()(inputs_embeds=embeds_BLE, use_cache=False).last_hidden_state
         hidden_BLE.backward(torch.empty_like(hidden_BLE))
 
-    away = (llm.config.get_text_config().num_hidden_layers - 1) * embeds_BLE.nbytes if offload else 0
+    recomputed = recomputed_layers(llm.config.get_text_config().num_hidden_layers, recompute)
+    away = max(recomputed - 1, 0) * embeds_BLE.nbytes if offload else 0
     return _traced(llm, run, [embeds_BLE]) - away
 
 
@@ -111,12 +110,16 @@ def _llm(recipe: Recipe, parts: Parts, tokens: int, fields: tuple[str, ...]) -> 
     traced, tokens_traced = parts.traced[kind, recompute]
     size = traced * tokens // tokens_traced
     trains = any(parameter.requires_grad for parameter in parts.llm.parameters())
-    how = "every layer recomputed" if recompute else "all layers kept"
+    how = _recomputed(recompute)
     how += ", their inputs in host memory" if offload else ""
     passes = "" if trains else ", the model frozen and gradients passing through"
     rule = f"{tokens} tokens, {how}{passes}"
     yield Line("activations of the LLM", size, rule, _BACKWARD, ("model.gradient_checkpointing", *fields))
     yield from _head(recipe, parts.llm, tokens, trains)
+
+
+def _recomputed(share: float) -> str:
+    return "all layers kept" if not share else "every layer recomputed" if share == 1 else f"{share:.0%} recomputed"
 
 
 def _offloads(recipe: Recipe) -> bool:
@@ -133,17 +136,14 @@ def _packs(recipe: Recipe, parts: Parts) -> Iterator[Line]:
 
 
 # -- video -------------------------------------------------------------------------------------------------------
-def backbone_bytes(parts: Parts, frames: int, per_pass: int, recompute: bool) -> int:
+def backbone_bytes(parts: Parts, frames: int, per_pass: int, recompute: float) -> int:
     """Most bytes that the frame backbone holds at once: what backward needs of all frames, and one pass at work.
 
     Both come from two traces, of one pass of a few frames and of two.
     """
     if ("backbone", recompute) not in parts.traced:
         parts.visual.train()
-        if recompute:
-            parts.visual.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        else:
-            parts.visual.gradient_checkpointing_disable()
+        checkpoint_gradients(parts.visual, recompute)
         parts.traced["backbone", recompute] = (_passes(parts, 1), _passes(parts, 2))
     one, two = parts.traced["backbone", recompute]
     kept, at_work = two - one, one - (two - one)
@@ -164,37 +164,41 @@ def _passes(parts: Parts, passes: int) -> int:
     return _traced(backbone, run, pixels)
 
 
-def _frames(recipe: Recipe, parts: Parts, phases: frozenset[str]) -> Iterator[Line]:
+def _frames(recipe: Recipe, parts: Parts, trains: bool) -> Iterator[Line]:
+    """Frames and encoder. What a frozen encoder makes is gone before the language model begins, but for the frames."""
+    visual, recompute = parts.visual, recipe.model.gradient_checkpointing
     frames, side = clip_frames(recipe, _stride(recipe, parts)), recipe.data.image_pixels
     size = 2 if parts.dtype == torch.bfloat16 else 4
-    pixels = frames * 3 * side * side
-    rule = f"{frames} frames of {side} x {side} as bytes, in fp32 and in the model's precision"
-    yield Line("frames", pixels * (1 + 4 + size), rule, phases, (*_FRAME_FIELDS, "data.image_pixels"))
-    visual, recompute = parts.visual, recipe.model.gradient_checkpointing
     section = recipe.model.visual
     backbone = None if section is None else section.backbone
     per_pass = visual.config.frames_per_pass if backbone is None else backbone.frames_per_pass
-    how = "frozen" if not visual.backbone.trains else "every layer recomputed" if recompute else "all layers kept"
-    rule = f"{frames} frames, {per_pass or 'all'} per pass, {how}"
+    phases = _BACKWARD if trains else frozenset({ENCODING, GENERATION})
+    numbers = 3 * side * side
+    rule = f"{frames} frames of {side} x {side} as bytes"
+    yield Line("frames", frames * numbers, rule, phases | _BACKWARD, (*_FRAME_FIELDS, "data.image_pixels"))
     fields = ("model.visual.backbone.frames_per_pass", "model.gradient_checkpointing", *_FRAME_FIELDS)
+    at_once = min(per_pass or frames, frames)
+    # a trained backbone keeps its inputs until backward
+    floats = at_once * numbers * 4 + (frames if visual.backbone.trains else at_once) * numbers * size
+    rule = f"{at_once} frames in fp32, and in the model's precision"
+    yield Line("frames, normalised", floats, rule, phases, fields)
+    how = _recomputed(recompute) if visual.backbone.trains else "frozen"
+    rule = f"{frames} frames, {per_pass or 'all'} per pass, {how}"
     yield Line("frame backbone", backbone_bytes(parts, frames, per_pass, recompute), rule, phases, fields)
     config = visual.config
     words = frames // config.stride
-    kept_blocks = frames * config.word_layers + words * config.sentence_layers
-    numbers = _BLOCK_NUMBERS * kept_blocks if _trains(visual) else _BLOCK_NUMBERS * frames
-    rule = f"{_BLOCK_NUMBERS} numbers of width {config.width} per row and block"
-    yield Line("word and sentence level", numbers * config.width * size, rule, phases, _FRAME_FIELDS)
-
-
-def _trains(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())
+    blocks = frames * config.word_layers + words * config.sentence_layers
+    rule = f"{_BLOCK_NUMBERS} numbers of width {config.width} per row{' and block' if trains else ''}"
+    rows = (blocks if trains else frames) * config.width
+    yield Line("word and sentence level", _BLOCK_NUMBERS * rows * size, rule, phases, _FRAME_FIELDS)
 
 
 def _translation(recipe: Recipe, parts: Parts) -> Iterator[Line]:
-    yield from _frames(recipe, parts, frozenset({BACKWARD, GENERATION}))
+    yield from _frames(recipe, parts, trains=False)
     micro, stride, packed = recipe.train.micro_batch, _stride(recipe, parts), recipe.data.pack_tokens
     tokens = -(-clip_frames(recipe, stride) // stride) + micro
-    answers = micro * (_TEXT_TOKENS + recipe.connector.max_new_tokens)
+    # a prompt has hardly more tokens than half its characters
+    answers = micro * (len(recipe.connector.prompt) // 2 + recipe.connector.max_new_tokens)
     in_row = micro * packed if packed else tokens + answers
     yield from _llm(recipe, parts, in_row, ("data.pack_tokens", *_FRAME_FIELDS))
     size = 2 if parts.dtype == torch.bfloat16 else 4
@@ -221,7 +225,7 @@ def _cache(recipe: Recipe, llm: Any, tokens: int, size: int) -> Line:
 
 
 def _contrastive(recipe: Recipe, parts: Parts) -> Iterator[Line]:
-    yield from _frames(recipe, parts, _BACKWARD)
+    yield from _frames(recipe, parts, trains=True)
     yield from _text_encoder(parts)
     train, config = recipe.train, recipe.contrastive
     words = -(-recipe.data.max_frames // parts.visual.config.stride)

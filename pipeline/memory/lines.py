@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 GIB = 1024**3
-START, BACKWARD, STEP, GENERATION = "start", "backward", "optimizer step", "generation"
-TRAINING = frozenset({BACKWARD, STEP})
-ALWAYS = frozenset({START, BACKWARD, STEP, GENERATION})
-PHASES = (START, BACKWARD, STEP, GENERATION)
+START, ENCODING, BACKWARD, STEP = "start", "frozen encoder", "backward", "optimizer step"
+GENERATION = "generation"
+TRAINING = frozenset({ENCODING, BACKWARD, STEP})
+PHASES = (START, ENCODING, BACKWARD, STEP, GENERATION)
 """What a rank does one after the other: memory of one phase is free again in the next."""
+ALWAYS = frozenset(PHASES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,4 +36,4 @@ def peak(lines: Iterable[Line]) -> tuple[str, int]:
     return phase, sums[phase]
 
 
-__all__ = ["ALWAYS", "BACKWARD", "GENERATION", "GIB", "PHASES", "START", "STEP", "TRAINING", "Line", "peak"]
+__all__ = ["ALWAYS", "BACKWARD", "ENCODING", "GENERATION", "GIB", "PHASES", "START", "STEP", "TRAINING", "Line", "peak"]

@@ -20,6 +20,7 @@ from pipeline.models.connector import Connector
 from pipeline.models.contrastive import ContrastiveModel
 from pipeline.models.language import load_llm
 from pipeline.models.registry import new_encoder_config, tiny_vit
+from pipeline.models.text_encoder import without_zero3
 from pipeline.models.visual import HierarchicalVisualEncoder, VisualEncoderConfig
 
 
@@ -32,7 +33,7 @@ class Parts:
     dtype: torch.dtype
     text_encoder: PreTrainedConfig | None = None
     """Of the contrastive stage: it encodes every text before training begins, in float32, then goes."""
-    traced: dict[tuple[str, bool], tuple[int, ...]] = field(default_factory=dict)
+    traced: dict[tuple[str, float], tuple[int, ...]] = field(default_factory=dict)
     """(what ran, recomputation) -> its bytes: they grow with rows, so one trace serves every batch size."""
 
     def weights(self) -> Iterator[Weight]:
@@ -60,7 +61,8 @@ def parts_of(recipe: Recipe) -> Parts:
     """
     AttentionInterface.register(KEY, attend)
     dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
-    with torch.device("meta"):
+    # a rank that plans after it ran out of memory may have ZeRO-3 configured, which would partition these models, too
+    with without_zero3(), torch.device("meta"):
         return {
             "continued_pretraining": _continued_pretraining, "contrastive": _contrastive, "connector": _connector
         }[recipe.stage](recipe, dtype)  # fmt: skip

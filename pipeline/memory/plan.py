@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.config.resolve import ResolvedRecipe
 from pipeline.config.schema import Recipe
 from pipeline.memory.activations import activation_lines
 from pipeline.memory.lines import GIB, Line, peak
-from pipeline.memory.parts import Parts
+from pipeline.memory.parts import Parts, parts_of
 from pipeline.memory.zero import ZeroSettings, state_lines
 
 RESERVED_GIB = 2.0
@@ -48,7 +49,13 @@ class MemoryPlan:
         return {"lines": lines, "phase": self.phase, "peak_bytes": self.peak_bytes, "gpu_gib": self.gpu_gib}
 
 
-def plan_memory(recipe: Recipe, config: Mapping[str, Any], world_size: int, parts: Parts) -> MemoryPlan:
+def plan_memory(resolved: ResolvedRecipe) -> MemoryPlan:
+    """Plan a recipe for its number of ranks. Raises RecipeError when a model's config cannot be read here."""
+    recipe = resolved.recipe
+    return plan_rank(recipe, resolved.ds_config, resolved.world_size, parts_of(recipe))
+
+
+def plan_rank(recipe: Recipe, config: Mapping[str, Any], world_size: int, parts: Parts) -> MemoryPlan:
     """Plan one rank.
 
     Args:
@@ -61,4 +68,4 @@ def plan_memory(recipe: Recipe, config: Mapping[str, Any], world_size: int, part
     return MemoryPlan((*states, *activation_lines(recipe, parts)), recipe.deepspeed.gpu_memory_gib)
 
 
-__all__ = ["RESERVED_GIB", "MemoryPlan", "plan_memory"]
+__all__ = ["RESERVED_GIB", "MemoryPlan", "plan_memory", "plan_rank"]

@@ -13,12 +13,13 @@ from pipeline.config.resolve import accumulation_steps
 from pipeline.config.schema import AUTO, TILE_MIB, Recipe
 from pipeline.memory.lines import GIB
 from pipeline.memory.parts import Parts, parts_of
-from pipeline.memory.plan import RESERVED_GIB, MemoryPlan, plan_memory
+from pipeline.memory.plan import RESERVED_GIB, MemoryPlan, plan_rank
 
 BASES = ("zero1", "zero2", "zero3", "zero3_offload")
 """By what they cost in communication: the first that fits is the fastest."""
 MOST_CHANGES = 3
 _SHOWN = 4
+_SHARES = (0.25, 0.5, 0.75, True)  # of the layers, recomputed
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ def _reason(base: str, plan: MemoryPlan, needs: list[str]) -> str:
 def plan_of(recipe: Recipe, world_size: int, parts: Parts) -> MemoryPlan:
     """Plan with the base the recipe names."""
     config = ds_config(recipe, world_size, accumulation_steps(recipe, world_size))
-    return plan_memory(recipe, config, world_size, parts)
+    return plan_rank(recipe, config, world_size, parts)
 
 
 # -- the nearest recipe that fits --------------------------------------------------------------------------------
@@ -97,8 +98,8 @@ def _options(recipe: Recipe, world_size: int) -> Iterator[tuple[str, list[Any]]]
         yield "contrastive.tile_mib", _smaller(recipe.contrastive.tile_mib or TILE_MIB["cuda"])
     else:
         yield "continued_pretraining.loss_chunk_tokens", _smaller(recipe.continued_pretraining.loss_chunk_tokens)[:2]
-    if not model.gradient_checkpointing:
-        yield "model.gradient_checkpointing", [True]
+    if shares := [share for share in _SHARES if share > model.gradient_checkpointing]:
+        yield "model.gradient_checkpointing", shares
     if model.visual is not None and model.visual.backbone is not None and recipe.stage != "continued_pretraining":
         most = train.micro_batch * recipe.data.max_frames
         yield "model.visual.backbone.frames_per_pass", _smaller(model.visual.backbone.frames_per_pass or most)

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 
-class _Count(TorchDispatchMode):
+class Count(TorchDispatchMode):
     """Adds the storage of every result, and takes it off again when it is freed."""
 
     def __init__(self, known: Iterable[Tensor], device: str) -> None:
@@ -46,9 +46,9 @@ def peak_bytes(run: Callable[[], object], known: Iterable[Tensor], device: str =
     ``run`` returns nothing that lives on. torch's allocator would count the same up to its rounding and up to the
     workspace of a kernel.
     """
-    with _Count(known, device) as count:
+    with Count(known, device) as count:
         run()
     return count.most
 
 
-__all__ = ["peak_bytes"]
+__all__ = ["Count", "peak_bytes"]

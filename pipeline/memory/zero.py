@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.memory.lines import ALWAYS, BACKWARD, GENERATION, STEP, TRAINING, Line
+from pipeline.memory.lines import ALWAYS, BACKWARD, ENCODING, GENERATION, STEP, TRAINING, Line
 
 _DENSE_GRADIENT_ELEMENTS = 500_000_000  # elements that stage 0 flattens at once to average them
 
@@ -204,7 +204,7 @@ def gathered(weights: Iterable[Weight], z: ZeroSettings) -> Line:
     return Line(
         "weights gathered", kept * z.weight_bytes,
         "whole tensors in use: half of stage3_max_reuse_distance and the prefetch bucket",
-        frozenset({BACKWARD, GENERATION}),
+        frozenset({ENCODING, BACKWARD, GENERATION}),
         ("deepspeed.overrides.zero_optimization.stage3_max_reuse_distance",),
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ Shape suffixes: B rows, L positions, D width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,23 +21,29 @@ from pipeline.errors import RecipeError
 from pipeline.models.language import decoder
 
 
-def chunk_mlps(llm: PreTrainedModel, chunk_tokens: int) -> None:
+def chunk_mlps(llm: PreTrainedModel, chunk_tokens: int) -> list[nn.Module]:
     """Computes the MLP of every decoder layer in chunks of at most ``chunk_tokens`` positions, from now on.
 
     Whatever replaces an MLP's ``forward`` (fused kernels) must have done so before.
+
+    Returns:
+        the MLPs. Ranks with fewer rows compute fewer chunks: under ZeRO-3 each MLP must be gathered as one.
 
     Raises:
         RecipeError: the layers have no ``mlp`` of their own.
     """
     layers = getattr(decoder(llm), "layers", None)
-    mlps = [getattr(layer, "mlp", None) for layer in layers] if isinstance(layers, nn.ModuleList) else [None]
+    mlps: list[Any] = [None]
+    if isinstance(layers, nn.ModuleList):
+        mlps = [getattr(layer, "mlp", None) for layer in layers]
     if not all(isinstance(mlp, nn.Module) for mlp in mlps):
         raise RecipeError(
             f"continued_pretraining.mlp_chunk_tokens={chunk_tokens}: the layers of {llm.config.model_type!r} have no"
             " part named mlp; set it to 0, or use another LLM"
         )
     for mlp in mlps:
-        mlp.forward = _Chunked(mlp.forward, chunk_tokens)  # type: ignore[union-attr]
+        mlp.forward = _Chunked(mlp.forward, chunk_tokens)
+    return mlps
 
 
 class _Chunked:

@@ -1,7 +1,7 @@
 """Where the frames of a batch of clips stand: all that the visual encoder has to know of lengths.
 
 Frames of all clips are packed, one clip after another, without padding. Windows, groups to merge and whole samples are
-contiguous runs of these rows. Loader workers make the layout beside the batch, so that no step on a device has to wait
+contiguous spans of these rows. Loader workers make the layout beside the batch, so that no step on a device has to wait
 for a number.
 
 Legend: B samples, N packed frames, M packed word tokens, D width.
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DataError
-from pipeline.models.attention.runs import Runs
+from pipeline.models.attention.spans import Spans
 
 
 class ClipSizes(NamedTuple):
@@ -50,14 +50,14 @@ class ClipLayout(NamedTuple):
     ones."""
     merge_counts_M: Tensor
     """int64: frames of a word."""
-    windows: Runs
+    windows: Spans
     """Windows of frames."""
-    shifted_windows: Runs
+    shifted_windows: Spans
     """The same with borders moved by half a window."""
-    word_windows: Runs
-    samples: Runs
+    word_windows: Spans
+    samples: Spans
     """Word tokens of whole samples."""
-    queries: Runs
+    queries: Spans
     """One row per sample, in the order of `samples`: the queries of attention pooling."""
     longest_frames: int
     """Frames of the longest clip. The longest in words is ``samples.longest``."""
@@ -86,17 +86,20 @@ class ClipLayout(NamedTuple):
             word_positions_M=torch.from_numpy(word_positions_M),
             merge_slots_N=torch.from_numpy(first_word_B[frame_samples_N] * sizes.stride + frame_positions_N),
             merge_counts_M=torch.from_numpy(counts_M),
-            windows=Runs.of(window_lengths(frames_B, sizes.window_frames)),
-            shifted_windows=Runs.of(window_lengths(frames_B, sizes.window_frames, sizes.window_frames // 2)),
-            word_windows=Runs.of(window_lengths(words_B, sizes.window_frames)),
-            samples=Runs.of(words_B),
-            queries=Runs.of(np.ones_like(words_B), beside=words_B),
+            windows=Spans.of(window_lengths(frames_B, sizes.window_frames)),
+            shifted_windows=Spans.of(window_lengths(frames_B, sizes.window_frames, sizes.window_frames // 2)),
+            word_windows=Spans.of(window_lengths(words_B, sizes.window_frames)),
+            samples=Spans.of(words_B),
+            queries=Spans.of(np.ones_like(words_B), beside=words_B),
             longest_frames=int(frames_B.max()),
         )
 
     def to(self, device: torch.device | str) -> ClipLayout:
         """The same with its tensors on a device."""
-        return _moved(self, torch.device(device))
+        moved: list[Any] = [
+            part.to(device, non_blocking=True) if isinstance(part, Tensor | Spans) else part for part in self
+        ]
+        return ClipLayout(*moved)
 
     def pad_frames(self, rows_ND: Tensor) -> Tensor:
         """Packed frames -> [B, longest, D] with zeros behind every sample's last."""
@@ -134,13 +137,6 @@ def _padded(rows_ND: Tensor, sample_N: Tensor, position_N: Tensor, shape: tuple[
     samples, longest = shape
     flat = rows_ND.new_zeros(samples * longest, *rows_ND.shape[1:])
     return flat.index_copy(0, sample_N * longest + position_N, rows_ND).unflatten(0, shape)
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    fields = getattr(value, "_fields", None)
-    return value if fields is None else type(value)(*(_moved(field, device) for field in value))
 
 
 def _check(lengths: Sequence[int], max_frames: int) -> None:

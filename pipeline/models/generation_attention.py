@@ -10,26 +10,39 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from transformers import PreTrainedModel
 from transformers.modeling_flash_attention_utils import FLASH_ATTENTION_COMPATIBILITY_MATRIX
+
+from pipeline.models.attention import choose, head_dim
 
 log = logging.getLogger(__name__)
 
 _VERSIONS = {"fa2": 2, "fa3": 3, "fa4": 4}
 
 
-def generation_key(backend: str) -> str:
-    """transformers' attention key of a backend that `attention.choose` returned, logged: the same library's where
-    transformers can use it, else `sdpa`."""
+def generation_key(llm: PreTrainedModel, backend: str) -> str:
+    """transformers' attention key for a backend that `attention.choose` returned, logged: the same library's where
+    transformers can use it with this model, else `sdpa`."""
     version = _VERSIONS.get(backend)
+    reason = ""
     if version is None:
-        key, reason = "sdpa", f"transformers has no key of its own for {backend}" if backend != "sdpa" else ""
+        reason = "" if backend == "sdpa" else f"transformers has no key of its own for {backend}"
+    elif not llm._supports_flash_attn:
+        reason = f"{llm.config.model_type} does not take {backend} from transformers"
     elif not FLASH_ATTENTION_COMPATIBILITY_MATRIX[version]["general_availability_check"]():
-        key, reason = "sdpa", f"transformers does not find the library of {backend}"  # it would fetch one from its hub
-    else:
-        key, reason = f"flash_attention_{version}", ""
+        reason = f"transformers does not find the library of {backend}"  # it would fetch one from its hub
+    key = "sdpa" if version is None or reason else f"flash_attention_{version}"
     log.info("attention in generation: %s%s", key, f"; {reason}" if reason else "")
     return key
+
+
+def choose_for_generation(llm: PreTrainedModel, device: torch.device | str) -> None:
+    """The best attention for an LLM that only generates, on the device where it runs; `sdpa`, which every export opens
+    with, stays where nothing better is there for this model."""
+    key = generation_key(llm, choose("auto", device, llm.dtype, head_dim(llm), "the language model"))
+    if key != "sdpa":
+        llm.set_attn_implementation(key)
 
 
 @contextmanager

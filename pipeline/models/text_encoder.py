@@ -67,7 +67,7 @@ class TextEncoder:
             )
         kind = AutoModel if config.kind == "hf" else AutoModelForCausalLM
         try:
-            with _without_zero3():
+            with without_zero3():
                 model = kind.from_pretrained(config.path, dtype=dtype)
             tokenizer = AutoTokenizer.from_pretrained(config.path)
         except (OSError, ValueError) as error:
@@ -178,7 +178,7 @@ class TextEncoder:
 
 
 @contextmanager
-def _without_zero3() -> Iterator[None]:
+def without_zero3() -> Iterator[None]:
     """Hides a live `HfDeepSpeedConfig` from `from_pretrained`: this model is never wrapped by an engine."""
     reference = zero3._hf_deepspeed_config_weak_ref
     config = None if reference is None else reference()

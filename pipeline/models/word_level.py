@@ -1,7 +1,7 @@
 """Word level of the visual encoder: attention inside short spans of frames, then strided merging T -> ceil(T / stride).
 
 Everything runs on *packed* rows: the frames of all samples stand one after another with no padding, and attention
-stays inside windows, which are runs of these rows. So a sample's output cannot depend on the length of other samples
+stays inside windows, which are spans of these rows. So a sample's output cannot depend on the length of other samples
 in the batch. The hierarchy follows the neighbours of LLaVA-SLT (arXiv 2412.16524 does not
 publish its shape): GFSLT-VLP reduces T to about T/4, Sign2GPT attends locally.
 
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from pipeline.models.attention import Reach, Runs, ragged_attention
+from pipeline.models.attention import Reach, Spans, ragged_attention
 from pipeline.models.clip_layout import ClipLayout
 
 ROPE_BASE = 10_000.0
@@ -43,7 +43,7 @@ def _rotate(rows_NHC: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class TemporalBlock(GradientCheckpointingLayer):
-    """Pre-norm transformer block over packed rows; rows attend inside their run only."""
+    """Pre-norm transformer block over packed rows; rows attend inside their span only."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -58,14 +58,14 @@ class TemporalBlock(GradientCheckpointingLayer):
         self.down = nn.Linear(FEED_FORWARD_RATIO * width, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, rows_ND: Tensor, runs: Runs, rope: tuple[Tensor, Tensor]) -> Tensor:
-        rows_ND = rows_ND + self.dropout(self._attend(self.attention_norm(rows_ND), runs, rope))
+    def forward(self, rows_ND: Tensor, spans: Spans, rope: tuple[Tensor, Tensor]) -> Tensor:
+        rows_ND = rows_ND + self.dropout(self._attend(self.attention_norm(rows_ND), spans, rope))
         hidden = F.gelu(self.up(self.feed_forward_norm(rows_ND)))
         return rows_ND + self.dropout(self.down(hidden))
 
-    def _attend(self, rows_ND: Tensor, runs: Runs, rope: tuple[Tensor, Tensor]) -> Tensor:
+    def _attend(self, rows_ND: Tensor, spans: Spans, rope: tuple[Tensor, Tensor]) -> Tensor:
         q, k, v = self.qkv(rows_ND).unflatten(-1, (3, self.heads, -1)).unbind(1)
-        mixed = ragged_attention(_rotate(q, rope), _rotate(k, rope), v, Reach(runs, runs), self.attention)
+        mixed = ragged_attention(_rotate(q, rope), _rotate(k, rope), v, Reach(spans, spans), self.attention)
         return self.out(mixed.flatten(1))
 
 

@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from pipeline import dist
 from pipeline.config.schema import Recipe, SourceConfig
@@ -239,8 +238,3 @@ class CachedStage(Stage[Batch]):
 
 
 AnyStage = SummedStage[Any] | CachedStage[Any]
-
-
-def checkpoint_gradients(model: PreTrainedModel) -> None:
-    """Recompute activations in the backward pass instead of keeping them (arXiv 1604.06174)."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

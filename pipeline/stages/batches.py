@@ -6,6 +6,7 @@ Shape suffixes: B items of the micro-batch, L tokens, D documents of a row.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypedDict, TypeVar
 
@@ -140,13 +141,20 @@ class TranslationCollate:
         return {**clips, **row, "valid_tokens": valid, "samples": len(clips["rows"]), "maxima": {}}
 
 
+def map_tensors(batch: T, function: Callable[[torch.Tensor], Any]) -> T:
+    """A (nested) micro-batch, or a list of them, with its tensors replaced; the rest stays."""
+    mapped: Any = batch
+    if isinstance(batch, torch.Tensor):
+        mapped = function(batch)
+    elif isinstance(batch, dict):
+        mapped = {key: map_tensors(value, function) for key, value in batch.items()}
+    elif isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        mapped = type(batch)(*(map_tensors(value, function) for value in batch))
+    elif isinstance(batch, list) and batch and isinstance(batch[0], dict):
+        mapped = [map_tensors(value, function) for value in batch]
+    return mapped
+
+
 def to_device(batch: T, device: torch.device) -> T:
     """A (nested) micro-batch with its tensors moved without blocking, the rest unchanged."""
-    moved: Any = batch
-    if isinstance(batch, torch.Tensor):
-        moved = batch.to(device, non_blocking=True)
-    elif isinstance(batch, dict):
-        moved = {key: to_device(value, device) for key, value in batch.items()}
-    elif isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        moved = type(batch)(*(to_device(value, device) for value in batch))
-    return moved
+    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))

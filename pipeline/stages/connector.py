@@ -21,8 +21,9 @@ from pipeline.models import attention, kernels
 from pipeline.models.generation_attention import generation_key, switched
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
 from pipeline.models.processing import LlavaSltProcessor
+from pipeline.models.recompute import checkpoint_gradients
 from pipeline.models.registry import build_llava_slt
-from pipeline.stages.base import ExportCard, ExportPlan, LossParts, Normaliser, SummedStage, checkpoint_gradients
+from pipeline.stages.base import ExportCard, ExportPlan, LossParts, Normaliser, SummedStage
 from pipeline.stages.batches import TranslationBatch, TranslationCollate
 from pipeline.stages.connector_packing import count_answers, sequence_options
 from pipeline.stages.connector_positions import check_answers, check_prompt
@@ -82,14 +83,13 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
         check_prompt(llava.llm, processor, recipe)
         ends = llava.generation_config.eos_token_id
         llava.generation_config = generation(recipe.connector).config(ends, processor.pad_id)
-        if model.gradient_checkpointing:
-            checkpoint_gradients(llava)
+        checkpoint_gradients(llava, model.gradient_checkpointing)
         fused = kernels.choose(model.kernels, llava.llm, context.device)
         llava.token_loss.backend = fused.loss
         if fused.layers == "liger":
             kernels.fuse_layers(llava.llm)
         check_answers(llava.llm, processor, plans)
-        stage = cls(context, llava, processor, generation_key(backend))
+        stage = cls(context, llava, processor, generation_key(llava.llm, backend))
         # an encoder that trained its backbone takes stored features, too, now that it is frozen
         check_video(context, plans, llava.visual, model.llm.path if model.llm is not None else None)
         return stage

@@ -24,7 +24,8 @@ from pipeline.models.language import load_language, pad_id
 from pipeline.models.offload import offload_layer_inputs
 from pipeline.models.packed_lm import PackedCausalLm
 from pipeline.models.pretrained import check_positions
-from pipeline.stages.base import ExportCard, ExportPlan, LossParts, Normaliser, SummedStage, checkpoint_gradients
+from pipeline.models.recompute import checkpoint_gradients
+from pipeline.stages.base import ExportCard, ExportPlan, LossParts, Normaliser, SummedStage
 from pipeline.stages.batches import PackCollate, PackedBatch, fetch_pack
 from pipeline.stages.data import Plans, StageContext
 from pipeline.stages.freezing import frozen_names
@@ -78,9 +79,9 @@ class ContinuedPretraining(SummedStage[PackedBatch]):
         if fused.layers == "liger":
             kernels.fuse_layers(llm)
         if options.mlp_chunk_tokens:
-            chunk_mlps(llm, options.mlp_chunk_tokens)
-        if recipe.model.gradient_checkpointing:
-            checkpoint_gradients(llm)
+            for mlp in chunk_mlps(llm, options.mlp_chunk_tokens):
+                dist.gather_as_one(mlp)
+        checkpoint_gradients(llm, recipe.model.gradient_checkpointing)
         if options.offload_activations:
             offload_layer_inputs(llm)
         check_tokenizer(plans.all(), tokenizer)

@@ -22,10 +22,11 @@ from pipeline.errors import RecipeError
 from pipeline.losses import clamped_scale
 from pipeline.models.clip_layout import ClipLayout
 from pipeline.models.contrastive import ContrastiveModel
+from pipeline.models.recompute import checkpoint_gradients
 from pipeline.models.registry import build_text_encoder, build_visual
 from pipeline.models.text_cache import TextFeatureCache
 from pipeline.models.visual import HierarchicalVisualEncoder
-from pipeline.stages.base import CachedStage, ExportCard, ExportPlan, LossParts, Normaliser, checkpoint_gradients
+from pipeline.stages.base import CachedStage, ExportCard, ExportPlan, LossParts, Normaliser
 from pipeline.stages.batches import ContrastiveBatch, ContrastiveCollate
 from pipeline.stages.contrastive_loss import contrastive_loss, tile_mib
 from pipeline.stages.data import Plans, StageContext
@@ -73,8 +74,7 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         encoder = build_text_encoder(model.text_encoder, context.device)
         visual = build_visual(model.visual, recipe.data.image_pixels, context.dtype)
         visual.choose_attention(model.attention, context.device)
-        if model.gradient_checkpointing:
-            checkpoint_gradients(visual)
+        checkpoint_gradients(visual, model.gradient_checkpointing)
         module = ContrastiveModel(visual, encoder.width, recipe.contrastive)
         check_texts(plans.train)
         check_video(context, plans, visual, model.text_encoder.path)

@@ -70,7 +70,3 @@ def frozen_buffers(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
             if name not in owner._non_persistent_buffers_set:
                 buffers.append((f"{prefix}.{name}", buffer))
     return buffers
-
-
-def bytes_of(tensor: torch.Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -69,13 +69,28 @@ def check_video(
         text_model: folder of the model that reads or writes the scored texts; None if there is none.
 
     Raises:
-        RecipeError: as `check_features`.
+        RecipeError: as `check_features` and `check_passes`.
     """
     for plan in plans.all():
         check_features(plan, encoder)
+        if context.world_size > 1:
+            check_passes(plan, encoder, context.zero_stage)
     if context.rank == 0:
         texts = [text for plan in plans.held_out for text in plan.samples.column("text").to_pylist()]
         warn_of_known_texts(text_model, texts, context.recipe.data.storage_options)
+
+
+def check_passes(plan: Plan, encoder: HierarchicalVisualEncoder, zero_stage: int) -> None:
+    """Refuse a sharded backbone that ranks would call differently often: every call is a collective.
+
+    Raises RecipeError for videos with ``frames_per_pass`` under ZeRO stage 3; only for several ranks.
+    """
+    if zero_stage == 3 and not holds_features(plan) and (passes := encoder.config.frames_per_pass):
+        raise RecipeError(
+            f"model.visual.backbone.frames_per_pass: {passes} with ZeRO stage 3: a rank with more frames makes more"
+            " passes, each of which gathers the backbone's weights from all ranks, so they would wait for each other"
+            " for ever. Set zero_optimization.stage to 2 in the DeepSpeed section, or frames_per_pass to 0."
+        )
 
 
 def check_features(plan: Plan, encoder: HierarchicalVisualEncoder) -> None:

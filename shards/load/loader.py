@@ -239,9 +239,13 @@ class StepLoader:
             batches = [result.batch for result in results if result.batch is not None]
             yield StepBatch(batches, self.cursor, skipped, waited, self.options.global_batch)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Position after the last step handed out, and what it refers to; the same on every rank, < 1 KB."""
-        return self.plan.state(self.cursor)
+    def state_dict(self, after: StepBatch | None = None) -> dict[str, Any]:
+        """Position after a step, and what it refers to; the same on every rank, < 1 KB.
+
+        Args:
+            after: a step that was handed out; None = the last one.
+        """
+        return self.plan.state(self.cursor if after is None else after.cursor_after)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state, at any world size. Raises DataError naming the difference for another plan's."""

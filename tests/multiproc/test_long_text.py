@@ -34,7 +34,7 @@ ROOM = {
 
 DOCUMENTS = (5, 11, 1, 7)
 """24 positions: a document crosses every border between two or three slices."""
-HEADS = {2: ((4, 1), (4, 2), (4, 4)), 3: ((6, 1), (6, 3), (6, 6), (12, 6))}
+HEADS = {2: ((4, 1), (4, 2)), 3: ((6, 1), (12, 6))}
 """Number of ranks -> (attention heads, key heads)."""
 
 
@@ -71,8 +71,8 @@ def _loss_and_grads(model: Any, ids_BL: torch.Tensor, targets_BL: torch.Tensor, 
     return {"loss": loss.detach(), **{name: p.grad for name, p in model.named_parameters()}}
 
 
-def _slices(rank: int, world_size: int) -> dict[tuple[int, int, bool], dict[str, torch.Tensor]]:
-    """Every choice of heads, with and without recomputation: sums over the ranks."""
+def _slices(rank: int, world_size: int) -> dict[tuple[int, int], dict[str, torch.Tensor]]:
+    """Every choice of heads, the first with recomputation: sums over the ranks."""
     from pipeline import dist
 
     group = dist.sequence_group(world_size)
@@ -81,14 +81,13 @@ def _slices(rank: int, world_size: int) -> dict[tuple[int, int, bool], dict[str,
     own = slice(rank * length, (rank + 1) * length)
     found = {}
     for heads, key_heads in HEADS[world_size]:
-        for recompute in (False, True):
-            model = _model(heads, key_heads)
-            if recompute:
-                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            ids_BL, targets_BL, packed = _rows()
-            packed = {**packed, "position_ids": packed["position_ids"][:, own], "sequence_group": group}
-            sums = _loss_and_grads(model, ids_BL[:, own], targets_BL[:, own], packed)
-            found[heads, key_heads, recompute] = {name: dist.all_reduce_sum(value) for name, value in sums.items()}
+        model = _model(heads, key_heads)
+        if key_heads == 1:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        ids_BL, targets_BL, packed = _rows()
+        packed = {**packed, "position_ids": packed["position_ids"][:, own], "sequence_group": group}
+        sums = _loss_and_grads(model, ids_BL[:, own], targets_BL[:, own], packed)
+        found[heads, key_heads] = {name: dist.all_reduce_sum(value) for name, value in sums.items()}
     return found
 
 
@@ -96,7 +95,7 @@ def _slices(rank: int, world_size: int) -> dict[tuple[int, int, bool], dict[str,
 def test_slices_of_packs_give_the_loss_and_gradients_of_whole_ones(world_size: int) -> None:
     """In float64: documents cross the slices, queries share keys, and fewer key heads than ranks are repeated."""
     first, *others = run_ranks(_slices, world_size)
-    for (heads, key_heads, _), sums in first.items():
+    for (heads, key_heads), sums in first.items():
         whole = _loss_and_grads(_model(heads, key_heads), *_rows())
         assert sums.keys() == whole.keys()
         for name, value in sums.items():
@@ -117,12 +116,18 @@ def newest(run_dir: Path) -> Checkpoint:
 
 
 def check_equal(run_dir: Path, whole: Path) -> None:
-    """Losses, held-out losses, counts, data order and weights, to float32 rounding."""
-    for metric, tolerance in (("train/loss", 1e-5), ("eval/loss", 1e-5), ("train/grad_norm", 1e-4)):
-        assert rows(run_dir, metric) == pytest.approx(rows(whole, metric), rel=tolerance), metric
+    """Losses and held-out losses to float32 rounding; counts and data order."""
+    for metric, steps in (("train/loss", [1, 2, 3, 4]), ("eval/loss", [0, 2, 4])):
+        assert sorted(rows(run_dir, metric)) == steps
+        assert rows(run_dir, metric) == pytest.approx(rows(whole, metric), rel=1e-5), metric
     state, expected = newest(run_dir).state(), newest(whole).state()
     assert state.step == expected.step == 4 and state.data == expected.data
     assert (state.tokens_seen, state.samples_seen) == (expected.tokens_seen, expected.samples_seen)
+
+
+def check_weights(run_dir: Path, whole: Path) -> None:
+    """To float32 rounding, and the norms of the gradients; DeepSpeed gives neither under ZeRO-0."""
+    assert rows(run_dir, "train/grad_norm") == pytest.approx(rows(whole, "train/grad_norm"), rel=1e-4)
     weights, others = (fp32_state(newest(path).path, TAG) for path in (run_dir, whole))
     assert weights.keys() == others.keys()
     for name, lazy in weights.items():
@@ -159,12 +164,14 @@ def sliced(corpus: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_ranks_with_halves_under_zero_3(whole: Runs, sliced: Path, tmp_path: Path) -> None:
     check_equal(sliced, whole(3))
+    check_weights(sliced, whole(3))
     assert max(export(sliced, tmp_path / "export").values()) < 1e-4
 
 
 def test_three_ranks_with_thirds_under_zero_1(corpus: World, whole: Runs, tmp_path: Path) -> None:
     run_job(STAGE, job(corpus, tmp_path, 3, train__sequence_parallel=3, **zero(1)), 3)
     check_equal(tmp_path, whole(1))
+    check_weights(tmp_path, whole(1))
 
 
 def test_two_groups_of_two_continue_what_one_group_began(
@@ -177,9 +184,13 @@ def test_two_groups_of_two_continue_what_one_group_began(
     output = run_job(STAGE, job(corpus, run_dir, 4, train__sequence_parallel=2), 4)
     assert "step-000002 at step 2" in output
     check_equal(run_dir, whole(3))
+    check_weights(run_dir, whole(3))
 
 
 @pytest.mark.parametrize("zero_stage", [0, 3])
 def test_chunks_and_host_memory_change_nothing(zero_stage: int, corpus: World, whole: Runs, tmp_path: Path) -> None:
+    """The ranks' last held-out batches have unequally many rows, and so chunks: ZeRO-3 must not wait for one more."""
     run_job(STAGE, job(corpus, tmp_path, 2, **ROOM, **zero(zero_stage)), 2)
     check_equal(tmp_path, whole(3 if zero_stage == 3 else 1))
+    if zero_stage:
+        check_weights(tmp_path, whole(3))

@@ -66,9 +66,17 @@ def _row(field: ast.AnnAssign, text: str, classes: set[str]) -> str:
         value = ast.Constant(getattr(schema, value.id))
     default = "required" if value is None else "" if _is_section(value, classes) else f"`{ast.unparse(value)}`"
     kind = re.sub(r"Literal\[(.*?)\]", lambda m: m[1].replace("'", "`").replace(", ", " or "), annotation)
+    signed = {"gt=": "> ", "lt=": "< "}
+    kind = re.sub(r"Annotated\[(\w+), Field\((.*?)\)\]", lambda m: f"{m[1]} {_signs(m[2], signed)}", kind)
     kind = kind.replace("|", "\\|") + (f" {bounds}" if bounds else "")
     escaped = text.replace("|", "\\|")
     return f"| `{field.target.id}` | {kind} | {default} | {escaped} |"  # type: ignore[union-attr]
+
+
+def _signs(bounds: str, signs: dict[str, str]) -> str:
+    for name, sign in signs.items():
+        bounds = bounds.replace(name, sign)
+    return bounds
 
 
 def _is_section(value: ast.expr, classes: set[str]) -> bool:

@@ -1,8 +1,8 @@
 """Which attention kernel runs here: chosen once per model, logged, never silently another one.
 
 Backends, best first: ``fa4`` (flash-attn-4, Hopper and later), ``fa3`` (flash_attn_interface), ``fa2`` (flash-attn),
-``torch_varlen`` (FlashAttention-2 inside torch, arXiv 2307.08691), ``sdpa`` (equally long runs together; any device and
-precision; the reference).
+``torch_varlen`` (FlashAttention-2 inside torch, arXiv 2307.08691), ``sdpa`` (equally long spans together; any device
+and precision; the reference).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BACKENDS = ("fa4", "fa3", "fa2", "torch_varlen", "sdpa")
 
 @dataclass(frozen=True)
 class _Kernel:
-    """A library's function for runs of unequal length, and the devices that it has code for."""
+    """A library's function for spans of unequal length, and the devices that it has code for."""
 
     module: str
     function: str

@@ -25,8 +25,8 @@ from pipeline.dist import SequenceGroup
 from pipeline.errors import RecipeError
 from pipeline.models.attention.choosing import BACKENDS, choose
 from pipeline.models.attention.ragged import Reach, ragged_attention
-from pipeline.models.attention.runs import Runs
 from pipeline.models.attention.sequence_parallel import to_slices, to_whole_sequences
+from pipeline.models.attention.spans import Spans
 
 KEY_PREFIX = "slt_varlen_"
 
@@ -36,15 +36,19 @@ def implementation(backend: str) -> str:
     return KEY_PREFIX + ("per_document" if backend == "sdpa" else backend)
 
 
+def head_dim(model: PreTrainedModel) -> int:
+    """Channels per head of a language model."""
+    config = model.config.get_text_config()
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 def choose_for(model: PreTrainedModel, name: str, device: torch.device | str) -> str:
     """Sets the packed attention of a language model to what `choose` finds for it, and returns the backend.
 
     Raises:
         RecipeError: a forced backend cannot run there, or not with the model's channels per head.
     """
-    config = model.config.get_text_config()
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    backend = choose(name, device, model.dtype, head_dim)
+    backend = choose(name, device, model.dtype, head_dim(model))
     model.set_attn_implementation(implementation(backend))
     return backend
 
@@ -58,13 +62,13 @@ def check_model(model: PreTrainedModel) -> None:
     if not model._supports_attention_backend:
         raise RecipeError(
             f"model.llm: {model.config.model_type!r} does not take its attention from outside, so packed documents"
-            " would see each other; use another LLM for continued_pretraining."
+            " would see each other; use another LLM."
         )
     config = model.config.get_text_config()
     if other := sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}):
         raise RecipeError(
             f"model.llm: {config.model_type!r} has {', '.join(other)} layers, which would mix packed documents; use an"
-            " LLM with full or sliding attention for continued_pretraining."
+            " LLM with full or sliding attention."
         )
 
 
@@ -141,7 +145,7 @@ def _attention_function(backend: str) -> Callable[..., tuple[Tensor, None]]:
         if group is not None:
             query, key, value = to_whole_sequences(query, key, value, group)
         causal = options.get("is_causal")
-        documents = Runs.between(options["cu_seq_lens_q"], options["max_length_q"])
+        documents = Spans.between(options["cu_seq_lens_q"], options["max_length_q"])
         reach = Reach(
             documents,
             documents,
@@ -168,7 +172,7 @@ def _refuse(attention_mask: Tensor | None, options: dict[str, object]) -> None:
         if options.get(option) is not None:
             raise RecipeError(
                 f"model.llm: this model uses {meaning}, which no packed attention backend here computes; use another"
-                " LLM for continued_pretraining."
+                " LLM."
             )
     if options.get("dropout"):
         raise RecipeError(

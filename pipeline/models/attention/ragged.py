@@ -1,4 +1,4 @@
-"""Attention of packed queries to packed keys, run by run: the one place that calls an attention kernel.
+"""Attention of packed queries to packed keys, span by span: the one place that calls an attention kernel.
 
 Legend: N packed queries, M packed keys, H heads, C channels per head.
 """
@@ -16,16 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.models.attention.choosing import kernel
-from pipeline.models.attention.runs import Runs
+from pipeline.models.attention.spans import Spans
 
 
 @dataclass(frozen=True)
 class Reach:
-    """Which keys a query sees: those of its own run; with ``causal`` and ``window`` a part of them."""
+    """Which keys a query sees: those of its own span; with ``causal`` and ``window`` a part of them."""
 
-    queries: Runs
-    keys: Runs
-    """The same object for self-attention. Otherwise both sides have the same number of runs."""
+    queries: Spans
+    keys: Spans
+    """The same object for self-attention. Otherwise both sides have the same number of spans."""
     scale: float | None = None
     """None: 1 / sqrt(channels)."""
     causal: bool = False
@@ -45,7 +45,7 @@ class Reach:
 
 
 def ragged_attention(q_NHC: Tensor, k_MHC: Tensor, v_MHC: Tensor, reach: Reach, backend: str) -> Tensor:
-    """Softmax attention inside runs -> [N, H, C].
+    """Softmax attention inside spans -> [N, H, C].
 
     Args:
         q_NHC: packed queries.
@@ -58,15 +58,15 @@ def ragged_attention(q_NHC: Tensor, k_MHC: Tensor, v_MHC: Tensor, reach: Reach, 
 
 
 def _sdpa(q_NHC: Tensor, k_MHC: Tensor, v_MHC: Tensor, reach: Reach) -> Tensor:
-    """Equally long runs together, without padding or mask: [G, n, H, C] views of the sorted rows."""
+    """Equally long spans together, without padding or mask: [G, n, H, C] views of the sorted rows."""
     queries, keys = reach.queries, reach.keys
     sizes = list(zip(queries.sizes(), keys.sizes(), strict=True))
-    q_parts = _sorted(q_NHC, queries).split([runs * n for (runs, n), _ in sizes])
-    k_parts, v_parts = (_sorted(x, keys).split([runs * m for _, (runs, m) in sizes]) for x in (k_MHC, v_MHC))
+    q_parts = _sorted(q_NHC, queries).split([spans * n for (spans, n), _ in sizes])
+    k_parts, v_parts = (_sorted(x, keys).split([spans * m for _, (spans, m) in sizes]) for x in (k_MHC, v_MHC))
     grouped = q_NHC.shape[1] != k_MHC.shape[1]
     mixed = []
-    for q, k, v, ((runs, _), _) in zip(q_parts, k_parts, v_parts, sizes, strict=True):
-        q, k, v = (rows.unflatten(0, (runs, -1)).transpose(1, 2) for rows in (q, k, v))
+    for q, k, v, ((spans, _), _) in zip(q_parts, k_parts, v_parts, sizes, strict=True):
+        q, k, v = (rows.unflatten(0, (spans, -1)).transpose(1, 2) for rows in (q, k, v))
         mask = _window_mask(q.shape[2], reach, q.device)
         out = F.scaled_dot_product_attention(
             q, k, v, mask, is_causal=reach.causal and mask is None, scale=reach.scale, enable_gqa=grouped
@@ -76,8 +76,8 @@ def _sdpa(q_NHC: Tensor, k_MHC: Tensor, v_MHC: Tensor, reach: Reach) -> Tensor:
     return rows_NHC if queries.place_N is None else rows_NHC.index_select(0, queries.place_N)
 
 
-def _sorted(rows_NHC: Tensor, runs: Runs) -> Tensor:
-    return rows_NHC if runs.order_N is None else rows_NHC.index_select(0, runs.order_N)
+def _sorted(rows_NHC: Tensor, spans: Spans) -> Tensor:
+    return rows_NHC if spans.order_N is None else rows_NHC.index_select(0, spans.order_N)
 
 
 def _window_mask(length: int, reach: Reach, device: torch.device) -> Tensor | None:

@@ -40,6 +40,14 @@ def test_plan_prints_command_environment_and_ranks(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [], "nothing is written"
 
 
+def test_plan_names_the_groups_of_ranks_that_share_sequences(tmp_path: Path) -> None:
+    arguments = ["plan", "demo_continued_pretraining", "--num-procs", "4", "--accelerator", "cpu"]
+    sets = ["--set", "train.sequence_parallel=2", "--set", "train.world_sizes=[4]"]
+    arguments += [*sets, "--run-dir", str(tmp_path / "run")]
+    text = runner.invoke(app, arguments).stdout
+    assert "global_batch 16 = micro_batch 8 x 2 groups of 2 ranks x 1 accumulation_steps" in text
+
+
 def test_plan_shows_what_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "my work"
     folder.mkdir()

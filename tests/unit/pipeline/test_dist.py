@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import os
 import sys
 import types
 from collections.abc import Callable
@@ -87,6 +89,30 @@ def test_a_port_in_use_names_the_option(init_fails: Callable[[str], None]) -> No
         ClusterError, match=r"port 29500, where the ranks meet, is in use .*`slt launch run --master-port"
     ):
         dist.init()
+
+
+@pytest.mark.parametrize(
+    ("nccl", "gloo", "chosen"),
+    [("eth3", None, "eth3"), ("=eth3", None, "eth3"), ("eth", None, None), ("^eth3", None, None), ("eth3", "lo", "lo")],
+)
+def test_hosts_talk_where_nccl_does(
+    nccl: str, gloo: str | None, chosen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gloo knows one name; NCCL also takes the beginning of names, and exceptions."""
+    made: list[dict[str, object]] = []
+    monkeypatch.setattr(dist, "_host_groups", [])
+    monkeypatch.setattr(dist.socket, "if_nameindex", lambda: [(1, "lo"), (2, "eth3")])
+    for name, value in {
+        "get_world_size": lambda: 2, "get_backend": lambda: "nccl", "new_group": lambda **options: made.append(options),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(dist.torch_dist, name, value)
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", nccl)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", gloo or "")
+    if gloo is None:
+        monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    dist._make_host_group(datetime.timedelta(minutes=3))
+    assert os.environ.get("GLOO_SOCKET_IFNAME") == chosen
+    assert made == [{"backend": "gloo", "timeout": datetime.timedelta(minutes=3)}] and len(dist._host_groups) == 1
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def _failing_step(resolved: Any, error: Exception, monkeypatch: pytest.MonkeyPat
     training: Any = SimpleNamespace(
         resolved=resolved, state=TrainState(step=7), engine=engine, stage=None, device=torch.device("cpu")
     )
-    Trainer(training, [], [])._step(SimpleNamespace(micro_batches=[]), SimpleNamespace(normaliser=None))  # type: ignore[arg-type]
+    Trainer(training, [], [])._step(SimpleNamespace(), [], SimpleNamespace(normaliser=None))  # type: ignore[arg-type]
 
 
 def test_a_step_without_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

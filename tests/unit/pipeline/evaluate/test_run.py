@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -189,6 +190,13 @@ def test_wrong_requests(export_dir: Path, shard_dir: Path, tmp_path: Path) -> No
         evaluate(export_dir, shard_dir, tmp_path, split="dev")
     with pytest.raises(RecipeError, match="num_beams 0 and max_new_tokens 64 must be at least 1"):
         GenerationOptions(num_beams=0)
+
+
+def test_an_export_says_what_attends(export_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        load_export(export_dir)
+    for part in ("the encoder's word level", "the encoder's sentence level", "the language model"):
+        assert f"attention of {part}: sdpa (auto); not fa4: needs a CUDA device, not cpu" in caplog.text
 
 
 def test_features_of_another_backbone_are_refused(export_dir: Path, tmp_path: Path) -> None:

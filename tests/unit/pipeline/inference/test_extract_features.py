@@ -17,7 +17,7 @@ from pipeline.inference.extract_features import extract
 from pipeline.models.frame_level import new_backbone
 from pipeline.models.registry import build_visual
 from pipeline.models.visual import HierarchicalVisualEncoder
-from pipeline.stages.video import check_features
+from pipeline.stages.video import check_features, check_passes
 from shards.build.build import BuildOptions, build
 from shards.build.features import FeatureOptions
 from shards.errors import DataError
@@ -84,6 +84,15 @@ def test_features_of_another_backbone_or_of_one_that_trains_are_refused(world: P
         check_features(features, encoder(world, train="full"))
     with pytest.raises(RecipeError, match=r"of another backbone or preprocessing .*'pool': 'cls'"):
         check_features(features, encoder(world, pool="mean"))
+
+
+def test_ranks_that_would_call_a_sharded_backbone_differently_often_are_refused(world: Path) -> None:
+    passes = encoder(world)
+    passes.config.frames_per_pass = 4
+    for plan_of, built, zero_stage in (("videos", passes, 2), ("features", passes, 3), ("videos", encoder(world), 3)):
+        check_passes(plan(world / plan_of), built, zero_stage)
+    with pytest.raises(RecipeError, match=r"frames_per_pass: 4 with ZeRO stage 3: .*zero_optimization.stage to 2"):
+        check_passes(plan(world / "videos"), passes, 3)
 
 
 @pytest.mark.parametrize("stored", [None, {"width": 4}])

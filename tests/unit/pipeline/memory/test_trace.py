@@ -14,6 +14,7 @@ from pipeline.memory.activations import llm_bytes
 from pipeline.memory.stand_in import KEY
 from pipeline.memory.trace import peak_bytes
 from pipeline.models.language import load_llm
+from pipeline.models.recompute import checkpoint_gradients
 from tests.unit.pipeline.models.tiny import bpe_tokenizer
 
 TOKENS = 96
@@ -37,9 +38,9 @@ def _llm(folder: Path, attention: str) -> Any:
     return load_llm(LlmConfig(tiny=sizes, tokenizer=str(folder)), torch.float32, attention)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", [False, 0.5, True])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_a_traced_llm_takes_what_a_real_one_takes(recompute: bool, frozen: bool, tmp_path: Path) -> None:
+def test_a_traced_llm_takes_what_a_real_one_takes(recompute: float, frozen: bool, tmp_path: Path) -> None:
     """Within 3 %: the CPU's attention kernel pads its normalisers, and counts dropout's counters."""
     from transformers import AttentionInterface
 
@@ -71,9 +72,8 @@ def test_options_for_long_text_are_counted(tmp_path: Path) -> None:
     assert whole - llm_bytes(plain, TOKENS, recompute=True, offload=True) == 2 * TOKENS * 64 * 4
 
 
-def _measured(llm: Any, recompute: bool) -> int:
-    if recompute:
-        llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+def _measured(llm: Any, recompute: float) -> int:
+    checkpoint_gradients(llm, recompute)
     llm.train()
     embeds_BLE = torch.zeros(1, TOKENS, 64, requires_grad=True)
 

@@ -13,7 +13,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 import pipeline.models  # noqa: F401  (registers the keys)
 from pipeline.config.schema import LlmConfig
 from pipeline.errors import RecipeError
-from pipeline.models.attention import BACKENDS, Reach, Runs, choose, choose_for, choosing, implementation, packed_kwargs
+from pipeline.models.attention import (
+    BACKENDS,
+    Reach,
+    Spans,
+    choose,
+    choose_for,
+    choosing,
+    implementation,
+    packed_kwargs,
+)
 from pipeline.models.language import load_llm
 
 DOCUMENTS = (1, 7, 12, 3, 9)
@@ -112,7 +121,7 @@ def test_forced_and_missing_is_an_error(backend: str) -> None:
 
 
 def test_causal_cross_attention_is_refused() -> None:
-    one, other = Runs.of([2, 3]), Runs.of([1, 1])
+    one, other = Spans.of([2, 3]), Spans.of([1, 1])
     with pytest.raises(ValueError, match="need queries and keys with the same borders"):
         Reach(other, one, causal=True)
 

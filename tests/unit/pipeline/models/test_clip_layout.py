@@ -1,4 +1,4 @@
-"""Layouts of packed clips: windows, word groups and whole samples as runs of rows, checked where they are made."""
+"""Layouts of packed clips: windows, word groups and whole samples as spans of rows, checked where they are made."""
 
 from __future__ import annotations
 
@@ -8,43 +8,43 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import DataError
-from pipeline.models.attention import Runs
+from pipeline.models.attention import Spans
 from pipeline.models.clip_layout import ClipLayout, ClipSizes
 
 LENGTHS = st.lists(st.integers(1, 23), min_size=1, max_size=5)
 SIZES = ClipSizes(window_frames=4, stride=3, max_frames=30)
 
 
-def lengths_of(runs: Runs) -> list[int]:
-    return runs.borders.diff().tolist()
+def lengths_of(spans: Spans) -> list[int]:
+    return spans.borders.diff().tolist()
 
 
 @given(lengths=LENGTHS, size=st.integers(1, 9))
 def test_windows_partition_every_sample_at_its_own_borders(lengths: list[int], size: int) -> None:
     layout = ClipLayout.of(lengths, SIZES._replace(window_frames=size))
-    for runs, shift in ((layout.windows, 0), (layout.shifted_windows, size // 2)):
+    for spans, shift in ((layout.windows, 0), (layout.shifted_windows, size // 2)):
         starts, row = [], 0
         for length in lengths:
             for position in range(length):
                 if position == 0 or (position - shift) % size == 0:
                     starts.append(row)
                 row += 1
-        assert runs.borders.tolist() == [*starts, row] and runs.borders.dtype == torch.int32
-        assert runs.longest == max(lengths_of(runs)) <= size
+        assert spans.borders.tolist() == [*starts, row] and spans.borders.dtype == torch.int32
+        assert spans.longest == max(lengths_of(spans)) <= size
 
 
 @given(lengths=LENGTHS)
 def test_equally_long_runs_stand_together(lengths: list[int]) -> None:
-    runs = Runs.of(lengths)
+    spans = Spans.of(lengths)
     rows_N = torch.arange(sum(lengths))
-    order_N = rows_N if runs.order_N is None else runs.order_N
-    place_N = rows_N if runs.place_N is None else runs.place_N
+    order_N = rows_N if spans.order_N is None else spans.order_N
+    place_N = rows_N if spans.place_N is None else spans.place_N
     assert torch.equal(order_N[place_N], rows_N)
     expected = [list(rows) for rows in sorted(rows_N.split(lengths), key=len)]
-    parts = order_N.split([count * length for count, length in runs.equal])
-    found = [list(run) for part, (_, n) in zip(parts, runs.equal, strict=True) for run in part.split(n)]
+    parts = order_N.split([count * length for count, length in spans.equal])
+    found = [list(run) for part, (_, n) in zip(parts, spans.equal, strict=True) for run in part.split(n)]
     assert found == expected
-    assert [n for _, n in runs.equal] == sorted(set(lengths))
+    assert [n for _, n in spans.equal] == sorted(set(lengths))
 
 
 def test_queries_stand_in_the_order_of_their_keys() -> None:
@@ -55,8 +55,8 @@ def test_queries_stand_in_the_order_of_their_keys() -> None:
 
 
 def test_runs_that_stand_in_order_are_not_moved() -> None:
-    assert Runs.of([4, 4, 4]).order_N is None and Runs.of([1, 3]).place_N is None
-    between = Runs.between(torch.tensor([0, 2, 5]), 3)
+    assert Spans.of([4, 4, 4]).order_N is None and Spans.of([1, 3]).place_N is None
+    between = Spans.between(torch.tensor([0, 2, 5]), 3)
     assert between.sizes() == ((1, 2), (1, 3)) and between.order_N is None
 
 

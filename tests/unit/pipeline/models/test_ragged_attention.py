@@ -1,4 +1,4 @@
-"""Ragged attention equals one run at a time in float64, and what every library is asked for means the same.
+"""Ragged attention equals one span at a time in float64, and what every library is asked for means the same.
 
 There is no GPU here: a stand-in for each library computes what its documentation says of the arguments it is given.
 """
@@ -12,23 +12,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.models.attention import BACKENDS, Reach, Runs, ragged, ragged_attention
+from pipeline.models.attention import BACKENDS, Reach, Spans, ragged, ragged_attention
 
 LENGTHS = (5, 1, 9, 2, 5, 12)
 HEADS, CHANNELS = 4, 8
 
 
-def pooling(lengths: tuple[int, ...], queries: int) -> tuple[Runs, Runs]:
-    return Runs.of([queries] * len(lengths), beside=lengths), Runs.of(lengths)
+def pooling(lengths: tuple[int, ...], queries: int) -> tuple[Spans, Spans]:
+    return Spans.of([queries] * len(lengths), beside=lengths), Spans.of(lengths)
 
 
-def documents(known: bool) -> tuple[Runs, Runs]:
-    runs = Runs.of(LENGTHS)
-    runs = runs if known else Runs.between(runs.borders, runs.longest)
-    return runs, runs
+def documents(known: bool) -> tuple[Spans, Spans]:
+    spans = Spans.of(LENGTHS)
+    spans = spans if known else Spans.between(spans.borders, spans.longest)
+    return spans, spans
 
 
-CASES: dict[str, tuple[tuple[Runs, Runs], bool, int | None]] = {
+CASES: dict[str, tuple[tuple[Spans, Spans], bool, int | None]] = {
     "bidirectional": (documents(True), False, None),
     "causal": (documents(True), True, None),
     "causal window": (documents(True), True, 3),
@@ -42,7 +42,7 @@ CASES: dict[str, tuple[tuple[Runs, Runs], bool, int | None]] = {
 def one_by_one(
     q_NHC: Tensor, k_MHC: Tensor, v_MHC: Tensor, see: Callable[[int, int], Tensor], *borders: Tensor
 ) -> Tensor:
-    """Softmax attention of every run, written out. ``see(n, m)``: which of m keys each of n queries sees."""
+    """Softmax attention of every span, written out. ``see(n, m)``: which of m keys each of n queries sees."""
     mixed, groups = [], q_NHC.shape[1] // k_MHC.shape[1]
     sizes = [run.diff().tolist() for run in borders]
     for q, k, v in zip(q_NHC.split(sizes[0]), k_MHC.split(sizes[1]), v_MHC.split(sizes[1]), strict=True):
@@ -53,7 +53,7 @@ def one_by_one(
     return torch.cat(mixed)
 
 
-def inputs(queries: Runs, keys: Runs, key_heads: int) -> list[Tensor]:
+def inputs(queries: Spans, keys: Spans, key_heads: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     shapes = [(int(queries.borders[-1]), HEADS), (int(keys.borders[-1]), key_heads), (int(keys.borders[-1]), key_heads)]
     return [
@@ -120,7 +120,7 @@ LIBRARIES = [
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("key_heads", [4, 2])
 @pytest.mark.parametrize("scale", [None, 0.4])
-def test_every_backend_computes_one_run_at_a_time(
+def test_every_backend_computes_one_span_at_a_time(
     backend: str, library: Any, case: str, key_heads: int, scale: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (queries, keys), causal, window = CASES[case]

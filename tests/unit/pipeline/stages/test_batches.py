@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pipeline.inference.clips import pack_clips
-from pipeline.models.attention import Runs
+from pipeline.models.attention import Spans
 from pipeline.models.clip_layout import ClipLayout, ClipSizes
 from pipeline.models.processing import LlavaSltProcessor, ProcessorOptions
 from pipeline.models.text_cache import TextFeatureCache
@@ -110,7 +110,7 @@ def test_clips_are_packed_over_items(texts: TextFeatureCache) -> None:
 def test_layouts_move_with_the_batch(texts: TextFeatureCache) -> None:
     batch = ContrastiveCollate(SIZES, texts)([[clip(2, 5, "one"), clip(5, 6, "three")]])
     moved = to_device(batch, torch.device("meta"))["layout"]
-    assert isinstance(moved, ClipLayout) and isinstance(moved.windows, Runs) and moved.sizes == SIZES
+    assert isinstance(moved, ClipLayout) and isinstance(moved.windows, Spans) and moved.sizes == SIZES
     assert moved.frame_lengths_B.device.type == moved.windows.borders.device.type == "meta"
     assert moved.windows.equal == batch["layout"].windows.equal and moved.longest_frames == 5
 

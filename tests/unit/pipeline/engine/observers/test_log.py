@@ -13,14 +13,14 @@ from pipeline.engine.observers.log import Log
 from pipeline.engine.state import TrainState
 
 
-def training(every: int, peak_tflops: float | None, eval_every: int = 0) -> Any:
+def training(every: int, peak_tflops: float | None, eval_every: int = 0, norm: torch.Tensor | float = 1.5) -> Any:
     train = SimpleNamespace(log_every_steps=every, peak_tflops=peak_tflops, eval_every_steps=eval_every)
     stage = SimpleNamespace(
         reduce=lambda sums: {"loss": sums["loss"] / sums["valid_tokens"]}, flops_per_step=lambda batches: 3e6
     )
     return SimpleNamespace(
         recipe=SimpleNamespace(train=train), device=torch.device("cpu"), stage=stage,
-        engine=SimpleNamespace(grad_norm=lambda: 1.5), state=TrainState(data={"epoch": 2}, bad_samples=[4]),
+        engine=SimpleNamespace(grad_norm=lambda: norm), state=TrainState(data={"epoch": 2}, bad_samples=[4]),
     )  # fmt: skip
 
 
@@ -62,3 +62,11 @@ def test_an_evaluation_ends_the_interval() -> None:
         assert log.on_step(step(8.0), Wishes(), 0) == {}
     run.state.step = 3
     assert log.on_step(step(8.0), Wishes(), 0)["train/loss"] == 2.0
+
+
+@pytest.mark.parametrize("norm", [0.5, torch.tensor(0.5), float("inf"), float("nan")])
+def test_the_norm_comes_with_the_sums_or_is_a_number_already(norm: torch.Tensor | float) -> None:
+    run = training(1, None, norm=norm)
+    run.state.step = 1
+    row = Log(run).on_step(step(8.0), Wishes(), 0)
+    assert row["train/loss"] == 2.0 and row["train/grad_norm"] == pytest.approx(float(norm), nan_ok=True)

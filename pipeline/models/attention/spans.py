@@ -1,43 +1,43 @@
-"""Packed rows cut into runs: documents of a pack, windows of frames, whole samples.
+"""Packed rows cut into spans: documents of a pack, windows of frames, whole samples.
 
-Every run is contiguous, so its borders are all that a fused kernel needs. They are made on the CPU, from lengths that
+Every span is contiguous, so its borders are all that a fused kernel needs. They are made on the CPU, from lengths that
 are known there, and travel to the device with the batch: nothing on the device is ever asked for its size.
 
-Legend: G runs, N packed rows.
+Legend: G spans, N packed rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
-class Runs(NamedTuple):
+class Spans(NamedTuple):
     """A named tuple, because ZeRO-3's hooks look for tensors inside tuples and dicts only."""
 
     borders: Tensor
-    """int32 [G + 1]: the first row of every run, then N."""
+    """int32 [G + 1]: the first row of every span, then N."""
     longest: int
-    """Rows of the longest run."""
+    """Rows of the longest span."""
     order_N: Tensor | None
-    """int64: the rows run by run, shorter runs first, for code that computes equally long runs together; None: as they
-    stand."""
+    """int64: the rows span by span, shorter spans first, for code that computes equally long spans together; None: as
+    they stand."""
     place_N: Tensor | None
     """int64: where each row is in `order_N`; None: as they stand."""
     equal: tuple[tuple[int, int], ...]
-    """(runs, rows of each), in the order of `order_N`. Empty: not counted, see `sizes`."""
+    """(spans, rows of each), in the order of `order_N`. Empty: not counted, see `sizes`."""
 
     @classmethod
-    def of(cls, lengths: Sequence[int] | np.ndarray, beside: Sequence[int] | np.ndarray | None = None) -> Runs:
-        """Runs of these lengths, at least 1 each.
+    def of(cls, lengths: Sequence[int] | np.ndarray, beside: Sequence[int] | np.ndarray | None = None) -> Spans:
+        """Spans of these lengths, at least 1 each.
 
         Args:
-            lengths: rows of every run.
-            beside: for queries, all runs of one length: the lengths of their runs of keys. Both sides are then in the
+            lengths: rows of every span.
+            beside: for queries, all spans of one length: the lengths of their spans of keys. Both sides are then in the
                 same order.
         """
         length_G = np.asarray(lengths, dtype=np.int64)
@@ -59,9 +59,14 @@ class Runs(NamedTuple):
         return cls(torch.from_numpy(borders.astype(np.int32)), int(length_G.max()), order_N, place_N, equal)
 
     @classmethod
-    def between(cls, borders: Tensor, longest: int) -> Runs:
-        """Runs between borders that are all that is known."""
+    def between(cls, borders: Tensor, longest: int) -> Spans:
+        """Spans between borders that are all that is known."""
         return cls(borders, longest, None, None, ())
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Spans:
+        """The same with its tensors on a device."""
+        moved: list[Any] = [x.to(device, non_blocking=non_blocking) if isinstance(x, Tensor) else x for x in self]
+        return Spans(*moved)
 
     def sizes(self) -> tuple[tuple[int, int], ...]:
         """`equal`; counted from the borders if it has to be, which waits for a CUDA device."""

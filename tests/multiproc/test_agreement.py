@@ -48,6 +48,28 @@ def _steps_until_the_budget_is_spent(rank: int, world_size: int) -> tuple[int, l
     raise AssertionError("the budget was never spent")
 
 
+def _unequal_micro_batches(rank: int, world_size: int) -> str:
+    from pipeline import dist
+    from pipeline.engine.agreement import agree
+    from pipeline.engine.state import TrainState
+    from pipeline.errors import ClusterError
+
+    training: Any = SimpleNamespace(
+        recipe=SimpleNamespace(name="a-run"), state=TrainState(step=6), ranks=dist.Ranks(rank, rank, world_size),
+        stop=SimpleNamespace(requested=False),
+    )  # fmt: skip
+    micro_batches = [{"valid_tokens": 3, "samples": 1, "maxima": {}}] * (2 + rank)
+    with pytest.raises(ClusterError) as error:
+        agree(training, StepBatch(micro_batches, Cursor(), [], 0.0, 2), [])
+    return str(error.value)
+
+
+def test_unequally_many_micro_batches_are_told_on_every_rank() -> None:
+    for message in run_ranks(_unequal_micro_batches, 2):
+        assert message.startswith("a-run: rank 1 has 3 micro-batches in step 7, rank 0 has 2; every rank must have as")
+        assert "Start all ranks with the same recipe" in message
+
+
 def test_a_budget_exceeded_on_one_rank_stops_all_ranks_at_the_same_step() -> None:
     for step, known, error in run_ranks(_steps_until_the_budget_is_spent, 2):
         assert step == 3 and known == [5, 9]
