@@ -23,6 +23,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 PEERS = ("webdataset", "wids", "energon", "mosaicml", "litdata")
 PACKAGES = {"energon": "megatron-energon", "mosaicml": "mosaicml-streaming"}
+WITHOUT_DEPENDENCIES = ("open_clip_torch==3.3.0",)
+"""Only its loss is measured, which needs torch alone."""
 OURS = ("ours", "unchecked")
 ANSWER = "ANSWER "
 """What the last line of a measuring process begins with; everything else it prints is noise of the libraries."""
@@ -104,6 +106,7 @@ def create(where: Path) -> None:
         subprocess.run([sys.executable, "-m", "venv", str(where)], check=True)
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet"]
     subprocess.run([*pip, "install", "-r", str(HERE / "requirements.txt")], check=True)
+    subprocess.run([*pip, "install", "--no-deps", *WITHOUT_DEPENDENCIES], check=True)
     subprocess.run([*pip, "uninstall", "--yes", "torchvision"], check=True)
 
 

@@ -47,7 +47,8 @@ def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if objective == "sentence":
         yield "model.text_encoder.token_features", "contrastive.objective is sentence"
     if objective == "token":
-        yield "model.text_encoder.pooling", "contrastive.objective is token"
+        for name in ("model.text_encoder.pooling", "contrastive.sentence_loss"):
+            yield name, "contrastive.objective is token"
     if optimizer.schedule != "wsd":
         yield "train.optimizer.decay_fraction", f"train.optimizer.schedule is {optimizer.schedule}, not wsd"
     if optimizer.schedule == "constant":

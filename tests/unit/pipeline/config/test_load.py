@@ -170,13 +170,22 @@ def test_every_stage_reads_the_attention(tmp_path: Path, text: str) -> None:
     assert load(write(tmp_path, text), ["model.attention=sdpa"]).notes == ()
 
 
+def test_recipes_of_earlier_versions_may_hold_row_chunk(tmp_path: Path) -> None:
+    loaded = load(write(tmp_path, CONTRASTIVE), ["contrastive.row_chunk=64"])
+    assert loaded.notes == (
+        "contrastive.row_chunk does nothing any more: contrastive.tile_mib bounds rows and columns by itself",
+    )
+    assert loaded.recipe == load(write(tmp_path, CONTRASTIVE)).recipe
+
+
 def test_notes_follow_the_objective_and_the_schedule(tmp_path: Path) -> None:
     sets = ["contrastive.token_weight=2.0", "model.text_encoder.token_features=embeddings"]
     path = write(tmp_path, CONTRASTIVE)
     assert load(path, sets).notes == ()
     assert len(load(path, [*sets, "contrastive.objective=sentence"]).notes) == 2
-    (note,) = load(path, ["model.text_encoder.pooling=last", "contrastive.objective=token"]).notes
-    assert note.endswith("is not read: contrastive.objective is token")
+    for setting in ("model.text_encoder.pooling=last", "contrastive.sentence_loss=sigmoid"):
+        (note,) = load(path, [setting, "contrastive.objective=token"]).notes
+        assert note.endswith("is not read: contrastive.objective is token")
     (note,) = load(path, ["train.optimizer.final_lr_fraction=0.5", "train.optimizer.schedule=constant"]).notes
     assert note.endswith("is not read: train.optimizer.schedule is constant")
 
