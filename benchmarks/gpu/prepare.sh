@@ -56,7 +56,8 @@ if [[ $fa4 ]]; then
   site=$(mktemp -d)
   "${pip[@]}" install --no-index --no-compile --target "$site" "${for_target[@]}" "$folder"/*.whl
   rm "$folder"/*.whl
-  tar -C "$site" --exclude=stubs -cf - . | xz -9e -T1 >"$folder/site.tar.xz"
+  tar -C "$site" --exclude=stubs --exclude='*.a' -cf - . |
+    xz --x86 --lzma2=preset=9,dict=256MiB -T1 >"$folder/site.tar.xz" # takes minutes
   rm -r "$site"
   install="mkdir -p /tmp/site && tar -C /tmp/site -xJf $folder/site.tar.xz"
   sections=" --only environment,attention,attention_speed"

@@ -23,7 +23,7 @@ WAITS_TARGET = 1
 
 
 class Watch(Observer):
-    """Counts one whole step, from the agreement between ranks to the optimizer, and profiles the next."""
+    """Counts one whole step, from its copy to the device to the optimizer, and profiles the next."""
 
     lines: Lines
     profiler: profile
@@ -33,10 +33,7 @@ class Watch(Observer):
         self.probe, self.watching = probe, contextlib.ExitStack()
 
     def vote(self) -> int:
-        step = self.training.state.step
-        if step == COUNTED_STEP:
-            self.lines = self.watching.enter_context(counted(self.training.engine.engine, self.training.device))
-        if step == PROFILED_STEP:
+        if self.training.state.step == PROFILED_STEP:
             activities = [ProfilerActivity.CPU] + ([] if self.probe.dry else [ProfilerActivity.CUDA])
             self.profiler = self.watching.enter_context(profile(activities=activities))
         return 0
@@ -45,6 +42,8 @@ class Watch(Observer):
         if self.training.state.step == PROFILED_STEP + 1 and not self.probe.dry:
             torch.cuda.synchronize()
         self.watching.close()
+        if self.training.state.step == COUNTED_STEP:
+            self.lines = self.watching.enter_context(counted(self.training.engine.engine, self.training.device))
         return {}
 
 

@@ -48,6 +48,13 @@ def clip_frames(recipe: Recipe, stride: int) -> int:
     return recipe.train.micro_batch * each
 
 
+def frames_per_pass(recipe: Recipe, parts: Parts) -> int:
+    """Frames of one call of the backbone, by the recipe or by the exported encoder; 0 = all."""
+    section = recipe.model.visual
+    backbone = None if section is None else section.backbone
+    return int(parts.visual.config.frames_per_pass) if backbone is None else backbone.frames_per_pass
+
+
 # -- language ----------------------------------------------------------------------------------------------------
 def llm_bytes(llm: Any, tokens: int, recompute: float, offload: bool = False) -> int:
     """Most bytes that forward and backward of a language model hold at once for so many packed tokens, without its
@@ -169,9 +176,7 @@ def _frames(recipe: Recipe, parts: Parts, trains: bool) -> Iterator[Line]:
     visual, recompute = parts.visual, recipe.model.gradient_checkpointing
     frames, side = clip_frames(recipe, _stride(recipe, parts)), recipe.data.image_pixels
     size = 2 if parts.dtype == torch.bfloat16 else 4
-    section = recipe.model.visual
-    backbone = None if section is None else section.backbone
-    per_pass = visual.config.frames_per_pass if backbone is None else backbone.frames_per_pass
+    per_pass = frames_per_pass(recipe, parts)
     phases = _BACKWARD if trains else frozenset({ENCODING, GENERATION})
     numbers = 3 * side * side
     rule = f"{frames} frames of {side} x {side} as bytes"
@@ -251,4 +256,4 @@ def _text_encoder(parts: Parts) -> Iterator[Line]:
     yield Line("text encoder", numbers * 4, rule, frozenset({START}), ("model.text_encoder.path",))
 
 
-__all__ = ["activation_lines", "backbone_bytes", "clip_frames", "llm_bytes"]
+__all__ = ["activation_lines", "backbone_bytes", "clip_frames", "frames_per_pass", "llm_bytes"]

@@ -11,6 +11,7 @@ from pipeline.config.checks import batch_problem
 from pipeline.config.deepspeed import ds_config
 from pipeline.config.resolve import accumulation_steps
 from pipeline.config.schema import AUTO, TILE_MIB, Recipe
+from pipeline.memory.activations import frames_per_pass
 from pipeline.memory.lines import GIB
 from pipeline.memory.parts import Parts, parts_of
 from pipeline.memory.plan import RESERVED_GIB, MemoryPlan, plan_rank
@@ -41,9 +42,10 @@ def choose(recipe: Recipe, world_size: int) -> Choice:
         RecipeError: a model's config cannot be read here.
     """
     parts = parts_of(recipe)
-    bases = BASES if recipe.deepspeed.base == AUTO else (recipe.deepspeed.base,)
+    auto = recipe.deepspeed.base == AUTO
     needs: list[str] = []
-    for base in bases:
+    bases = [name for name in BASES if _runs(_changed(recipe, {"deepspeed.base": name}), world_size, parts)]
+    for base in bases if auto else (recipe.deepspeed.base,):
         plan = plan_of(_changed(recipe, {"deepspeed.base": base}), world_size, parts)
         needed = f"{plan.peak_bytes / GIB:.1f} GiB"
         if plan.fits is not False:
@@ -82,13 +84,21 @@ def _fitting(recipe: Recipe, groups: Any, world_size: int, parts: Parts) -> Iter
         for values in itertools.product(*(values for _, values in group)):
             change = dict(zip(names, values, strict=True))
             candidate = _changed(recipe, change)
-            if not plan_of(candidate, world_size, parts).fits:
+            if not _runs(candidate, world_size, parts) or not plan_of(candidate, world_size, parts).fits:
                 continue
             yield change
             found += 1
             break
         if found == _SHOWN:
             return
+
+
+def _runs(recipe: Recipe, world_size: int, parts: Parts) -> bool:
+    """Ranks cannot call a sharded backbone differently often, as `pipeline.stages.video.check_passes` says."""
+    if world_size == 1 or recipe.stage == "continued_pretraining" or not frames_per_pass(recipe, parts):
+        return True
+    config = ds_config(recipe, world_size, accumulation_steps(recipe, world_size))
+    return bool(config["zero_optimization"]["stage"] != 3)
 
 
 def _options(recipe: Recipe, world_size: int) -> Iterator[tuple[str, list[Any]]]:

@@ -29,22 +29,14 @@ SETTINGS = {
 ZERO = "{{zero_optimization: {{stage: {0}}}}}"
 UNTIL = 2
 """Steps that are not counted: ZeRO-3 learns the order of layers in them."""
+PACKED_ON_CPU = Lines({
+    "transformers/masking_utils.py find_packed_sequence_indices": 2,
+    "pipeline/models/attention/spans.py sizes": 8,
+})  # fmt: skip
+"""`sizes`: of the attention by documents, which a CPU takes; per layer, and again when it is recomputed. The other, once per
+micro-batch, is of transformers on every device: it looks for packed rows before it asks for our mask, which is none."""
 STILL: dict[str, Lines] = {
-    "continued_pretraining": Lines({
-        "transformers/masking_utils.py find_packed_sequence_indices": 2,
-        "pipeline/models/attention/runs.py sizes": 8,  # the fallback without a packed kernel
-    }),
-    "contrastive": Lines({
-        "pipeline/stages/contrastive.py features": 16,
-        "pipeline/stages/contrastive_loss.py contrastive_loss": 1,
-        "pipeline/stages/contrastive_loss.py _padded": 2,
-    }),
-    "connector": Lines({
-        "pipeline/models/llava_slt.py embed_inputs": 2,
-        "transformers/masking_utils.py _ignore_causal_mask_sdpa": 4,
-        "pipeline/models/llava_slt.py forward": 4,
-        "deepspeed/runtime/engine.py backward": 2,  # of boolean indices
-    }),
+    "continued_pretraining": PACKED_ON_CPU, "contrastive": Lines(), "connector": PACKED_ON_CPU,
 }  # fmt: skip
 """Waits that are to go, at most."""
 ONCE = Lines({"deepspeed/runtime/utils.py is_invalid_grad_norm": 1})
@@ -53,28 +45,18 @@ ROW = Lines({"pipeline/engine/observers/log.py _fetched": 1})
 
 
 class Count(Observer):
-    """Counts every step behind the first ones, from the agreement between ranks to the last observer, by line."""
+    """The last of the observers: counts from the end of a step to the end of the next, its copy to the device included;
+    not the first steps."""
 
     def __init__(self, training: Training) -> None:
         super().__init__(training)
         self.steps: list[Lines] = []
         self.counting = contextlib.ExitStack()
 
-    def vote(self) -> int:
-        if self.training.state.step >= UNTIL:
-            self.steps.append(self.counting.enter_context(counted(self.training.engine.engine, STAND_IN)))
-        return 0
-
-
-class EndCount(Observer):
-    """The last of the observers."""
-
-    def __init__(self, training: Training, count: Count) -> None:
-        super().__init__(training)
-        self.count = count
-
     def on_step(self, step: FinishedStep, wishes: Wishes, votes: int) -> dict[str, float]:
-        self.count.counting.close()
+        self.counting.close()
+        if self.training.state.step >= UNTIL and not step.last:
+            self.steps.append(self.counting.enter_context(counted(self.training.engine.engine, STAND_IN)))
         return {}
 
 
@@ -97,7 +79,7 @@ def count_steps_of(stage: str, sets: list[str], world_size: int) -> list[dict[st
     Path(resolved.recipe.run_dir).mkdir(parents=True, exist_ok=True)
     training = prepare(resolved, stage_class(stage), dist.ranks_from_environment(), STAND_IN, StopFlag())
     count = Count(training)
-    Trainer(training, [count, *(kind(training) for kind in OBSERVERS), EndCount(training, count)], []).fit()
+    Trainer(training, [*(kind(training) for kind in OBSERVERS), count], []).fit()
     training.engine.destroy()
     return [dict(by_function(lines)) for lines in count.steps]
 

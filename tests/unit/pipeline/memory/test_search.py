@@ -125,6 +125,20 @@ def test_the_nearest_recipe_that_fits(tmp_path: Path, no_reserve: None) -> None:
     assert choose(recipe.model_copy(update={"deepspeed": section}), 1).fixes == []
 
 
+def test_passes_over_a_sharded_backbone_are_not_proposed(tmp_path: Path, no_reserve: None) -> None:
+    """Neither stage 3 for a recipe with passes, nor passes for one under stage 3."""
+    recipe = _recipe(tmp_path, "contrastive", "model.visual.backbone.frames_per_pass=16")
+    section = recipe.deepspeed.model_copy(update={"base": "auto", "gpu_memory_gib": 1e-9})
+    assert choose(recipe.model_copy(update={"deepspeed": section}), 2).base == "zero2"
+    assert choose(recipe.model_copy(update={"deepspeed": section}), 1).base == "zero3_offload"
+    recipe = _recipe(tmp_path, "contrastive", "data.max_frames=64")
+    peak = plan_of(recipe, 2, parts_of(recipe)).peak_bytes
+    section = recipe.deepspeed.model_copy(update={"gpu_memory_gib": 0.8 * peak / GIB})
+    assert not any(
+        "frames_per_pass" in fix for fix in choose(recipe.model_copy(update={"deepspeed": section}), 2).fixes
+    )
+
+
 def test_an_answer_or_the_problem(tmp_path: Path) -> None:
     recipe = _recipe(tmp_path, "continued_pretraining")
     said = answer({"recipe": recipe.model_dump(mode="json"), "world_size": 2})
