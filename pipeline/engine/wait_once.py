@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 
 def wait_once(optimizer: Any) -> None:
@@ -29,14 +30,21 @@ def _in_stage_3(optimizer: Any) -> None:
     norm_of_group = optimizer.get_grad_norm_direct
 
     def norm(*args: Any, **kwargs: Any) -> torch.Tensor:
-        # the constant that replaces a NaN is made on this device: a scalar of the host needs no copy
-        device, optimizer.device = optimizer.device, "cpu"
-        try:
+        with _MadeThere():
             return norm_of_group(*args, **kwargs)
-        finally:
-            optimizer.device = device
 
     optimizer.get_grad_norm_direct = norm
+
+
+class _MadeThere(TorchFunctionMode):
+    """A number that becomes a tensor of a device is written there by a kernel; torch makes it on the host and waits for
+    the copy."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is torch.tensor and "device" in kwargs:
+            return torch.full((), args[0], **kwargs)
+        return function(*args, **kwargs)
 
 
 def _in_stages_1_and_2(optimizer: Any) -> None:
