@@ -33,8 +33,8 @@ PACKED_ON_CPU = Lines({
     "transformers/masking_utils.py find_packed_sequence_indices": 2,
     "pipeline/models/attention/spans.py sizes": 8,
 })  # fmt: skip
-"""`sizes`: of the attention by documents, which a CPU takes; per layer, and again when it is recomputed. The other, once per
-micro-batch, is of transformers on every device: it looks for packed rows before it asks for our mask, which is none."""
+"""`sizes`: of the attention by documents, which a CPU takes; per layer, and again when it is recomputed. The other,
+once per micro-batch, is of transformers on every device: it looks for packed rows before it asks for our mask."""
 STILL: dict[str, Lines] = {
     "continued_pretraining": PACKED_ON_CPU, "contrastive": Lines(), "connector": PACKED_ON_CPU,
 }  # fmt: skip
