@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -78,9 +79,18 @@ def _obstacle(device: torch.device) -> str | None:
         kernel = importlib.import_module("liger_kernel.ops.cross_entropy").liger_cross_entropy_kernel
     except ImportError as error:
         return f"liger-kernel cannot be imported ({error}); pip install 'llava-slt[gpu]'"
-    if device.type == "cuda" or _is_interpreted(kernel):
+    if _is_interpreted(kernel):
         return None
-    return f"its kernels need a CUDA device, this is {device.type}"
+    return _obstacle_of_triton() if device.type == "cuda" else f"its kernels need a CUDA device, this is {device.type}"
+
+
+def _obstacle_of_triton() -> str | None:
+    """Triton compiles a C module before its first kernel, for which an image may lack the compiler."""
+    try:
+        _ = importlib.import_module("triton.runtime").driver.active
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        return f"Triton cannot compile here ({error}); install gcc and the headers of Python (python3-dev)"
+    return None
 
 
 def _is_interpreted(kernel: Any) -> bool:
