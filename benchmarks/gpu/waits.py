@@ -232,13 +232,23 @@ def _counted_by_stand_in(engine: Any) -> Iterator[Lines]:
 
 @contextlib.contextmanager
 def _counted_by_torch() -> Iterator[Lines]:
+    """Torch tells of operations that wait, and of a stream; not of waiting for a device or an event."""
     lines = Lines()
+
+    def told(function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            lines[line()] += 1
+            return function(*args, **kwargs)
+
+        return call
 
     def tell(message: Any, category: Any, filename: str, lineno: int, file: Any = None, text: Any = None) -> None:
         if _TOLD in str(message):  # switching the mode on tells something, too
             lines[line()] += 1
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.ExitStack() as patches:
+        for owner in (torch.cuda, torch.cuda.Event):
+            patches.enter_context(mock.patch.object(owner, "synchronize", told(owner.synchronize)))
         warnings.simplefilter("always")
         warnings.showwarning = tell
         torch.cuda.set_sync_debug_mode("warn")
