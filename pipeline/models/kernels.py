@@ -112,6 +112,8 @@ def _obstacle_of(llm: PreTrainedModel) -> str | None:
 def fuse_layers(llm: PreTrainedModel) -> None:
     """Replaces the layers of a model for which `choose` returned `liger`; call it once, before training."""
     assert llm.config.model_type in FAMILIES
+    # beside CUTLASS's DSL, which flash-attn 4 brings, it would take kernels of that, which no test of ours runs
+    importlib.import_module("liger_kernel.backends").set_impl("nvidia-triton")
     patching = importlib.import_module("liger_kernel.transformers.monkey_patch")
     apply = patching.MODEL_TYPE_TO_APPLY_LIGER_FN[llm.config.model_type]
     modeling: Any = sys.modules[type(llm).__module__]

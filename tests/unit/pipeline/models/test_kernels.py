@@ -178,6 +178,8 @@ def test_fused_layers_of_a_family(family: str) -> None:
     assert changed <= {"apply_rotary_pos_emb"}, "models of the family that are made later keep their own classes"
     assert list(fused.state_dict()) == list(plain.state_dict())
     assert type(fused) is type(plain) and fused.config.to_dict() == plain.config.to_dict()
+    resolved = importlib.import_module("liger_kernel.backends").resolve_impl("rms_norm").impl_name
+    assert resolved == "nvidia-triton"
     replaced = [name for name, part in fused.named_modules() if "forward" in vars(part)]
     assert len([name for name in replaced if name.endswith("mlp")]) == 2
     assert len([name for name in replaced if "norm" in name]) >= 5
