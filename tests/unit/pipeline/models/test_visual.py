@@ -329,11 +329,11 @@ def test_backbones_that_cannot_be_used(tmp_path: Path) -> None:
         vision_config(str(tmp_path / "matte"))
 
 
-def test_the_sentence_level_is_computed_where_it_is_read() -> None:
-    built = encoder()
+def test_the_sentence_level_is_computed_where_it_is_read(encoder: HierarchicalVisualEncoder) -> None:
+    batch = clips(5, 3)
     calls: list[object] = []
-    built.sentence_pool.register_forward_hook(lambda *_: calls.append(_))
+    encoder.sentence_pool.register_forward_hook(lambda *_: calls.append(_))
     with torch.no_grad():
-        whole, words = built(*clips(5, 3)), built(*clips(5, 3), sentences=False)
+        whole, words = encoder(*batch), encoder(*batch, sentences=False)
     assert len(calls) == 1 and words.sentence_BD is None
     assert torch.equal(whole.words_MD, words.words_MD) and torch.equal(whole.frames_ND, words.frames_ND)
