@@ -141,8 +141,9 @@ class _Copies(TorchFunctionMode):
             self.lines[line()] += 1
         if name in ("to", "cpu") and isinstance(first, torch.Tensor):
             return self._moved(first, function, args, kwargs)
-        if name == "where" and self.on_device.any(args):  # it copies what is not there, as any tensor is copied
-            self.lines[line()] += any(isinstance(value, torch.Tensor) and value not in self.on_device for value in args)
+        tensors = [value for value in args if isinstance(value, torch.Tensor)]
+        if name == "where" and len({value in self.on_device for value in tensors}) == 2:
+            self.lines[line()] += 1  # what is not there is copied, as any tensor is
         made_there = _is_stand_in(kwargs.get("device"))
         if made_there and name in ("tensor", "as_tensor") and not self.on_device.any(args):
             self.lines[line()] += 1
