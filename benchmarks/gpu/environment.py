@@ -38,9 +38,10 @@ def run(probe: Probe) -> None:
     found = package_versions()
     missing = [name for name in NEEDED if found[name] == "absent"]
     probe.add("packages", not missing, f"missing {', '.join(missing)}" if missing else "complete", **found)
-    compiler = shutil.which("nvcc")
-    said = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout if compiler else ""
-    probe.add("nvcc", compiler is not None, said.strip().splitlines()[-1] if said else "absent")
+    compiler, nvcc = shutil.which("gcc") or shutil.which("clang"), shutil.which("nvcc")
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout if nvcc else ""
+    release = said.strip().splitlines()[-1] if said else "absent"
+    probe.add("C compiler for Triton", probe.dry or compiler is not None, compiler or "absent", nvcc=release)
     if probe.dry:
         probe.add("device", True, "cpu", **hardware())
         probe.add("matrix product", True, *_matmul("cpu", torch.float32, 256))

@@ -118,8 +118,8 @@ def figures(
             return Figure("not here", detail={"reason": str(error)})
         seconds = statistics.median(found.seconds[1:] or found.seconds)
         detail = {"seconds_per_step": found.seconds, "peak_gib": found.peak_gib, "wait_seconds": found.wait_seconds}
-        if found.flops:
-            detail["mfu_percent"] = found.per_step(found.flops) / seconds / (peak_tflops(probe) * 1e10)
+        if found.flops and (peak := peak_tflops(probe)):
+            detail["mfu_percent"] = found.per_step(found.flops) / seconds / (peak * 1e10)
         return Figure(found.per_step(found.tokens) / seconds, "tokens/s", tokens_target or None, detail=detail)
 
     row = probe.figure(title, measure)
@@ -130,14 +130,13 @@ def figures(
     return row
 
 
-def peak_tflops(probe: Probe) -> float:
-    """Of the data sheet; 1 where there is none, so that the arithmetic runs on a CPU."""
+def peak_tflops(probe: Probe) -> float | None:
+    """Of the data sheet; 1 on a CPU, so that the arithmetic runs there."""
     import torch
 
-    from pipeline.engine.metrics import PEAK_TFLOPS
+    from pipeline.engine.metrics import data_sheet_tflops
 
-    name = "" if probe.dry else torch.cuda.get_device_name()
-    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), 1.0)
+    return 1.0 if probe.dry else data_sheet_tflops(torch.cuda.get_device_name())
 
 
 @dataclass

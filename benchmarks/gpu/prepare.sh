@@ -22,7 +22,7 @@ limit_mib=64 # wheels and working tree together: what a machine without network 
 needed=(pydantic pydantic-core annotated-types typing-inspection)
 wheels=(
   "${needed[@]}" hjson accelerate webdataset braceexpand isal py3langid wikitextparser wcwidth nltk defusedxml
-  liger-kernel==0.8.5 av
+  liger-kernel==0.8.5 pytest pluggy iniconfig pygments hypothesis sortedcontainers av
 )
 sources=(deepspeed rouge-score) # published as source only; pure Python, but for kernels that DeepSpeed would compile
 if [[ $fa4 ]]; then
@@ -81,3 +81,4 @@ On the GPU machine, from the root of the same tree:
   $install
   PYTHONPATH=/tmp/site python3 benchmarks/gpu/run_all.py --commit $commit --out gpu.jsonl$sections
 TEXT
+[[ $fa4 ]] || echo "  PYTHONPATH=/tmp/site python3 -m pytest -m gpu tests/gpu"

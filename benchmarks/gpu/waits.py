@@ -38,6 +38,7 @@ _VALUES = frozenset({
 })  # fmt: skip
 """Operations whose result, or its size, the host needs before it can go on."""
 _INDEXED = frozenset({"index", "index_put", "index_put_", "_index_put_impl_"})
+_TOLD = "called a synchronizing CUDA operation"
 _READS = frozenset({"tolist", "numpy", "__array__"})
 """Methods that read memory without an operation that a dispatch mode would see."""
 _NOT_NAMED = (str(Path(torch.__file__).parent), str(Path(__file__)), str(Path(contextlib.__file__)))
@@ -140,6 +141,8 @@ class _Copies(TorchFunctionMode):
             self.lines[line()] += 1
         if name in ("to", "cpu") and isinstance(first, torch.Tensor):
             return self._moved(first, function, args, kwargs)
+        if name == "where" and self.on_device.any(args):  # it copies what is not there, as any tensor is copied
+            self.lines[line()] += any(isinstance(value, torch.Tensor) and value not in self.on_device for value in args)
         made_there = _is_stand_in(kwargs.get("device"))
         if made_there and name in ("tensor", "as_tensor") and not self.on_device.any(args):
             self.lines[line()] += 1
@@ -229,13 +232,23 @@ def _counted_by_stand_in(engine: Any) -> Iterator[Lines]:
 
 @contextlib.contextmanager
 def _counted_by_torch() -> Iterator[Lines]:
+    """Torch tells of operations that wait, and of a stream; not of waiting for a device or an event."""
     lines = Lines()
 
+    def told(function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            lines[line()] += 1
+            return function(*args, **kwargs)
+
+        return call
+
     def tell(message: Any, category: Any, filename: str, lineno: int, file: Any = None, text: Any = None) -> None:
-        if "synchroniz" in str(message):
+        if _TOLD in str(message):  # switching the mode on tells something, too
             lines[line()] += 1
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.ExitStack() as patches:
+        for owner in (torch.cuda, torch.cuda.Event):
+            patches.enter_context(mock.patch.object(owner, "synchronize", told(owner.synchronize)))
         warnings.simplefilter("always")
         warnings.showwarning = tell
         torch.cuda.set_sync_debug_mode("warn")

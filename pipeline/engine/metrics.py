@@ -16,14 +16,24 @@ from shards.atomic import write_atomic
 
 logger = logging.getLogger(__name__)
 
-# Dense bf16 peak in TFLOP/s, from the vendors' data sheets.
-PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0, "B200": 2250.0, "4090": 165.0, "L4": 121.0}
+# Dense bf16 peak in TFLOP/s, from the vendors' data sheets. The first name that is a part of the device's counts.
+PEAK_TFLOPS = {
+    "H100 PCIe": 756.0, "H100 NVL": 835.0, "H200 NVL": 835.0, "H100": 989.0, "H200": 989.0, "A100": 312.0,
+    "L40S": 362.0, "L40": 181.0, "B200": 2250.0, "4090": 165.0, "L4": 121.0,
+}  # fmt: skip
 
 
 def peak_tflops(config: TrainConfig, device_name: str) -> float | None:
     """The recipe's figure, or the data sheet's for a known device; None if no peak is known."""
     if config.peak_tflops is not None:
         return config.peak_tflops
+    return data_sheet_tflops(device_name)
+
+
+def data_sheet_tflops(device_name: str) -> float | None:
+    """Of a whole device; None for one that is not known, and for a slice of one (MIG)."""
+    if " MIG " in device_name:
+        return None
     return next((peak for name, peak in PEAK_TFLOPS.items() if name in device_name), None)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 
 def wait_once(optimizer: Any) -> None:
@@ -29,19 +30,29 @@ def _in_stage_3(optimizer: Any) -> None:
     norm_of_group = optimizer.get_grad_norm_direct
 
     def norm(*args: Any, **kwargs: Any) -> torch.Tensor:
-        # the constant that replaces a NaN is made on this device: a scalar of the host needs no copy
-        device, optimizer.device = optimizer.device, "cpu"
-        try:
+        with _MadeThere():
             return norm_of_group(*args, **kwargs)
-        finally:
-            optimizer.device = device
 
     optimizer.get_grad_norm_direct = norm
 
 
+class _MadeThere(TorchFunctionMode):
+    """A number that becomes a tensor of a device is written there by a kernel; torch makes it on the host and waits for
+    the copy."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is torch.tensor and "device" in kwargs:
+            return torch.full((), args[0], **kwargs)
+        return function(*args, **kwargs)
+
+
 def _in_stages_1_and_2(optimizer: Any) -> None:
+    from deepspeed.accelerator import get_accelerator
     from deepspeed.runtime.zero import stage_1_and_2
 
+    if optimizer.overlap_comm and not get_accelerator().resolves_data_dependency():
+        order_streams(optimizer, get_accelerator())
     stage_1_and_2.mask_nan_or_inf_with_val_inplace = _mask_not_finite
     if optimizer.dtype == torch.bfloat16 and not optimizer.check_grad_overflow:
         return  # the recipe asks for no check at all
@@ -59,6 +70,26 @@ def _in_stages_1_and_2(optimizer: Any) -> None:
             gradients.data.mul_(1.0 / scale)
 
     optimizer.unscale_and_clip_grads = clip
+
+
+def order_streams(optimizer: Any, accelerator: Any) -> None:
+    """Behind a backward pass the device's own stream and that of the reductions wait for each other, on the device.
+    DeepSpeed lets the host wait for the whole device there, in every micro-batch."""
+    end_of_backward, reductions = optimizer.independent_gradient_partition_epilogue, optimizer.reduction_stream
+
+    def wait_there(*_: object) -> None:
+        present = accelerator.current_stream()
+        reductions.wait_stream(present)
+        present.wait_stream(reductions)
+
+    def ordered() -> None:
+        accelerator.synchronize = wait_there
+        try:
+            end_of_backward()
+        finally:
+            del accelerator.synchronize  # the method of its class is back
+
+    optimizer.independent_gradient_partition_epilogue = ordered
 
 
 def _mask_not_finite(input: torch.Tensor, device: object = None, val: float = -1.0) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -78,9 +79,18 @@ def _obstacle(device: torch.device, forced: bool) -> str | None:
         kernel = importlib.import_module("liger_kernel.ops.cross_entropy").liger_cross_entropy_kernel
     except ImportError as error:
         return f"liger-kernel cannot be imported ({error}); pip install 'llava-slt[gpu]'"
-    if device.type == "cuda" or (forced and _is_interpreted(kernel)):
+    if _is_interpreted(kernel) and (forced or device.type == "cuda"):
         return None
-    return f"its kernels need a CUDA device, this is {device.type}"
+    return _obstacle_of_triton() if device.type == "cuda" else f"its kernels need a CUDA device, this is {device.type}"
+
+
+def _obstacle_of_triton() -> str | None:
+    """Triton compiles a C module before its first kernel, for which an image may lack the compiler."""
+    try:
+        _ = importlib.import_module("triton.runtime").driver.active
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        return f"Triton cannot compile here ({error}); install gcc and the headers of Python (python3-dev)"
+    return None
 
 
 def _is_interpreted(kernel: Any) -> bool:
@@ -102,6 +112,8 @@ def _obstacle_of(llm: PreTrainedModel) -> str | None:
 def fuse_layers(llm: PreTrainedModel) -> None:
     """Replaces the layers of a model for which `choose` returned `liger`; call it once, before training."""
     assert llm.config.model_type in FAMILIES
+    # beside CUTLASS's DSL, which flash-attn 4 brings, it would take kernels of that, which no test of ours runs
+    importlib.import_module("liger_kernel.backends").set_impl("nvidia-triton")
     patching = importlib.import_module("liger_kernel.transformers.monkey_patch")
     apply = patching.MODEL_TYPE_TO_APPLY_LIGER_FN[llm.config.model_type]
     modeling: Any = sys.modules[type(llm).__module__]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
 import torch
@@ -24,6 +23,7 @@ from pipeline.models.attention import BACKENDS, choose, implementation, packed_k
 from pipeline.models.clip_layout import ClipLayout
 from pipeline.models.registry import build_visual
 from pipeline.models.visual import HierarchicalVisualEncoder, VisualOutput
+from pipeline.stages.batches import to_device
 from tests.unit.pipeline.models.tiny import PIXELS, shake, visual_config
 
 pytestmark = pytest.mark.gpu
@@ -54,18 +54,15 @@ def test_packed_model_equals_separate_documents(backend: str, kind: str) -> None
     config = AutoConfig.for_model(kind, **sizes, **heads)
     torch.manual_seed(0)
     reference = AutoModelForCausalLM.from_config(config, dtype=torch.float32).cuda()
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=implementation(backend))
+    own, key = copy.deepcopy(config), implementation(backend)  # transformers writes the key into the config it is given
+    model = AutoModelForCausalLM.from_config(own, dtype=torch.bfloat16, attn_implementation=key)
     model.load_state_dict(reference.state_dict())
     model.cuda().train().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     parts = [torch.randint(0, 211, (length,), device="cuda") for length in LENGTHS]
     separate = torch.cat([reference(part[None]).logits[0] for part in parts])
     separate.float().square().mean().backward()
     documents = torch.cat([torch.full_like(part, number) for number, part in enumerate(parts)])[None].cpu()
-    kwargs: dict[str, Any] = {
-        name: value.cuda() if isinstance(value, torch.Tensor) else value
-        for name, value in packed_kwargs(documents).items()
-    }
-    logits = model(torch.cat(parts)[None], **kwargs).logits[0]
+    logits = model(torch.cat(parts)[None], **to_device(packed_kwargs(documents), torch.device("cuda"))).logits[0]
     logits.float().square().mean().backward()
     assert relative_error(logits.detach(), separate.detach()) < 2 * FORWARD_ERROR
     for (name, mine), other in zip(model.named_parameters(), reference.parameters(), strict=True):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -13,6 +11,7 @@ from benchmarks.gpu.attention import relative_error
 from pipeline.models.attention import choose, implementation, packed_kwargs
 from pipeline.models.chunked_mlp import chunk_mlps
 from pipeline.models.offload import offload_layer_inputs
+from pipeline.stages.batches import to_device
 
 pytestmark = pytest.mark.gpu
 
@@ -32,10 +31,7 @@ def _gradients(chunk_tokens: int, offload: bool) -> tuple[dict[str, torch.Tensor
     if offload:
         offload_layer_inputs(model)
     ids_BL = torch.randint(0, 211, (1, LENGTH), device="cuda")
-    kwargs: dict[str, Any] = {
-        name: value.cuda() if isinstance(value, torch.Tensor) else value
-        for name, value in packed_kwargs(torch.arange(LENGTH)[None] // 1000).items()
-    }
+    kwargs = to_device(packed_kwargs(torch.arange(LENGTH)[None] // 1000), torch.device("cuda"))
     model.model(ids_BL, **kwargs).last_hidden_state.float().square().mean().backward()  # kernels and pinned memory
     model.zero_grad()
     torch.cuda.synchronize()

@@ -35,7 +35,7 @@ def test_every_section_runs_at_toy_size(tmp_path: Path) -> None:
     by_name = {f"{row['section']} {row['name']}": row for row in rows}
     assert by_name["stages continued_pretraining zero3 losses"]["detail"]["losses"]
     assert by_name["stages connector zero3 killed, resumed"]["detail"]["bit_equal"]
-    assert by_name["steps contrastive host synchronisations a step"]["detail"]["by_line"]
+    assert by_name["steps contrastive zero1 host synchronisations a step"]["detail"]["by_line"]
     for loop in ("our trainer", "bare DeepSpeed loop", "plain PyTorch", "Hugging Face Trainer"):
         assert by_name[f"llm toy zero1, {loop}"]["value"] > 0
     for name in ("stage 2, LoRA on the tower, live video", "stage 3, stored features", "stage 3, generation"):
@@ -145,3 +145,8 @@ def test_errors_of_the_command_line(tmp_path: Path) -> None:
     ):
         program.chosen("stage", "")
     assert [section.name for section in program.chosen("llm,attention", "llm")] == ["attention"]
+
+
+def test_few_sections_may_take_longer() -> None:
+    assert program.spare(program.chosen("", ""), 8) == 1.0
+    assert program.spare(program.chosen("attention,attention_speed", ""), 6) == 4.0

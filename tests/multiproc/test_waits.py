@@ -108,6 +108,7 @@ CASES: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor], object], int]] = {
     "a boolean index": (lambda there, here: there[there > 0], 1),
     "indices of the host": (lambda there, here: there[here.long()], 1),
     "a constant made on the device by copying": (lambda there, here: torch.tensor(1.0, device=STAND_IN), 1),
+    "a choice between both sides": (lambda there, here: torch.where(there > 0, here.sum(), there), 1),
     "a copy to the device": (lambda there, here: here.to(there.device), 1),
     "lengths that are values": (lambda there, here: torch.repeat_interleave(there, (there > 0).long()), 1),
     "a copy to the device without waiting": (lambda there, here: here.to(STAND_IN, non_blocking=True) + there, 0),

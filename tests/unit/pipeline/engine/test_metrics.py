@@ -15,6 +15,10 @@ def config(**values: object) -> TrainConfig:
 
 def test_peak_of_known_and_given_devices() -> None:
     assert peak_tflops(config(), "NVIDIA H100 80GB HBM3") == 989.0
+    assert peak_tflops(config(), "NVIDIA H100 PCIe") == 756.0
+    assert peak_tflops(config(), "NVIDIA GH200 480GB") == 989.0
+    assert (peak_tflops(config(), "NVIDIA L40"), peak_tflops(config(), "NVIDIA L4")) == (181.0, 121.0)
+    assert peak_tflops(config(), "NVIDIA H100 80GB HBM3 MIG 1g.10gb") is None, "a slice computes less than the whole"
     assert peak_tflops(config(), "cpu") is None
     assert peak_tflops(config(peak_tflops=1.5), "cpu") == 1.5
 

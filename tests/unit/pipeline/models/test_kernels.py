@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -53,9 +54,22 @@ class Kernel:
     liger_cross_entropy_kernel = object()
 
 
+class Driver:
+    """Stands for Triton's, which a machine without a device does not have."""
+
+    active = object()
+
+
+class NoCompiler:
+    @property
+    def active(self) -> object:
+        raise RuntimeError("Failed to find C compiler.")
+
+
 @pytest.fixture
 def with_liger(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "liger_kernel.ops.cross_entropy", Kernel)
+    monkeypatch.setitem(sys.modules, "triton.runtime", SimpleNamespace(driver=Driver))
 
 
 @pytest.mark.usefixtures("without_liger")
@@ -89,6 +103,14 @@ def test_liger_fits(caplog: pytest.LogCaptureFixture) -> None:
         assert kernels.choose("auto", tiny("qwen3"), "cuda") == ("liger", "liger")
         assert kernels.choose("liger", tiny("gemma2"), "cuda") == ("liger", "liger")
     assert "layers liger, token loss liger (auto)" in caplog.text and "(forced by the recipe)" in caplog.text
+
+
+@pytest.mark.usefixtures("with_liger")
+def test_triton_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton.runtime", SimpleNamespace(driver=NoCompiler()))
+    with pytest.raises(RecipeError, match=r"liger cannot be used: Triton cannot compile here \(Failed to find C"):
+        kernels.choose("liger", tiny("llama"), "cuda")
+    assert kernels.choose("auto", tiny("llama"), "cuda") == ("torch", "torch")
 
 
 # --- the kernels, on the CPU
@@ -156,6 +178,8 @@ def test_fused_layers_of_a_family(family: str) -> None:
     assert changed <= {"apply_rotary_pos_emb"}, "models of the family that are made later keep their own classes"
     assert list(fused.state_dict()) == list(plain.state_dict())
     assert type(fused) is type(plain) and fused.config.to_dict() == plain.config.to_dict()
+    resolved = importlib.import_module("liger_kernel.backends").resolve_impl("rms_norm").impl_name
+    assert resolved == "nvidia-triton"
     replaced = [name for name, part in fused.named_modules() if "forward" in vars(part)]
     assert len([name for name in replaced if name.endswith("mlp")]) == 2
     assert len([name for name in replaced if "norm" in name]) >= 5
