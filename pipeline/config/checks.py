@@ -154,7 +154,7 @@ def _long_text(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(text, ("data.block_tokens", field))
     elif tiny is not None and (text := heads_problem(tiny.heads, tiny.heads, size)):
         yield Problem(f"model.llm.tiny: {text}", ("model.llm.tiny.heads", field))
-    if recipe.continued_pretraining.offload_activations and not recipe.model.gradient_checkpointing:
+    if recipe.continued_pretraining.offload_activations and recipe.model.gradient_checkpointing in (False, AUTO):
         text = "continued_pretraining.offload_activations moves what model.gradient_checkpointing keeps; set both"
         yield Problem(text, ("continued_pretraining.offload_activations", "model.gradient_checkpointing"))
 
@@ -271,12 +271,20 @@ def _precision(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(text, ("train.optimizer.betas",))
 
 
+def auto_settings(recipe: Recipe) -> list[str]:
+    """Settings that are chosen by how much memory they leave."""
+    base, share = recipe.deepspeed.base, recipe.model.gradient_checkpointing
+    settings = (("deepspeed.base", base), ("model.gradient_checkpointing", share))
+    return [name for name, value in settings if value == AUTO]
+
+
 def _zero_choice(recipe: Recipe) -> Iterator[Problem]:
+    for name in auto_settings(recipe):
+        if recipe.deepspeed.gpu_memory_gib is None:
+            text = f"{name}=auto needs deepspeed.gpu_memory_gib, the memory of one GPU (80 for an H100)"
+            yield Problem(text, (name, "deepspeed.gpu_memory_gib"))
     if recipe.deepspeed.base != AUTO:
         return
-    if recipe.deepspeed.gpu_memory_gib is None:
-        text = "deepspeed.base=auto needs deepspeed.gpu_memory_gib, the memory of one GPU (80 for an H100)"
-        yield Problem(text, ("deepspeed.base", "deepspeed.gpu_memory_gib"))
     zero = recipe.deepspeed.overrides.get("zero_optimization")
     if isinstance(zero, dict) and "stage" in zero:
         text = "deepspeed.base=auto chooses the ZeRO stage, but deepspeed.overrides sets it; remove one of them"

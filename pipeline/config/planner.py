@@ -33,6 +33,8 @@ class Answer:
     """None without a `deepspeed.gpu_memory_gib` to compare with."""
     fixes: tuple[str, ...] = ()
     """For a recipe that does not fit: changes after which it does, nearest first."""
+    recompute: bool | float = False
+    """`model.gradient_checkpointing`, the recipe's own or the smallest share that fits."""
 
 
 class NotPlanned(RecipeError):
@@ -40,7 +42,7 @@ class NotPlanned(RecipeError):
 
 
 def ask(recipe: Recipe, world_size: int) -> Answer:
-    """The memory of one rank of this recipe, and with `deepspeed.base: auto` the ZeRO stage.
+    """The memory of one rank of this recipe, and what its `auto` settings become.
 
     Raises:
         NotPlanned: a model's config, or torch, is not on this machine.

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.config.checks import batch_problem
+from pipeline.config.checks import auto_settings, batch_problem
 from pipeline.config.deepspeed import ds_config, owned_values
 from pipeline.config.load import PROJECT_ROOT, RESOLVED_BLOCK, LoadedRecipe
 from pipeline.config.planner import NotPlanned, ask, too_large
@@ -49,7 +49,7 @@ class ResolvedRecipe:
     git_commit: str = "unknown"
     """Commit of the project's checkout, with ``-dirty`` when tracked files differ; ``unknown`` outside a checkout."""
     zero_choice: str = ""
-    """With `deepspeed.base: auto`, what was chosen and why."""
+    """Where `deepspeed.base` or `model.gradient_checkpointing` was `auto`: what was chosen and why."""
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe's settings at the top, the rest under ``resolved``."""
@@ -103,7 +103,7 @@ def resolve(recipe: Recipe, world_size: int) -> ResolvedRecipe:
         RecipeError: the batch does not divide, or the DeepSpeed configuration cannot be used.
     """
     steps = accumulation_steps(recipe, world_size)
-    base, reason = zero_choice(recipe, world_size)
+    recipe, base, reason = memory_choice(recipe, world_size)
     chosen = recipe.model_copy(update={"deepspeed": recipe.deepspeed.model_copy(update={"base": base})})
     return ResolvedRecipe(
         recipe=recipe,
@@ -116,23 +116,35 @@ def resolve(recipe: Recipe, world_size: int) -> ResolvedRecipe:
     )
 
 
-def zero_choice(recipe: Recipe, world_size: int) -> tuple[str, str]:
-    """The DeepSpeed base of a run and, with `deepspeed.base: auto`, why it was chosen.
+def memory_choice(recipe: Recipe, world_size: int) -> tuple[Recipe, str, str]:
+    """The recipe with its share of recomputed layers, the DeepSpeed base of the run and, where either is `auto`, why it
+    was chosen.
 
     Raises:
         RecipeError: nothing fits into `deepspeed.gpu_memory_gib`.
     """
-    if recipe.deepspeed.base != AUTO:
-        return recipe.deepspeed.base, ""
+    left = auto_settings(recipe)
+    if not left:
+        return recipe, recipe.deepspeed.base, ""
     try:
         answer = ask(recipe, world_size)
     except NotPlanned as problem:
-        log.warning("deepspeed.base=auto: zero3 for now, the smallest stage cannot be found: %s", problem)
-        return "zero3", f"zero3: {problem}"
+        base = "zero3" if recipe.deepspeed.base == AUTO else recipe.deepspeed.base
+        most = {"deepspeed.base": base, "model.gradient_checkpointing": "every layer recomputed"}
+        chosen = ", ".join(most[name] for name in left)
+        log.warning("%s=auto: %s for now, the least cannot be found: %s", " and ".join(left), chosen, problem)
+        return with_recomputed(recipe, True), base, f"{chosen}: {problem}"
     if not answer.fits:
         raise RecipeError(too_large(answer, world_size))
-    log.info("deepspeed.base=auto: %s", answer.reason)
-    return answer.base, answer.reason
+    log.info("%s=auto: %s", " and ".join(left), answer.reason)
+    return with_recomputed(recipe, answer.recompute), answer.base, answer.reason
+
+
+def with_recomputed(recipe: Recipe, share: bool | float) -> Recipe:
+    """The recipe with this share of recomputed layers where it says `auto`."""
+    if recipe.model.gradient_checkpointing != AUTO:
+        return recipe
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"gradient_checkpointing": share})})
 
 
 def resolve_loaded(loaded: LoadedRecipe, world_size: int, sets: Sequence[str] = ()) -> ResolvedRecipe:

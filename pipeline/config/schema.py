@@ -179,9 +179,9 @@ class ModelConfig(Section):
     flash attention; `sdpa` runs on every device and in every precision."""
     kernels: Literal["auto", "liger", "torch"] = "auto"
     """Fused kernels of liger-kernel for the language model's layers and loss; `auto`: on CUDA where they fit."""
-    gradient_checkpointing: bool | Annotated[float, Field(gt=0, lt=1)] = False
+    gradient_checkpointing: bool | Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = False
     """Compute activations again in backward instead of keeping them: less memory, more time. A number: in this share
-    of the layers of each part only."""
+    of each part's layers; `auto`: the smallest of 0, 1/4, 1/2, 3/4 and 1 that fits into `deepspeed.gpu_memory_gib`."""
 
 
 class SourceConfig(Section):

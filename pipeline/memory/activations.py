@@ -23,7 +23,7 @@ from pipeline.config.schema import TILE_MIB, Recipe
 from pipeline.memory.lines import BACKWARD, ENCODING, GENERATION, START, Line
 from pipeline.memory.parts import Parts
 from pipeline.memory.trace import peak_bytes
-from pipeline.models.recompute import checkpoint_gradients, recomputed_layers
+from pipeline.models.recompute import checkpoint_gradients, recomputed_layers, share_of
 
 _BACKWARD = frozenset({BACKWARD})
 _BLOCK_NUMBERS = 18
@@ -110,14 +110,14 @@ def _head(recipe: Recipe, llm: Any, tokens: int, trains: bool) -> Iterator[Line]
 
 
 def _llm(recipe: Recipe, parts: Parts, tokens: int, fields: tuple[str, ...]) -> Iterator[Line]:
-    recompute, offload = recipe.model.gradient_checkpointing, _offloads(recipe)
+    recompute, offload = share_of(recipe.model), _offloads(recipe)
     kind = "llm, inputs in host memory" if offload else "llm"
     if (kind, recompute) not in parts.traced:
         parts.traced[kind, recompute] = (llm_bytes(parts.llm, tokens, recompute, offload), tokens)
     traced, tokens_traced = parts.traced[kind, recompute]
     size = traced * tokens // tokens_traced
     trains = any(parameter.requires_grad for parameter in parts.llm.parameters())
-    how = _recomputed(recompute)
+    how = how_recomputed(recompute)
     how += ", their inputs in host memory" if offload else ""
     passes = "" if trains else ", the model frozen and gradients passing through"
     rule = f"{tokens} tokens, {how}{passes}"
@@ -125,7 +125,8 @@ def _llm(recipe: Recipe, parts: Parts, tokens: int, fields: tuple[str, ...]) -> 
     yield from _head(recipe, parts.llm, tokens, trains)
 
 
-def _recomputed(share: float) -> str:
+def how_recomputed(share: float) -> str:
+    """A share of recomputed layers in words."""
     return "all layers kept" if not share else "every layer recomputed" if share == 1 else f"{share:.0%} recomputed"
 
 
@@ -173,7 +174,7 @@ def _passes(parts: Parts, passes: int) -> int:
 
 def _frames(recipe: Recipe, parts: Parts, trains: bool) -> Iterator[Line]:
     """Frames and encoder. What a frozen encoder makes is gone before the language model begins, but for the frames."""
-    visual, recompute = parts.visual, recipe.model.gradient_checkpointing
+    visual, recompute = parts.visual, share_of(recipe.model)
     frames, side = clip_frames(recipe, _stride(recipe, parts)), recipe.data.image_pixels
     size = 2 if parts.dtype == torch.bfloat16 else 4
     per_pass = frames_per_pass(recipe, parts)
@@ -187,7 +188,7 @@ def _frames(recipe: Recipe, parts: Parts, trains: bool) -> Iterator[Line]:
     floats = at_once * numbers * 4 + (frames if visual.backbone.trains else at_once) * numbers * size
     rule = f"{at_once} frames in fp32, and in the model's precision"
     yield Line("frames, normalised", floats, rule, phases, fields)
-    how = _recomputed(recompute) if visual.backbone.trains else "frozen"
+    how = how_recomputed(recompute) if visual.backbone.trains else "frozen"
     rule = f"{frames} frames, {per_pass or 'all'} per pass, {how}"
     yield Line("frame backbone", backbone_bytes(parts, frames, per_pass, recompute), rule, phases, fields)
     config = visual.config

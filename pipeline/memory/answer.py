@@ -23,7 +23,8 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
         return {"problem": str(error)}
     plan = choice.plan
     return {
-        "base": choice.base, "reason": choice.reason, "plan": plan.to_dict(), "fits": plan.fits, "fixes": choice.fixes
+        "base": choice.base, "recompute": choice.recompute, "reason": choice.reason, "plan": plan.to_dict(),
+        "fits": plan.fits, "fixes": choice.fixes,
     }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,11 @@ from pipeline.config.checks import batch_problem
 from pipeline.config.deepspeed import ds_config
 from pipeline.config.resolve import accumulation_steps
 from pipeline.config.schema import AUTO, TILE_MIB, Recipe
-from pipeline.memory.activations import frames_per_pass
+from pipeline.memory.activations import frames_per_pass, how_recomputed
 from pipeline.memory.lines import GIB
 from pipeline.memory.parts import Parts, parts_of
 from pipeline.memory.plan import RESERVED_GIB, MemoryPlan, plan_rank
+from pipeline.models.recompute import share_of
 
 BASES = ("zero1", "zero2", "zero3", "zero3_offload")
 """By what they cost in communication: the first that fits is the fastest."""
@@ -28,6 +29,8 @@ class Choice:
     """What to run with."""
 
     base: str
+    recompute: bool | float
+    """`model.gradient_checkpointing`."""
     reason: str
     plan: MemoryPlan
     fixes: list[str]
@@ -35,29 +38,42 @@ class Choice:
 
 
 def choose(recipe: Recipe, world_size: int) -> Choice:
-    """The recipe's own base, or with `auto` the first of `BASES` that fits; if nothing fits, the last one and how to
-    make it fit.
+    """The recipe's own base and share of recomputed layers, or where they are `auto` the first of `_candidates` that
+    fits; if nothing fits, the last one and how to make it fit.
 
     Raises:
         RecipeError: a model's config cannot be read here.
     """
     parts = parts_of(recipe)
-    auto = recipe.deepspeed.base == AUTO
-    needs: list[str] = []
-    bases = [name for name in BASES if _runs(_changed(recipe, {"deepspeed.base": name}), world_size, parts)]
-    for base in bases if auto else (recipe.deepspeed.base,):
-        plan = plan_of(_changed(recipe, {"deepspeed.base": base}), world_size, parts)
-        needed = f"{plan.peak_bytes / GIB:.1f} GiB"
+    needs: dict[str, str] = {}
+    for base, share in _candidates(recipe, world_size, parts):
+        changed = _changed(recipe, {"deepspeed.base": base, "model.gradient_checkpointing": share})
+        plan = plan_of(changed, world_size, parts)
         if plan.fits is not False:
-            return Choice(base, _reason(base, plan, needs), plan, [])
-        needs.append(f"{base} would need {needed}")
-    return Choice(base, f"{', '.join(needs)} of {plan.gpu_gib:g} GiB", plan, list(_fixes(recipe, world_size, parts)))
+            how = f", {how_recomputed(share)}" if recipe.model.gradient_checkpointing == AUTO else ""
+            return Choice(base, share, _reason(f"{base}{how}", plan, needs), plan, [])
+        needs[base] = f"{base} would need {plan.peak_bytes / GIB:.1f} GiB"  # the least, as shares grow
+    reason = f"{', '.join(needs.values())} of {plan.gpu_gib:g} GiB"
+    return Choice(base, share, reason, plan, list(_fixes(changed, world_size, parts)))
 
 
-def _reason(base: str, plan: MemoryPlan, needs: list[str]) -> str:
+def _candidates(recipe: Recipe, world_size: int, parts: Parts) -> list[tuple[str, bool | float]]:
+    """(base, share of recomputed layers) by what they cost: a higher ZeRO stage little, layers that are computed twice
+    more, and an optimizer on the CPU most."""
+    bases: Sequence[str] = (recipe.deepspeed.base,)
+    if recipe.deepspeed.base == AUTO:
+        bases = [name for name in BASES if _runs(_changed(recipe, {"deepspeed.base": name}), world_size, parts)]
+    own = recipe.model.gradient_checkpointing
+    shares: Sequence[bool | float] = (False, *_SHARES) if isinstance(own, str) else (own,)
+    fast = [base for base in bases if base != BASES[-1]]
+    offloaded = [base for base in bases if base == BASES[-1]]
+    return [(base, share) for group in (fast, offloaded) for share in shares for base in group]
+
+
+def _reason(how: str, plan: MemoryPlan, needs: dict[str, str]) -> str:
     of = "" if plan.gpu_gib is None else f" of {plan.gpu_gib:g} GiB ({RESERVED_GIB:g} GiB stay free)"
-    others = f"; {', '.join(needs)}" if needs else ""
-    return f"{base}: {plan.peak_bytes / GIB:.1f} GiB{of}, most in {plan.phase}{others}"
+    others = f"; {', '.join(needs.values())}" if needs else ""
+    return f"{how}: {plan.peak_bytes / GIB:.1f} GiB{of}, most in {plan.phase}{others}"
 
 
 def plan_of(recipe: Recipe, world_size: int, parts: Parts) -> MemoryPlan:
@@ -108,7 +124,7 @@ def _options(recipe: Recipe, world_size: int) -> Iterator[tuple[str, list[Any]]]
         yield "contrastive.tile_mib", _smaller(recipe.contrastive.tile_mib or TILE_MIB["cuda"])
     else:
         yield "continued_pretraining.loss_chunk_tokens", _smaller(recipe.continued_pretraining.loss_chunk_tokens)[:2]
-    if shares := [share for share in _SHARES if share > model.gradient_checkpointing]:
+    if shares := [share for share in _SHARES if share > share_of(model)]:
         yield "model.gradient_checkpointing", shares
     if model.visual is not None and model.visual.backbone is not None and recipe.stage != "continued_pretraining":
         most = train.micro_batch * recipe.data.max_frames

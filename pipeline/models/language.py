@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from pipeline.config.schema import LlmConfig, TinyLlm
 from pipeline.errors import RecipeError
 from pipeline.losses import ScaledHead
-from pipeline.models.attention import KEY_PREFIX, check_model
+from pipeline.models.attention import KEY_PREFIX, check_model, refuse_masks
 from pipeline.models.pretrained import (
     check_vocabulary,
     drop_generation_settings,
@@ -88,6 +88,7 @@ def load_llm(config: LlmConfig, dtype: torch.dtype, attention: str | None = None
         ) from error
     if attention is not None and attention.startswith(KEY_PREFIX):
         check_model(llm)
+        refuse_masks(llm)
     drop_generation_settings(llm, config.path)
     return llm
 

@@ -7,7 +7,15 @@ import math
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from pipeline.config.schema import ModelConfig
 from pipeline.errors import RecipeError
+
+
+def share_of(model: ModelConfig) -> float:
+    """`model.gradient_checkpointing` of a resolved recipe, from 0 to 1."""
+    share = model.gradient_checkpointing
+    assert not isinstance(share, str), "resolving a recipe replaces auto"
+    return float(share)
 
 
 def checkpoint_gradients(model: PreTrainedModel, share: float) -> None:

@@ -21,7 +21,7 @@ from pipeline.models import attention, kernels
 from pipeline.models.generation_attention import generation_key, switched
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
 from pipeline.models.processing import LlavaSltProcessor
-from pipeline.models.recompute import checkpoint_gradients
+from pipeline.models.recompute import checkpoint_gradients, share_of
 from pipeline.models.registry import build_llava_slt
 from pipeline.stages.base import ExportCard, ExportPlan, LossParts, Normaliser, SummedStage
 from pipeline.stages.batches import TranslationBatch, TranslationCollate
@@ -83,7 +83,7 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
         check_prompt(llava.llm, processor, recipe)
         ends = llava.generation_config.eos_token_id
         llava.generation_config = generation(recipe.connector).config(ends, processor.pad_id)
-        checkpoint_gradients(llava, model.gradient_checkpointing)
+        checkpoint_gradients(llava, share_of(model))
         fused = kernels.choose(model.kernels, llava.llm, context.device)
         llava.token_loss.backend = fused.loss
         if fused.layers == "liger":

@@ -24,7 +24,7 @@ from pipeline.models.language import load_language, pad_id
 from pipeline.models.offload import offload_layer_inputs
 from pipeline.models.packed_lm import PackedCausalLm
 from pipeline.models.pretrained import check_positions
-from pipeline.models.recompute import checkpoint_gradients
+from pipeline.models.recompute import checkpoint_gradients, share_of
 from pipeline.stages.base import ExportCard, ExportPlan, LossParts, Normaliser, SummedStage
 from pipeline.stages.batches import PackCollate, PackedBatch, fetch_pack
 from pipeline.stages.data import Plans, StageContext
@@ -81,7 +81,7 @@ class ContinuedPretraining(SummedStage[PackedBatch]):
         if options.mlp_chunk_tokens:
             for mlp in chunk_mlps(llm, options.mlp_chunk_tokens):
                 dist.gather_as_one(mlp)
-        checkpoint_gradients(llm, recipe.model.gradient_checkpointing)
+        checkpoint_gradients(llm, share_of(recipe.model))
         if options.offload_activations:
             offload_layer_inputs(llm)
         check_tokenizer(plans.all(), tokenizer)

@@ -22,7 +22,7 @@ from pipeline.errors import RecipeError
 from pipeline.losses import clamped_scale
 from pipeline.models.clip_layout import ClipLayout
 from pipeline.models.contrastive import ContrastiveModel
-from pipeline.models.recompute import checkpoint_gradients
+from pipeline.models.recompute import checkpoint_gradients, share_of
 from pipeline.models.registry import build_text_encoder, build_visual
 from pipeline.models.text_cache import TextFeatureCache
 from pipeline.models.visual import HierarchicalVisualEncoder
@@ -74,7 +74,7 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         encoder = build_text_encoder(model.text_encoder, context.device)
         visual = build_visual(model.visual, recipe.data.image_pixels, context.dtype)
         visual.choose_attention(model.attention, context.device)
-        checkpoint_gradients(visual, model.gradient_checkpointing)
+        checkpoint_gradients(visual, share_of(model))
         module = ContrastiveModel(visual, encoder.width, recipe.contrastive)
         check_texts(plans.train)
         check_video(context, plans, visual, model.text_encoder.path)

@@ -15,6 +15,7 @@ from pipeline.models.attention.packed import (
     head_dim,
     implementation,
     packed_kwargs,
+    refuse_masks,
     register,
 )
 from pipeline.models.attention.ragged import Reach, ragged_attention
@@ -35,5 +36,6 @@ __all__ = [
     "implementation",
     "packed_kwargs",
     "ragged_attention",
+    "refuse_masks",
     "register",
 ]

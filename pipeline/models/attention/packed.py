@@ -1,7 +1,7 @@
 """Packed attention inside Hugging Face language models: keys that transformers finds it by.
 
 transformers' own sdpa path is exact for packed `position_ids` only without an attention mask and without a cache;
-otherwise it silently leaks between documents. Here document borders are explicit (`cu_seq_lens`), and a call without
+otherwise it silently leaks between documents. Here document borders are explicit (`documents`), and a call without
 them, or with a padding mask, fails.
 
 Each backend has its own transformers attention key, ``slt_varlen_<backend>`` (without "flash" or "sdpa" in it:
@@ -13,13 +13,13 @@ Legend: B rows, L positions per row, N = B * L packed positions, H heads, C chan
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.masking_utils import AttentionMaskInterface
 
 from pipeline.dist import SequenceGroup
 from pipeline.errors import RecipeError
@@ -50,6 +50,7 @@ def choose_for(model: PreTrainedModel, name: str, device: torch.device | str) ->
     """
     backend = choose(name, device, model.dtype, head_dim(model))
     model.set_attn_implementation(implementation(backend))
+    refuse_masks(model)
     return backend
 
 
@@ -73,23 +74,24 @@ def check_model(model: PreTrainedModel) -> None:
 
 
 def register() -> None:
-    """Makes the keys known to transformers; done once by importing `pipeline.models`."""
+    """Makes the keys known to transformers; done once by importing `pipeline.models`.
+
+    They have no mask builder: before it calls one, transformers looks for packed documents in `position_ids`, which
+    waits for the device once per forward. Without one it drops masks, so `refuse_masks` looks out for them.
+    """
     for backend in BACKENDS:
         AttentionInterface.register(implementation(backend), _attention_function(backend))
-        AttentionMaskInterface.register(implementation(backend), _no_mask)
 
 
 class Packed(TypedDict):
-    """Model arguments of packed rows, under the names that transformers passes to its attention functions."""
+    """Model arguments of packed rows; transformers passes those it does not know on to its attention functions."""
 
     position_ids: Tensor
-    cu_seq_lens_q: Tensor
-    cu_seq_lens_k: Tensor
-    max_length_q: int
-    max_length_k: int
+    documents: Spans
+    """Of the flattened rows."""
     use_cache: bool
     sequence_group: NotRequired[SequenceGroup]
-    """The rows are slices of rows: lengths and borders are those of the whole, positions those of the slice."""
+    """The rows are slices of rows: documents are those of the whole, positions those of the slice."""
 
 
 def packed_kwargs(document_ids_BL: Tensor) -> Packed:
@@ -99,8 +101,8 @@ def packed_kwargs(document_ids_BL: Tensor) -> Packed:
         document_ids_BL: an id per position; a new document starts where the id changes, and at every row. Padding at
             the end of a row is a separate document, with any id other than its neighbour's.
     Returns:
-        `position_ids` [B, L] that restart per document, `cu_seq_lens_q` and `cu_seq_lens_k` int32 over the
-        flattened rows, `max_length_q` and `max_length_k`, and `use_cache` False. Pass no attention_mask with them.
+        `position_ids` [B, L] that restart per document, the `documents` of the flattened rows, and `use_cache` False.
+        Pass no attention_mask with them.
     """
     starts_BL = torch.ones_like(document_ids_BL, dtype=torch.bool)
     starts_BL[:, 1:] = document_ids_BL[:, 1:] != document_ids_BL[:, :-1]
@@ -108,21 +110,25 @@ def packed_kwargs(document_ids_BL: Tensor) -> Packed:
     index_N = torch.arange(starts_N.numel(), device=starts_N.device)
     first_N = torch.where(starts_N, index_N, 0).cummax(0).values
     end = index_N.new_tensor([starts_N.numel()])
-    borders = torch.cat((index_N[starts_N], end)).to(torch.int32)
-    longest = int(borders.diff().max())
+    lengths = torch.cat((index_N[starts_N], end)).diff()
     return {
         "position_ids": (index_N - first_N).view_as(document_ids_BL),
-        "cu_seq_lens_q": borders,
-        "cu_seq_lens_k": borders,
-        "max_length_q": longest,
-        "max_length_k": longest,
+        "documents": Spans.of(lengths.numpy()),
         "use_cache": False,
     }
 
 
-def _no_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> None:
-    """Mask builder of the packed keys: document borders replace masks, so a padding mask is a caller's mistake."""
-    if attention_mask is not None:
+def refuse_masks(model: PreTrainedModel) -> None:
+    """From now on the model fails with a padding mask while its attention is a packed one: document borders replace
+    masks, so that would be a caller's mistake."""
+    part = model.get_decoder()
+    if _no_mask not in part._forward_pre_hooks.values():
+        part.register_forward_pre_hook(_no_mask, with_kwargs=True)
+
+
+def _no_mask(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    masks = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+    if masks.get("attention_mask") is not None and module.config._attn_implementation.startswith(KEY_PREFIX):
         raise ValueError(
             "packed attention got an attention_mask, which it would ignore; pass packed_kwargs(document_ids) alone, or"
             ' load the model with attention="sdpa" for padded batches.'
@@ -145,7 +151,7 @@ def _attention_function(backend: str) -> Callable[..., tuple[Tensor, None]]:
         if group is not None:
             query, key, value = to_whole_sequences(query, key, value, group)
         causal = options.get("is_causal")
-        documents = Spans.between(options["cu_seq_lens_q"], options["max_length_q"])
+        documents = options["documents"]
         reach = Reach(
             documents,
             documents,
@@ -163,9 +169,9 @@ def _attention_function(backend: str) -> Callable[..., tuple[Tensor, None]]:
 
 def _refuse(attention_mask: Tensor | None, options: dict[str, object]) -> None:
     """Raises for anything that would otherwise be computed wrongly."""
-    if attention_mask is not None or options.get("cu_seq_lens_q") is None or options.get("max_length_q") is None:
+    if attention_mask is not None or options.get("documents") is None:
         raise ValueError(
-            "packed attention needs cu_seq_lens_q and max_length_q and no attention_mask; pass"
+            "packed attention needs the documents of its rows and no attention_mask; pass"
             ' packed_kwargs(document_ids), or load the model with attention="sdpa" to generate or for padded batches.'
         )
     for option, meaning in (("softcap", "attention soft-capping"), ("s_aux", "attention sinks")):

@@ -60,7 +60,7 @@ def ragged_attention(q_NHC: Tensor, k_MHC: Tensor, v_MHC: Tensor, reach: Reach, 
 def _sdpa(q_NHC: Tensor, k_MHC: Tensor, v_MHC: Tensor, reach: Reach) -> Tensor:
     """Equally long spans together, without padding or mask: [G, n, H, C] views of the sorted rows."""
     queries, keys = reach.queries, reach.keys
-    sizes = list(zip(queries.sizes(), keys.sizes(), strict=True))
+    sizes = list(zip(queries.equal, keys.equal, strict=True))
     q_parts = _sorted(q_NHC, queries).split([spans * n for (spans, n), _ in sizes])
     k_parts, v_parts = (_sorted(x, keys).split([spans * m for _, (spans, m) in sizes]) for x in (k_MHC, v_MHC))
     grouped = q_NHC.shape[1] != k_MHC.shape[1]

@@ -29,7 +29,7 @@ class Spans(NamedTuple):
     place_N: Tensor | None
     """int64: where each row is in `order_N`; None: as they stand."""
     equal: tuple[tuple[int, int], ...]
-    """(spans, rows of each), in the order of `order_N`. Empty: not counted, see `sizes`."""
+    """(spans, rows of each), in the order of `order_N`."""
 
     @classmethod
     def of(cls, lengths: Sequence[int] | np.ndarray, beside: Sequence[int] | np.ndarray | None = None) -> Spans:
@@ -58,16 +58,7 @@ class Spans(NamedTuple):
             order_N, place_N = torch.from_numpy(order), torch.from_numpy(place)
         return cls(torch.from_numpy(borders.astype(np.int32)), int(length_G.max()), order_N, place_N, equal)
 
-    @classmethod
-    def between(cls, borders: Tensor, longest: int) -> Spans:
-        """Spans between borders that are all that is known."""
-        return cls(borders, longest, None, None, ())
-
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Spans:
         """The same with its tensors on a device."""
         moved: list[Any] = [x.to(device, non_blocking=non_blocking) if isinstance(x, Tensor) else x for x in self]
         return Spans(*moved)
-
-    def sizes(self) -> tuple[tuple[int, int], ...]:
-        """`equal`; counted from the borders if it has to be, which waits for a CUDA device."""
-        return self.equal or tuple((1, length) for length in self.borders.diff().tolist())

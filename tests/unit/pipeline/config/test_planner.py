@@ -103,7 +103,30 @@ def test_auto_without_a_plan_is_zero3_and_says_so(
     monkeypatch.setattr(resolve, "ask", cannot)
     resolved = resolve.resolve(_auto(tmp_path), 2)
     assert resolved.ds_config["zero_optimization"]["stage"] == 3
-    assert "zero3 for now, the smallest stage cannot be found: no config of models/llm" in caplog.text
+    assert "zero3 for now, the least cannot be found: no config of models/llm" in caplog.text
+
+
+def test_auto_takes_the_planners_share_of_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks read a number: the resolved recipe keeps no `auto` here."""
+    answer = Answer("cpu", "cpu, 0.25 of the layers recomputed: 3.0 GiB", {}, True, recompute=0.25)
+    monkeypatch.setattr(resolve, "ask", lambda recipe, world_size: answer)
+    sets = ["model.gradient_checkpointing=auto", "deepspeed.gpu_memory_gib=40"]
+    recipe = load_recipe(write(tmp_path, PRETRAINING), sets)
+    resolved = resolve.resolve(recipe, 2)
+    assert resolved.recipe.model.gradient_checkpointing == 0.25 and resolved.zero_choice == answer.reason
+    assert resolve.ResolvedRecipe.from_yaml(resolved.to_yaml()) == resolved
+
+    def cannot(recipe: Any, world_size: int) -> Answer:
+        raise NotPlanned("no config of models/llm")
+
+    monkeypatch.setattr(resolve, "ask", cannot)
+    unplanned = resolve.resolve(recipe, 2)
+    assert unplanned.recipe.model.gradient_checkpointing is True
+    assert unplanned.zero_choice == "every layer recomputed: no config of models/llm"
+    with pytest.raises(RecipeError, match=r"model\.gradient_checkpointing=auto needs deepspeed\.gpu_memory_gib"):
+        load_recipe(write(tmp_path, PRETRAINING), sets[:1])
+    with pytest.raises(RecipeError, match=r"offload_activations moves what model\.gradient_checkpointing keeps"):
+        load_recipe(write(tmp_path, PRETRAINING), [*sets, "continued_pretraining.offload_activations=true"])
 
 
 def test_auto_refuses_what_fits_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,32 @@ def test_auto_shards_no_more_than_it_must(tmp_path: Path, no_reserve: None) -> N
     assert "zero1 would need" in chosen(needs["zero1"] - 1).reason
 
 
+def test_auto_recomputes_no_more_layers_than_it_must(tmp_path: Path, no_reserve: None) -> None:
+    """Sharding comes first, for it costs less than computing twice."""
+    sets = ["train.micro_batch=4", "train.global_batch=32", "train.world_sizes=[8]"]
+    recipe = _recipe(tmp_path, "continued_pretraining", *sets)
+    parts = parts_of(recipe)
+
+    def peak(base: str, share: float) -> int:
+        model = recipe.model.model_copy(update={"gradient_checkpointing": share})
+        section = recipe.deepspeed.model_copy(update={"base": base})
+        return plan_of(recipe.model_copy(update={"model": model, "deepspeed": section}), 8, parts).peak_bytes
+
+    def chosen(base: str, size: int) -> Any:
+        model = recipe.model.model_copy(update={"gradient_checkpointing": "auto"})
+        section = recipe.deepspeed.model_copy(update={"base": base, "gpu_memory_gib": size / GIB})
+        return choose(recipe.model_copy(update={"model": model, "deepspeed": section}), 8)
+
+    assert peak("zero2", True) < peak("zero2", 0.5) < peak("zero2", False)
+    assert chosen("zero2", peak("zero2", False)).recompute is False
+    half = chosen("zero2", peak("zero2", 0.5))
+    assert 0 < half.recompute <= 0.5 and half.plan.fits and " recomputed: " in half.reason
+    sharded = chosen("auto", peak("zero1", False) - 1)
+    assert sharded.recompute is False and sharded.base in ("zero2", "zero3")
+    nothing = chosen("zero2", 1)
+    assert nothing.plan.fits is False and nothing.reason.count("zero2 would need") == 1
+
+
 def test_the_nearest_recipe_that_fits(tmp_path: Path, no_reserve: None) -> None:
     recipe = _recipe(tmp_path, "continued_pretraining")
     peak = plan_of(recipe, 1, parts_of(recipe)).peak_bytes

@@ -22,6 +22,7 @@ from pipeline.models.attention import (
     choosing,
     implementation,
     packed_kwargs,
+    refuse_masks,
 )
 from pipeline.models.language import load_llm
 
@@ -82,16 +83,19 @@ def test_rows_of_a_batch_are_separate_too() -> None:
 def test_packed_kwargs() -> None:
     kwargs = packed_kwargs(torch.tensor([[4, 4, 9, 9, 9], [9, -1, -1, -1, -1]]))
     assert kwargs["position_ids"].tolist() == [[0, 1, 0, 1, 2], [0, 0, 1, 2, 3]]
-    assert kwargs["cu_seq_lens_q"].tolist() == [0, 2, 5, 6, 10] and kwargs["cu_seq_lens_q"].dtype == torch.int32
-    assert kwargs["max_length_q"] == kwargs["max_length_k"] == 4 and kwargs["use_cache"] is False
+    assert kwargs["documents"].borders.tolist() == [0, 2, 5, 6, 10] and kwargs["documents"].borders.dtype == torch.int32
+    assert kwargs["documents"].longest == 4 and kwargs["use_cache"] is False
 
 
 def test_calls_that_would_be_wrong_fail() -> None:
     model = tiny("llama", torch.float32, implementation("sdpa")).eval()
     ids_BL, kwargs = packed(documents())
+    for _ in range(2):
+        refuse_masks(model)
+    assert len(model.model._forward_pre_hooks) == 1
     with pytest.raises(ValueError, match="packed attention got an attention_mask"):
         model(ids_BL, attention_mask=torch.ones_like(ids_BL), **kwargs)
-    with pytest.raises(ValueError, match="packed attention needs cu_seq_lens_q"):
+    with pytest.raises(ValueError, match="packed attention needs the documents"):
         model(ids_BL)
     model.set_attn_implementation("sdpa")
     assert model.generate(ids_BL[:, :5], max_new_tokens=2, pad_token_id=0).shape == (1, 7)

@@ -56,8 +56,6 @@ def test_queries_stand_in_the_order_of_their_keys() -> None:
 
 def test_runs_that_stand_in_order_are_not_moved() -> None:
     assert Spans.of([4, 4, 4]).order_N is None and Spans.of([1, 3]).place_N is None
-    between = Spans.between(torch.tensor([0, 2, 5]), 3)
-    assert between.sizes() == ((1, 2), (1, 3)) and between.order_N is None
 
 
 def test_words_by_hand() -> None:

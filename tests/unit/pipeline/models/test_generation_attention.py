@@ -85,5 +85,5 @@ def test_a_model_of_packed_rows_generates_as_before_and_is_switched_back_also_af
         assert model.config._attn_implementation == "sdpa"
         raise ZeroDivisionError
     assert model.config._attn_implementation == implementation("sdpa")
-    with pytest.raises(ValueError, match="packed attention got an attention_mask"):
+    with pytest.raises(ValueError, match="packed attention needs the documents"):
         model(**prompts)

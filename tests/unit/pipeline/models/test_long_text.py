@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from pipeline.errors import RecipeError
-from pipeline.models.attention import check_heads, implementation
+from pipeline.models.attention import Spans, check_heads, implementation
 from pipeline.models.chunked_mlp import chunk_mlps
 from pipeline.models.offload import offload_layer_inputs
 from tests.unit.pipeline.models.test_attention import documents, packed, tiny
@@ -67,11 +67,7 @@ def test_no_more_positions_than_asked_for_go_through_an_mlp() -> None:
 
 
 def borders(rows: int, length: int) -> dict[str, Any]:
-    ends = torch.arange(rows + 1, dtype=torch.int32) * length
-    return {
-        "cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": length, "max_length_k": length,
-        "use_cache": False,
-    }  # fmt: skip
+    return {"documents": Spans.of([length] * rows), "use_cache": False}
 
 
 def test_only_the_inputs_of_layers_are_kept_and_in_host_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,8 +82,11 @@ def test_a_packed_row_holds_the_padded_rows_without_their_padding(tokenizer: Pre
     assert ids_L.min() >= 0, "an embedding table can look up every id"
     ids_L[answers["visual_positions_M"]] = VIDEO_TOKEN_ID
     assert torch.equal(ids_L, padded["input_ids"][mask_BL]) and row["input_ids"].shape == (1, len(ids_L))
-    borders = answers["packed"]["cu_seq_lens_q"]
-    assert borders.diff().tolist() == mask_BL.sum(1).tolist() and answers["packed"]["max_length_q"] == mask_BL.shape[1]
+    borders = answers["packed"]["documents"].borders
+    assert (
+        borders.diff().tolist() == mask_BL.sum(1).tolist()
+        and answers["packed"]["documents"].longest == mask_BL.shape[1]
+    )
     assert torch.equal(answers["packed"]["position_ids"][0], torch.cat([torch.arange(int(n)) for n in mask_BL.sum(1)]))
     assert torch.equal(ids_L[answers["label_positions_N"] + 1], answers["targets_N"]), "each place is in front"
     ends = ids_L[borders[1:].long() - 1]

@@ -22,18 +22,16 @@ def pooling(lengths: tuple[int, ...], queries: int) -> tuple[Spans, Spans]:
     return Spans.of([queries] * len(lengths), beside=lengths), Spans.of(lengths)
 
 
-def documents(known: bool) -> tuple[Spans, Spans]:
+def documents() -> tuple[Spans, Spans]:
     spans = Spans.of(LENGTHS)
-    spans = spans if known else Spans.between(spans.borders, spans.longest)
     return spans, spans
 
 
 CASES: dict[str, tuple[tuple[Spans, Spans], bool, int | None]] = {
-    "bidirectional": (documents(True), False, None),
-    "causal": (documents(True), True, None),
-    "causal window": (documents(True), True, 3),
-    "window": (documents(True), False, 3),
-    "borders alone": (documents(False), True, 4),
+    "bidirectional": (documents(), False, None),
+    "causal": (documents(), True, None),
+    "causal window": (documents(), True, 3),
+    "window": (documents(), False, 3),
     "pooling": (pooling(LENGTHS, 1), False, None),
     "cross": (pooling(LENGTHS, 3), False, None),
 }

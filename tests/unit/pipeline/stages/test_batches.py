@@ -46,8 +46,8 @@ def test_packs_by_hand() -> None:
     ]
     packed = batch["packed"]
     assert packed["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 2], [0, 1, 2, 3, 4, 5, 6, 7]]
-    assert packed["cu_seq_lens_q"].tolist() == [0, 3, 5, 8, 16], "the padded tail is a document of its own"
-    assert packed["max_length_q"] == 8 and batch["document_lengths"].tolist() == [3, 2, 8]
+    assert packed["documents"].borders.tolist() == [0, 3, 5, 8, 16], "the padded tail is a document of its own"
+    assert packed["documents"].longest == 8 and batch["document_lengths"].tolist() == [3, 2, 8]
     assert batch["valid_tokens"] == 2 + 1 + 7 and batch["samples"] == 3
     assert batch["input_ids_BL"].dtype == batch["targets_BL"].dtype == torch.int64
 
@@ -124,7 +124,7 @@ def test_translation_batches_count_the_answer(tmp_path: Path) -> None:
     places = batch["answers"]
     prompt = len(processor.before_ids) + len(processor.after_ids)
     sizes = [prompt + 2 + answers[0], prompt + 3 + answers[1]]
-    assert places["packed"]["cu_seq_lens_q"].tolist() == [0, sizes[0], sum(sizes)]
+    assert places["packed"]["documents"].borders.tolist() == [0, sizes[0], sum(sizes)]
     ends = [*range(sizes[0] - answers[0], sizes[0]), *range(sum(sizes) - answers[1], sum(sizes))]
     assert (places["label_positions_N"] + 1).tolist() == ends, "the answer and its eos"
     assert batch["valid_tokens"] == sum(answers) == len(places["targets_N"])

@@ -83,7 +83,7 @@ def test_items_are_as_long_in_the_plan_as_in_the_row(tokens: str, tmp_path: Path
     seen = []
     for item in plan.epoch(0):
         row = collate([clips_of(plan, item)])
-        assert row["answers"]["packed"]["cu_seq_lens_q"].diff().tolist() == item["length"].tolist()
+        assert row["answers"]["packed"]["documents"].borders.diff().tolist() == item["length"].tolist()
         assert row["input_ids"].shape == (1, item["length"].sum()) and item["length"].sum() <= 120
         seen += item["sample"].tolist()
     assert sorted(seen) == list(range(len(TEXTS))) and len(plan.epoch(0)) < len(TEXTS)

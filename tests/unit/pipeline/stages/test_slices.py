@@ -23,8 +23,8 @@ def test_slices_by_hand() -> None:
     assert first["packed"]["position_ids"].tolist() == [[0, 1, 2, 0], [0, 1, 2, 3]]
     assert second["packed"]["position_ids"].tolist() == [[1, 0, 1, 2], [4, 5, 6, 7]]
     for part in (first, second):
-        assert part["packed"]["cu_seq_lens_q"].tolist() == [0, 3, 5, 8, 16], "borders of whole rows"
-        assert part["packed"]["max_length_q"] == 8
+        assert part["packed"]["documents"].borders.tolist() == [0, 3, 5, 8, 16], "borders of whole rows"
+        assert part["packed"]["documents"].longest == 8
         assert part["document_lengths"].tolist() == [3, 2, 8]
     assert (first["valid_tokens"], second["valid_tokens"]) == (7, 3) and first["samples"] == 3 != second["samples"]
 
