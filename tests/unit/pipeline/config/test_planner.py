@@ -37,7 +37,7 @@ def test_what_does_not_fit_is_named_with_what_would() -> None:
         " the LLM 30.0 GiB, AdamW moments 20.0 GiB. The nearest recipes that do:\n  train.micro_batch=1"
     )
     nothing = too_large(Answer("zero3", "", PLAN, False), 8)
-    assert nothing.endswith("do:\n  no change of up to three settings; use a smaller model")
+    assert nothing.endswith("GiB. No change of up to three settings makes it fit; use a smaller model, or more memory")
 
 
 def test_a_planner_that_cannot_run_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
