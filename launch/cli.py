@@ -19,7 +19,7 @@ from rich.table import Table
 from launch.backends import Command, get_backend
 from launch.carry import HostCommand
 from launch.lock import hold
-from launch.memory import detected_gib, memory_table
+from launch.memory import detected_gib, print_memory
 from launch.notes import BEFORE_FIRST_STEP
 from launch.options import LaunchOptions, build_plan, with_options
 from launch.plan import LaunchPlan
@@ -83,7 +83,7 @@ def plan_command(
         table.add_row(*map(str, fields))
     table_console(highlight=False, markup=False).print(table)
     if isinstance(memory, Answer):
-        table_console(highlight=False, markup=False).print(memory_table(memory, plan.world_size))
+        print_memory(memory, plan.world_size)
         if memory.fits is False:
             raise RecipeError(too_large(memory, plan.world_size))
         console.print(f"# {memory.reason}" if memory.fits else "# no verdict: name the GPU's memory with --gpu-memory")

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from pipeline.config.planner import Answer
 from pipeline.errors import RecipeError
+from shards.terminal import table_console
 
 GIB_OF_DEVICE = {"v100": 32, "a100-40": 40, "a100": 80, "l40s": 48, "rtx4090": 24, "h100": 80, "h200": 141, "b200": 180}
 """Memory that `--gpu-memory` understands by name, in GiB as the makers round it."""
@@ -43,8 +44,8 @@ def detected_gib() -> float | None:
     return min(sizes) / 1024 if sizes else None
 
 
-def memory_table(answer: Answer, world_size: int) -> Table:
-    """One row per item, the largest first; a mark for each phase in which it is there."""
+def print_memory(answer: Answer, world_size: int) -> None:
+    """A table with one row per item, the largest first, and the phases in which it is there."""
     plan = answer.plan
     table = Table(title=f"memory of one of {world_size} ranks", title_justify="left")
     for name, justify in (("GiB", "right"), ("item", "left"), ("when", "left"), ("rule", "left")):
@@ -53,7 +54,7 @@ def memory_table(answer: Answer, world_size: int) -> Table:
         table.add_row(f"{line['bytes'] / _GIB:.2f}", line["item"], _when(line, plan["lines"]), line["rule"])
     table.add_section()
     table.add_row(f"{plan['peak_bytes'] / _GIB:.2f}", "peak", plan["phase"], "all items of this phase")
-    return table
+    table_console(highlight=False, markup=False).print(table)
 
 
 def _when(line: dict[str, Any], lines: list[dict[str, Any]]) -> str:
@@ -61,4 +62,4 @@ def _when(line: dict[str, Any], lines: list[dict[str, Any]]) -> str:
     return "always" if len(line["phases"]) == everywhere else ", ".join(line["phases"])
 
 
-__all__ = ["GIB_OF_DEVICE", "detected_gib", "gpu_gib", "memory_table"]
+__all__ = ["GIB_OF_DEVICE", "detected_gib", "gpu_gib", "print_memory"]

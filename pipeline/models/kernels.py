@@ -61,7 +61,7 @@ def choose(name: str, llm: PreTrainedModel, device: torch.device | str) -> Kerne
     if name == "torch":
         log.info("fused kernels: none (the recipe's choice)")
         return Kernels("torch", "torch")
-    here, model = _obstacle(torch.device(device)), _obstacle_of(llm)
+    here, model = _obstacle(torch.device(device), forced=name == "liger"), _obstacle_of(llm)
     if name == "liger" and (problem := here or model):
         raise RecipeError(f"model.kernels: liger cannot be used: {problem}. Use auto or torch.")
     chosen = Kernels("torch" if here or model else "liger", "torch" if here else "liger")
@@ -72,13 +72,13 @@ def choose(name: str, llm: PreTrainedModel, device: torch.device | str) -> Kerne
     return chosen
 
 
-def _obstacle(device: torch.device) -> str | None:
-    """Why Triton kernels cannot run here, or None."""
+def _obstacle(device: torch.device, forced: bool) -> str | None:
+    """Why Triton kernels cannot run here, or None. Triton's interpreter is slow, so it runs them only where forced."""
     try:
         kernel = importlib.import_module("liger_kernel.ops.cross_entropy").liger_cross_entropy_kernel
     except ImportError as error:
         return f"liger-kernel cannot be imported ({error}); pip install 'llava-slt[gpu]'"
-    if device.type == "cuda" or _is_interpreted(kernel):
+    if device.type == "cuda" or (forced and _is_interpreted(kernel)):
         return None
     return f"its kernels need a CUDA device, this is {device.type}"
 

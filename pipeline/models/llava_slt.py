@@ -172,7 +172,7 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
         No graph is built for the encoder if none of its parameters needs a gradient.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.visual)):
-            output = self.visual(frames, frame_lengths, layout)
+            output = self.visual(frames, frame_lengths, layout, sentences=False)
         if self.config.connector_tokens == "word":
             return self.connector(output.words_MD), output.layout.word_lengths_B
         return self.connector(output.frames_ND), output.layout.frame_lengths_B

@@ -107,11 +107,11 @@ class VisualEncoderConfig(PreTrainedConfig):
 
 @dataclass
 class VisualOutput(ModelOutput):
-    """Packed outputs: the rows of all samples one after another, as ``layout`` says. All are always set."""
+    """Packed outputs: the rows of all samples one after another, as ``layout`` says."""
 
     frames_ND: Tensor = None  # type: ignore[assignment]  # ModelOutput wants defaults
     words_MD: Tensor = None  # type: ignore[assignment]
-    sentence_BD: Tensor = None  # type: ignore[assignment]
+    sentence_BD: Tensor = None  # type: ignore[assignment]  # None where it was not asked for
     layout: ClipLayout = None  # type: ignore[assignment]
     pooled_NP: Tensor = None  # type: ignore[assignment]
     """`HierarchicalVisualEncoder.pooled` of the frames."""
@@ -239,7 +239,11 @@ class HierarchicalVisualEncoder(PreTrainedModel):
         return torch.cat([self.backbone(frame_level.normalise(part, mean, std, self.dtype)) for part in passes])
 
     def forward(
-        self, frames_NHWC: Tensor, frame_lengths_B: Tensor | None = None, layout: ClipLayout | None = None
+        self,
+        frames_NHWC: Tensor,
+        frame_lengths_B: Tensor | None = None,
+        layout: ClipLayout | None = None,
+        sentences: bool = True,
     ) -> VisualOutput:
         """Encodes clips.
 
@@ -249,6 +253,7 @@ class HierarchicalVisualEncoder(PreTrainedModel):
             frame_lengths_B: frames of each sample, at least 1 each; they sum to N. Read only without a layout.
             layout: of these lengths, on the device of the frames. Without one it is made here, for which the host waits
                 for a CUDA device.
+            sentences: whether to compute the sentence level; without it ``sentence_BD`` is None.
         Raises:
             DataError: lengths that do not fit the frames, an empty clip, or a clip longer than ``max_frames``.
         """
@@ -261,11 +266,16 @@ class HierarchicalVisualEncoder(PreTrainedModel):
         frames_ND = self.frame_norm(_centred(frames_ND, layout) if config.centre_clips else frames_ND)
         rows_MD = self.word_level(frames_ND, layout)
         words_MD = self.word_norm(rows_MD)
+        sentence_BD: Any = self._sentences(rows_MD, layout) if sentences else None
+        return VisualOutput(frames_ND, words_MD, sentence_BD, layout, pooled_NP)
+
+    def _sentences(self, rows_MD: Tensor, layout: ClipLayout) -> Tensor:
+        config = self.config
         rope = rotary(layout.word_positions_M, config.width // config.sentence_heads)
         for block in self.sentence_blocks:
             rows_MD = block(rows_MD, layout.samples, rope)
-        sentence_BD = self.sentence_pool(self.sentence_norm(rows_MD), layout)
-        return VisualOutput(frames_ND, words_MD, sentence_BD, layout, pooled_NP)
+        pooled: Tensor = self.sentence_pool(self.sentence_norm(rows_MD), layout)
+        return pooled
 
     def _layout(self, frames_NHWC: Tensor, frame_lengths_B: Tensor | None) -> ClipLayout:
         lengths = [] if frame_lengths_B is None else frame_lengths_B.tolist()

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from launch import cli, memory
-from launch.memory import detected_gib, gpu_gib, memory_table
+from launch.memory import detected_gib, gpu_gib, print_memory
 from pipeline.config.planner import Answer, NotPlanned
 from pipeline.errors import RecipeError
 
@@ -45,11 +44,9 @@ def test_the_smallest_gpu_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> No
     assert detected_gib() is None and detected_gib() is None
 
 
-def test_the_table_says_when_and_why() -> None:
-    console = Console(width=120)
-    with console.capture() as capture:
-        console.print(memory_table(Answer("zero1", "", PLAN, True), 8))
-    text = capture.get()
+def test_the_table_says_when_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    print_memory(Answer("zero1", "", PLAN, True), 8)
+    text = capsys.readouterr().out
     assert "memory of one of 8 ranks" in text and text.index("activations") < text.index("weights, trained")
     assert "always" in text and "8192 tokens" in text and "3.00" in text
 

@@ -327,3 +327,13 @@ def test_backbones_that_cannot_be_used(tmp_path: Path) -> None:
     AutoConfig.for_model("vitmatte").save_pretrained(tmp_path / "matte")  # has no entry in AutoModel
     with pytest.raises(RecipeError, match="cannot build as a vision tower"):
         vision_config(str(tmp_path / "matte"))
+
+
+def test_the_sentence_level_is_computed_where_it_is_read(encoder: HierarchicalVisualEncoder) -> None:
+    batch = clips(5, 3)
+    calls: list[object] = []
+    encoder.sentence_pool.register_forward_hook(lambda *_: calls.append(_))
+    with torch.no_grad():
+        whole, words = encoder(*batch), encoder(*batch, sentences=False)
+    assert len(calls) == 1 and words.sentence_BD is None
+    assert torch.equal(whole.words_MD, words.words_MD) and torch.equal(whole.frames_ND, words.frames_ND)
