@@ -87,7 +87,7 @@ def plan_command(
         if memory.fits is False:
             raise RecipeError(too_large(memory, plan.world_size))
         console.print(f"# {memory.reason}" if memory.fits else "# no verdict: name the GPU's memory with --gpu-memory")
-    elif memory:
+    elif memory and not resolved.zero_choice:  # which was logged with the reason, as a setting depends on it
         console.print(f"# memory is not planned: {memory}")
 
 

@@ -132,7 +132,7 @@ def _sets(options: LaunchOptions) -> list[str]:
     sets = list(options.sets or [])
     if options.run_dir:
         sets.append(f"run_dir={as_value(options.run_dir)}")
-    if options.gpu_memory:
+    if options.gpu_memory is not None:
         sets.append(f"deepspeed.gpu_memory_gib={gpu_gib(options.gpu_memory)}")
     return sets
 

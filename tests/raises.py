@@ -30,6 +30,7 @@ MET_ELSEWHERE = {
     "launch/slt.py:demo": "hands on the exit code of the demo: tests/end_to_end",
     "launch/slt.py:demo_ablations": "hands on an exit code; its parts are tested",
     "pipeline/engine/agreement.py:_check_bad_samples": "needs ranks: tests/multiproc/test_training.py",
+    "pipeline/engine/agreement.py:_check_micro_batches": "needs ranks: tests/multiproc/test_agreement.py",
     "pipeline/stages/base.py:Stage.held_out": "needs ranks: tests/multiproc/test_training.py",
     "shards/build/engines.py:build_with_ray": "needs a cluster: tests/multiproc/test_build_ray.py",
     "shards/build/engines.py:_collect": "needs a cluster: tests/multiproc/test_build_ray.py",

@@ -27,7 +27,7 @@ def notes(recipe: Recipe, origins: Mapping[str, str]) -> Iterator[str]:
     steps, warmup = recipe.train.steps, recipe.train.optimizer.warmup_steps
     if steps is not None and warmup > steps:
         yield f"train.optimizer.warmup_steps={warmup} is longer than the run (train.steps={steps})"
-    if "contrastive.row_chunk" in origins:
+    if "contrastive.row_chunk" in origins and STAGES[recipe.stage].contrasts:
         yield "contrastive.row_chunk does nothing any more: contrastive.tile_mib bounds rows and columns by itself"
     yield from unread(recipe, origins)
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from pipeline.config.checks import cross_field_problems, notes
 from pipeline.config.deepspeed import deepspeed_problems
-from pipeline.config.names import general_name, nearest, nearest_setting
+from pipeline.config.names import general_name, nearest, nearest_setting, setting_names
 from pipeline.config.schema import Recipe
 from pipeline.config.source import Document, Problem, parse_value, read_document, shown_path
 from pipeline.errors import RecipeError
@@ -221,11 +221,32 @@ def _validate(merged: _Merged) -> tuple[Recipe | None, list[Problem]]:
         # through JSON, because strict validation of Python objects would refuse a list for a tuple field
         recipe = Recipe.model_validate_json(json.dumps(merged.data), strict=True)
     except ValidationError as error:
-        errors = error.errors(include_url=False)
+        errors = _one_per_setting(error.errors(include_url=False))
         problems = [_field_problem(item) for item in errors]
         bad = [".".join(str(part) for part in item["loc"]) for item in errors]
         return None, problems + [p for p in _rules_on_sound_part(merged.data, errors) if not _touches(p, bad)]
     return recipe, [*cross_field_problems(recipe), *deepspeed_problems(recipe)]
+
+
+def _one_per_setting(errors: Iterable[Any]) -> list[Any]:
+    """Where a setting takes several types, pydantic gives an error for each, under the type's name."""
+    kept: dict[tuple[Any, ...], Any] = {}
+    for item in errors:
+        loc = item["loc"]
+        ends = (end for end in range(1, len(loc)) if _is_type(loc, end) and item["type"] != "extra_forbidden")
+        path = loc[: next(ends, len(loc))]
+        if path in kept and len(path) < len(loc):
+            message = item["msg"].removeprefix("Input should be ")
+            kept[path] = {**kept[path], "type": "union", "msg": f"{kept[path]['msg']} or {message}"}
+        else:
+            kept[path] = {**item, "loc": path, "type": item["type"] if path == loc else "union"}
+    return list(kept.values())
+
+
+def _is_type(loc: tuple[Any, ...], end: int) -> bool:
+    """Whether ``loc[end]`` follows a setting and names no setting itself."""
+    setting, below = (general_name(".".join(map(str, loc[:stop]))) for stop in (end, end + 1))
+    return isinstance(loc[end], str) and setting in setting_names() and below not in setting_names()
 
 
 def _rules_on_sound_part(data: dict[str, Any], errors: Iterable[Any]) -> list[Problem]:

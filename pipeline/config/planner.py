@@ -77,12 +77,12 @@ def too_large(answer: Answer, world_size: int) -> str:
     there = [line for line in plan["lines"] if plan["phase"] in line["phases"]]
     there.sort(key=lambda line: -line["bytes"])
     largest = ", ".join(f"{line['item']} {line['bytes'] / gib:.1f} GiB" for line in there[:3])
-    nearest = (
-        "".join(f"\n  {fix}" for fix in answer.fixes) or "\n  no change of up to three settings; use a smaller model"
-    )
+    nearest = "The nearest recipes that do:" + "".join(f"\n  {fix}" for fix in answer.fixes)
+    if not answer.fixes:
+        nearest = "No change of up to three settings makes it fit; use a smaller model, or more memory"
     return (
-        f"a rank of {world_size} does not fit into its GPU: {answer.reason}, most in {plan['phase']}: {largest}. The"
-        f" nearest recipes that do:{nearest}"
+        f"a rank of {world_size} does not fit into its GPU: {answer.reason}, most in {plan['phase']}: {largest}."
+        f" {nearest}"
     )
 
 

@@ -6,6 +6,7 @@ and running it at the same world size uses the recorded DeepSpeed configuration 
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import logging
@@ -132,12 +133,18 @@ def memory_choice(recipe: Recipe, world_size: int) -> tuple[Recipe, str, str]:
         base = "zero3" if recipe.deepspeed.base == AUTO else recipe.deepspeed.base
         most = {"deepspeed.base": base, "model.gradient_checkpointing": "every layer recomputed"}
         chosen = ", ".join(most[name] for name in left)
-        log.warning("%s=auto: %s for now, the least cannot be found: %s", " and ".join(left), chosen, problem)
+        _warn_once(f"{' and '.join(left)}=auto: {chosen} for now, the least cannot be found: {problem}")
         return with_recomputed(recipe, True), base, f"{chosen}: {problem}"
     if not answer.fits:
         raise RecipeError(too_large(answer, world_size))
     log.info("%s=auto: %s", " and ".join(left), answer.reason)
     return with_recomputed(recipe, answer.recompute), answer.base, answer.reason
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """A recipe may be resolved for several world sizes; the reason is the same for all."""
+    log.warning(text)
 
 
 def with_recomputed(recipe: Recipe, share: bool | float) -> Recipe:

@@ -1,4 +1,4 @@
-"""What the ranks agree on before every step, in its one all-reduce."""
+"""What the ranks agree on before every step, in one exchange between their hosts."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from pipeline.config.schema import TILE_MIB, Recipe
 from pipeline.memory.lines import BACKWARD, ENCODING, GENERATION, START, Line
 from pipeline.memory.parts import Parts
 from pipeline.memory.trace import peak_bytes
+from pipeline.models.llava_slt import LlavaSltConfig
 from pipeline.models.recompute import checkpoint_gradients, recomputed_layers, share_of
 
 _BACKWARD = frozenset({BACKWARD})
@@ -100,10 +101,12 @@ def _drop(parameter: Tensor) -> None:
 
 def _head(recipe: Recipe, llm: Any, tokens: int, trains: bool) -> Iterator[Line]:
     config, size = llm.config.get_text_config(), next(llm.parameters()).element_size()
-    chunk = min(recipe.continued_pretraining.loss_chunk_tokens, tokens)
+    own = recipe.stage == "continued_pretraining"  # only this stage reads its setting
+    chunk = min(recipe.continued_pretraining.loss_chunk_tokens if own else LlavaSltConfig.loss_chunk_tokens, tokens)
     logits = chunk * config.vocab_size * (size + 4 + 4)
     rule = f"{chunk} rows of {config.vocab_size} logits: in the model's precision, in fp32, and their gradient"
-    yield Line("logits of one chunk", logits, rule, _BACKWARD, ("continued_pretraining.loss_chunk_tokens",))
+    fields = ("continued_pretraining.loss_chunk_tokens",) if own else ()
+    yield Line("logits of one chunk", logits, rule, _BACKWARD, fields)
     gradients = tokens * config.hidden_size + (config.vocab_size * config.hidden_size if trains else 0)
     rule = "computed in forward: of the last hidden states" + (" and of the head" if trains else "")
     yield Line("gradients of the loss", gradients * size, rule, _BACKWARD)

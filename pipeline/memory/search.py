@@ -53,7 +53,7 @@ def choose(recipe: Recipe, world_size: int) -> Choice:
             how = f", {how_recomputed(share)}" if recipe.model.gradient_checkpointing == AUTO else ""
             return Choice(base, share, _reason(f"{base}{how}", plan, needs), plan, [])
         needs[base] = f"{base} would need {plan.peak_bytes / GIB:.1f} GiB"  # the least, as shares grow
-    reason = f"{', '.join(needs.values())} of {plan.gpu_gib:g} GiB"
+    reason = f"{', '.join(needs.values())} of {plan.gpu_gib:g} GiB ({RESERVED_GIB:g} GiB stay free)"
     return Choice(base, share, reason, plan, list(_fixes(changed, world_size, parts)))
 
 
@@ -122,7 +122,7 @@ def _options(recipe: Recipe, world_size: int) -> Iterator[tuple[str, list[Any]]]
     model, train = recipe.model, recipe.train
     if recipe.stage == "contrastive":
         yield "contrastive.tile_mib", _smaller(recipe.contrastive.tile_mib or TILE_MIB["cuda"])
-    else:
+    elif recipe.stage == "continued_pretraining":
         yield "continued_pretraining.loss_chunk_tokens", _smaller(recipe.continued_pretraining.loss_chunk_tokens)[:2]
     if shares := [share for share in _SHARES if share > share_of(model)]:
         yield "model.gradient_checkpointing", shares

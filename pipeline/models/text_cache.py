@@ -97,6 +97,9 @@ class TextFeatureCache:
                 "%s holds text features in the form of an earlier version (%s, ...): they are not read, and texts are "
                 "encoded again; delete them to free their space", self.folder, earlier[0].name
             )  # fmt: skip
+        if rank == 0:
+            for leftover in self.folder.glob("tmp-*"):  # of a killed run: large, and nobody finishes it
+                shutil.rmtree(leftover)
         hashes = np.unique(texts["text_hash"].to_numpy())
         missing = hashes[~self._found(hashes)]
         wait()  # no rank writes before all have listed: their shares come from the same list

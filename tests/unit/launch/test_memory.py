@@ -76,6 +76,11 @@ def test_a_plan_shows_memory_and_its_verdict(monkeypatch: pytest.MonkeyPatch, tm
     assert code == 1 and "does not fit into its GPU" in text and "train.micro_batch=1" in text
     code, text, _ = _plan(monkeypatch, "torch is missing", "--gpu-memory", "2")
     assert code == 0 and "# memory is not planned: torch is missing" in text
+    sets = ("--accelerator", "cpu", "--set", "deepspeed.base=auto", "--set", "deepspeed.overrides={}")
+    code, text, _ = _plan(monkeypatch, "torch is missing", "--gpu-memory", "2", *sets)
+    assert code == 0 and "is not planned" not in text  # resolving has said so
+    code, text, asked = _plan(monkeypatch, fits, "--gpu-memory", "")
+    assert code == 1 and asked == [] and "--gpu-memory must be a size" in text  # an unset variable of a script
     code, text, asked = _plan(monkeypatch, fits)
     assert code == 0 and asked == [] and "memory" not in text  # ranks on CPUs, and no size named
 

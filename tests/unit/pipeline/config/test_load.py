@@ -72,6 +72,24 @@ def test_wrong_values(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert message in problems(write(tmp_path, CONNECTOR.replace(old, new)))
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("2", "model.gradient_checkpointing must be a valid boolean or less than 1 or 'auto', got 2"),
+        ("0", "model.gradient_checkpointing must be a valid boolean or greater than 0 or 'auto', got 0"),
+        ("all", "model.gradient_checkpointing must be a valid boolean or a valid number or 'auto', got 'all'"),
+    ],
+)
+def test_a_setting_of_several_types_is_one_problem(tmp_path: Path, value: str, message: str) -> None:
+    path = write(tmp_path, CONNECTOR)
+    with pytest.raises(RecipeError) as error:
+        load(path, [f"model.gradient_checkpointing={value}", "connector.prompt=none"])
+    first, *lines = str(error.value).splitlines()
+    assert first.endswith("2 problems") and lines[0].endswith(f": {message}") and "connector.prompt" in lines[1]
+    text = problems(path, "data.train.0.weight=much")
+    assert "1 problem" in text and "data.train.0.weight must be a valid number or a valid array, got 'much'" in text
+
+
 def test_extends_is_one_level_deep_merging(tmp_path: Path) -> None:
     write(tmp_path, CONNECTOR, "base.yaml")
     path = write(tmp_path, "extends: base.yaml\nname: child\ntrain:\n  optimizer: {lr: 2e-3}\n  world_sizes: [4]\n")
@@ -176,6 +194,8 @@ def test_recipes_of_earlier_versions_may_hold_row_chunk(tmp_path: Path) -> None:
         "contrastive.row_chunk does nothing any more: contrastive.tile_mib bounds rows and columns by itself",
     )
     assert loaded.recipe == load(write(tmp_path, CONTRASTIVE)).recipe
+    # a resolved recipe of another stage holds it, too, and nobody wrote it there
+    assert load(write(tmp_path, PRETRAINING), ["contrastive.row_chunk=0"]).notes == ()
 
 
 def test_notes_follow_the_objective_and_the_schedule(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 
 from pipeline.config.load import load_recipe
 from pipeline.config.resolve import ResolvedRecipe, resolve
+from pipeline.config.schema import Recipe
+from pipeline.engine import checkpoint as checkpoints
 from pipeline.engine import resume
 from pipeline.engine.checkpoint import best_name, complete_folders, mark_best, prune
 from pipeline.engine.state import TrainState
@@ -39,6 +42,38 @@ def test_same_experiment_continues_with_other_settings_of_the_machine(tmp_path: 
         tmp_path, resolved(tmp_path, "data.workers=0", "train.log_every_steps=1", "train.micro_batch=4")
     )
     assert found is not None and found.step == 5
+
+
+def test_a_run_that_lacked_memory_continues_in_smaller_pieces(tmp_path: Path) -> None:
+    """What the out-of-memory message proposes must not make another experiment of the run."""
+    saved(tmp_path)
+    sets = (
+        "contrastive.tile_mib=1", "model.visual.backbone.frames_per_pass=8", "model.gradient_checkpointing=true",
+        "continued_pretraining.loss_chunk_tokens=64",
+    )  # fmt: skip
+    assert resume.find_resume(tmp_path, resolved(tmp_path, *sets)) is not None
+
+
+def test_state_that_zero_sharded_in_another_way_is_refused(tmp_path: Path) -> None:
+    """Stages 1 and 2 shard alike; stage 3 otherwise, and DeepSpeed would fail on an assertion."""
+    folder = saved(tmp_path, "deepspeed.base=zero2", "deepspeed.overrides={}")
+    other = [f"deepspeed.base=zero{stage}" for stage in (1, 3)]
+    assert resume.find_resume(tmp_path, resolved(tmp_path, other[0], "deepspeed.overrides={}")) is not None
+    with pytest.raises(CheckpointError) as error:
+        resume.find_resume(tmp_path, replace(resolved(tmp_path, other[1], "deepspeed.overrides={}"), zero_choice="why"))
+    assert str(error.value) == (
+        f"{folder} was saved under ZeRO stage 2, which stage 3 of this run cannot open (why)\n"
+        "  fix: continue with the stage that saved, deepspeed.base=zero2 and the overrides of then"
+    )
+    automatic = replace(before := checkpoints.open_checkpoint(folder).resolved(), recipe=_with_base(before, "auto"))
+    (folder / "recipe.resolved.yaml").write_text(automatic.to_yaml())
+    with pytest.raises(CheckpointError, match=r"deepspeed\.base=zero2 and"):
+        resume.find_resume(tmp_path, resolved(tmp_path, other[1], "deepspeed.overrides={}"))
+
+
+def _with_base(resolved: ResolvedRecipe, base: str) -> Recipe:
+    section = resolved.recipe.deepspeed.model_copy(update={"base": base, "gpu_memory_gib": 80.0})
+    return resolved.recipe.model_copy(update={"deepspeed": section})
 
 
 def test_never_refuses_to_write_over_a_run(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ import pytest
 
 from pipeline.config.load import load_recipe
 from pipeline.config.schema import Recipe
+from pipeline.config.stages import STAGES
 from pipeline.memory import plan as plans
 from pipeline.memory.answer import answer
 from pipeline.memory.lines import GIB, PHASES
 from pipeline.memory.parts import parts_of
-from pipeline.memory.search import choose, plan_of
+from pipeline.memory.search import _options, choose, plan_of
 from pipeline.stages.registry import stage_class
 from tests.unit.pipeline.config.recipes import CONNECTOR, CONTRASTIVE, PRETRAINING, write
 from tests.unit.pipeline.models.tiny import bpe_tokenizer, llm_config
@@ -66,6 +67,11 @@ def test_a_plan_of_every_stage(stage: str, tmp_path: Path) -> None:
     }
     assert wanted[stage] <= items
     assert plan.largest(2)[0].bytes >= plan.largest(2)[1].bytes
+    # a setting that the stage does not read would be proposed in vain
+    unread = {field for line in plan.lines for field in line.fields if field.startswith(STAGES[stage].unread)}
+    assert not unread
+    offered = {name for name, _ in _options(recipe, 2)}
+    assert not {name for name in offered if name.startswith(STAGES[stage].unread)}
 
 
 def test_a_rank_under_zero3_plans_too(tmp_path: Path) -> None:

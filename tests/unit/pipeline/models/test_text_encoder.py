@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,19 @@ def test_a_cache_that_cannot_be_used(bert: Path, tmp_path: Path) -> None:
         TextFeatureCache(tmp_path).build(table_of(*TEXTS), encoder(bert))
     with pytest.raises(DataError, match="after every rank wrote its share"):
         TextFeatureCache(tmp_path / "local").build(table_of(*TEXTS), encoder(bert), rank=0, world_size=2)
+
+
+def test_what_a_killed_run_left_is_removed(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container the next run often has the same pid, whose folder would be in its way."""
+    one, cache = encoder(bert), TextFeatureCache(tmp_path)
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", lambda path: None)
+        killed.setattr(TextEncoder, "encode", lambda self, texts: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            cache.build(table_of(*TEXTS), one)
+    assert list(tmp_path.glob("*/tmp-*"))
+    cache.build(table_of(*TEXTS), one)
+    assert len(cache.first(9)) == 4 and not list(tmp_path.glob("*/tmp-*"))
 
 
 def test_features_of_an_earlier_version_are_made_again_with_a_message(
