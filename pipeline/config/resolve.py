@@ -130,7 +130,7 @@ def memory_choice(recipe: Recipe, world_size: int) -> tuple[Recipe, str, str]:
     try:
         answer = ask(recipe, world_size)
     except NotPlanned as problem:
-        base = "zero3" if recipe.deepspeed.base == AUTO else recipe.deepspeed.base
+        base = _unplanned_base(recipe) if recipe.deepspeed.base == AUTO else recipe.deepspeed.base
         most = {"deepspeed.base": base, "model.gradient_checkpointing": "every layer recomputed"}
         chosen = ", ".join(most[name] for name in left)
         _warn_once(f"{' and '.join(left)}=auto: {chosen} for now, the least cannot be found: {problem}")
@@ -139,6 +139,13 @@ def memory_choice(recipe: Recipe, world_size: int) -> tuple[Recipe, str, str]:
         raise RecipeError(too_large(answer, world_size))
     log.info("%s=auto: %s", " and ".join(left), answer.reason)
     return with_recomputed(recipe, answer.recompute), answer.base, answer.reason
+
+
+def _unplanned_base(recipe: Recipe) -> str:
+    """The base that needs the least memory and that the recipe can run under: stage 3 takes no passes over frames."""
+    visual = recipe.model.visual
+    passes = visual is not None and visual.backbone is not None and visual.backbone.frames_per_pass
+    return "zero2" if passes else "zero3"
 
 
 @functools.cache

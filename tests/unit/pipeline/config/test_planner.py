@@ -10,7 +10,7 @@ from pipeline.config import planner, resolve
 from pipeline.config.load import load_recipe
 from pipeline.config.planner import Answer, NotPlanned, ask, too_large
 from pipeline.errors import RecipeError
-from tests.unit.pipeline.config.recipes import PRETRAINING, write
+from tests.unit.pipeline.config.recipes import CONTRASTIVE, PRETRAINING, write
 
 GIB = 1024**3
 LINES = [
@@ -106,6 +106,9 @@ def test_auto_without_a_plan_is_zero3_and_says_so(
     assert resolved.ds_config["zero_optimization"]["stage"] == 3
     resolve.resolve(_auto(tmp_path), 1)
     assert caplog.text.count("zero3 for now, the least cannot be found: no config of models/llm") == 1
+    section = ["deepspeed.base=auto", "deepspeed.gpu_memory_gib=40", "model.visual.backbone.frames_per_pass=8"]
+    passes = resolve.resolve(load_recipe(write(tmp_path, CONTRASTIVE), section), 2)
+    assert passes.ds_config["zero_optimization"]["stage"] == 2, "stage 3 takes no passes"
 
 
 def test_auto_takes_the_planners_share_of_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
