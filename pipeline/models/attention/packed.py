@@ -55,10 +55,11 @@ def choose_for(model: PreTrainedModel, name: str, device: torch.device | str) ->
 
 
 def check_model(model: PreTrainedModel) -> None:
-    """Refuses a model that would accept a packed key and then attend across documents.
+    """Refuses a model that would accept a packed key and then attend across documents, or differently.
 
     Raises:
-        RecipeError: the model has its own attention code, or layers that borders and window do not limit.
+        RecipeError: the model has its own attention code, layers that borders and window do not limit, or soft-capping
+            or sinks, which no backend computes.
     """
     if not model._supports_attention_backend:
         raise RecipeError(
@@ -71,6 +72,16 @@ def check_model(model: PreTrainedModel) -> None:
             f"model.llm: {config.model_type!r} has {', '.join(other)} layers, which would mix packed documents; use an"
             " LLM with full or sliding attention."
         )
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        raise _uncomputed("attention soft-capping")
+    if any(name.rpartition(".")[2] == "sinks" for name, _ in model.named_parameters()):
+        raise _uncomputed("attention sinks")
+
+
+def _uncomputed(what: str) -> RecipeError:
+    return RecipeError(
+        f"model.llm: this model uses {what}, which no packed attention backend here computes; use another LLM."
+    )
 
 
 def register() -> None:
@@ -176,10 +187,7 @@ def _refuse(attention_mask: Tensor | None, options: dict[str, object]) -> None:
         )
     for option, meaning in (("softcap", "attention soft-capping"), ("s_aux", "attention sinks")):
         if options.get(option) is not None:
-            raise RecipeError(
-                f"model.llm: this model uses {meaning}, which no packed attention backend here computes; use another"
-                " LLM."
-            )
+            raise _uncomputed(meaning)
     if options.get("dropout"):
         raise RecipeError(
             f"model.llm: attention_dropout {options['dropout']} is not supported with packed documents; set it to 0 in"

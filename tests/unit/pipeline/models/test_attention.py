@@ -17,6 +17,7 @@ from pipeline.models.attention import (
     BACKENDS,
     Reach,
     Spans,
+    check_model,
     choose,
     choose_for,
     choosing,
@@ -105,6 +106,11 @@ def test_models_that_packed_attention_cannot_compute() -> None:
     ids_BL, kwargs = packed(documents())
     with pytest.raises(RecipeError, match="attention soft-capping"):
         tiny("gemma2", torch.float32, implementation("sdpa"), head_dim=8)(ids_BL, **kwargs)
+    capped = tiny("gemma2", torch.float32, "eager", head_dim=8)
+    sunk = tiny("gpt_oss", torch.float32, "eager", head_dim=8, num_local_experts=2, num_experts_per_tok=1)
+    for model, what in ((capped, "attention soft-capping"), (sunk, "attention sinks")):
+        with pytest.raises(RecipeError, match=f"uses {what}, which no packed attention backend here computes"):
+            check_model(model)
     with pytest.raises(RecipeError, match=r"attention_dropout 0.1 is not supported"):
         tiny("llama", torch.float32, implementation("sdpa"), attention_dropout=0.1).train()(ids_BL, **kwargs)
 
