@@ -219,14 +219,15 @@ class HierarchicalVisualEncoder(PreTrainedModel):
             RecipeError: a forced backend cannot run there, or not with this many channels per head.
         """
         config = self.config
-        word, sentence = (
-            choose(name, device, self.dtype, config.width // heads, f"the encoder's {level} level")
-            for level, heads in (("word", config.word_heads), ("sentence", config.sentence_heads))
-        )
+        word, sentence = config.width // config.word_heads, config.width // config.sentence_heads
+        parts = {word: "the encoder's word level", sentence: "the encoder's sentence level"}
+        if word == sentence:
+            parts = {word: "the encoder"}
+        backend_of = {channels: choose(name, device, self.dtype, channels, part) for channels, part in parts.items()}
         for block in (*self.word_level.frame_blocks, *self.word_level.word_blocks):
-            block.attention = word
+            block.attention = backend_of[word]
         for block in (*self.sentence_blocks, self.sentence_pool):
-            block.attention = sentence
+            block.attention = backend_of[sentence]
 
     def pooled(self, frames_NHWC: Tensor) -> Tensor:
         """uint8 frames -> pooled backbone features [N, pooled width], as feature shards store them.

@@ -77,8 +77,12 @@ def choose(
         return name
     obstacles = {backend: _obstacle(backend, device, dtype, head_dim) for backend in BACKENDS}
     chosen = next(backend for backend in BACKENDS if obstacles[backend] is None)
-    reasons = "; ".join(f"{backend}: {reason}" for backend, reason in obstacles.items() if reason)
-    log.info("attention of %s: %s (auto)%s", part, chosen, f"; not {reasons}" if reasons else "")
+    backends_of: dict[str, list[str]] = {}
+    for backend, reason in obstacles.items():
+        if reason is not None:
+            backends_of.setdefault(reason, []).append(backend)
+    reasons = "".join(f"; not {', '.join(backends)}: {reason}" for reason, backends in backends_of.items())
+    log.info("attention of %s: %s (auto)%s", part, chosen, reasons)
     return chosen
 
 

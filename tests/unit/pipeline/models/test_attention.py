@@ -118,7 +118,10 @@ def test_models_that_packed_attention_cannot_compute() -> None:
 def test_choice_on_the_cpu_is_logged_with_reasons(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "pipeline.models.attention"):
         assert choose("auto", "cpu") == "sdpa" == choose("sdpa", "cpu")
-    assert "attention of packed documents: sdpa (auto); not fa4: needs a CUDA device" in caplog.text
+    assert (
+        "attention of packed documents: sdpa (auto); not fa4, fa3, fa2, torch_varlen: needs a CUDA device"
+        in caplog.text
+    )
     assert "forced by the recipe" in caplog.text
 
 
@@ -160,8 +163,9 @@ def test_channels_that_a_kernel_does_not_take(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     with caplog.at_level(logging.INFO):
         assert choose("auto", "cuda", head_dim=20, part="the words") == "sdpa"
-    assert "attention of the words: sdpa (auto); not fa4: takes multiples of 8 up to 256 channels per head, not 20" in (
-        caplog.text
+    assert (
+        "attention of the words: sdpa (auto); not fa4, fa3, fa2, torch_varlen: takes multiples of 8 up to 256 channels per head, not 20"
+        in (caplog.text)
     )
     assert choose("torch_varlen", "cuda", head_dim=256) == "torch_varlen"
     with pytest.raises(
