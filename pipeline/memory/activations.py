@@ -244,8 +244,9 @@ def _contrastive(recipe: Recipe, parts: Parts) -> Iterator[Line]:
     rule = f"{train.global_batch} pairs, normalised in fp32, with their gradient; with more ranks, each its share"
     yield Line("features of the global batch", 2 * own, rule, _BACKWARD, ("train.global_batch",))
     mib = config.tile_mib or TILE_MIB["cuda"]
-    rule = f"a tile of {mib} MiB: cosines, weights and gradients of both directions"
-    yield Line("similarities", mib * _TILE_COPIES * 2**20, rule, _BACKWARD, ("contrastive.tile_mib",))
+    whole = 4 * train.global_batch**2 * (words * _TEXT_TOKENS if tokens else 1)
+    rule = f"a tile of at most {mib} MiB: cosines, weights and gradients of both directions"
+    yield Line("similarities", _TILE_COPIES * min(mib * 2**20, whole), rule, _BACKWARD, ("contrastive.tile_mib",))
 
 
 def _text_encoder(parts: Parts) -> Iterator[Line]:
