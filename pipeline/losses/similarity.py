@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.losses.precision import wide
 from pipeline.losses.tiles import Scores, Tile
 
 
@@ -23,11 +24,6 @@ class Tokens:
     features_NE: Tensor
     lengths: Sequence[int]
     """Tokens of each sample; they sum to N."""
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """fp32 unless the caller works in fp64: sums over a batch are not for bf16."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def normalised(features: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import RecipeError
 from pipeline.losses.fused import fused_cross_entropy
+from pipeline.losses.precision import wide
 
 Backend = Literal["torch", "liger"]
 """What computes the loss of a chunk from its logits; `liger` in fp32 whatever the input (`pipeline.losses.fused`)."""
@@ -224,8 +225,3 @@ def _add_product(sum_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
         torch.addmm(sum_VD, left_VC, right_CD, out_dtype=sum_VD.dtype, out=sum_VD)
     else:
         sum_VD += left_VC @ right_CD
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """fp32 unless the caller works in fp64: sums over a vocabulary or a batch are not for bf16."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

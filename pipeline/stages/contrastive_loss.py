@@ -16,7 +16,7 @@ import torch
 from pipeline import dist
 from pipeline.config.schema import TILE_MIB, ContrastiveConfig
 from pipeline.losses import Tokens, clamped_scale, sentence_contrastive, token_contrastive
-from pipeline.losses.similarity import wide
+from pipeline.losses.precision import wide
 from pipeline.stages.base import LossParts, Normaliser
 from pipeline.stages.held_out_retrieval import SENTENCE, TOKEN, TRAINED
 
