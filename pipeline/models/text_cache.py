@@ -34,6 +34,7 @@ from torch import Tensor
 
 from pipeline.errors import DataError
 from pipeline.models.text_encoder import TextEncoder
+from shards.atomic import write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -283,25 +284,15 @@ def _write_part(folder: Path, hashes: np.ndarray, texts: pa.ChunkedArray, encode
                     file.write(rows.tobytes())
                     moments[moment].add(rows)
                 counts += [len(rows) for rows in features.tokens]
-            _sync(sentence, tokens)
+            for file in (sentence, tokens):
+                file.flush()
+                os.fsync(file.fileno())
         index = {"width": text_BD.shape[1], "token_width": tokens_ND.shape[1]}
-        _write(temporary / HASHES_NAME, hashes.tobytes())
-        _write(temporary / STARTS_NAME, np.cumsum([0, *counts], dtype=np.int64).tobytes())
+        write_atomic(temporary / HASHES_NAME, hashes.tobytes())
+        write_atomic(temporary / STARTS_NAME, np.cumsum([0, *counts], dtype=np.int64).tobytes())
         content = index | {name: moment.record() for name, moment in moments.items()}
-        _write(temporary / INDEX_NAME, json.dumps(content).encode())
+        write_atomic(temporary / INDEX_NAME, json.dumps(content))
         temporary.rename(folder / f"texts-{name}")
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        _sync(file)
-
-
-def _sync(*files: IO[bytes]) -> None:
-    for file in files:
-        file.flush()
-        os.fsync(file.fileno())
