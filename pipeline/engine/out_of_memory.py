@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,11 +30,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def named_if_out_of_memory(resolved: Callable[[], ResolvedRecipe], where: str) -> Iterator[None]:
+def named_if_out_of_memory(resolved: ResolvedRecipe, where: str) -> Iterator[None]:
     """Turn a failed allocation into our error.
 
     Args:
-        resolved: the run's recipe, asked for only then.
+        resolved: the run's recipe.
         where: what the rank was doing, such as ``step 12``.
 
     Raises:
@@ -48,10 +48,9 @@ def named_if_out_of_memory(resolved: Callable[[], ResolvedRecipe], where: str) -
         # what the failed step held is freed only when its frames are gone, and the plan needs some memory
         error.__traceback__ = None
         cause = str(error).partition(". GPU ")[0].partition("\n")[0] or type(error).__name__
-        recipe = resolved()
         raise OutOfMemoryError(
-            f"{where} of the {recipe.recipe.stage} stage ran out of memory ({cause.strip().rstrip('.')})."
-            f" {_planned(recipe)}. `slt launch plan` shows the whole table"
+            f"{where} of the {resolved.recipe.stage} stage ran out of memory ({cause.strip().rstrip('.')})."
+            f" {_planned(resolved)}. `slt launch plan` shows the whole table"
         ) from None
 
 

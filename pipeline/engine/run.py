@@ -82,10 +82,10 @@ def train(resolved: ResolvedRecipe, ranks: dist.Ranks, stop: StopFlag) -> tuple[
     recipe, run_dir = resolved.recipe, Path(resolved.recipe.run_dir)
     with named_if_unwritable(run_dir):
         setup_logging(ranks, run_dir)
-    with named_if_out_of_memory(lambda: resolved, "the start"):
+    with named_if_out_of_memory(resolved, "the start"):
         training = prepare(resolved, stage_class(recipe.stage), ranks, dist.device_for(ranks), stop)
     state = training.state
-    with named_if_out_of_memory(lambda: resolved, "an evaluation or a save"):
+    with named_if_out_of_memory(resolved, "an evaluation or a save"):
         code = Trainer(training, observers_of(training), sinks_of(training)).fit()
     stopped = "" if code == EXIT_OK else f"saved at step {state.step}"
     if ranks.is_main and stopped:

@@ -36,7 +36,7 @@ class Trainer:
                 self._write(observer.on_start(wishes))
             batches = staged(training.loader, training.device, max(training.total_steps - state.step, 0))
             while state.step < training.total_steps and not wishes.stop:
-                with named_if_out_of_memory(lambda: training.resolved, f"the copy of step {state.step + 1}"):
+                with named_if_out_of_memory(training.resolved, f"the copy of step {state.step + 1}"):
                     batch, micro_batches = next(batches)
                 training.stop.begin()
                 agreed = agree(training, batch, [observer.vote() for observer in self.observers])
@@ -60,7 +60,7 @@ class Trainer:
         """Take one optimizer step and update the state. ``micro_batches`` are those of the batch, on the device."""
         training, state = self.training, self.training.state
         rate = training.engine.set_learning_rate(state.step)
-        with named_if_out_of_memory(lambda: training.resolved, f"step {state.step + 1}"):
+        with named_if_out_of_memory(training.resolved, f"step {state.step + 1}"):
             sums = accumulate(training.engine, training.stage, micro_batches, agreed.normaliser)
         state.step += 1
         state.data = training.loader.state_dict(batch)

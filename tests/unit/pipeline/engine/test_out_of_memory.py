@@ -87,7 +87,7 @@ def test_a_plan_that_cannot_be_made_does_not_hide_the_error(tmp_path: Path) -> N
         pytest.raises(
             OutOfMemoryError, match=r"\(MemoryError\)\. The memory planner has no answer here: model\.visual"
         ),
-        named_if_out_of_memory(lambda: resolved, "step 1"),
+        named_if_out_of_memory(resolved, "step 1"),
     ):
         raise MemoryError
 
@@ -120,7 +120,7 @@ from pipeline.engine.out_of_memory import named_if_out_of_memory
 resolved = resolve(load_recipe({str(tmp_path / "recipe.yaml")!r}, ["model.llm.tokenizer={tmp_path}"]), 2)
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))
-with named_if_out_of_memory(lambda: resolved, "step 3"):
+with named_if_out_of_memory(resolved, "step 3"):
     torch.empty(2**30, dtype=torch.float64)
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)

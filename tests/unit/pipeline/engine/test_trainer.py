@@ -39,7 +39,7 @@ def training(steps: int = 2, done: int = 0) -> Any:
     return SimpleNamespace(
         recipe=recipe, ranks=dist.Ranks(0, 0, 1), device=torch.device("cpu"), loader=Loader(), stop=StopFlag(),
         engine=SimpleNamespace(set_learning_rate=lambda step: 0.1 * step), stage=None, state=TrainState(step=done),
-        total_steps=steps,
+        total_steps=steps, resolved=None,
     )  # fmt: skip
 
 
