@@ -11,7 +11,7 @@ import importlib.metadata
 import json
 import logging
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ def resolve(recipe: Recipe, world_size: int) -> ResolvedRecipe:
     """
     steps = accumulation_steps(recipe, world_size)
     recipe, base, reason = memory_choice(recipe, world_size)
-    chosen = recipe.model_copy(update={"deepspeed": recipe.deepspeed.model_copy(update={"base": base})})
+    chosen = with_settings(recipe, {"deepspeed.base": base})
     return ResolvedRecipe(
         recipe=recipe,
         world_size=world_size,
@@ -158,7 +158,20 @@ def with_recomputed(recipe: Recipe, share: bool | float) -> Recipe:
     """The recipe with this share of recomputed layers where it says `auto`."""
     if recipe.model.gradient_checkpointing != AUTO:
         return recipe
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"gradient_checkpointing": share})})
+    return with_settings(recipe, {"model.gradient_checkpointing": share})
+
+
+def with_settings(recipe: Recipe, change: Mapping[str, Any]) -> Recipe:
+    """The recipe with other values of dotted settings, which nobody checks again."""
+    for name, value in change.items():
+        recipe = _replaced(recipe, name.split("."), value)
+    return recipe
+
+
+def _replaced(section: Any, keys: list[str], value: Any) -> Any:
+    if len(keys) > 1:
+        value = _replaced(getattr(section, keys[0]), keys[1:], value)
+    return section.model_copy(update={keys[0]: value})
 
 
 def resolve_loaded(loaded: LoadedRecipe, world_size: int, sets: Sequence[str] = ()) -> ResolvedRecipe:

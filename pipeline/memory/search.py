@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.config.checks import batch_problem
 from pipeline.config.deepspeed import ds_config
-from pipeline.config.resolve import accumulation_steps
+from pipeline.config.resolve import accumulation_steps, with_settings
 from pipeline.config.schema import AUTO, TILE_MIB, Recipe
 from pipeline.memory.activations import frames_per_pass, how_recomputed
 from pipeline.memory.lines import GIB
@@ -47,7 +47,7 @@ def choose(recipe: Recipe, world_size: int) -> Choice:
     parts = parts_of(recipe)
     needs: dict[str, str] = {}
     for base, share in _candidates(recipe, world_size, parts):
-        changed = _changed(recipe, {"deepspeed.base": base, "model.gradient_checkpointing": share})
+        changed = with_settings(recipe, {"deepspeed.base": base, "model.gradient_checkpointing": share})
         plan = plan_of(changed, world_size, parts)
         if plan.fits is not False:
             how = f", {how_recomputed(share)}" if recipe.model.gradient_checkpointing == AUTO else ""
@@ -62,7 +62,7 @@ def _candidates(recipe: Recipe, world_size: int, parts: Parts) -> list[tuple[str
     more, and an optimizer on the CPU most."""
     bases: Sequence[str] = (recipe.deepspeed.base,)
     if recipe.deepspeed.base == AUTO:
-        bases = [name for name in BASES if _runs(_changed(recipe, {"deepspeed.base": name}), world_size, parts)]
+        bases = [name for name in BASES if _runs(with_settings(recipe, {"deepspeed.base": name}), world_size, parts)]
     own = recipe.model.gradient_checkpointing
     shares: Sequence[bool | float] = (False, *_SHARES) if isinstance(own, str) else (own,)
     fast = [base for base in bases if base != BASES[-1]]
@@ -99,7 +99,7 @@ def _fitting(recipe: Recipe, groups: Any, world_size: int, parts: Parts) -> Iter
         names = [name for name, _ in group]
         for values in itertools.product(*(values for _, values in group)):
             change = dict(zip(names, values, strict=True))
-            candidate = _changed(recipe, change)
+            candidate = with_settings(recipe, change)
             if not _runs(candidate, world_size, parts) or not plan_of(candidate, world_size, parts).fits:
                 continue
             yield change
@@ -134,7 +134,7 @@ def _options(recipe: Recipe, world_size: int) -> Iterator[tuple[str, list[Any]]]
         yield "deepspeed.base", list(BASES[BASES.index(base) + 1 :])
     elif base == AUTO:
         yield "deepspeed.base", [BASES[-1]]
-    smaller = (_changed(recipe, {"train.micro_batch": size}) for size in range(train.micro_batch - 1, 0, -1))
+    smaller = (with_settings(recipe, {"train.micro_batch": size}) for size in range(train.micro_batch - 1, 0, -1))
     yield "train.micro_batch", [found.train.micro_batch for found in smaller if not batch_problem(found, world_size)]
     if recipe.stage == "connector":
         yield "connector.num_beams", list(range(recipe.connector.num_beams - 1, 0, -1))
@@ -147,19 +147,6 @@ def _smaller(value: int) -> list[int]:
     """Halves of a number, at most five."""
     halves = [value // 2**power for power in range(1, 6)]
     return [half for half in halves if half > 0]
-
-
-def _changed(recipe: Recipe, change: dict[str, Any]) -> Recipe:
-    """The recipe with other values of dotted settings."""
-    for name, value in change.items():
-        recipe = _replaced(recipe, name.split("."), value)
-    return recipe
-
-
-def _replaced(section: Any, keys: list[str], value: Any) -> Any:
-    if len(keys) > 1:
-        value = _replaced(getattr(section, keys[0]), keys[1:], value)
-    return section.model_copy(update={keys[0]: value})
 
 
 def _shown(value: Any) -> str:
