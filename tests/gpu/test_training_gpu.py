@@ -13,6 +13,7 @@ from benchmarks.gpu import stages, steps
 from benchmarks.gpu.rows import Probe, read
 from benchmarks.loops import fit, make_training
 from pipeline.engine.observers.base import FinishedStep, Observer, Wishes
+from pipeline.engine.training import Training
 
 pytestmark = pytest.mark.gpu
 
@@ -39,8 +40,13 @@ class Strict(Observer):
     """From the agreement between ranks to the last observer a wait for the device is an error; not in the first steps,
     which allocate, and not in the last one, which writes a row."""
 
+    def __init__(self, training: Training) -> None:
+        super().__init__(training)
+        self.steps: list[int] = []
+
     def vote(self) -> int:
         if 2 <= self.training.state.step < self.training.total_steps - 1:
+            self.steps.append(self.training.state.step)
             torch.cuda.set_sync_debug_mode("error")
         return 0
 
@@ -89,6 +95,8 @@ def test_a_step_waits_once(stage: str, zero: int, probe: Probe, monkeypatch: pyt
     monkeypatch.setattr(torch.cuda.Stream, "synchronize", allowed(torch.cuda.Stream.synchronize))
     try:
         training = make_training(f"demo_{stage}", steps.sets(probe, stage, zero), "cuda")
-        fit(training, [Strict(training)], [Lenient(training)])
+        strict = Strict(training)
+        fit(training, [strict], [Lenient(training)])
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert strict.steps == list(range(2, steps.STEPS - 1)), "none of these steps waited"
