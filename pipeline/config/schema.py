@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from pipeline.config.section import Section
 from pipeline.config.stages import STAGES
+from pipeline.config.train_schema import TrainConfig
 
 if TYPE_CHECKING:
     StageName = str
@@ -20,12 +22,6 @@ else:
 
 AUTO = "auto"
 """Value of `deepspeed.base` that leaves the ZeRO stage to the memory planner."""
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, unknown keys and non-finite numbers refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class TinyLlm(Section):
@@ -236,79 +232,6 @@ class DataConfig(Section):
     """Loader processes per rank, for training and for held-out data."""
     max_bad_samples: int = Field(default=100, ge=0)
     """Damaged samples replaced and counted before the run stops."""
-
-
-class OptimizerConfig(Section):
-    lr: float = Field(gt=0)
-    """Peak learning rate of AdamW."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    """Decoupled weight decay per step, times the learning rate."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """Decay of the running means of gradients and of their squares."""
-    eps: float = Field(default=1e-8, gt=0)
-    """Added to the root of the second moment."""
-    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
-    """`wsd`: warm-up, stable, then linear decay over the last `decay_fraction`."""
-    warmup_steps: int = Field(default=0, ge=0)
-    """Steps over which the learning rate rises linearly to `lr`."""
-    final_lr_fraction: float = Field(default=0.1, ge=0, le=1)
-    """Last learning rate as a part of `lr` (cosine, wsd)."""
-    decay_fraction: float = Field(default=0.2, gt=0, le=1)
-    """Part of the steps over which `wsd` decays."""
-    clip_norm: float = Field(default=1.0, gt=0)
-    """Gradients are scaled down to this global norm."""
-
-
-class CheckpointConfig(Section):
-    every_steps: int = Field(default=0, ge=0)
-    """0 = only at the end."""
-    every_minutes: float = Field(default=0.0, ge=0)
-    """Also after this much time; 0 = by steps only."""
-    keep: int = Field(default=2, gt=0)
-    """Newest complete checkpoints kept (the best one is kept besides)."""
-    resume: Literal["if_present", "require", "never"] = "if_present"
-    """`if_present`: continue where the run directory holds a checkpoint; `require`: refuse to start
-    without one; `never`: refuse one."""
-    damaged: Literal["fall_back", "stop"] = "fall_back"
-    """When bytes of the newest checkpoint are damaged: use the newest intact one and say so, or stop."""
-
-
-class TrainConfig(Section):
-    steps: int | None = Field(default=None, gt=0)
-    """Optimizer steps; give this or `epochs`."""
-    epochs: float | None = Field(default=None, gt=0)
-    """Passes over the data, whole global batches; give this or `steps`."""
-    global_batch: int = Field(gt=0)
-    """Items per optimizer step over all ranks: packs, clips or clip groups."""
-    micro_batch: int = Field(gt=0)
-    """Items per forward per rank."""
-    world_sizes: list[int] = [1]
-    """World sizes this recipe is meant for; each must divide the batch exactly."""
-    sequence_parallel: int = Field(default=1, gt=0)
-    """Ranks that compute every pack together, each a slice of its positions (continued_pretraining); they divide the
-    world size, `data.block_tokens` and the LLM's attention heads. 1 = every rank computes whole packs."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """Of weights and activations in forward and backward."""
-    compile: Literal["none", "layers", "deepcompile"] = "none"
-    """`layers`: torch.compile of each (ZeRO stages 0 to 2); `deepcompile`: DeepSpeed's (continued_pretraining)."""
-    optimizer: OptimizerConfig
-    """AdamW and its schedule."""
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    """When to save, what to keep."""
-    log_every_steps: int = Field(default=10, gt=0)
-    """Steps per row of metrics; one more is written before an evaluation."""
-    eval_every_steps: int = Field(default=0, ge=0)
-    """0 = only before and after training."""
-    eval_batches: int = Field(default=0, ge=0)
-    """Held-out global batches per evaluation (continued_pretraining: per corpus); 0 = all."""
-    max_skipped_steps: int = Field(default=10, ge=0)
-    """Consecutive steps with non-finite gradients before the run stops as diverged."""
-    wandb_project: str | None = None
-    """Also log to this Weights & Biases project."""
-    tensorboard: bool = True
-    """Also write TensorBoard files into the run directory."""
-    peak_tflops: float | None = Field(default=None, gt=0)
-    """Dense peak of one device in the training precision; gives MFU. Known NVIDIA devices fill it themselves."""
 
 
 class ContinuedPretrainingConfig(Section):

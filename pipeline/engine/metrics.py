@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.schema import TrainConfig
+from pipeline.config.train_schema import TrainConfig
 from shards.atomic import write_atomic
 
 logger = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ from pipeline import dist
 from pipeline.config.resolve import ResolvedRecipe
 from pipeline.config.schema import Recipe
 from pipeline.engine import checkpoint as checkpoints
+from pipeline.engine.phases import Phases
 from pipeline.engine.reshard import to_universal
 from pipeline.engine.resume import find_resume, restore_best
 from pipeline.engine.setup import start_engine
@@ -28,7 +29,12 @@ logger = logging.getLogger(__name__)
 
 
 def prepare(
-    resolved: ResolvedRecipe, kind: type[AnyStage], ranks: dist.Ranks, device: torch.device, stop: StopFlag
+    resolved: ResolvedRecipe,
+    kind: type[AnyStage],
+    ranks: dist.Ranks,
+    device: torch.device,
+    stop: StopFlag,
+    phases: Phases,
 ) -> Training:
     """Plan, model, engine, resume: everything before the first step. All ranks must call.
 
@@ -58,7 +64,8 @@ def prepare(
         restore_best(run_dir, state)
         logger.info("resumed %s at step %d", resume.path, state.step)
     loader = _loader(context, stage, plans.train, state)
-    return Training(resolved, ranks, stage, engine, loader, state, total_steps, stop)
+    phases.step, phases.total_steps = state.step, total_steps
+    return Training(resolved, ranks, stage, engine, loader, state, total_steps, stop, phases)
 
 
 def _universal(resume: checkpoints.Checkpoint | None, ranks: dist.Ranks) -> Path | None:

@@ -9,7 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pipeline.config.resolve import ResolvedRecipe
 from pipeline.engine.durable import named_if_unwritable
 from pipeline.engine.observers.registry import observers_of
 from pipeline.engine.out_of_memory import named_if_out_of_memory
+from pipeline.engine.phases import Phases
 from pipeline.engine.prepare import prepare
 from pipeline.engine.recipe import Guard, Unresolved, file_of_run, read_on_all_ranks
 from pipeline.engine.signals import StopFlag
@@ -72,9 +73,11 @@ class Launcher:
     """Sends it the exit note, which it may be unable to read from the run directory; False if nobody listens."""
     guard: Guard
     """Keeps other runs out of the run directory while rank 0 is inside."""
+    phases: Phases = field(default_factory=Phases)
+    """What this rank is doing; the launcher is told of it."""
 
 
-def train(resolved: ResolvedRecipe, ranks: dist.Ranks, stop: StopFlag) -> tuple[int, str]:
+def train(resolved: ResolvedRecipe, ranks: dist.Ranks, stop: StopFlag, phases: Phases) -> tuple[int, str]:
     """Train; returns the exit code and, for a run that was stopped, where it was saved.
 
     Ends the process group's work on every path.
@@ -83,7 +86,7 @@ def train(resolved: ResolvedRecipe, ranks: dist.Ranks, stop: StopFlag) -> tuple[
     with named_if_unwritable(run_dir):
         setup_logging(ranks, run_dir)
     with named_if_out_of_memory(resolved, "the start"):
-        training = prepare(resolved, stage_class(recipe.stage), ranks, dist.device_for(ranks), stop)
+        training = prepare(resolved, stage_class(recipe.stage), ranks, dist.device_for(ranks), stop, phases)
     state = training.state
     with named_if_out_of_memory(resolved, "an evaluation or a save"):
         code = Trainer(training, observers_of(training), sinks_of(training)).fit()
@@ -112,7 +115,7 @@ def main(source: RecipeFile | Unresolved, stop: StopFlag, launcher: Launcher) ->
         with file_of_run(source, launcher.guard) as file:
             run_dir = file.run_dir
             ranks = dist.init()
-            code, stopped = train(read_on_all_ranks(file, ranks), ranks, stop)
+            code, stopped = train(read_on_all_ranks(file, ranks), ranks, stop, launcher.phases)
     except KeyboardInterrupt:
         code, message = EXIT_INTERRUPTED, "interrupted"
     except Exception as error:

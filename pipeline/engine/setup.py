@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pipeline.config.resolve import ResolvedRecipe
-from pipeline.config.schema import OptimizerConfig
+from pipeline.config.train_schema import OptimizerConfig
 from pipeline.engine.compiling import compile_model
 from pipeline.engine.schedule import learning_rate
 from pipeline.engine.wait_once import wait_once

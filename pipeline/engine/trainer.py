@@ -29,22 +29,26 @@ class Trainer:
 
     def fit(self) -> int:
         """Train to the last step or until asked to stop; the exit code it returns says which."""
-        training, state = self.training, self.training.state
+        training, state, phases = self.training, self.training.state, self.training.phases
         try:
             wishes = Wishes()
             for observer in self.observers:
                 self._write(observer.on_start(wishes))
             batches = staged(training.loader, training.device, max(training.total_steps - state.step, 0))
             while state.step < training.total_steps and not wishes.stop:
-                with named_if_out_of_memory(training.resolved, f"the copy of step {state.step + 1}"):
+                copying = named_if_out_of_memory(training.resolved, f"the copy of step {state.step + 1}")
+                with phases.during("data"), copying:
                     batch, micro_batches = next(batches)
+                phases.enter("step")
                 training.stop.begin()
                 agreed = agree(training, batch, [observer.vote() for observer in self.observers])
                 step = self._step(batch, micro_batches, agreed)
+                phases.step = state.step
                 del micro_batches  # so that only the coming step's are kept
                 wishes = Wishes(stop=agreed.stop)
                 for observer, votes in zip(self.observers, agreed.votes, strict=True):
                     self._write(observer.on_step(step, wishes, votes))
+            phases.enter("end")
             for sink in reversed(self.sinks):
                 sink.end()
             for observer in self.observers:

@@ -10,6 +10,7 @@ import torch
 from pipeline import dist
 from pipeline.config.resolve import ResolvedRecipe
 from pipeline.config.schema import Recipe
+from pipeline.engine.phases import Phases
 from pipeline.engine.setup import TrainEngine
 from pipeline.engine.signals import StopFlag
 from pipeline.engine.state import TrainState
@@ -30,6 +31,8 @@ class Training:
     """The run's progress; changes with every step."""
     total_steps: int
     stop: StopFlag
+    phases: Phases
+    """What this rank is doing."""
 
     @property
     def recipe(self) -> Recipe:

@@ -60,6 +60,7 @@ def count_steps_of(stage: str, sets: list[str], world_size: int) -> list[dict[st
     from pipeline.config.load import load_recipe
     from pipeline.config.resolve import resolve
     from pipeline.engine.observers.registry import OBSERVERS
+    from pipeline.engine.phases import Phases
     from pipeline.engine.prepare import prepare
     from pipeline.engine.signals import StopFlag
     from pipeline.engine.trainer import Trainer
@@ -67,7 +68,7 @@ def count_steps_of(stage: str, sets: list[str], world_size: int) -> list[dict[st
 
     resolved = resolve(load_recipe(f"demo_{stage}", sets), world_size)
     Path(resolved.recipe.run_dir).mkdir(parents=True, exist_ok=True)
-    training = prepare(resolved, stage_class(stage), dist.ranks_from_environment(), STAND_IN, StopFlag())
+    training = prepare(resolved, stage_class(stage), dist.ranks_from_environment(), STAND_IN, StopFlag(), Phases())
     count = Count(training)
     Trainer(training, [*(kind(training) for kind in OBSERVERS), count], []).fit()
     training.engine.destroy()

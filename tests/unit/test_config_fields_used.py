@@ -18,7 +18,7 @@ from pipeline.config.schema import Recipe
 from pipeline.config.stages import STAGES
 from tests.source_tree import LIBRARY, FunctionNode, Source, imported_modules, sources, within
 
-SCHEMA = "pipeline/config/schema.py"
+SCHEMA = ("pipeline/config/schema.py", "pipeline/config/train_schema.py")
 NOT_READ_YET: frozenset[str] = frozenset()
 """`Section.field` entries that wait for their code; must end empty."""
 
@@ -26,15 +26,15 @@ NOT_READ_YET: frozenset[str] = frozenset()
 @functools.cache
 def _sections() -> dict[str, dict[str, str]]:
     """Class name -> field name -> annotation, for every recipe section."""
-    schema = next(source for source in sources("pipeline") if source.path == SCHEMA)
+    nodes = [node for source in sources("pipeline") if source.path in SCHEMA for node in source.tree.body]
     return {
         node.name: {
             item.target.id: ast.unparse(item.annotation)
             for item in node.body
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
         }
-        for node in schema.tree.body
-        if isinstance(node, ast.ClassDef) and node.name != "Section"
+        for node in nodes
+        if isinstance(node, ast.ClassDef)
     }
 
 
@@ -67,7 +67,7 @@ def _names(source: Source) -> frozenset[str]:
 
 def _is_read(section: str, field: str) -> bool:
     for source in sources(*LIBRARY):
-        if source.path == SCHEMA or field not in _attributes_read(source):
+        if source.path in SCHEMA or field not in _attributes_read(source):
             continue
         if section in _names(source) or section == "Recipe" or _holders(section) & _attributes_read(source):
             return True
@@ -90,7 +90,8 @@ def test_the_waiting_list_only_shrinks() -> None:
 # -- per stage -------------------------------------------------------------------------------------------------------
 # Code that a training run of a stage does not pass through, or that reads every setting whatever the stage.
 _OTHER_CODE = (
-    "pipeline.config.schema", "pipeline.config.checks", "pipeline.config.unread", "pipeline.config.cli",
+    "pipeline.config.schema", "pipeline.config.train_schema", "pipeline.config.checks", "pipeline.config.unread",
+    "pipeline.config.cli",
     "pipeline.demo", "pipeline.inference.translate", "pipeline.inference.extract_features",
     "launch.slt", "pipeline.stages.registry",
     "pipeline.evaluate.run", "pipeline.evaluate.cli", "launch.cli", "pipeline.config.inputs",

@@ -10,17 +10,19 @@ from pipeline.config import schema
 from tests.source_tree import ROOT, sources
 
 PAGE = ROOT / "docs" / "recipe-reference.md"
+FILES = ("pipeline/config/schema.py", "pipeline/config/train_schema.py")
 HEAD = """# Recipe reference
 
-Every setting, from the types in [`pipeline/config/schema.py`](../pipeline/config/schema.py). Written by
+Every setting, from the types in [`schema.py`](../pipeline/config/schema.py) and
+[`train_schema.py`](../pipeline/config/train_schema.py). Written by
 `make reference`; how settings are combined and checked is in [recipes](recipes.md).
 """
 
 
 def render() -> str:
     """The page: one table per section of the recipe, in the order a reader meets them."""
-    file = next(source for source in sources("pipeline") if source.path == "pipeline/config/schema.py")
-    classes = {node.name: node for node in file.tree.body if isinstance(node, ast.ClassDef)}
+    files = [source for source in sources("pipeline") if source.path in FILES]
+    classes = {node.name: node for file in files for node in file.tree.body if isinstance(node, ast.ClassDef)}
     parts = [HEAD]
     for path, name in _sections(classes, "Recipe", ""):
         title = f"`{path}`" if path else "The recipe"

@@ -50,7 +50,8 @@ class Evaluate(Observer):
         module, random = self.training.engine.module, rng_state()
         module.eval()
         try:
-            metrics = stage.evaluate(self.training.engine.forward, self._stop_requested)
+            with self.training.phases.during("evaluation"):
+                metrics = stage.evaluate(self.training.engine.forward, self._stop_requested)
         except EvaluationStopped:
             restore_rng(random)
             name = self.training.recipe.name

@@ -36,8 +36,13 @@ class Save(Observer):
 
     def _save(self, best: bool) -> None:
         training = self.training
+        with training.phases.during("checkpoint"):
+            self._write(best)
+        self.last_save = time.monotonic()
+
+    def _write(self, best: bool) -> None:
+        training = self.training
         path = checkpoints.save(training.engine, training.stage, training.run_dir, training.resolved, training.state)
         if best:
             checkpoints.mark_best(training.run_dir, path)
         checkpoints.prune(training.run_dir, training.recipe.train.checkpoint.keep)
-        self.last_save = time.monotonic()

@@ -17,6 +17,7 @@ from pipeline.config.recipe_file import RecipeFile
 from pipeline.config.resolve import resolve
 from pipeline.dist import Ranks
 from pipeline.engine import run
+from pipeline.engine.phases import Phases
 from pipeline.engine.signals import StopFlag
 from pipeline.errors import StorageError
 
@@ -99,4 +100,4 @@ def test_a_run_directory_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     resolved = resolve(load_recipe("demo_contrastive", [f"run_dir={tmp_path / 'run'}"]), 1)
     with pytest.raises(StorageError, match=r"/run/logs could not be written: Not a directory; free space or change"):
-        run.train(resolved, Ranks(0, 0, 1), StopFlag())
+        run.train(resolved, Ranks(0, 0, 1), StopFlag(), Phases())

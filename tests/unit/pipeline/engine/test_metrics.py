@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from pipeline.config.schema import OptimizerConfig, TrainConfig
+from pipeline.config.train_schema import OptimizerConfig, TrainConfig
 from pipeline.engine.metrics import describe, peak_tflops
 
 

@@ -105,7 +105,7 @@ def test_the_rest_of_a_run(at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(run, "observers_of", lambda _: [])
     monkeypatch.setattr(run, "sinks_of", lambda _: [])
     with pytest.raises(OutOfMemoryError, match=f"^{at} of the continued_pretraining stage ran out of memory"):
-        run.train(resolved, run.dist.Ranks(0, 0, 1), None)  # type: ignore[arg-type]
+        run.train(resolved, run.dist.Ranks(0, 0, 1), None, None)  # type: ignore[arg-type]
 
 
 def test_a_host_that_really_has_no_memory(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.config.schema import OptimizerConfig
+from pipeline.config.train_schema import OptimizerConfig
 from pipeline.engine.schedule import learning_rate
 
 

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.config.load import load_recipe
 from pipeline.config.resolve import ResolvedRecipe, resolve
-from pipeline.config.schema import OptimizerConfig
+from pipeline.config.train_schema import OptimizerConfig
 from pipeline.engine.setup import TrainEngine, check_engine, parameter_groups, quiet_deepspeed
 from pipeline.errors import RecipeError
 

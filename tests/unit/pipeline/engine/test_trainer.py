@@ -15,6 +15,7 @@ from pipeline.engine.observers import registry
 from pipeline.engine.observers.base import FinishedStep, Observer, Wishes
 from pipeline.engine.observers.evaluate import Evaluate
 from pipeline.engine.observers.save import Save
+from pipeline.engine.phases import Phases
 from pipeline.engine.signals import StopFlag
 from pipeline.engine.sinks.base import Sink
 from pipeline.engine.state import TrainState
@@ -39,7 +40,7 @@ def training(steps: int = 2, done: int = 0) -> Any:
     return SimpleNamespace(
         recipe=recipe, ranks=dist.Ranks(0, 0, 1), device=torch.device("cpu"), loader=Loader(), stop=StopFlag(),
         engine=SimpleNamespace(set_learning_rate=lambda step: 0.1 * step), stage=None, state=TrainState(step=done),
-        total_steps=steps, resolved=None,
+        total_steps=steps, resolved=None, phases=Phases(),
     )  # fmt: skip
 
 
