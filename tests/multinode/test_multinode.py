@@ -19,7 +19,7 @@ from pipeline.config.load import load_recipe
 from pipeline.config.source import parse_value
 from pipeline.errors import EXIT_CLUSTER, EXIT_PREEMPTED
 from tests.jobs import World, rows, run_job
-from tests.multinode.hosts import PORT, SimulatedHost, until
+from tests.multinode.hosts import ABSENT, PORT, SimulatedHost, until
 from tests.source_tree import ROOT
 
 pytestmark = pytest.mark.multinode
@@ -225,7 +225,7 @@ def test_values_arrive_byte_for_byte_on_every_host(cluster: Cluster, tmp_path: P
 
 
 def test_an_unreachable_host(cluster: Cluster) -> None:
-    code, output = cluster.finish(cluster.slt("host-a", "host-c"), seconds=40)
+    code, output = cluster.finish(cluster.slt("host-a", ABSENT), seconds=40)
     assert code == EXIT_CLUSTER, output
-    assert "1 of 2 hosts cannot take part" in output and "host-c: ssh: connect to host host-c" in output
+    assert "1 of 2 hosts cannot take part" in output and f"{ABSENT}: ssh: connect to host {ABSENT}" in output
     assert "Traceback" not in output and not (cluster.run_dir / "logs" / "launch.log").exists()
