@@ -81,6 +81,7 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
                 "pipeline.engine.durable",
                 "pipeline.engine.metrics",
                 "pipeline.engine.zero",
+                "pipeline.engine.zero_shards",
             ),
         ),
     ),
