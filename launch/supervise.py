@@ -277,12 +277,10 @@ def end_orphans(launch_id: str, command: Command, patience: Patience) -> None:
 
 def _signal_hosts(command: Command, launch_id: str, name: str, *flags: str) -> None:
     """Signal the ranks of a launch (``--all``: every process of it) on all hosts of a command."""
-    assert command.remote is not None
     ask = HostCommand((sys.executable, "-m", "launch.ranks", launch_id, name, *flags), folder=PROJECT_ROOT)
-    argv = [shell_line(ask) if part == "{command}" else part for part in command.remote]
     try:
         done = subprocess.run(
-            argv, env={**os.environ, **command.env}, timeout=_REMOTE_SECONDS, check=False,
+            command.on_hosts(shell_line(ask)), env={**os.environ, **command.env}, timeout=_REMOTE_SECONDS, check=False,
             capture_output=True, text=True, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
