@@ -36,7 +36,8 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("launch.checkpoints_cli", ("pipeline", "shards", "launch")),
     ("launch", ("pipeline.config", "pipeline.errors")),
     ("pipeline.errors", ("shards.errors",)),
-    ("pipeline.config", ("pipeline.errors", "ds_configs")),
+    # a set of token ids names its tokenizer by the data layer's fingerprint
+    ("pipeline.config", ("pipeline.errors", "ds_configs", "shards.text")),
     ("pipeline.dist", ("pipeline.errors",)),
     ("pipeline.losses", ("pipeline.dist", "pipeline.errors")),
     ("pipeline.models", ("pipeline.losses", "pipeline.dist", "pipeline.config", "pipeline.errors", "shards")),
@@ -81,6 +82,7 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
                 "pipeline.engine.durable",
                 "pipeline.engine.metrics",
                 "pipeline.engine.zero",
+                "pipeline.engine.zero_shards",
             ),
         ),
     ),
