@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from pipeline import dist
 from pipeline.engine.checkpoint import TAG, checkpoint_folder
 from pipeline.engine.saving.files import Parts, RankFiles, complete, export_files
@@ -140,10 +142,11 @@ class Saver:
             engine.engine.save_checkpoint, str(folder), tag=TAG, client_state={}, save_latest=False,
             exclude_frozen_parameters=bool(frozen_names(engine.module)),
         )  # fmt: skip
+        lean = partial(_without_frozen, engine.module)
         if not self.background:
-            return capture(engine.engine, save, lambda state: state)
+            return capture(engine.engine, save, lean)
         self.buffers.begin()
-        captured = capture(engine.engine, save, self.buffers.copy)
+        captured = capture(engine.engine, save, lambda state: self.buffers.copy(lean(state)))
         self.buffers.end()
         return captured
 
@@ -198,6 +201,14 @@ class Saver:
             f"checkpoint {final} could not be written: {'; '.join(problems)}. Earlier checkpoints are untouched; free "
             "space or change run_dir, then start the run again: it resumes from the last complete checkpoint"
         )
+
+
+def _without_frozen(module: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """DeepSpeed 0.19.8 leaves out a frozen weight under its first name only, and a tied output head has two."""
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            state.get("module", {}).pop(name, None)
+    return state
 
 
 @contextlib.contextmanager
