@@ -37,8 +37,13 @@ class Patience:
 
 def signal_hosts(command: Command, launch_id: str, name: str, *flags: str) -> None:
     """Signal the ranks of a launch (``--all``: every process of it) on all hosts of a command."""
+    run_on_hosts(command, ("launch.ranks", launch_id, name, *flags), f"{name} could not be sent to all hosts")
+
+
+def run_on_hosts(command: Command, module: tuple[str, ...], failure: str) -> None:
+    """Run a module of ours with its arguments on all hosts of a command; logs ``failure`` where one fails."""
     assert command.remote is not None
-    ask = HostCommand((sys.executable, "-m", "launch.ranks", launch_id, name, *flags), folder=PROJECT_ROOT)
+    ask = HostCommand((sys.executable, "-m", *module), folder=PROJECT_ROOT)
     argv = [shell_line(ask) if part == "{command}" else part for part in command.remote]
     try:
         done = subprocess.run(
@@ -46,10 +51,10 @@ def signal_hosts(command: Command, launch_id: str, name: str, *flags: str) -> No
             capture_output=True, text=True, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
-        log.error("%s could not be sent to all hosts: %s", name, error)
+        log.error("%s: %s", failure, error)
         return
     if done.returncode:
-        log.error("%s could not be sent to all hosts: %s", name, done.stderr.strip() or f"exit {done.returncode}")
+        log.error("%s: %s", failure, done.stderr.strip() or f"exit {done.returncode}")
 
 
 def end_orphans(launch_id: str, command: Command, patience: Patience) -> None:
@@ -97,4 +102,4 @@ def is_dead(pid: int) -> bool:
         return True
 
 
-__all__ = ["Patience", "end_orphans", "group_members", "is_dead", "signal_group", "signal_hosts"]
+__all__ = ["Patience", "end_orphans", "group_members", "is_dead", "run_on_hosts", "signal_group", "signal_hosts"]
