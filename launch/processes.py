@@ -42,12 +42,10 @@ def signal_hosts(command: Command, launch_id: str, name: str, *flags: str) -> No
 
 def run_on_hosts(command: Command, module: tuple[str, ...], failure: str) -> None:
     """Run a module of ours with its arguments on all hosts of a command; logs ``failure`` where one fails."""
-    assert command.remote is not None
     ask = HostCommand((sys.executable, "-m", *module), folder=PROJECT_ROOT)
-    argv = [shell_line(ask) if part == "{command}" else part for part in command.remote]
     try:
         done = subprocess.run(
-            argv, env={**os.environ, **command.env}, timeout=_REMOTE_SECONDS, check=False,
+            command.on_hosts(shell_line(ask)), env={**os.environ, **command.env}, timeout=_REMOTE_SECONDS, check=False,
             capture_output=True, text=True, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -81,7 +81,7 @@ def test_run_looks_at_inputs_before_it_starts(tmp_path: Path, monkeypatch: pytes
 
 @pytest.fixture
 def inputs_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(options, "check_inputs", lambda loaded: None)
+    monkeypatch.setattr(options, "check_recipe", lambda loaded, sizes: None)
 
 
 @pytest.mark.usefixtures("inputs_are_there")
