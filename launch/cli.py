@@ -128,7 +128,7 @@ def _run(options: LaunchOptions, patience: Patience, console: Console, early: St
     hosts = ", ".join(f"{host.name} x {host.slots}" for host in plan.hosts)
     console.print(f"{resolved.recipe.name}: {plan.world_size} ranks on {hosts}, log {plan.run_dir}/logs/launch.log")
     with hold(plan.run_dir, plan.launch_id, lambda launch_id: end_orphans(launch_id, command, patience)):
-        check_hosts(command, plan)
+        check_hosts(command, plan, resolved.recipe)
         write_resolved(resolved, plan.run_dir)
         outcome = supervise(command, plan.run_dir, (plan.launch_id, plan.world_size), patience)
         early.over = True

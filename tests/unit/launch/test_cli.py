@@ -19,6 +19,7 @@ from launch.lock import hold
 from launch.plan import LaunchPlan, plan_ranks
 from launch.verdict import Outcome
 from pipeline.config.resolve import ResolvedRecipe
+from pipeline.config.schema import Recipe
 from pipeline.errors import ClusterError, RecipeError
 from tests.light_start import MODELS, output_of_light_start
 from tests.source_tree import ROOT
@@ -85,7 +86,7 @@ def inputs_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("inputs_are_there")
 def test_run_asks_the_hosts_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(command: Command, plan: LaunchPlan) -> None:
+    def refuse(command: Command, plan: LaunchPlan, recipe: Recipe) -> None:
         raise ClusterError(f"{[host.name for host in plan.hosts]}")
 
     monkeypatch.setattr(cli, "check_hosts", refuse)
