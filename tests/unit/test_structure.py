@@ -79,7 +79,6 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
                 "pipeline.engine.checkpoint",
                 "pipeline.engine.durable",
                 "pipeline.engine.metrics",
-                "pipeline.engine.zero",
                 "pipeline.engine.zero_shards",
             ),
         ),
