@@ -23,6 +23,9 @@ class Save(Observer):
             self._save(wishes.best)
         return {}
 
+    def on_rollback(self) -> None:
+        self.last_save = time.monotonic()
+
     def vote(self) -> int:
         minutes = self.training.recipe.train.checkpoint.every_minutes
         return int(self.training.ranks.is_main and minutes > 0 and time.monotonic() - self.last_save > minutes * 60)
@@ -30,7 +33,7 @@ class Save(Observer):
     def on_step(self, step: FinishedStep, wishes: Wishes, votes: int) -> Metrics:
         every = self.training.recipe.train.checkpoint.every_steps
         due = votes > 0 or step.last or bool(every and self.training.state.step % every == 0)
-        if due or wishes.save or wishes.stop:
+        if (due or wishes.save or wishes.stop) and not wishes.rollback:
             self._save(wishes.best)
         return {}
 
