@@ -20,8 +20,8 @@ from pipeline.engine.checkpoint import (
     open_checkpoint,
     universal_folder,
 )
-from pipeline.engine.publish import COMPLETE
 from pipeline.engine.resume import restore_best
+from pipeline.engine.saving.publish import COMPLETE
 from pipeline.engine.training import Training
 from pipeline.errors import DivergedError
 
