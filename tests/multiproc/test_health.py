@@ -1,4 +1,4 @@
-"""A step that is not finite somewhere is applied nowhere, and a run in trouble goes back: real ranks, real DeepSpeed.
+"""A step that is not finite somewhere is applied nowhere: real ranks, real DeepSpeed.
 
 The oracle of a skipped step is a run that leaves its forward, backward and update out altogether.
 """
@@ -51,21 +51,26 @@ class Run(NamedTuple):
     """Of weights, moments and Adam's counts, as this rank holds them."""
 
 
-def train(stage: str, sets: list[str], world_size: int, way: str) -> Run:
+def prepared(stage: str, sets: list[str], world_size: int) -> Training:
     from pipeline.config.load import load_recipe
     from pipeline.config.resolve import resolve
-    from pipeline.engine.observers.base import Observer
-    from pipeline.engine.observers.registry import OBSERVERS
     from pipeline.engine.phases import Phases
     from pipeline.engine.prepare import prepare
     from pipeline.engine.signals import StopFlag
-    from pipeline.engine.trainer import Trainer
     from pipeline.stages.registry import stage_class
 
     resolved = resolve(load_recipe(f"demo_{stage}", sets), world_size)
     Path(resolved.recipe.run_dir).mkdir(parents=True, exist_ok=True)
     ranks = dist.ranks_from_environment()
-    training = prepare(resolved, stage_class(stage), ranks, torch.device("cpu"), StopFlag(), Phases())
+    return prepare(resolved, stage_class(stage), ranks, torch.device("cpu"), StopFlag(), Phases())
+
+
+def train(stage: str, sets: list[str], world_size: int, way: str) -> Run:
+    from pipeline.engine.observers.base import Observer
+    from pipeline.engine.observers.registry import OBSERVERS
+    from pipeline.engine.trainer import Trainer
+
+    training = prepared(stage, sets, world_size)
     losses: list[float] = []
     norms: list[float] = []
     applied: list[bool] = []
@@ -184,3 +189,14 @@ def test_a_step_that_is_not_finite_on_one_rank_is_applied_on_none(
         assert run.digest == reference.digest
         assert run.norms == reference.norms and run.losses[BAD_STEP:] == reference.losses[BAD_STEP:]
         assert all(map(math.isfinite, run.losses[BAD_STEP:]))
+
+
+def test_one_rank_skips_like_two(
+    world: World, runs: list[list[dict[str, Run]]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    sets = world.sets("continued_pretraining", tmp_path_factory.mktemp("alone"), 1, **SETTINGS, train__precision="fp32")
+    ((alone,),) = run_ranks(train_all, 1, [("continued_pretraining", sets, "loss")])
+    two = runs[0][COMBINATIONS.index(("continued_pretraining", 3, "fp32", "loss"))]["loss"]
+    assert alone["loss"].digest == alone["left out"].digest and alone["loss"].applied == two.applied
+    for name in ("losses", "norms"):
+        assert getattr(alone["loss"], name) == pytest.approx(getattr(two, name), rel=3e-3, nan_ok=True)
