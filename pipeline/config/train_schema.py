@@ -49,6 +49,21 @@ class CheckpointConfig(Section):
     """When bytes of the newest checkpoint are damaged: use the newest intact one and say so, or stop."""
 
 
+class HealthConfig(Section):
+    max_rollbacks: int = Field(default=2, ge=0)
+    """How often a run in trouble returns to its last good checkpoint, and goes on with the samples that follow, before
+    it stops as diverged; 0 = it stops at once."""
+    spike_factor: float = Field(default=10.0, ge=0)
+    """A gradient norm above this many times its running mean is a spike; 0 = none is."""
+    loss_spike_factor: float = Field(default=3.0, ge=0)
+    """The same for the loss of a row of metrics."""
+    spike_window_steps: int = Field(default=100, gt=0)
+    """Steps that the running means remember; nothing is a spike before as many."""
+    on_spike: Literal["warn", "skip", "rollback"] = "warn"
+    """`warn`: name and count it; `skip`: also do not apply a step whose gradient norm is one; `rollback`: also roll
+    back when the loss is one."""
+
+
 class TrainConfig(Section):
     steps: int | None = Field(default=None, gt=0)
     """Optimizer steps; give this or `epochs`."""
@@ -78,7 +93,9 @@ class TrainConfig(Section):
     eval_batches: int = Field(default=0, ge=0)
     """Held-out global batches per evaluation (continued_pretraining: per corpus); 0 = all."""
     max_skipped_steps: int = Field(default=10, ge=0)
-    """Consecutive steps with non-finite gradients before the run stops as diverged."""
+    """Consecutive steps that are not applied, because loss or gradients are not finite, before the run rolls back."""
+    health: HealthConfig = HealthConfig()
+    """Rollbacks and spikes."""
     wandb_project: str | None = None
     """Also log to this Weights & Biases project."""
     sample_ledger: bool = False

@@ -28,6 +28,9 @@ class Save(Observer):
         ends = wishes.stop or self.training.state.step == self.training.total_steps
         return self._save(wishes.best, ends)
 
+    def on_rollback(self) -> None:
+        self.last_save = time.monotonic()
+
     def vote(self) -> int:
         """Whether this rank is done with the checkpoint on its way, and above that whether minutes make one due."""
         minutes = self.training.recipe.train.checkpoint.every_minutes
@@ -41,6 +44,9 @@ class Save(Observer):
         if done == self.training.ranks.world_size:
             with self.training.phases.during("checkpoint"):
                 metrics = self.saver.advance()
+        if wishes.rollback:  # the checkpoint on its way is the one to return to
+            with self.training.phases.during("checkpoint"):
+                return metrics | self.saver.finish()
         ends = step.last or wishes.stop
         due = ends or minutes_due > 0 or bool(every and self.training.state.step % every == 0)
         if due or wishes.save:
