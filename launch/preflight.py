@@ -51,10 +51,10 @@ def check_hosts(command: Command, plan: LaunchPlan) -> None:
         output, errors = _ask(command, _questions(plan, marker))
     problems, others = [], []
     for host in plan.hosts:
-        host_lines = _lines_of(host.name, output)
+        host_lines = _lines_of(command, host.name, output)
         answers = next((line.removeprefix(READY) for line in host_lines if line.startswith(READY)), None)
         if answers is None:
-            reason = "; ".join(_lines_of(host.name, errors) + host_lines) or "no answer"
+            reason = "; ".join(_lines_of(command, host.name, errors) + host_lines) or "no answer"
         else:
             try:
                 reason = _reason(plan, host, json.loads(answers))
@@ -99,9 +99,8 @@ def _questions(plan: LaunchPlan, marker: Path) -> str:
 
 
 def _ask(command: Command, shell: str) -> tuple[str, str]:
-    """Run the shell text on all hosts; returns stdout and stderr, whose lines begin with the host's name."""
-    assert command.remote is not None
-    argv = [shell if part == "{command}" else part for part in command.remote]
+    """Run the shell text on all hosts; returns stdout and stderr, whose lines begin with a label."""
+    argv = command.on_hosts(shell)
     try:
         result = subprocess.run(
             argv, env={**os.environ, **command.env}, timeout=TIMEOUT_SECONDS, check=False,
@@ -118,8 +117,8 @@ def _text(captured: bytes | str | None) -> str:
     return captured.decode(errors="replace") if isinstance(captured, bytes) else captured or ""
 
 
-def _lines_of(host: str, text: str) -> list[str]:
-    return [line.removeprefix(f"{host}: ") for line in text.splitlines() if line.startswith(f"{host}: ")]
+def _lines_of(command: Command, host: str, text: str) -> list[str]:
+    return [line for name, line in map(command.host_of, text.splitlines()) if name == host]
 
 
 @contextmanager

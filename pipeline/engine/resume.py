@@ -14,10 +14,9 @@ from pipeline.engine.checkpoint import (
     checkpoint_folder,
     complete_folders,
     latest_checkpoint,
-    mark_best,
-    set_damaged_aside,
 )
-from pipeline.engine.publish import finish_interrupted
+from pipeline.engine.saving.publish import finish_interrupted
+from pipeline.engine.saving.retention import mark_best, set_damaged_aside
 from pipeline.engine.state import TrainState
 from pipeline.errors import CheckpointError
 

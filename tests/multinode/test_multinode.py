@@ -113,7 +113,7 @@ def test_values_arrive_byte_for_byte_on_every_host(cluster: Cluster, tmp_path: P
     carried = {name: NASTY[name] for name in ("NCCL_X", "HF_HOME")}
     sets = ["connector.prompt='{video} \"%h\" $HOME `id` \\ '"]
     program = (
-        "from pathlib import Path; from launch import cli, options; options.check_inputs = lambda loaded: None; "
+        "from pathlib import Path; from launch import cli, options; options.check_recipe = lambda loaded, sizes: None; "
         f"options.TRAIN_SCRIPT = Path({str(folder / 'say.py')!r}); cli.main()"
     )
     argv = [
