@@ -31,7 +31,7 @@ def data_settings(world: World) -> dict[str, object]:
 
 TO_ROUNDING = 3e-4
 """fp32 sums in another order."""
-GONE_SECONDS = 15.0
+GONE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,8 @@ class _Run:
         with drill.inject(live):
             code = _wait(process, drill.seconds, lambda: cluster.said(log))
             end = time.time()
-            self._wait_until_gone()
+            self._wait_until_gone(live.away)
+        self._wait_until_gone()
         if not number:
             self.fault, self.end, self.going_on = fault, end, fault
         said = cluster.said(log)
@@ -141,10 +142,14 @@ class _Run:
         self.said.append(self.cluster.said(log))
         self._wait_until_gone()
 
-    def _wait_until_gone(self) -> None:
+    def _wait_until_gone(self, away: str = "") -> None:
+        """Whatever outlives the launch on a host that can be reached is written down, and ended."""
         with contextlib.suppress(AssertionError):
-            until(lambda: not self.cluster.left(), GONE_SECONDS, "all are gone")
-        self.left += self.cluster.left()
+            until(lambda: not self.cluster.left(away), GONE_SECONDS, "all are gone")
+        self.left += self.cluster.left(away)
+        for host in self.cluster.hosts:
+            if host.name != away:
+                host.clear()
 
     def _result(self, reference: Mapping[int, float], cause: str) -> Result:
         drill, run_dir = self.drill, self.cluster.a.sees(self.cluster.run_dir)

@@ -33,6 +33,8 @@ class Live:
     ranks: dict[int, psutil.Process]
     refused: tuple[int, str] | None = None
     """Exit code and output of a launch that a drill started beside it."""
+    away: str = ""
+    """A host that nobody can reach now."""
 
 
 Inject = Callable[[Live], AbstractContextManager[None]]
@@ -73,6 +75,13 @@ class Drill:
     """The losses are those of the undisturbed run to the last bit, as the world size never changes."""
     seconds: float = 120
     """Longest time from the fault to the end of the launch."""
+    in_ci: bool = True
+    """Whether the tests run it; `make drills` runs all."""
+
+    @property
+    def slug(self) -> str:
+        """The name as a folder."""
+        return "-".join(self.name.replace(",", "").split())
 
 
 @contextlib.contextmanager
@@ -96,8 +105,10 @@ def switch_off(live: Live) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unplug(live: Live) -> Iterator[None]:
+    live.away = live.cluster.b.name
     with live.cluster.b.unplugged():
         yield
+    live.away = ""
 
 
 @contextlib.contextmanager
