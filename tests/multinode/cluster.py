@@ -118,11 +118,11 @@ class Cluster:
         return code, self.output()
 
     def output(self) -> str:
-        return self.said("log")
+        return self.said("log")[-6000:]
 
     def said(self, log: str) -> str:
-        """The end of the output of a launch with this log."""
-        return (self.folder / log).read_text()[-6000:]
+        """The output of a launch with this log."""
+        return (self.folder / log).read_text()
 
     def left(self, away: str = "") -> list[str]:
         """What runs on the hosts, but for one that cannot be reached."""
