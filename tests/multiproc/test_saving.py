@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import threading
@@ -15,7 +14,7 @@ import torch
 
 from pipeline import dist
 from pipeline.engine.checkpoint import TAG, list_checkpoints, verify
-from pipeline.errors import EXIT_PREEMPTED, EXIT_USER
+from pipeline.errors import EXIT_CLUSTER, EXIT_PREEMPTED, EXIT_USER
 from tests.jobs import TINY_VISUAL, World, finish, rows, run_job, start_ranks
 from tests.ranks import run_ranks
 
@@ -158,9 +157,6 @@ def undisturbed(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[
 def run_into(fault: str, sets: list[str]) -> tuple[list[int], str]:
     """A run of two ranks that meets the fault on rank 1 while the checkpoint of step 4 is written."""
     ranks = start_ranks(STAGES[0], sets, 2, {"SLT_TEST_FAULT": fault}, script="tests/multiproc/fault_while_saving.py")
-    if fault == "kill":  # nobody supervises these ranks
-        ranks[1].wait(180)
-        os.killpg(ranks[0].pid, signal.SIGKILL)
     return finish(ranks)
 
 
@@ -191,7 +187,7 @@ def test_kill_during_a_write_leaves_what_the_next_start_removes(
 ) -> None:
     sets = world.sets(STAGES[0], tmp_path, 2, **FAULTY)
     codes, output = run_into("kill", sets)
-    assert codes == [-signal.SIGKILL] * 2, output[-3000:]
+    assert codes == [EXIT_CLUSTER, -signal.SIGKILL], output[-3000:]
     assert saved_steps(tmp_path) == [2] and unfinished(tmp_path) == [".tmp-step-000004"]
     assert "step-000002 at step 2" in run_job(STAGES[0], sets, 2)
     assert saved_steps(tmp_path) == [2, 4, 6] and not unfinished(tmp_path)
