@@ -1,7 +1,7 @@
-"""Carries a command to another host, through pdsh, ssh and any login shell.
+"""Carries a command to another host, through any program that reaches it and any login shell.
 
-pdsh replaces ``%h``, ``%n`` and ``%u``; the shell expands and splits words. So the shell reads only two paths (the
-interpreter and `launch/arrive.py`); everything else travels in one encoded word.
+The shell expands and splits words. So it reads only two paths (the interpreter and `launch/arrive.py`); everything
+else travels in one encoded word.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class HostCommand:
 
 
 def shell_line(command: HostCommand) -> str:
-    """The line for pdsh that makes each host run the command with exactly these arguments and variables.
+    """The line that makes a host's shell run the command with exactly these arguments and variables.
+
+    With ``node_rank_at``, whoever carries it adds the host's ``--node_rank=N`` as the last word.
 
     Raises:
         RecipeError: a value holds a NUL byte, which no process can receive, or the path of the interpreter or the
@@ -51,17 +53,14 @@ def shell_line(command: HostCommand) -> str:
         "env": {_bytes(name): _bytes(value) for name, value in command.env.items()},
         "folder": "" if command.folder is None else _bytes(str(command.folder)),
     }
-    line = [shell_word(sys.executable), "-I", shell_word(str(ARRIVE_SCRIPT)), _encoded(parcel)]
-    if command.node_rank_at is not None:
-        line.append("--node_rank=%n")  # pdsh counts its hosts from 0
-    return " ".join(line)
+    return " ".join((shell_word(sys.executable), "-I", shell_word(str(ARRIVE_SCRIPT)), _encoded(parcel)))
 
 
 def shell_word(text: str) -> str:
-    """Text as one word for pdsh and a shell. Raises RecipeError for control characters."""
+    """Text as one word for a shell. Raises RecipeError for control characters."""
     if any(ord(character) < 32 or ord(character) == 127 for character in text):
         raise RecipeError(f"{text!r} cannot be named to other hosts: it holds a control character; rename the folder")
-    return shlex.quote(text).replace("%", "%%")
+    return shlex.quote(text)
 
 
 def _bytes(text: str) -> str:

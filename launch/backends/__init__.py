@@ -6,6 +6,8 @@ Adding one: a module with ``command(plan) -> Command`` and a line in `BACKENDS`.
 from __future__ import annotations
 
 import importlib
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
@@ -19,6 +21,7 @@ BACKENDS = {
     "deepspeed": "launch.backends.deepspeed",
 }
 """Name -> module."""
+_LABEL = re.compile(r" *(\S+): ?")  # pdsh writes `name: text`, srun ` 0: text`
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +34,26 @@ class Command:
     arrives: HostCommand | None = None
     """The command that every host then runs; None if that is ``argv`` itself, on this machine."""
     remote: tuple[str, ...] | None = None
-    """Runs a shell command, in place of ``{command}``, on all hosts of the ranks. None if every rank is local."""
+    """Runs a shell line, in place of ``{command}`` (see `on_hosts`), once on every host of the ranks. Each line of its
+    output begins with a label (see `host_of`). None if every rank that this command starts is on this machine."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Label -> host, for the output of ``remote``; empty if the labels are the hosts' names."""
+    percent_is_special: bool = False
+    """Whether ``remote`` replaces ``%h`` and the like, as pdsh does."""
     lost_host: str | None = None
     """Regular expression of the output line that reports a lost connection to a host; group 1 is the host's name."""
+
+    def on_hosts(self, line: str) -> list[str]:
+        """The arguments that run a shell line (`launch.carry.shell_line`) once on every host of the ranks."""
+        assert self.remote is not None, "every rank is on this machine"
+        line = line.replace("%", "%%") if self.percent_is_special else line
+        return [line if part == "{command}" else part for part in self.remote]
+
+    def host_of(self, line: str) -> tuple[str, str]:
+        """A line of output of `on_hosts` -> the host that wrote it and what it wrote; ``""`` if no host did."""
+        match = _LABEL.match(line)
+        host = "" if match is None else (self.labels.get(match[1], "") if self.labels else match[1])
+        return (host, line[match.end() :]) if match is not None and host else ("", line)
 
 
 class Backend(Protocol):

@@ -34,11 +34,14 @@ def command(plan: LaunchPlan) -> Command:
         return Command(argv=node.argv, env=dict(node.env))
     # all hosts at once: the others would wait for ranks that queue
     pdsh = ("pdsh", "-R", "ssh", "-S", "-f", str(len(names)), "-w", ",".join(names))
+    # pdsh counts its hosts from 0 and replaces %n; %% becomes %
+    line = shell_line(node).replace("%", "%%") + " --node_rank=%n"
     return Command(
-        argv=(*pdsh, shell_line(node)),
+        argv=(*pdsh, line),
         env={"PDSH_SSH_ARGS_APPEND": _ssh_arguments(plan)},
         arrives=node,
         remote=(*pdsh, "{command}"),
+        percent_is_special=True,
         lost_host=_LOST,
     )
 

@@ -34,8 +34,8 @@ WITHOUT_NUL = st.text(
 def arrived(
     command: HostCommand, shell: str, env: dict[str, str] | None = None
 ) -> tuple[list[str], dict[str, str], str]:
-    """Arguments, variables and folder of a command after pdsh's substitution and a remote shell."""
-    line = shell_line(command).replace("%n", "1").replace("%%", "%")
+    """Arguments, variables and folder of a command after a remote shell; the host is the second."""
+    line = shell_line(command) + (" --node_rank=1" if command.node_rank_at is not None else "")
     start = {"PATH": os.environ["PATH"], **(env or {})}
     done = subprocess.run([shell, "-c", line], env=start, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from launch.arrive import unpack
-from launch.backends import BACKENDS, get_backend
+from launch.backends import BACKENDS, Command, get_backend
 from launch.backends.deepspeed import is_this_machine
 from launch.hostfile import Host
 from launch.plan import LAUNCH_ID, LaunchPlan, plan_ranks
@@ -76,7 +76,16 @@ def test_deepspeed_on_two_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     lost = re.match(command.lost_host, "pdsh@here: node-1.example: ssh exited with exit code 255")
     assert lost is not None and lost[1] == "node-1.example"
     assert not re.match(command.lost_host, "pdsh@here: b: ssh exited with exit code 247")
-    assert command.remote is not None and "a,b" in command.remote and command.remote[-1] == "{command}"
+    assert command.on_hosts("echo 50%") == [*command.argv[:8], "echo 50%%"]
+    assert command.host_of("b: free: 50%") == ("b", "free: 50%") and command.host_of("") == ("", "")
+
+
+def test_labels_that_are_no_host_names() -> None:
+    command = Command(("srun",), remote=("srun", "--label", "sh", "-c", "{command}"), labels={"0": "n1", "11": "n2"})
+    assert command.on_hosts("echo 50%")[-1] == "echo 50%"
+    assert command.host_of(" 0: text: more") == ("n1", "text: more") and command.host_of("11: ") == ("n2", "")
+    other = "srun: error: Node failure on n2"
+    assert command.host_of(other) == ("", other)
 
 
 def test_deepspeed_on_one_host() -> None:
