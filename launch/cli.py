@@ -24,8 +24,12 @@ from launch.notes import BEFORE_FIRST_STEP
 from launch.options import LaunchOptions, build_plan, with_options
 from launch.plan import LaunchPlan
 from launch.preflight import check_hosts
+from launch.processes import Patience, end_orphans
 from launch.signals import StopBeforeStart, StoppedBeforeStart
-from launch.supervise import Outcome, Patience, end_orphans, supervise
+from launch.status import Journal
+from launch.status_cli import status_command, stop_command
+from launch.stop import forget_request
+from launch.supervise import Outcome, Watch, supervise
 from pipeline.config.cli import run_app
 from pipeline.config.planner import Answer, NotPlanned, ask, too_large
 from pipeline.config.recipe_file import write_resolved
@@ -34,6 +38,8 @@ from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED,
 from shards.terminal import table_console
 
 app = typer.Typer(no_args_is_help=True, help="Start a run on this machine or on many.")
+app.command(name="status", epilog="Example: slt launch status runs/demo/connector")(status_command)
+app.command(name="stop", epilog="Example: slt launch stop runs/demo/connector")(stop_command)
 log = logging.getLogger(__name__)
 
 _MEANING = {
@@ -128,11 +134,17 @@ def _run(options: LaunchOptions, patience: Patience, console: Console, early: St
     hosts = ", ".join(f"{host.name} x {host.slots}" for host in plan.hosts)
     console.print(f"{resolved.recipe.name}: {plan.world_size} ranks on {hosts}, log {plan.run_dir}/logs/launch.log")
     with hold(plan.run_dir, plan.launch_id, lambda launch_id: end_orphans(launch_id, command, patience)):
+        forget_request(plan.run_dir)
         check_hosts(command, plan, resolved.recipe)
         write_resolved(resolved, plan.run_dir)
-        outcome = supervise(command, plan.run_dir, (plan.launch_id, plan.world_size), patience)
-        early.over = True
-    for line in report(outcome, plan):
+        journal = Journal(plan.run_dir, plan.launch_id)
+        watch = Watch(journal, {rank.rank: rank.host for rank in plan.ranks})
+        with journal.keeping():
+            outcome = supervise(command, plan.run_dir, (plan.launch_id, plan.world_size), patience, watch)
+            early.over = True
+            lines = report(outcome, plan)
+            journal.set(state="ended", code=outcome.code, message=lines[0])
+    for line in lines:
         console.print(line)
     return outcome.code
 
