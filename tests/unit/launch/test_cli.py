@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 
 from launch import cli, options
 from launch.backends import Command
-from launch.cli import app, report
+from launch.cli import app
 from launch.hostfile import Host
 from launch.lock import hold
 from launch.plan import LaunchPlan, plan_ranks
+from launch.report import report
 from launch.verdict import Outcome
 from pipeline.config.resolve import ResolvedRecipe
 from pipeline.config.schema import Recipe
