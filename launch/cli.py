@@ -16,23 +16,24 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from launch.backends import Command, get_backend
+from launch.backends import Command
 from launch.carry import HostCommand
 from launch.hang import Limits
 from launch.lock import hold
-from launch.memory import detected_gib, print_memory
+from launch.memory import planned_memory, print_memory
 from launch.options import LaunchOptions, build_plan, with_options
 from launch.plan import LaunchPlan
-from launch.preflight import check_hosts
 from launch.processes import Patience, end_orphans
+from launch.ready import command_of, prepare, ready
 from launch.report import report
+from launch.run_options import RunOptions
 from launch.signals import StopBeforeStart, StoppedBeforeStart
 from launch.status import Journal
 from launch.status_cli import status_command, stop_command
 from launch.stop import forget_request
 from launch.supervise import Watch, supervise
 from pipeline.config.cli import run_app
-from pipeline.config.planner import Answer, NotPlanned, ask, too_large
+from pipeline.config.planner import Answer, too_large
 from pipeline.config.recipe_file import write_resolved
 from pipeline.config.resolve import ResolvedRecipe
 from pipeline.errors import RecipeError
@@ -43,8 +44,6 @@ app.command(name="status", epilog="Example: slt launch status runs/demo/connecto
 app.command(name="stop", epilog="Example: slt launch stop runs/demo/connector")(stop_command)
 log = logging.getLogger(__name__)
 
-_HANG_SECONDS = "A step or a wait for data that lasts longer is a hang (default: by the steps so far; 0: never)."
-
 
 @app.command(name="plan", epilog="Example: slt launch plan demo_connector --num-procs 2")
 @with_options(LaunchOptions)
@@ -53,8 +52,8 @@ def plan_command(
 ) -> None:
     """Print the exact command, its environment and the rank table; start nothing."""
     plan, resolved = build_plan(options, os.environ)
-    command = _command(options, plan)
-    memory = _memory(plan, resolved)
+    command = command_of(options, plan)
+    memory = planned_memory(plan, resolved)
     if as_json:
         answer = dataclasses.asdict(memory) if isinstance(memory, Answer) else {"not_planned": memory}
         shown = {**_as_dict(plan, resolved, command), **({"memory": answer} if memory else {})}
@@ -88,47 +87,32 @@ def plan_command(
         console.print(f"# memory is not planned: {memory}")
 
 
-def _memory(plan: LaunchPlan, resolved: ResolvedRecipe) -> Answer | str:
-    """The planner's answer, or why there is none; empty for a recipe that runs on CPUs and names no memory."""
-    recipe = resolved.recipe
-    if recipe.deepspeed.gpu_memory_gib is None:
-        if not plan.needs_gpus and plan.accelerator == "cpu":
-            return ""
-        found = detected_gib() if plan.hostfile is None else None
-        section = recipe.deepspeed.model_copy(update={"gpu_memory_gib": found})
-        recipe = recipe.model_copy(update={"deepspeed": section})
-    try:
-        return ask(recipe, plan.world_size)
-    except NotPlanned as problem:
-        return str(problem)
-
-
 @app.command(name="run", epilog="Example: slt launch run demo_connector --num-procs 2 --set train.steps=20")
-@with_options(LaunchOptions)
-def run_command(
-    options: LaunchOptions,
-    grace_seconds: Annotated[float, typer.Option(min=0, help="Time for ranks to save after a signal.")] = 300.0,
-    hang_seconds: Annotated[float | None, typer.Option(min=0, help=_HANG_SECONDS)] = None,
-) -> None:
+@with_options(RunOptions)
+def run_command(options: RunOptions) -> None:
     """Check recipe and hosts for this many ranks, start them, and return the worst rank's exit code."""
     console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
     try:
         with StopBeforeStart() as early:
-            raise typer.Exit(_run(options, Patience(grace_seconds), Limits(hang_seconds), console, early))
+            raise typer.Exit(_run(options, console, early))
     except StoppedBeforeStart as stopped:
         console.print(f"{stopped} (exit code {stopped.exit_code})")
         raise typer.Exit(stopped.exit_code) from stopped
 
 
-def _run(options: LaunchOptions, patience: Patience, limits: Limits, console: Console, early: StopBeforeStart) -> int:
-    plan, resolved = build_plan(options, os.environ, inputs=True)
-    command = _command(options, plan)
+def _run(options: RunOptions, console: Console, early: StopBeforeStart) -> int:
+    prepared = prepare(options)
+    plan, command = prepared.plan, prepared.command
+    patience, limits = Patience(options.grace_seconds), Limits(options.hang_seconds)
     hosts = ", ".join(f"{host.name} x {host.slots}" for host in plan.hosts)
-    console.print(f"{resolved.recipe.name}: {plan.world_size} ranks on {hosts}, log {plan.run_dir}/logs/launch.log")
+    console.print(
+        f"{prepared.resolved.recipe.name}: {plan.world_size} ranks on {hosts}, log {plan.run_dir}/logs/launch.log"
+    )
     with hold(plan.run_dir, plan.launch_id, lambda launch_id: end_orphans(launch_id, command, patience)):
         forget_request(plan.run_dir)
-        check_hosts(command, plan, resolved.recipe)
-        write_resolved(resolved, plan.run_dir)
+        prepared = ready(prepared, options)
+        plan, command = prepared.plan, prepared.command
+        write_resolved(prepared.resolved, plan.run_dir)
         journal = Journal(plan.run_dir, plan.launch_id)
         watch = Watch(journal, {rank.rank: rank.host for rank in plan.ranks}, limits)
         with journal.keeping():
@@ -139,10 +123,6 @@ def _run(options: LaunchOptions, patience: Patience, limits: Limits, console: Co
     for line in lines:
         console.print(line)
     return outcome.code
-
-
-def _command(options: LaunchOptions, plan: LaunchPlan) -> Command:
-    return get_backend(options.backend or ("deepspeed" if options.hostfile else "local")).command(plan)
 
 
 def _shown(command: Command) -> Iterator[str]:
