@@ -16,25 +16,21 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from launch.attempts import Care, run
 from launch.backends import Command
 from launch.carry import HostCommand
 from launch.hang import Limits
-from launch.lock import hold
 from launch.memory import planned_memory, print_memory
 from launch.options import LaunchOptions, build_plan, with_options
 from launch.plan import LaunchPlan
-from launch.processes import Patience, end_orphans
-from launch.ready import command_of, prepare, ready
-from launch.report import report
+from launch.prepare import command_of, prepare
+from launch.processes import Patience
+from launch.recovery import RestartPolicy
 from launch.run_options import RunOptions
 from launch.signals import StopBeforeStart, StoppedBeforeStart
-from launch.status import Journal
 from launch.status_cli import status_command, stop_command
-from launch.stop import forget_request
-from launch.supervise import Watch, supervise
 from pipeline.config.cli import run_app
 from pipeline.config.planner import Answer, too_large
-from pipeline.config.recipe_file import write_resolved
 from pipeline.config.resolve import ResolvedRecipe
 from pipeline.errors import RecipeError
 from shards.terminal import table_console
@@ -91,38 +87,26 @@ def plan_command(
 @with_options(RunOptions)
 def run_command(options: RunOptions) -> None:
     """Check recipe and hosts for this many ranks, start them, and return the worst rank's exit code."""
+    policy = RestartPolicy(options.max_restarts, options.min_hosts, options.restart_delay)
+    care = Care(Patience(options.grace_seconds), Limits(options.hang_seconds), policy)
     console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
     try:
         with StopBeforeStart() as early:
-            raise typer.Exit(_run(options, console, early))
+            raise typer.Exit(_run(options, care, console, early))
     except StoppedBeforeStart as stopped:
         console.print(f"{stopped} (exit code {stopped.exit_code})")
         raise typer.Exit(stopped.exit_code) from stopped
 
 
-def _run(options: RunOptions, console: Console, early: StopBeforeStart) -> int:
-    prepared = prepare(options)
-    plan, command = prepared.plan, prepared.command
-    patience, limits = Patience(options.grace_seconds), Limits(options.hang_seconds)
+def _run(options: RunOptions, care: Care, console: Console, early: StopBeforeStart) -> int:
+    started = prepare(options, inputs=True)
+    plan, name = started.plan, started.resolved.recipe.name
     hosts = ", ".join(f"{host.name} x {host.slots}" for host in plan.hosts)
-    console.print(
-        f"{prepared.resolved.recipe.name}: {plan.world_size} ranks on {hosts}, log {plan.run_dir}/logs/launch.log"
-    )
-    with hold(plan.run_dir, plan.launch_id, lambda launch_id: end_orphans(launch_id, command, patience)):
-        forget_request(plan.run_dir)
-        prepared = ready(prepared, options)
-        plan, command = prepared.plan, prepared.command
-        write_resolved(prepared.resolved, plan.run_dir)
-        journal = Journal(plan.run_dir, plan.launch_id)
-        watch = Watch(journal, {rank.rank: rank.host for rank in plan.ranks}, limits)
-        with journal.keeping():
-            outcome = supervise(command, plan.run_dir, (plan.launch_id, plan.world_size), patience, watch)
-            early.over = True
-            lines = report(outcome, plan)
-            journal.set(state="ended", code=outcome.code, message=lines[0])
-    for line in lines:
+    console.print(f"{name}: {plan.world_size} ranks on {hosts}, log {plan.run_dir}/logs/launch.log")
+    finished = run(options, care, early, console.print, started)
+    for line in finished.lines:
         console.print(line)
-    return outcome.code
+    return finished.code
 
 
 def _shown(command: Command) -> Iterator[str]:

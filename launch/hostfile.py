@@ -11,7 +11,6 @@ that a shell or the filter syntax could misread are errors.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,28 +104,6 @@ def filter_hosts(hosts: tuple[Host, ...], include: str = "", exclude: str = "") 
     return tuple(kept)
 
 
-def remaining_hosts(
-    hosts: tuple[Host, ...], without: Collection[str], problem: Callable[[int], str]
-) -> tuple[Host, ...]:
-    """The hosts that are left without some, as many of the first as can share the work.
-
-    Args:
-        hosts: in rank order.
-        without: names to leave out.
-        problem: why so many ranks cannot run; empty if they can.
-
-    Raises:
-        RecipeError: no number of the remaining hosts can.
-    """
-    left = [host for host in hosts if host.name not in without]
-    reason = "no host is left"
-    for count in range(len(left), 0, -1):
-        reason = problem(sum(host.slots for host in left[:count]))
-        if not reason:
-            return tuple(left[:count])
-    raise RecipeError(f"without {', '.join(without)} nothing can run: {reason}")
-
-
 def _parse_filter(text: str, hosts: tuple[Host, ...], option: str) -> dict[str, tuple[int | str, ...]]:
     known = {host.name: host for host in hosts}
     chosen: dict[str, tuple[int | str, ...]] = {}
@@ -147,4 +124,4 @@ def _parse_filter(text: str, hosts: tuple[Host, ...], option: str) -> dict[str, 
     return chosen
 
 
-__all__ = ["Host", "filter_hosts", "parse_hostfile", "read_hostfile", "remaining_hosts"]
+__all__ = ["Host", "filter_hosts", "parse_hostfile", "read_hostfile"]

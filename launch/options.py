@@ -8,7 +8,7 @@ import os
 import socket
 import typing
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,10 +17,9 @@ import typer
 
 from launch.backends import deepspeed as deepspeed_backend
 from launch.devices import VARIABLE, listed_devices, visible_devices
-from launch.hostfile import Host, filter_hosts, read_hostfile, remaining_hosts
+from launch.hostfile import Host, filter_hosts, read_hostfile
 from launch.plan import LaunchPlan, plan_ranks, threads_per_rank
 from launch.variables import carried, deepspeed_env_files, exported, python_path, search_paths
-from pipeline.config.checks import batch_problem
 from pipeline.config.gpu_memory import GPU_MEMORY, gpu_gib
 from pipeline.config.load import PROJECT_ROOT, LoadedRecipe, load
 from pipeline.config.preflight import check_recipe, load_with_inputs
@@ -91,11 +90,9 @@ def with_options(cls: type[Any]) -> Callable[[Callable[..., None]], Callable[...
 
 
 def build_plan(
-    options: LaunchOptions, environ: Mapping[str, str], inputs: bool = False, without: Collection[str] = ()
+    options: LaunchOptions, environ: Mapping[str, str], inputs: bool = False
 ) -> tuple[LaunchPlan, ResolvedRecipe]:
     """Check hosts, devices and recipe together, with ``inputs`` also what the recipe needs here; nothing is started.
-
-    Hosts named in ``without`` are left out, and as many more as the global batch cannot be split over.
 
     Raises:
         RecipeError: the recipe cannot run on that many ranks, options contradict each other, or an input is missing.
@@ -104,17 +101,13 @@ def build_plan(
     loaded = (load_with_inputs if inputs else load)(options.recipe, sets)
     accelerator = _accelerator(options, environ)
     hosts = _hosts(options, environ, loaded, accelerator)
-    if without:
-        hosts = remaining_hosts(hosts, without, lambda size: batch_problem(loaded.recipe, size))
     world_size = sum(host.slots for host in hosts)
     if inputs:
         check_recipe(loaded, [world_size])
     resolved = resolve_loaded(loaded, world_size, sets)
     needs_gpus = accelerator == "gpu" or (accelerator == "unknown" and _is_for_gpus(loaded))
     local = options.hostfile is None
-    master_addr = (options.master_addr not in without and options.master_addr) or (
-        "127.0.0.1" if local else hosts[0].name
-    )
+    master_addr = options.master_addr or ("127.0.0.1" if local else hosts[0].name)
     master_port = options.master_port or (free_port() if local else DEFAULT_PORT)
     run_dir = Path(resolved.recipe.run_dir)
     file = recipe_file(resolved, run_dir.absolute())  # a name that begins with a dash would be an option to the rank

@@ -91,6 +91,8 @@ class Outcome:
     """Rank -> where its last heartbeat came from."""
     consequences: frozenset[int] = frozenset()
     """Ranks that ended because another one did."""
+    step: int | None = None
+    """Steps finished, as far as was heard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,10 @@ def verdict(reports: Mapping[int, Report], world_size: int, seen: Evidence) -> O
     heard = {rank: f"`{beat.phase}` after step {beat.step}" for rank, beat in sorted(seen.beats.items())}
     consequences = _consequences(reports, world_size, cause)
     outcome = Outcome(code, seen.launcher_code, codes, errors, seen.signals, stopped, seen.lost_hosts)
-    return dataclasses.replace(outcome, cause=cause, last_heard=heard, consequences=consequences)
+    steps = [beat.step for beat in seen.beats.values()]
+    steps += [report.step for report in reports.values() if report.step is not None]
+    step = max(steps, default=None)
+    return dataclasses.replace(outcome, cause=cause, last_heard=heard, consequences=consequences, step=step)
 
 
 def _code(reports: Mapping[int, Report], world_size: int, seen: Evidence) -> int:

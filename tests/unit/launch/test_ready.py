@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from launch import ready as module
-from launch.hostfile import Host, remaining_hosts
 from launch.plan import LaunchPlan
 from launch.preflight import UnfitHostsError
-from launch.ready import Prepared, prepare, ready
+from launch.prepare import Prepared, TooFewHostsError, prepare
+from launch.ready import ready
 from launch.run_options import RunOptions
-from pipeline.errors import RecipeError
-
-HOSTS = tuple(Host(name, (0, 1)) for name in "abcde")
-
-
-def test_remaining_hosts() -> None:
-    def problem(size: int) -> str:
-        return "" if 16 % size == 0 else f"16 over {size}"
-
-    assert [host.name for host in remaining_hosts(HOSTS, ("b",), problem)] == ["a", "c", "d", "e"]
-    assert [host.name for host in remaining_hosts(HOSTS, ("a", "b"), problem)] == ["c", "d"], "3 x 2 do not divide 16"
-    with pytest.raises(RecipeError, match="without a, b, c, d nothing can run: always wrong"):
-        remaining_hosts(HOSTS, "abcd", lambda size: "always wrong")  # type: ignore[arg-type]
-    with pytest.raises(RecipeError, match="without a nothing can run: no host is left"):
-        remaining_hosts(HOSTS[:1], ("a",), problem)
 
 
 @pytest.fixture
@@ -85,8 +71,12 @@ def test_a_launch_goes_on_without_bad_hosts(tmp_path: Path, bad: list[str], capl
     assert "a, d cannot take part\n--exclude-bad: going on with 2 ranks on b, c" in caplog.text
     bad[:] = ["d"]
     assert names(ready(first, wanted)) == ["a", "b"], "3 ranks do not divide the batch"
-    with pytest.raises(UnfitHostsError):
-        ready(first, wanted, min_hosts=4)
+    with pytest.raises(TooFewHostsError, match=r"3 hosts are left \(a, b, c\), fewer than --min-hosts 4"):
+        ready(first, replace(wanted, min_hosts=4))
+    with pytest.raises(
+        TooFewHostsError, match=r"no 3 to 3 of the hosts that are left \(a, b, c\) can go on: .* 3 ranks"
+    ):
+        ready(first, replace(wanted, min_hosts=3))
     bad[:] = list("abcd")
     with pytest.raises(UnfitHostsError):
         ready(first, wanted)
