@@ -128,7 +128,8 @@ def _run_here(asked: HostCommand, seconds: float) -> list[str]:
     env = {**os.environ, **asked.env}
     try:
         done = subprocess.run(
-            asked.argv, env=env, cwd=asked.folder, timeout=seconds, check=False, capture_output=True, text=True
+            asked.argv, env=env, cwd=asked.folder, timeout=seconds, check=False, capture_output=True, text=True,
+            stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return []
