@@ -7,6 +7,7 @@ docs/resume-and-failures.md says the same.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -34,6 +35,13 @@ class Live:
     """Exit code and output of a launch that a drill started beside it."""
     away: str = ""
     """A host that nobody can reach now."""
+
+    def last_step(self) -> int:
+        """By the last row of metrics."""
+        path = self.cluster.a.sees(self.cluster.run_dir) / "metrics.jsonl"
+        with contextlib.suppress(ValueError, IndexError):  # half a line
+            return int(json.loads(path.read_text().splitlines()[-1])["step"])
+        return 0
 
 
 Inject = Callable[[Live], AbstractContextManager[None]]
@@ -100,6 +108,8 @@ def kill_rank(live: Live) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stop_rank(live: Live) -> Iterator[None]:
+    """After a step without a save: a rank that saves may be silent for longer."""
+    until(lambda: live.last_step() % 2, 30, "an odd step", every=0.005)
     live.ranks[1].suspend()
     yield
 
