@@ -18,6 +18,7 @@ import psutil
 
 from pipeline.errors import EXIT_OK, EXIT_PREEMPTED, EXIT_USER
 from tests.multinode.cluster import Cluster
+from tests.multinode.hosts import until
 
 PAIR = ("host-a", "host-b")
 THREE = (*PAIR, "host-c")
