@@ -143,7 +143,7 @@ class _Run:
         log = f"launch-{number}"
         process = self.cluster.start(names, self.drill.options, self.drill.env, log)
         code = _wait(process, 240, lambda: self.cluster.said(log))
-        assert code == 0, self.cluster.said(log)
+        assert code == 0 and "launch finished (exit code 0)" in self.cluster.said(log), self.cluster.said(log)
         self.said.append(self.cluster.said(log))
         self._wait_until_gone()
 
