@@ -18,10 +18,10 @@ from tests.multinode.drills import Drill, Live, Truth
 from tests.multinode.hosts import until
 
 SETTINGS: dict[str, object] = {
-    "train__steps": 12, "train__global_batch": 12, "train__checkpoint__every_steps": 2,
+    "train__steps": 100, "train__global_batch": 12, "train__checkpoint__every_steps": 10,
     "train__checkpoint__keep": 20, "train__sample_ledger": "true", "train__world_sizes": "[1, 2, 3]",
 }  # fmt: skip
-"""A global batch that one, two and three ranks divide."""
+"""A global batch that one, two and three ranks divide; long enough for a heartbeat of a rank in training."""
 
 
 def data_settings(world: World) -> dict[str, object]:

@@ -37,12 +37,11 @@ class Live:
     away: str = ""
     """A host that nobody can reach now."""
 
-    def last_step(self) -> int:
-        """By the last row of metrics."""
-        path = self.cluster.a.sees(self.cluster.run_dir) / "metrics.jsonl"
-        with contextlib.suppress(ValueError, IndexError):  # half a line
-            return int(json.loads(path.read_text().splitlines()[-1])["step"])
-        return 0
+    def phase_of(self, rank: int) -> str:
+        """What a rank does, by the status that the launch writes."""
+        status = json.loads((self.cluster.run_dir / "logs" / "status.json").read_text())
+        ranks = {one["rank"]: one for host in status.get("hosts", []) for one in host["ranks"]}
+        return str(ranks[rank]["phase"]) if rank in ranks else ""
 
 
 Inject = Callable[[Live], AbstractContextManager[None]]
@@ -109,8 +108,8 @@ def kill_rank(live: Live) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stop_rank(live: Live) -> Iterator[None]:
-    """After a step without a save: a rank that saves may be silent for longer."""
-    until(lambda: live.last_step() % 2, 30, "an odd step", every=0.005)
+    """Once it was heard in training: a rank that starts or saves may be silent for longer."""
+    until(lambda: live.phase_of(1) in ("step", "data"), 60, "rank 1 tells that it trains")
     live.ranks[1].suspend()
     yield
 
