@@ -24,7 +24,10 @@ from launch.notes import BEFORE_FIRST_STEP
 from launch.options import LaunchOptions, build_plan, with_options
 from launch.plan import LaunchPlan
 from launch.preflight import check_hosts
+from launch.requeue import requeue
 from launch.signals import StopBeforeStart, StoppedBeforeStart
+from launch.slurm import read_allocation
+from launch.submit import submit_command
 from launch.supervise import Outcome, Patience, end_orphans, supervise
 from pipeline.config.cli import run_app
 from pipeline.config.planner import Answer, NotPlanned, ask, too_large
@@ -34,6 +37,9 @@ from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED,
 from shards.terminal import table_console
 
 app = typer.Typer(no_args_is_help=True, help="Start a run on this machine or on many.")
+app.command(name="submit", epilog="Example: slt launch submit RECIPE --nodes 2 --gpus-per-node 8 --time 24:00:00")(
+    submit_command
+)
 log = logging.getLogger(__name__)
 
 _MEANING = {
@@ -134,6 +140,8 @@ def _run(options: LaunchOptions, patience: Patience, console: Console, early: St
         early.over = True
     for line in report(outcome, plan):
         console.print(line)
+    if outcome.code == EXIT_PREEMPTED and options.backend == "slurm":
+        requeue(read_allocation(os.environ), plan.run_dir, options.max_requeues, console.print)
     return outcome.code
 
 

@@ -44,6 +44,8 @@ class LaunchPlan:
     """``cpu``, ``gpu``, or ``unknown`` for hosts that were not checked."""
     needs_gpus: bool = False
     """Whether every rank needs its own GPU."""
+    cpus_per_rank: int = 0
+    """Processor cores that a scheduler gives every rank; 0 = no scheduler does."""
 
     @property
     def world_size(self) -> int:

@@ -51,10 +51,10 @@ def check_hosts(command: Command, plan: LaunchPlan) -> None:
         output, errors = _ask(command, _questions(plan, marker))
     problems, others = [], []
     for host in plan.hosts:
-        host_lines = _lines_of(command, host.name, output)
+        host_lines = command.lines_of(host.name, output)
         answers = next((line.removeprefix(READY) for line in host_lines if line.startswith(READY)), None)
         if answers is None:
-            reason = "; ".join(_lines_of(command, host.name, errors) + host_lines) or "no answer"
+            reason = "; ".join(command.lines_of(host.name, errors) + host_lines) or "no answer"
         else:
             try:
                 reason = _reason(plan, host, json.loads(answers))
@@ -115,10 +115,6 @@ def _ask(command: Command, shell: str) -> tuple[str, str]:
 
 def _text(captured: bytes | str | None) -> str:
     return captured.decode(errors="replace") if isinstance(captured, bytes) else captured or ""
-
-
-def _lines_of(command: Command, host: str, text: str) -> list[str]:
-    return [line for name, line in map(command.host_of, text.splitlines()) if name == host]
 
 
 @contextmanager
