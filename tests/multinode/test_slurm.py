@@ -48,7 +48,7 @@ class Cluster:
         """The second host, when rank 1 runs there and the first checkpoint is complete."""
         mark = self.run_dir / "checkpoints" / "step-000002" / "COMPLETE"
         host = self.slurm.hosts[1]
-        until(lambda: mark.is_file() or self.ended(job), 60, "first checkpoint", every=0.01)
+        until(lambda: mark.is_file() or self.ended(job), 120, "first checkpoint", every=0.01)
         return host
 
     def ended(self, job: str) -> bool:
@@ -95,10 +95,10 @@ def test_pre_empted_saved_queued_again_and_finished(cluster: Cluster, local: dic
     rank.suspend()  # training cannot end before the pre-emption; SLURM wakes its tasks before it asks them to stop
     script = ("sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null")
     other = cluster.slurm.call(*script, "--wrap", "sleep 2").strip()
-    until(lambda: cluster.slurm.state(other) == "COMPLETED", 40, f"the other job\n{cluster.output(job)}")
+    until(lambda: cluster.slurm.state(other) == "COMPLETED", 120, f"the other job\n{cluster.output(job)}")
     saved = max(rows(cluster.run_dir))
     assert 2 <= saved < STEPS, f"pre-empted too late\n{cluster.output(job)}"
     assert f"job {job} goes back into the queue (start 2, at most 101)" in cluster.output(job)
-    until(lambda: cluster.slurm.state(job) == "COMPLETED", 60, f"the end\n{cluster.output(job)}")
+    until(lambda: cluster.slurm.state(job) == "COMPLETED", 120, f"the end\n{cluster.output(job)}")
     assert "launch finished (exit code 0)" in cluster.output(job) and rows(cluster.run_dir) == local
     until(cluster.nothing_runs, 10, "nothing is left")
