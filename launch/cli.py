@@ -24,11 +24,15 @@ from launch.notes import BEFORE_FIRST_STEP
 from launch.options import LaunchOptions, build_plan, with_options
 from launch.plan import LaunchPlan
 from launch.preflight import check_hosts
+from launch.processes import Patience, end_orphans
 from launch.requeue import requeue
 from launch.signals import StopBeforeStart, StoppedBeforeStart
 from launch.slurm import read_allocation
+from launch.status import Journal
+from launch.status_cli import status_command, stop_command
+from launch.stop import forget_request
 from launch.submit import submit_command
-from launch.supervise import Outcome, Patience, end_orphans, supervise
+from launch.supervise import Outcome, Watch, supervise
 from pipeline.config.cli import run_app
 from pipeline.config.planner import Answer, NotPlanned, ask, too_large
 from pipeline.config.recipe_file import write_resolved
@@ -40,6 +44,8 @@ app = typer.Typer(no_args_is_help=True, help="Start a run on this machine or on 
 app.command(name="submit", epilog="Example: slt launch submit RECIPE --nodes 2 --gpus-per-node 8 --time 24:00:00")(
     submit_command
 )
+app.command(name="status", epilog="Example: slt launch status runs/demo/connector")(status_command)
+app.command(name="stop", epilog="Example: slt launch stop runs/demo/connector")(stop_command)
 log = logging.getLogger(__name__)
 
 _MEANING = {
@@ -134,11 +140,17 @@ def _run(options: LaunchOptions, patience: Patience, console: Console, early: St
     hosts = ", ".join(f"{host.name} x {host.slots}" for host in plan.hosts)
     console.print(f"{resolved.recipe.name}: {plan.world_size} ranks on {hosts}, log {plan.run_dir}/logs/launch.log")
     with hold(plan.run_dir, plan.launch_id, lambda launch_id: end_orphans(launch_id, command, patience)):
+        forget_request(plan.run_dir)
         check_hosts(command, plan)
         write_resolved(resolved, plan.run_dir)
-        outcome = supervise(command, plan.run_dir, (plan.launch_id, plan.world_size), patience)
-        early.over = True
-    for line in report(outcome, plan):
+        journal = Journal(plan.run_dir, plan.launch_id)
+        watch = Watch(journal, {rank.rank: rank.host for rank in plan.ranks})
+        with journal.keeping():
+            outcome = supervise(command, plan.run_dir, (plan.launch_id, plan.world_size), patience, watch)
+            early.over = True
+            lines = report(outcome, plan)
+            journal.set(state="ended", code=outcome.code, message=lines[0])
+    for line in lines:
         console.print(line)
     if outcome.code == EXIT_PREEMPTED and options.backend == "slurm":
         requeue(read_allocation(os.environ), plan.run_dir, options.max_requeues, console.print)

@@ -56,7 +56,9 @@ def follow(resolved: ResolvedRecipe, run_dir: Path, seconds: float = WAIT_SECOND
                 return
             differs_since = differs_since or time.monotonic()
             if time.monotonic() - differs_since >= _SETTLE_SECONDS:
-                raise ClusterError(f"{path}, which the first host wrote, {_difference(there, mine)}; nothing was started")
+                raise ClusterError(
+                    f"{path}, which the first host wrote, {_difference(there, mine)}; nothing was started"
+                )
         if time.monotonic() > end:
             raise ClusterError(
                 f"no launch holds {run_dir} after {seconds:.0f} s: start the first host (--node-rank 0) with the same "

@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import json
 import logging
+import math
 import os
 import socket
 import threading
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import psutil
 
+from launch.stop import forget_request
 from pipeline.errors import RecipeError, StorageError
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 120.0
 """Twelve beats, and twice the time NFS may cache a file's time stamp."""
+WITHOUT_LAUNCHER = "without launcher"
+"""In place of a launch id: rank 0 holds the lock itself."""
 _WRITING_SECONDS = 2.0  # from creating the lock file to writing it
 
 
@@ -88,6 +92,15 @@ def hold(run_dir: Path, launch_id: str, orphans: Callable[[str], None] = lambda 
 
 
 @contextlib.contextmanager
+def hold_as_rank(run_dir: Path, entered: Callable[[Path], None]) -> Iterator[None]:
+    """`hold` by rank 0 of a job that `slt launch run` did not start; then calls ``entered`` with the directory."""
+    with hold(run_dir, WITHOUT_LAUNCHER):
+        forget_request(run_dir)
+        entered(run_dir)
+        yield
+
+
+@contextlib.contextmanager
 def keep_fresh(run_dir: Path) -> Iterator[None]:
     """Keep the lock of this process's launch fresh: ranks may outlive their launcher."""
     stop = threading.Event()
@@ -98,6 +111,20 @@ def keep_fresh(run_dir: Path) -> Iterator[None]:
     finally:
         stop.set()
         beat.join()
+
+
+def look(run_dir: Path) -> tuple[str, float] | None:
+    """The launch that holds a run directory (empty if that cannot be read), and for how many seconds it has shown no
+    life: infinitely many if it is dead for sure. None if nobody holds it. Needs no right to write."""
+    path = run_dir / "launch.lock"
+    holder = _read(path)
+    if holder is not None and holder.system == _system():
+        alive = _process_start(holder.pid) == holder.process_start
+        return holder.launch_id, 0.0 if alive else math.inf
+    try:
+        return holder.launch_id if holder else "", max(time.time() - path.stat().st_mtime, 0.0)
+    except FileNotFoundError:
+        return None
 
 
 def _create(path: Path, me: Holder) -> bool:
@@ -220,4 +247,4 @@ def _system() -> str:
         return f"{socket.gethostname()} {uuid.getnode()} {int(time.time() - time.monotonic()) // 3600}"
 
 
-__all__ = ["BEAT_SECONDS", "STALE_SECONDS", "Holder", "hold", "keep_fresh"]
+__all__ = ["BEAT_SECONDS", "STALE_SECONDS", "WITHOUT_LAUNCHER", "Holder", "hold", "hold_as_rank", "keep_fresh", "look"]

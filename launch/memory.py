@@ -1,34 +1,17 @@
-"""`slt launch plan` and the memory of one rank: how large a GPU is, the planner's table, the verdict."""
+"""`slt launch plan` and the memory of one rank: how large this machine's GPUs are, and the planner's table."""
 
 from __future__ import annotations
 
-import re
 import subprocess
 from typing import Any
 
 from rich.table import Table
 
 from pipeline.config.planner import Answer
-from pipeline.errors import RecipeError
 from shards.terminal import table_console
 
-GIB_OF_DEVICE = {"v100": 32, "a100-40": 40, "a100": 80, "l40s": 48, "rtx4090": 24, "h100": 80, "h200": 141, "b200": 180}
-"""Memory that `--gpu-memory` understands by name, in GiB as the makers round it."""
 _GIB = 1024**3
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:g|gb|gib)?", re.IGNORECASE)
 _SECONDS = 30.0
-
-
-def gpu_gib(text: str) -> float:
-    """`80`, `80GiB` or a device's name -> GiB. Raises RecipeError for anything else."""
-    name = text.strip().lower()
-    size = _SIZE.fullmatch(name)
-    if size is not None and float(size[1]) > 0:
-        return float(size[1])
-    if name in GIB_OF_DEVICE:
-        return float(GIB_OF_DEVICE[name])
-    known = ", ".join(GIB_OF_DEVICE)
-    raise RecipeError(f"--gpu-memory must be a size such as 80 or 80GiB, or one of {known}, got {text}")
 
 
 def detected_gib() -> float | None:
@@ -62,4 +45,4 @@ def _when(line: dict[str, Any], lines: list[dict[str, Any]]) -> str:
     return "always" if len(line["phases"]) == everywhere else ", ".join(line["phases"])
 
 
-__all__ = ["GIB_OF_DEVICE", "detected_gib", "gpu_gib", "print_memory"]
+__all__ = ["detected_gib", "print_memory"]

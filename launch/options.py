@@ -18,12 +18,12 @@ import typer
 from launch.backends import deepspeed as deepspeed_backend
 from launch.devices import VARIABLE, listed_devices, visible_devices
 from launch.hostfile import Host, filter_hosts, read_hostfile
-from launch.memory import gpu_gib
 from launch.plan import LaunchPlan, plan_ranks, threads_per_rank
 from launch.slurm import Allocation, read_allocation
 from launch.variables import carried, deepspeed_env_files, exported, python_path, search_paths
-from pipeline.config.inputs import check_inputs
+from pipeline.config.gpu_memory import GPU_MEMORY, gpu_gib
 from pipeline.config.load import PROJECT_ROOT, LoadedRecipe, load
+from pipeline.config.preflight import check_recipe, load_with_inputs
 from pipeline.config.recipe_file import recipe_file
 from pipeline.config.resolve import ResolvedRecipe, resolve_loaded
 from pipeline.config.source import as_value
@@ -32,7 +32,6 @@ from pipeline.errors import RecipeError
 TRAIN_SCRIPT = PROJECT_ROOT / "launch" / "train.py"
 DEFAULT_PORT = 29500
 _NUM_PROCS = "Ranks on this machine (default: the recipe's first world size); with slurm and torchrun, on every node."
-_GPU_MEMORY = "Of one GPU: 80, 80GiB or a name such as h100; short for --set deepspeed.gpu_memory_gib=..."
 _MASTER_PORT = "Default: a free port; 29500 with a hostfile, made from the job's number with slurm."
 _MAX_REQUEUES = "In a SLURM batch job that stops and saves: put it back into the queue, at most this often."
 _BACKEND = "local, deepspeed, slurm or torchrun (default: deepspeed with --hostfile, else local)."
@@ -51,7 +50,7 @@ class LaunchOptions:
     sets: Annotated[list[str] | None, typer.Option("--set", help="a.b=value, value in YAML; may be repeated.")] = None
     run_dir: Annotated[str | None, typer.Option(help="Short for --set run_dir=...")] = None
     accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto"
-    gpu_memory: Annotated[str | None, typer.Option(help=_GPU_MEMORY)] = None
+    gpu_memory: Annotated[str | None, typer.Option(help=GPU_MEMORY)] = None
     master_addr: Annotated[str | None, typer.Option(help="Where ranks meet (default: the first host).")] = None
     master_port: Annotated[int | None, typer.Option(min=1, max=65535, help=_MASTER_PORT)] = None
     ssh_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of sshd on the hosts.")] = None
@@ -95,7 +94,7 @@ def with_options(cls: type[Any]) -> Callable[[Callable[..., None]], Callable[...
 def build_plan(
     options: LaunchOptions, environ: Mapping[str, str], inputs: bool = False, job: Allocation | None = None
 ) -> tuple[LaunchPlan, ResolvedRecipe]:
-    """Check hosts, devices and recipe together, with ``inputs`` also the recipe's inputs; nothing is started.
+    """Check hosts, devices and recipe together, with ``inputs`` also what the recipe needs here; nothing is started.
 
     With ``job``, the plan is for that SLURM job, in which this process need not run.
 
@@ -103,14 +102,15 @@ def build_plan(
         RecipeError: the recipe cannot run on that many ranks, options contradict each other, or an input is missing.
     """
     sets = _sets(options)
-    loaded = load(options.recipe, sets)
+    loaded = (load_with_inputs if inputs else load)(options.recipe, sets)
     if job is None and options.backend == "slurm":
         job = read_allocation(environ)
     accelerator = _accelerator(options, environ, job)
     hosts = _hosts(options, environ, loaded, (accelerator, job))
-    resolved = resolve_loaded(loaded, sum(host.slots for host in hosts), sets)
+    world_size = sum(host.slots for host in hosts)
     if inputs:
-        check_inputs(loaded)
+        check_recipe(loaded, [world_size])
+    resolved = resolve_loaded(loaded, world_size, sets)
     needs_gpus = accelerator == "gpu" or (accelerator == "unknown" and _is_for_gpus(loaded))
     local = options.hostfile is None and job is None
     master_addr = options.master_addr or ("127.0.0.1" if local else hosts[0].name)

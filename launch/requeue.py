@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launch.slurm import Allocation
+from launch.stop import read_request
 
-STOP_REQUEST = "stop.json"  # in the run directory, by `slt launch stop`
 _SECONDS = 60.0
 
 
@@ -38,8 +38,8 @@ def requeue(job: Allocation, run_dir: Path, most: int, say: Callable[[str], None
 
 
 def _why_not(job: Allocation, run_dir: Path, most: int) -> str:
-    if (run_dir / STOP_REQUEST).exists():
-        return "`slt launch stop` asked for its end"
+    if (request := read_request(run_dir)) is not None:
+        return f"{request.who} asked for its end"
     if job.restarts >= most:
         return f"it was {job.restarts} times, the limit (--max-requeues {most}); submit it again to go on"
     code, text = _scontrol("show", "job", job.job_id, "-o")

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from launch.checkpoints_cli import app as ckpt_app
 from launch.cli import app as launch_app
 from launch.environment import set_defaults
 from pipeline.config.cli import app as recipe_app
@@ -22,7 +23,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-ckpt_app = typer.Typer(help="List, inspect and convert checkpoints.", no_args_is_help=True)
 app.add_typer(shards_app, name="shards")
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(launch_app, name="launch")
@@ -81,37 +81,6 @@ def export(
     for name, value in differences.items():
         typer.echo(f"{name}: largest difference to the live model {value:.3g}")
     typer.echo(str(target))
-
-
-@ckpt_app.command("list", epilog="Example: slt ckpt list runs/demo/connector")
-def ckpt_list(run_dir: Annotated[Path, typer.Argument(help="run folder")]) -> None:
-    """Complete checkpoints of a run."""
-    from pipeline.engine.checkpoint import list_checkpoints
-
-    for checkpoint in list_checkpoints(run_dir):
-        size = sum(part["size"] for part in checkpoint.manifest["parts"].values())
-        typer.echo(f"{checkpoint.path}  step {checkpoint.step}  {checkpoint.world_size} ranks  {size / 1e6:.1f} MB")
-
-
-@ckpt_app.command("inspect", epilog="Example: slt ckpt inspect runs/demo/connector/checkpoints/step-000100")
-def ckpt_inspect(path: Annotated[Path, typer.Argument(help="checkpoint folder, or run folder for its latest")]) -> None:
-    """Verify every part of a checkpoint and print its manifest and state as JSON."""
-    import json
-
-    from pipeline.export.hf import find_checkpoint
-
-    checkpoint = find_checkpoint(path, "latest")
-    shown = {"path": str(checkpoint.path), "manifest": checkpoint.manifest, "state": checkpoint.state().to_dict()}
-    typer.echo(json.dumps(shown, indent=1))
-
-
-@ckpt_app.command("reshard", epilog="Example: slt ckpt reshard runs/demo/connector/checkpoints/step-000100")
-def ckpt_reshard(path: Annotated[Path, typer.Argument(help="checkpoint folder, or run folder for its latest")]) -> None:
-    """Convert a checkpoint for another world size ahead of time (a resuming run does so itself)."""
-    from pipeline.engine.reshard import to_universal
-    from pipeline.export.hf import find_checkpoint
-
-    typer.echo(str(to_universal(find_checkpoint(path, "latest"))))
 
 
 @app.command(epilog="Example: slt demo --out runs/demo")

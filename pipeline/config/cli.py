@@ -12,8 +12,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config.inputs import check_inputs
+from pipeline.config.gpu_memory import GPU_MEMORY, gpu_gib
 from pipeline.config.load import RESOLVED_BLOCK, LoadedRecipe, load
+from pipeline.config.preflight import check_memory, check_recipe, load_with_inputs
 from pipeline.config.resolve import ResolvedRecipe, resolve
 from pipeline.config.source import dump_yaml, shown_path
 from pipeline.errors import EXIT_INTERRUPTED, SltError
@@ -26,7 +27,7 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="a.b=value, v
 WorldSizeOption = Annotated[int | None, typer.Option("--world-size", min=1, help="Default: those of the recipe.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 SettingsOnlyOption = Annotated[
-    bool, typer.Option("--settings-only", help="Do not look for shards, exports and tokenizers on this machine.")
+    bool, typer.Option("--settings-only", help="Do not look at this machine: shards, models, disk.")
 ]
 
 _UNSET = "(not set)"
@@ -37,14 +38,20 @@ def check(
     recipe: RecipeArgument,
     world_size: WorldSizeOption = None,
     sets: SetOption = None,
+    gpu_memory: Annotated[str | None, typer.Option(help=GPU_MEMORY)] = None,
     settings_only: SettingsOnlyOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Report every problem of a recipe and of what it reads, or its batch arithmetic per world size."""
-    loaded = load(recipe, sets or [])
-    resolved = [resolve(loaded.recipe, size) for size in _world_sizes(loaded, world_size)]
+    memory = [] if gpu_memory is None else [f"deepspeed.gpu_memory_gib={gpu_gib(gpu_memory)}"]
+    loaded = (load if settings_only else load_with_inputs)(recipe, [*(sets or []), *memory])
+    sizes = _world_sizes(loaded, world_size)
     if not settings_only:
-        check_inputs(loaded)
+        check_recipe(loaded, sizes)
+    resolved = [resolve(loaded.recipe, size) for size in sizes]
+    if not settings_only:
+        for item in resolved:
+            check_memory(item)
     rows = [_batch_row(item) for item in resolved]
     if as_json:
         _print_json({"recipe": str(loaded.path), "ok": True, "notes": list(loaded.notes), "world_sizes": rows})

@@ -61,7 +61,7 @@ REFUSED = {
     "vocabulary_size": "it belongs to the autotuner",
     "autotuning": "batch sizes are recipe values",
     "data_efficiency": "the order of samples is computed from the shard index",
-    "datastates_ckpt": "checkpoints are written by pipeline/engine/checkpoint.py",
+    "datastates_ckpt": "checkpoints are written by pipeline/engine/saving",
     "csv_monitor": "metrics are written to <run_dir>/metrics.jsonl",
     "comet": "metrics are written to <run_dir>/metrics.jsonl",
     "bfloat16": 'it is an old name of "bf16", which train.precision decides',

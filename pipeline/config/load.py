@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,9 @@ STAND_INS: dict[str, Any] = {
 }
 
 
+Rule = Callable[[Recipe], Iterable[Problem]]
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedRecipe:
     """A recipe together with where each of its values came from."""
@@ -82,8 +85,14 @@ def load_recipe(path: str | Path, sets: Sequence[str] = ()) -> Recipe:
     return load(path, sets).recipe
 
 
-def load(path: str | Path, sets: Sequence[str] = ()) -> LoadedRecipe:
-    """As `load_recipe`, keeping origins and notes."""
+def load(path: str | Path, sets: Sequence[str] = (), beyond: Rule | None = None) -> LoadedRecipe:
+    """As `load_recipe`, keeping origins and notes.
+
+    Args:
+        path: as there.
+        sets: as there.
+        beyond: finds problems outside the recipe. It is asked only if the recipe itself has some, to tell all at once.
+    """
     file = find_recipe(path)
     document = read_document(file)
     recorded = document.data.pop(RESOLVED_BLOCK, None)
@@ -94,7 +103,7 @@ def load(path: str | Path, sets: Sequence[str] = ()) -> LoadedRecipe:
     for text in sets:
         problems += merged.set(text)
     if document.data or not document.problems:
-        recipe, field_problems = _validate(merged)
+        recipe, field_problems = _validate(merged, beyond)
         problems += field_problems
     else:
         recipe = None
@@ -215,7 +224,7 @@ def _paths_of(value: Any, path: str) -> Iterator[str]:
         yield from _paths_of(inner, f"{path}.{key}")
 
 
-def _validate(merged: _Merged) -> tuple[Recipe | None, list[Problem]]:
+def _validate(merged: _Merged, beyond: Rule | None = None) -> tuple[Recipe | None, list[Problem]]:
     """Check types and names, then the cross-field rules on whatever is sound, so that one run shows everything."""
     try:
         # through JSON, because strict validation of Python objects would refuse a list for a tuple field
@@ -224,8 +233,13 @@ def _validate(merged: _Merged) -> tuple[Recipe | None, list[Problem]]:
         errors = _one_per_setting(error.errors(include_url=False))
         problems = [_field_problem(item) for item in errors]
         bad = [".".join(str(part) for part in item["loc"]) for item in errors]
-        return None, problems + [p for p in _rules_on_sound_part(merged.data, errors) if not _touches(p, bad)]
-    return recipe, [*cross_field_problems(recipe), *deepspeed_problems(recipe)]
+        if "stage" in bad:  # it says which inputs matter
+            beyond = None
+        return None, problems + [p for p in _rules_on_sound_part(merged.data, errors, beyond) if not _touches(p, bad)]
+    problems = [*cross_field_problems(recipe), *deepspeed_problems(recipe)]
+    named = [name for problem in problems for name in problem.fields]
+    found = beyond(recipe) if problems and beyond is not None else ()
+    return recipe, [*problems, *(problem for problem in found if not _touches(problem, named))]
 
 
 def _one_per_setting(errors: Iterable[Any]) -> list[Any]:
@@ -249,7 +263,7 @@ def _is_type(loc: tuple[Any, ...], end: int) -> bool:
     return isinstance(loc[end], str) and setting in setting_names() and below not in setting_names()
 
 
-def _rules_on_sound_part(data: dict[str, Any], errors: Iterable[Any]) -> list[Problem]:
+def _rules_on_sound_part(data: dict[str, Any], errors: Iterable[Any], beyond: Rule | None) -> list[Problem]:
     sound = json.loads(json.dumps(data))
     for item in errors:
         _replace(sound, [str(part) for part in item["loc"]])
@@ -257,7 +271,7 @@ def _rules_on_sound_part(data: dict[str, Any], errors: Iterable[Any]) -> list[Pr
         recipe = Recipe.model_validate_json(json.dumps(sound), strict=True)
     except ValidationError:
         return []  # the damage is not local; report only the problems found so far
-    return [*cross_field_problems(recipe), *deepspeed_problems(recipe)]
+    return [*cross_field_problems(recipe), *deepspeed_problems(recipe), *(beyond(recipe) if beyond else ())]
 
 
 def _replace(data: dict[str, Any], loc: list[str]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.inputs import missing_part
+from pipeline.config.pretrained import missing_part
 from pipeline.config.schema import Recipe
 from pipeline.errors import RecipeError
 

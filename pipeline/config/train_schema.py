@@ -76,6 +76,9 @@ class TrainConfig(Section):
     """Consecutive steps with non-finite gradients before the run stops as diverged."""
     wandb_project: str | None = None
     """Also log to this Weights & Biases project."""
+    sample_ledger: bool = False
+    """Also write which samples every step of every rank was made of (`logs/ledger-rank-N.jsonl`): the proof that
+    interruptions lose and repeat none."""
     tensorboard: bool = True
     """Also write TensorBoard files into the run directory."""
     peak_tflops: float | None = Field(default=None, gt=0)

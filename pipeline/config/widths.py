@@ -51,6 +51,17 @@ def _sizes(config: dict[str, Any]) -> Iterator[int]:
             yield from _sizes(nested)
 
 
+def feature_width(config: dict[str, Any]) -> int | None:
+    """Channels of a vision model's last hidden state, from its config; None if it does not say."""
+    half = config.get("vision_config")
+    config = half if isinstance(half, dict) else config
+    for name in ("hidden_size", "hidden_dim"):
+        if isinstance(value := config.get(name), int):
+            return value
+    sizes = config.get("hidden_sizes")
+    return int(sizes[-1]) if isinstance(sizes, list) and sizes else None
+
+
 def _config_file(path: str) -> Path | None:
     """config.json of a folder, or of a hub id that was downloaded before."""
     if (folder := Path(path)).is_dir():
@@ -65,4 +76,4 @@ def _config_file(path: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-__all__ = ["widest"]
+__all__ = ["feature_width", "widest"]

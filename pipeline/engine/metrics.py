@@ -37,8 +37,14 @@ def data_sheet_tflops(device_name: str) -> float | None:
     return next((peak for name, peak in PEAK_TFLOPS.items() if name in device_name), None)
 
 
-def drop_rows_after(path: Path, step: int) -> None:
-    """Atomically remove rows of later steps (a killed run may have logged beyond its last checkpoint)."""
+def drop_rows_after(path: Path, last: int, field: str = "step") -> None:
+    """Atomically remove rows of later steps (a killed run may have logged beyond its last checkpoint).
+
+    Args:
+        path: JSON lines; need not exist.
+        last: the largest value of ``field`` that stays.
+        field: a number that grows from row to row.
+    """
     if not path.exists():
         return
     kept_lines = []
@@ -48,7 +54,7 @@ def drop_rows_after(path: Path, step: int) -> None:
         except json.JSONDecodeError:  # a line that kill -9 cut in half
             logger.warning("%s: dropped an incomplete line", path)
             continue
-        if row["step"] <= step:
+        if row[field] <= last:
             kept_lines.append(line)
     write_atomic(path, "".join(line + "\n" for line in kept_lines))
 

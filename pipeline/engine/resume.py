@@ -14,10 +14,9 @@ from pipeline.engine.checkpoint import (
     checkpoint_folder,
     complete_folders,
     latest_checkpoint,
-    mark_best,
-    set_damaged_aside,
 )
-from pipeline.engine.publish import finish_interrupted
+from pipeline.engine.saving.publish import finish_interrupted
+from pipeline.engine.saving.retention import mark_best, set_damaged_aside
 from pipeline.engine.state import TrainState
 from pipeline.errors import CheckpointError
 
@@ -33,7 +32,7 @@ FREE_FIELDS = (
     "continued_pretraining.mlp_chunk_tokens", "continued_pretraining.offload_activations", "contrastive.tile_mib",
     "model.visual.backbone.frames_per_pass",
     "train.log_every_steps", "train.eval_every_steps", "train.eval_batches", "train.max_skipped_steps",
-    "train.wandb_project", "train.tensorboard", "train.peak_tflops",
+    "train.wandb_project", "train.sample_ledger", "train.tensorboard", "train.peak_tflops",
 )  # fmt: skip
 
 _SAVED_ALIKE = {1: 2}

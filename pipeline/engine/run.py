@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -122,7 +124,7 @@ def main(source: RecipeFile | Unresolved, stop: StopFlag, launcher: Launcher) ->
         code, message, failed = getattr(error, "exit_code", EXIT_BUG), str(error), True
         if code == EXIT_BUG:
             message = traceback.format_exc()
-    note = {"rank": rank, "code": code, "error": message, "stopped": stopped}
+    note = {"rank": rank, "code": code, "error": message, "stopped": stopped, **_where(launcher.phases)}
     launcher_knows = launcher.tell(note)
     if run_dir is not None:
         _leave_exit_note(run_dir, note)
@@ -135,6 +137,11 @@ def main(source: RecipeFile | Unresolved, stop: StopFlag, launcher: Launcher) ->
         os._exit(code)
     dist.shutdown()
     return code
+
+
+def _where(phases: Phases) -> dict[str, Any]:
+    """Of the exit note: who ended first, and how far it came."""
+    return {"step": phases.step, "host": socket.gethostname(), "time": time.time()}
 
 
 def _log_before_training(remarks: bool) -> None:

@@ -51,6 +51,8 @@ class _Result(NamedTuple):
     batch: Batch | None
     bad: list[BadSample]
     error: DataError | None = None
+    elements: bytes = b""
+    """As in `StepBatch`."""
 
     def unwrap(self) -> _Result:
         """Itself; raises the error that came instead."""
@@ -94,7 +96,7 @@ class _BatchMaker:
                     bad += replaced
                 else:
                     raws.append(list(self.fetch(reader, item)))
-            return _Result(self.collate(raws), bad)
+            return _Result(self.collate(raws), bad, elements=items.elements.tobytes())
         except DataError as error:
             return _Result(None, bad, error)
 
@@ -237,7 +239,8 @@ class StepLoader:
             self._report(skipped)
             self.cursor = self.plan.advance(self.cursor, self.options.global_batch)
             batches = [result.batch for result in results if result.batch is not None]
-            yield StepBatch(batches, self.cursor, skipped, waited, self.options.global_batch)
+            read = b"".join(result.elements for result in results)
+            yield StepBatch(batches, self.cursor, skipped, waited, self.options.global_batch, read)
 
     def state_dict(self, after: StepBatch | None = None) -> dict[str, Any]:
         """Position after a step, and what it refers to; the same on every rank, < 1 KB.

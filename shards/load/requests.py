@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from shards.load.substitute import BadSample
-from shards.order.items import Elements, Items, as_items
+from shards.order.items import ELEMENT, Elements, Items, as_items
 from shards.order.plan import Cursor
 from shards.storage.access import Remote
 
@@ -56,6 +58,14 @@ class StepBatch(NamedTuple):
     """Time the caller waited for data."""
     items: int
     """Items of the step over all ranks."""
+    elements: bytes = b""
+    """What this rank's micro-batches were made of; read by `read`."""
+
+    def read(self) -> list[tuple[int, int, int]]:
+        """Sample, start and length (see `shards.order.items.ELEMENT`) of all that this rank read, in order; a damaged
+        sample stands for its substitute."""
+        found: list[tuple[int, int, int]] = np.frombuffer(self.elements, ELEMENT).tolist()
+        return found
 
 
 class Request(NamedTuple):

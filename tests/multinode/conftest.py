@@ -6,14 +6,25 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.multinode.hosts import SimulatedHost, two_hosts, why_not
+from tests.multinode.hosts import SimulatedHost, three_hosts, why_not
 
 
 @pytest.fixture(scope="session")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SimulatedHost, SimulatedHost]]:
-    """``host-a`` and ``host-b``; skips where the machine cannot simulate them."""
+def cluster_hosts(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[SimulatedHost, SimulatedHost, SimulatedHost]]:
+    """``host-a``, ``host-b`` and ``host-c``; skips where the machine cannot simulate them."""
     reason = why_not()
     if reason:
         pytest.skip(reason)
-    with two_hosts(tmp_path_factory.mktemp("hosts")) as pair:
-        yield pair
+    with three_hosts(tmp_path_factory.mktemp("hosts")) as hosts:
+        yield hosts
+
+
+@pytest.fixture(scope="session")
+def hosts(
+    cluster_hosts: tuple[SimulatedHost, SimulatedHost, SimulatedHost],
+) -> tuple[SimulatedHost, SimulatedHost]:
+    """``host-a`` and ``host-b``."""
+    a, b, _ = cluster_hosts
+    return a, b

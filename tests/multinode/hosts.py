@@ -1,5 +1,8 @@
 """Simulated hosts on one machine: own network, processes, mounts and host name each; real sshd, one shared file system.
 
+A rack holds the switch they are plugged into, and the disks that are mounted on all of them. Hosts can be switched off
+and on again, unplugged, and given a small disk.
+
 The namespaces have no name and no file holds them open: when a host's first process dies the kernel ends all others of
 that host and takes its network with it. That process dies with its parent, so nothing outlives the tests, however they
 end. Own process namespaces also matter for safety: DeepSpeed's pdsh runner calls ``pkill -f`` on its hosts.
@@ -23,7 +26,22 @@ from tests.source_tree import ROOT
 TOOLS = ("ip", "sshd", "ssh", "ssh-keygen", "pdsh", "unshare", "nsenter", "setpriv")
 PORT = 2222
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+NAMES = ("host-a", "host-b", "host-c")
+ABSENT = "host-d"
+"""In everybody's /etc/hosts, but it does not exist."""
+ADDRESSES = {name: f"10.77.0.{number}" for number, name in enumerate((*NAMES, ABSENT), start=1)}
 _UNSHARE = ("unshare", "--mount", "--net", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child")
+# Mounts of the rack appear on the hosts, those of a host stay there.
+_RACK = ("unshare", "--mount", "--net", "--propagation", "shared")
+_HOST = (*_UNSHARE, "--propagation", "slave")
+_DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+_SWITCH = """
+set -e
+ip link add switch type bridge
+ip link set switch up
+echo ready
+exec sleep infinity
+"""
 # $1 host name, $2 folder with hosts, shadow and ssh, which only this host's mount namespace sees in /etc.
 _FIRST_PROCESS = """
 set -e
@@ -39,12 +57,58 @@ exec "$3" -D -e
 
 
 @dataclass(frozen=True)
+class Rack:
+    """What the hosts share."""
+
+    folder: Path
+    pid: int
+
+    def run(self, *argv: str) -> None:
+        """On the switch."""
+        _run("nsenter", "--target", str(self.pid), "--mount", "--net", *argv)
+
+    @contextlib.contextmanager
+    def small_disk(self, folder: Path, mib: int) -> Iterator[None]:
+        """A disk of this size, mounted on all hosts; here it is seen through `SimulatedHost.sees`."""
+        self.run("mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(folder))
+        try:
+            yield
+        finally:
+            self.run("umount", "--lazy", str(folder))
+
+
+@dataclass
 class SimulatedHost:
-    """One host; ``pid`` is its first process as seen from outside."""
+    """One host. Not plugged in before `switch_on`."""
 
     name: str
-    address: str
-    pid: int
+    rack: Rack
+    process: subprocess.Popen[bytes] | None = None
+    pid: int = 0
+    """Its first process as seen from outside."""
+
+    @property
+    def address(self) -> str:
+        return ADDRESSES[self.name]
+
+    def switch_on(self) -> None:
+        """Start it and plug it in. Does nothing if it runs."""
+        if self.process is not None:
+            return
+        log = self.rack.folder / f"{self.name}.log"
+        self.process = _start(self.name, self.rack, log)
+        self.pid = _first_process(self.process, log)
+        _connect(self)
+
+    def switch_off(self) -> None:
+        """Power is gone: everything on it ends at once, and nobody is told."""
+        if self.process is not None:
+            _stop(self.process)
+            self.process = None
+
+    def sees(self, path: Path) -> Path:
+        """The same file as this host sees it, for the test to read: the host may have mounted something there."""
+        return Path(f"/proc/{self.pid}/root{path}")
 
     def inside(self, *argv: str, cwd: Path = ROOT) -> list[str]:
         """The command that runs ``argv`` on this host."""
@@ -60,7 +124,9 @@ class SimulatedHost:
             )
 
     def processes(self) -> list[psutil.Process]:
-        """All that runs here, except the sshd that waits for connections."""
+        """All that runs here, except the sshd that waits for connections; nothing where it is switched off."""
+        if self.process is None:
+            return []
         return [process for process in psutil.process_iter() if process.pid != self.pid and self._is_here(process)]
 
     def rank(self, number: int) -> psutil.Process | None:
@@ -106,22 +172,29 @@ def why_not() -> str:
 
 
 @contextlib.contextmanager
-def two_hosts(folder: Path) -> Iterator[tuple[SimulatedHost, SimulatedHost]]:
-    """``host-a`` and ``host-b`` on one cable, able to log in on each other and on themselves by key.
+def three_hosts(folder: Path) -> Iterator[tuple[SimulatedHost, SimulatedHost, SimulatedHost]]:
+    """``NAMES`` on one switch, able to log in on each other and on themselves by key.
 
-    ``host-c`` is in everybody's /etc/hosts but does not exist. A host's own name resolves to 127.0.1.1 on itself, as
-    Debian and Ubuntu install it: the trap in which gloo announces an address nobody else can reach.
+    A host's own name resolves to 127.0.1.1 on itself, as Debian and Ubuntu install it: the trap in which gloo announces
+    an address nobody else can reach.
     """
-    addresses = {"host-a": "10.77.0.1", "host-b": "10.77.0.2", "host-c": "10.77.0.3"}
+    for name in NAMES:
+        _etc(folder / name, name, folder / "key")
     with contextlib.ExitStack() as stack:
-        hosts = []
-        for name in ("host-a", "host-b"):
-            etc = _etc(folder / name, name, addresses, folder / "key")
-            process = _start(name, etc, folder / f"{name}.log")
-            stack.callback(_stop, process)
-            hosts.append(SimulatedHost(name, addresses[name], _first_process(process, folder / f"{name}.log")))
-        _connect(*hosts)
-        yield hosts[0], hosts[1]
+        switch = subprocess.Popen(
+            [*_DIES_WITH_US, *_RACK, "sh", "-c", _SWITCH],
+            env={"PATH": _PATH}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        stack.enter_context(switch)
+        stack.callback(switch.kill)
+        assert switch.stdout is not None and switch.stdout.readline() == b"ready\n", "the switch did not start"
+        a, b, c = (SimulatedHost(name, Rack(folder, switch.pid)) for name in NAMES)
+        for host in (a, b, c):
+            stack.callback(host.switch_off)
+            host.switch_on()
+        for host in (b, c):
+            _run(*a.inside("ssh", "-p", str(PORT), "-o", "ConnectTimeout=10", host.name, "true"))
+        yield a, b, c
 
 
 def until(condition: Callable[[], object], seconds: float, what: str, every: float = 0.1) -> None:
@@ -132,32 +205,32 @@ def until(condition: Callable[[], object], seconds: float, what: str, every: flo
         time.sleep(every)
 
 
-def _etc(folder: Path, name: str, addresses: dict[str, str], key: Path) -> Path:
+def _etc(folder: Path, name: str, key: Path) -> None:
     ssh = folder / "ssh"
     ssh.mkdir(parents=True)
     if not key.exists():
         _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key))
     # one key serves as host key and as user key: both ends are this test
     public = key.with_suffix(".pub").read_text()
-    (ssh / "ssh_known_hosts").write_text("".join(f"[{known}]:{PORT} {public}" for known in addresses))
+    (ssh / "ssh_known_hosts").write_text("".join(f"[{known}]:{PORT} {public}" for known in ADDRESSES))
     (ssh / "authorized_keys").write_text(public)
     (ssh / "ssh_config").write_text(f"IdentityFile {key}\nStrictHostKeyChecking yes\n")
     (ssh / "sshd_config").write_text(
         f"Port {PORT}\nHostKey {key}\nAuthorizedKeysFile /etc/ssh/authorized_keys\nStrictModes no\nUsePAM no\n"
         "PasswordAuthentication no\nMaxStartups 100\n"
     )
-    lines = [f"{address} {host}" for host, address in addresses.items() if host != name]
+    lines = [f"{address} {host}" for host, address in ADDRESSES.items() if host != name]
     # the own name twice: the first line is what a look-up of it returns here
     lines = ["127.0.0.1 localhost", f"127.0.1.1 {name}", *lines]
     (folder / "hosts").write_text("".join(f"{line}\n" for line in lines))
     (folder / "shadow").write_text("root:*:1::::::\n")  # without PAM sshd refuses the locked root of some images
-    return folder
 
 
-def _start(name: str, etc: Path, log: Path) -> subprocess.Popen[bytes]:
+def _start(name: str, rack: Rack, log: Path) -> subprocess.Popen[bytes]:
     sshd = shutil.which("sshd", path=_PATH)
     assert sshd is not None
-    argv = ["setpriv", "--pdeathsig", "KILL", *_UNSHARE, "sh", "-c", _FIRST_PROCESS, name, name, str(etc), sshd]
+    enter = ["nsenter", "--target", str(rack.pid), "--mount"]
+    argv = [*_DIES_WITH_US, *enter, *_HOST, "sh", "-c", _FIRST_PROCESS, name, name, str(rack.folder / name), sshd]
     with log.open("wb") as sink:
         return subprocess.Popen(argv, env={"PATH": _PATH}, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
 
@@ -177,13 +250,12 @@ def _first_process(process: subprocess.Popen[bytes], log: Path) -> int:
     return child.pid
 
 
-def _connect(a: SimulatedHost, b: SimulatedHost) -> None:
-    one, other = ("eth0", "netns", str(a.pid)), ("eth0", "netns", str(b.pid))
-    _run("ip", "link", "add", *one, "type", "veth", "peer", "name", *other)
-    for host in (a, b):
-        _run(*host.inside("ip", "addr", "add", f"{host.address}/24", "dev", "eth0"))
-        _run(*host.inside("ip", "link", "set", "eth0", "up"))
-    _run(*a.inside("ssh", "-p", str(PORT), "-o", "ConnectTimeout=10", b.name, "true"))
+def _connect(host: SimulatedHost) -> None:
+    port = f"to-{host.name}"
+    host.rack.run("ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", str(host.pid))
+    host.rack.run("ip", "link", "set", port, "master", "switch", "up")
+    _run(*host.inside("ip", "addr", "add", f"{host.address}/24", "dev", "eth0"))
+    _run(*host.inside("ip", "link", "set", "eth0", "up"))
 
 
 def _run(*argv: str) -> None:

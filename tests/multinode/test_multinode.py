@@ -4,103 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 
 from pipeline.config.load import load_recipe
 from pipeline.config.source import parse_value
 from pipeline.errors import EXIT_CLUSTER, EXIT_PREEMPTED
 from tests.jobs import World, rows, run_job
-from tests.multinode.hosts import PORT, SimulatedHost, until
+from tests.multinode.cluster import BIN, ENV, PAIR, SAVE, SIGTERM_BIT, STAGE, STEPS, Cluster, pending_signals
+from tests.multinode.hosts import ABSENT, PORT, SimulatedHost, until
 from tests.source_tree import ROOT
 
 pytestmark = pytest.mark.multinode
 
-STAGE = "continued_pretraining"
-STEPS = 6
-PAIR = ("host-a", "host-b")
-SAVE = {"train__checkpoint__every_steps": 2, "train__checkpoint__keep": 5}
-SIGTERM_BIT = 1 << (signal.SIGTERM - 1)
-BIN = Path(sys.executable).parent
-# host-a and host-b disagree on what their own names resolve to, so gloo must be told which interface they share
-ENV = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0", "HF_HUB_OFFLINE": "1"}
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Two hosts and what a test starts on the first."""
-
-    a: SimulatedHost
-    b: SimulatedHost
-    world: World
-    folder: Path
-
-    @property
-    def run_dir(self) -> Path:
-        return self.folder / "run"
-
-    def sets(self, **values: object) -> list[str]:
-        settings = self.world.sets(STAGE, self.run_dir, 2, train__steps=STEPS, **values)
-        return [part for text in settings for part in ("--set", text)]
-
-    def hostfile(self, *names: str) -> str:
-        path = self.folder / "hosts"
-        path.write_text("".join(f"{name} slots=1\n" for name in names))
-        return str(path)
-
-    def slt(self, *names: str, env: dict[str, str] | None = None, **values: object) -> subprocess.Popen[bytes]:
-        """``slt launch run`` on the first host."""
-        options = ["--hostfile", self.hostfile(*names or PAIR), "--ssh-port", str(PORT)]
-        argv = [str(BIN / "slt"), "launch", "run", f"demo_{STAGE}", *options, *self.sets(**values)]
-        return self.a.start(argv, self.folder / "log", {**ENV, **(env or {})})
-
-    def in_training(self, process: subprocess.Popen[bytes]) -> psutil.Process:
-        """Rank 1 on the second host, when the first checkpoint has just been written."""
-        found: list[psutil.Process] = []
-
-        def started() -> bool:
-            found.extend(filter(None, [self.b.rank(1)]))
-            return bool(found) or process.poll() is not None
-
-        until(started, 120, "rank 1 on host-b starts")
-        mark = self.run_dir / "checkpoints" / "step-000002" / "COMPLETE"
-        until(lambda: mark.is_file() or process.poll() is not None, 120, "first checkpoint", every=0.01)
-        assert process.poll() is None, self.output()
-        return found[0]
-
-    def finish(self, process: subprocess.Popen[bytes], seconds: float = 240) -> tuple[int, str]:
-        """Exit code and output of a launch of which nothing may be left on any host."""
-        try:
-            code = process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            pytest.fail(f"still running after {seconds:g} s\n{self.output()}")
-        until(lambda: not self.left(), 10, f"gone from both hosts: {self.left()}")
-        return code, self.output()
-
-    def output(self) -> str:
-        return (self.folder / "log").read_text()[-6000:]
-
-    def left(self) -> list[str]:
-        return [f"{host.name}: {process}" for host in (self.a, self.b) for process in host.processes()]
-
-
-def pending_signals(process: psutil.Process) -> int:
-    """Bit n - 1 for every signal n that was sent to a process but not delivered yet."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    return int(re.findall(r"^ShdPnd:\s*([0-9a-f]+)$", status, flags=re.MULTILINE)[0], 16)
-
 
 @pytest.fixture
 def cluster(hosts: tuple[SimulatedHost, SimulatedHost], corpus: World, tmp_path: Path) -> Iterator[Cluster]:
-    yield Cluster(*hosts, corpus, tmp_path)
+    yield Cluster(hosts, corpus, tmp_path)
     for host in hosts:
         host.clear()
 
@@ -128,8 +52,7 @@ def test_slt_launch_stopped_and_continued(cluster: Cluster, local: dict[int, flo
     process = cluster.slt(**SAVE)
     rank = cluster.in_training(process)
     rank.suspend()  # so that training cannot end before the signal arrives
-    launcher = [found for found in cluster.a.processes() if found.cmdline()[1:3] == [str(BIN / "slt"), "launch"]]
-    launcher[0].terminate()
+    cluster.launcher().terminate()
     until(lambda: SIGTERM_BIT & pending_signals(rank), 60, "SIGTERM reaches rank 1 on host-b")
     rank.resume()
     code, output = cluster.finish(process)
@@ -190,7 +113,7 @@ def test_values_arrive_byte_for_byte_on_every_host(cluster: Cluster, tmp_path: P
     carried = {name: NASTY[name] for name in ("NCCL_X", "HF_HOME")}
     sets = ["connector.prompt='{video} \"%h\" $HOME `id` \\ '"]
     program = (
-        "from pathlib import Path; from launch import cli, options; options.check_inputs = lambda loaded: None; "
+        "from pathlib import Path; from launch import cli, options; options.check_recipe = lambda loaded, sizes: None; "
         f"options.TRAIN_SCRIPT = Path({str(folder / 'say.py')!r}); cli.main()"
     )
     argv = [
@@ -225,7 +148,7 @@ def test_values_arrive_byte_for_byte_on_every_host(cluster: Cluster, tmp_path: P
 
 
 def test_an_unreachable_host(cluster: Cluster) -> None:
-    code, output = cluster.finish(cluster.slt("host-a", "host-c"), seconds=40)
+    code, output = cluster.finish(cluster.slt("host-a", ABSENT), seconds=40)
     assert code == EXIT_CLUSTER, output
-    assert "1 of 2 hosts cannot take part" in output and "host-c: ssh: connect to host host-c" in output
+    assert "1 of 2 hosts cannot take part" in output and f"{ABSENT}: ssh: connect to host {ABSENT}" in output
     assert "Traceback" not in output and not (cluster.run_dir / "logs" / "launch.log").exists()

@@ -17,8 +17,9 @@ from launch.backends import get_backend
 from launch.hostfile import Host
 from launch.options import free_port
 from launch.plan import LaunchPlan, plan_ranks
+from launch.processes import Patience
 from launch.ranks import find_processes, find_ranks
-from launch.supervise import Outcome, Patience, supervise
+from launch.supervise import Outcome, supervise
 from tests.unit.launch import stubs
 
 pytestmark = pytest.mark.multiproc

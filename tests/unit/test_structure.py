@@ -30,12 +30,14 @@ TORCH_IN_SHARDS = ("shards.load.loader",)
 IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("shards", ()),
     ("ds_configs", ()),
-    # the front door and the rank stand above both packages
+    # the front door, its commands on checkpoints and the rank stand above both packages
     ("launch.train", ("pipeline", "shards", "launch")),
     ("launch.slt", ("pipeline", "shards", "launch")),
+    ("launch.checkpoints_cli", ("pipeline", "shards", "launch")),
     ("launch", ("pipeline.config", "pipeline.errors")),
     ("pipeline.errors", ("shards.errors",)),
-    ("pipeline.config", ("pipeline.errors", "ds_configs")),
+    # a set of token ids names its tokenizer by the data layer's fingerprint
+    ("pipeline.config", ("pipeline.errors", "ds_configs", "shards.text")),
     ("pipeline.dist", ("pipeline.errors",)),
     ("pipeline.losses", ("pipeline.dist", "pipeline.errors")),
     ("pipeline.models", ("pipeline.losses", "pipeline.dist", "pipeline.config", "pipeline.errors", "shards")),
@@ -80,6 +82,7 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
                 "pipeline.engine.durable",
                 "pipeline.engine.metrics",
                 "pipeline.engine.zero",
+                "pipeline.engine.zero_shards",
             ),
         ),
     ),
@@ -123,7 +126,7 @@ REGISTRATIONS = {
     "register": ("pipeline.models", "pipeline.models.attention"),
     "register_evaluate": ("launch.slt",),
     "add_typer": ("launch.slt", "shards.cli.app", "launch.cli"),
-    "command": ("launch.slt", "shards.cli.app", "launch.cli"),
+    "command": ("launch.slt", "launch.checkpoints_cli", "shards.cli.app", "launch.cli"),
 }
 
 

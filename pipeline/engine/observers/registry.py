@@ -6,6 +6,7 @@ from pipeline.engine.observers.base import Observer
 from pipeline.engine.observers.divergence import Divergence
 from pipeline.engine.observers.evaluate import Evaluate
 from pipeline.engine.observers.frozen import FrozenParts
+from pipeline.engine.observers.ledger import Ledger
 from pipeline.engine.observers.log import Log
 from pipeline.engine.observers.save import Save
 from pipeline.engine.training import Training
@@ -14,10 +15,12 @@ OBSERVERS: tuple[type[Observer], ...] = (
     FrozenParts,
     Divergence,  # before anything is written about a step that was not applied
     Log,
+    Ledger,
     Evaluate,
 )
 
 
 def observers_of(training: Training) -> list[Observer]:
     """The observers of a run, equal on every rank; `Save` is last, because any other may ask for a checkpoint."""
-    return [kind(training) for kind in (*OBSERVERS, Save)]
+    kinds: tuple[type[Observer], ...] = (*OBSERVERS, Save)
+    return [kind(training) for kind in kinds if kind.enabled(training.recipe)]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 
-from pipeline.engine import checkpoint as checkpoints
 from pipeline.engine.observers.base import FinishedStep, Observer, Wishes
+from pipeline.engine.saving.retention import mark_best, prune
+from pipeline.engine.saving.save import save
 from pipeline.engine.sinks.base import Metrics
 from pipeline.engine.training import Training
 
@@ -42,7 +43,7 @@ class Save(Observer):
 
     def _write(self, best: bool) -> None:
         training = self.training
-        path = checkpoints.save(training.engine, training.stage, training.run_dir, training.resolved, training.state)
+        path = save(training.engine, training.stage, training.run_dir, training.resolved, training.state)
         if best:
-            checkpoints.mark_best(training.run_dir, path)
-        checkpoints.prune(training.run_dir, training.recipe.train.checkpoint.keep)
+            mark_best(training.run_dir, path)
+        prune(training.run_dir, training.recipe.train.checkpoint.keep)

@@ -80,7 +80,7 @@ def test_run_looks_at_inputs_before_it_starts(tmp_path: Path, monkeypatch: pytes
 
 @pytest.fixture
 def inputs_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(options, "check_inputs", lambda loaded: None)
+    monkeypatch.setattr(options, "check_recipe", lambda loaded, sizes: None)
 
 
 @pytest.mark.usefixtures("inputs_are_there")
@@ -99,7 +99,7 @@ def test_run_asks_the_hosts_before_it_starts(tmp_path: Path, monkeypatch: pytest
 def test_run_returns_the_worst_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Command] = []
 
-    def fake(command: Command, run_dir: Path, ranks: tuple[str, int], patience: object) -> Outcome:
+    def fake(command: Command, run_dir: Path, ranks: tuple[str, int], *_: object) -> Outcome:
         started.append(command)
         assert run_dir == tmp_path and ranks[1] == 2
         content = (run_dir / "recipe.resolved.yaml").read_bytes()

@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from launch import cli, memory
-from launch.memory import detected_gib, gpu_gib, print_memory
+from launch.memory import detected_gib, print_memory
+from pipeline.config.gpu_memory import gpu_gib
 from pipeline.config.planner import Answer, NotPlanned
 from pipeline.errors import RecipeError
 

@@ -8,6 +8,7 @@ from launch.hostfile import Host
 from launch.options import LaunchOptions, build_plan
 from launch.requeue import requeue
 from launch.slurm import Allocation, expand_counts, hostnames, read_allocation
+from launch.stop import request_stop
 from pipeline.errors import ClusterError, RecipeError
 
 JOB = {
@@ -138,6 +139,6 @@ def test_a_job_is_not_queued_again(tools: Path, tmp_path: Path) -> None:
     assert "is not queued again: JobState=RUNNING\ndisabled; submit it again" in again(job, tmp_path, 9)
     tool(tools, "scontrol", 'echo JobState=RUNNING; [ "$1" = show ] || kill $$')
     assert again(job, tmp_path, 9) == "job 1234 goes back into the queue (start 5, at most 10)", "SLURM ended all of it"
-    (tmp_path / "stop.json").touch()
-    assert "`slt launch stop` asked for its end" in again(job, tmp_path, 9)
+    request_stop(tmp_path, now=False)
+    assert " asked for its end" in again(job, tmp_path, 9)
     assert again(Allocation("1", ("n1",), 1, 0, 1), tmp_path, 9) == "", "salloc: the user is there"

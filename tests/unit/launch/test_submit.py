@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from launch import options, submit
+from launch import submit
 from launch.cli import app
 from launch.submit import SubmitOptions, batch_script
+from pipeline.config import preflight
 from pipeline.errors import ClusterError, RecipeError, StorageError
 
 ALL = {
@@ -22,7 +23,7 @@ ALL = {
 
 @pytest.fixture(autouse=True)
 def inputs_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(options, "check_inputs", lambda loaded: None)
+    monkeypatch.setattr(preflight, "problems_here", lambda recipe: iter(()))
 
 
 def script(**given: Any) -> str:

@@ -17,9 +17,11 @@ import pytest
 
 from launch import supervise as supervision
 from launch.backends import Command
+from launch.output import Output
 from launch.plan import LAUNCH_ID
+from launch.processes import Patience, end_orphans
 from launch.ranks import find_processes
-from launch.supervise import Patience, _tee, end_orphans, supervise
+from launch.supervise import supervise
 from launch.verdict import Evidence, Outcome, Report, read_reports, verdict, worst_code
 from pipeline.errors import ClusterError, StorageError
 from tests.unit.launch import stubs
@@ -182,11 +184,11 @@ def test_a_closed_stderr_keeps_the_log(tmp_path: Path, monkeypatch: pytest.Monke
     class Stderr:
         buffer = Closed()
 
-    monkeypatch.setattr("launch.supervise.sys.stderr", Stderr())
-    logging.getLogger("launch.supervise").setLevel(logging.CRITICAL)
+    monkeypatch.setattr("launch.output.sys.stderr", Stderr())
+    logging.getLogger("launch.output").setLevel(logging.CRITICAL)
     script = "import time\nfor n in range(3): print(n, flush=True); time.sleep(.05)"
     supervise(Command(argv=(sys.executable, "-c", script)), tmp_path, ("x", 0))
-    logging.getLogger("launch.supervise").setLevel(logging.NOTSET)
+    logging.getLogger("launch.output").setLevel(logging.NOTSET)
     assert (tmp_path / "logs" / "launch.log").read_text() == "0\n1\n2\n"
 
 
@@ -289,12 +291,13 @@ def test_a_log_on_a_full_disk_does_not_stop_the_ranks(caplog: pytest.LogCaptureF
 
     seen: list[str] = []
 
-    def read(line: str) -> None:
-        seen.append(line)
+    class Deaf(Output):
+        def read(self, line: str) -> None:
+            seen.append(line)
 
-    _tee(io.BufferedReader(io.BytesIO(b"a\nb\n" * 50_000 + b"the end")), Full(), read)  # type: ignore[arg-type]
+    Deaf(None).copy(io.BufferedReader(io.BytesIO(b"a\nb\n" * 50_000 + b"the end")), Full())  # type: ignore[arg-type]
     assert len(seen) == 100_001 and seen[-1] == "the end"
-    _tee(io.BufferedReader(io.BytesIO(b"a\nb\n")), Full(), lambda line: line)  # type: ignore[arg-type]
+    Output(None).copy(io.BufferedReader(io.BytesIO(b"a\nb\n")), Full())  # type: ignore[arg-type]
     assert caplog.text.count("launch.log cannot be written ([Errno 28] No space left on device)") == 1
 
 
@@ -333,7 +336,7 @@ def test_a_rank_that_started_late_is_asked_again(tmp_path: Path, monkeypatch: py
     """The signal came when no rank was there; the one that comes up afterwards hears of it too."""
     asked: list[str] = []
     monkeypatch.setattr(supervision, "_REMIND_SECONDS", 0.05)
-    monkeypatch.setattr(supervision, "_signal_hosts", lambda command, launch_id, name, *flags: asked.append(name))
+    monkeypatch.setattr(supervision, "signal_hosts", lambda command, launch_id, name, *flags: asked.append(name))
     script = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(1.2)"
     outcome = supervise(Command(argv=(sys.executable, "-c", script), remote=("true",)), tmp_path, ("x", 1), QUICK)
     assert outcome.code == 75 and asked.count("SIGTERM") >= 3

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from typer.testing import CliRunner
 
 from pipeline.config.cli import app
-from pipeline.config.inputs import check_inputs
+from pipeline.config.fit import fingerprint_of_files
+from pipeline.config.inputs import check_inputs, few_texts
 from pipeline.config.load import load
 from pipeline.errors import RecipeError
 from shards.format.index import write_index
@@ -19,10 +22,11 @@ HASHES = [1, 2, 3, 4, 5, 5, 5, 8, 9]
 SPLITS = ["train"] * 7 + ["dev"] * 2
 
 
-def make_set(folder: Path, kind: str = "video") -> None:
+def make_set(folder: Path, kind: str = "video", **options: object) -> None:
     """Nine samples: seven to train on, with five distinct texts, three of them in corpus `a`."""
     corpora = ["a"] * 3 + ["b"] * 6
     made = in_memory(kind, [5] * len(HASHES), split=SPLITS, corpus=corpora, text_hash=HASHES)  # type: ignore[arg-type]
+    made.manifest.options = options
     made.manifest.shards = [{"name": "train-000000.tar", "samples": 9, "size": 0, "sha256": ""}]
     folder.mkdir(parents=True)
     (folder / "train-000000.tar").touch()
@@ -34,13 +38,32 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with all that the three small recipes read."""
     monkeypatch.chdir(tmp_path)
     make_set(tmp_path / "shards" / "video")
-    make_set(tmp_path / "shards" / "text", "text")
-    for name in ("llm", "visual", "text", "tokenizer"):
+    for name, config in CONFIGS.items():
         folder = tmp_path / "models" / name
         folder.mkdir(parents=True)
-        for file in ("config.json", "tokenizer.json", "model.safetensors"):
-            (folder / file).touch()
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "model.safetensors").touch()
+        make_tokenizer(folder, 4)
+    make_set(tmp_path / "shards" / "text", "text", tokenizer=fingerprint_of_files(tmp_path / "models" / "tokenizer"))
     return tmp_path
+
+
+CONFIGS = {
+    "llm": {"model_type": "llama", "vocab_size": 4, "num_attention_heads": 4},
+    "visual": {"model_type": "slt_visual", "image_pixels": 64, "max_frames": 512},
+    "text": {"model_type": "bert", "vocab_size": 5},
+    "tokenizer": {},
+}
+
+
+def make_tokenizer(folder: Path, ids: int) -> None:
+    """As many words, the last of them ends a text."""
+    vocabulary = {**{f"w{number}": number for number in range(ids - 1)}, "</s>": ids - 1}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="w0"))
+    tokenizer.add_special_tokens(["</s>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "TokenizersBackend", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def refused(text: str, *sets: str) -> list[str]:
@@ -86,6 +109,46 @@ def test_shard_sets_that_cannot_be_used(world: Path) -> None:
     for damage in ("{", "[]", '{"kind": "video"}', '{"kind": "video", "splits": [], "shards": []}'):
         (video / "manifest.json").write_text(damage)
         assert "data.train.0.shards=shards/video: its manifest.json cannot be read (" in refused(CONNECTOR)[0]
+
+
+def test_shard_sets_that_are_cut_short(world: Path) -> None:
+    video = world / "shards" / "video"
+    (video / "train-000000.tar").write_bytes(b"12345")
+    assert refused(CONNECTOR) == [
+        "recipe.yaml:11: data.train.0.shards=shards/video: train-000000.tar has 5 bytes, its manifest says 0; copy the"
+        " set again"
+    ]
+    (video / "train-000000.tar").write_bytes(b"")
+    manifest = json.loads((video / "manifest.json").read_text())
+    (video / "manifest.json").write_text(json.dumps(manifest | {"splits": {"train": 8, "dev": 2}}))
+    assert refused(CONNECTOR) == [
+        "recipe.yaml:11: data.train.0.shards=shards/video: its index.parquet has 9 rows, its manifest says 10 samples;"
+        " copy the set again, or write it again with `slt shards index`"
+    ]
+
+
+def test_an_epoch_smaller_than_a_global_batch(world: Path) -> None:
+    epochs = ["train.steps=null", "train.epochs=2", "train.micro_batch=1"]
+    check_inputs(load(write(world, CONNECTOR), [*epochs, "train.global_batch=14"]))
+    text = "train.epochs=2 of at most {} items is less than one global batch of {}; lower train.global_batch or raise"
+    assert text.format(7, 20) in refused(CONNECTOR, *epochs, "train.global_batch=20")[0]
+    some = ["data.train.0.corpus=a", "data.train.0.weight=[[0, 1.0], [3, 2.0]]"]
+    assert text.format(6, 16) in refused(CONNECTOR, *epochs, *some, "train.global_batch=16")[0]
+    assert text.format(9, 24) in refused(CONNECTOR, *epochs, "data.epoch_samples=9", "train.global_batch=24")[0]
+    assert text.format(7, 20) in refused(PRETRAINING, *epochs, "train.global_batch=20")[0]
+    many = [*epochs, "train.global_batch=16"]  # 7 documents of 5 tokens in blocks of 4 are 15 pieces
+    check_inputs(load(write(world, PRETRAINING), [*many, "data.block_tokens=4"]))
+    check_inputs(load(write(world, PRETRAINING), [*epochs, "data.epoch_samples=1", "train.global_batch=64"]))
+
+
+def test_a_remark_on_few_texts(world: Path) -> None:
+    recipe = load(write(world, CONTRASTIVE), ["train.global_batch=6", "train.micro_batch=1"]).recipe
+    assert few_texts(recipe) == (
+        "train.global_batch=6 is more than the 5 distinct texts of data.train: equal texts are no negatives, so a"
+        " larger batch adds none"
+    )
+    assert not few_texts(load(write(world, CONTRASTIVE), ["train.global_batch=4"]).recipe)
+    assert not few_texts(load(write(world, CONNECTOR)).recipe)
 
 
 def test_a_kind_of_shards_that_the_stage_does_not_read(world: Path) -> None:
@@ -142,6 +205,7 @@ def test_pretrained_parts(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "recipe.yaml:6: model.llm.path=models/llm holds no weights (*.safetensors or *.bin); copy or export it again"
     ]
     (llm / "tokenizer.json").unlink()
+    (llm / "tokenizer_config.json").unlink()
     assert refused(CONNECTOR)[1].endswith(
         "models/llm holds no tokenizer (tokenizer.json or tokenizer_config.json or tokenizer.model)"
     )

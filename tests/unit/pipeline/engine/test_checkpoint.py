@@ -15,6 +15,8 @@ import torch
 from pipeline.config.load import load_recipe
 from pipeline.config.resolve import resolve
 from pipeline.engine import checkpoint as checkpoints
+from pipeline.engine.durable import write_durably
+from pipeline.engine.saving import retention
 from pipeline.engine.state import TrainState, restore_rng, rng_state, seed_everything
 from pipeline.errors import CheckpointError, DamagedCheckpointError
 
@@ -75,7 +77,7 @@ def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
     assert [found.step for found in checkpoints.list_checkpoints(tmp_path)] == [999_900, 1_000_000, 99_999_999]
     latest = checkpoints.latest_checkpoint(tmp_path)
     assert latest is not None and latest.step == 99_999_999
-    checkpoints.prune(tmp_path, keep=2)
+    retention.prune(tmp_path, keep=2)
     assert [found.step for found in checkpoints.list_checkpoints(tmp_path)] == [1_000_000, 99_999_999]
 
 
@@ -142,7 +144,7 @@ def test_the_best_checkpoint_may_be_damaged_or_gone(tmp_path: Path, caplog: pyte
     for folder in folders:
         recipe = resolve(load_recipe("demo_contrastive", [f"run_dir={tmp_path}"]), 1)
         (folder / "recipe.resolved.yaml").write_text(recipe.to_yaml())
-    checkpoints.mark_best(tmp_path, folders[0])
+    retention.mark_best(tmp_path, folders[0])
     assert checkpoints.best_checkpoint(tmp_path).step == 1 and not caplog.records
     damage_part(folders[0])
     assert checkpoints.best_checkpoint(tmp_path).step == 3 and "FALLING BACK to" in caplog.text
@@ -168,9 +170,9 @@ def test_a_damaged_checkpoint_set_aside_does_not_count(tmp_path: Path) -> None:
         damage_part(make(tmp_path, 3))
         found = checkpoints.latest_checkpoint(tmp_path, "fall_back")
         assert found is not None
-        checkpoints.set_damaged_aside(tmp_path, found)
+        retention.set_damaged_aside(tmp_path, found)
     make(tmp_path, 2)
-    checkpoints.prune(tmp_path, keep=1)
+    retention.prune(tmp_path, keep=1)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["damaged-step-000003", "damaged-step-000003-2", "step-000002"]
 
@@ -194,8 +196,8 @@ def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     converted = [checkpoints.universal_folder(folder) for folder in folders[1:3]]
     for copy in converted:
         copy.mkdir()
-    checkpoints.mark_best(tmp_path, folders[1])
-    checkpoints.prune(tmp_path, keep=1)
+    retention.mark_best(tmp_path, folders[1])
+    retention.prune(tmp_path, keep=1)
     assert [copy.exists() for copy in converted] == [True, False]
     assert [found.step for found in checkpoints.list_checkpoints(tmp_path)] == [2, 4]
     assert checkpoints.best_checkpoint(tmp_path).step == 2
@@ -204,8 +206,8 @@ def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
 
 def test_write_durably_replaces_whole_files(tmp_path: Path) -> None:
     path = tmp_path / "best"
-    checkpoints.write_durably(path, "a long old value")
-    checkpoints.write_durably(path, "new")
+    write_durably(path, "a long old value")
+    write_durably(path, "new")
     assert path.read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["best"]
 

@@ -13,7 +13,8 @@ from pipeline.config.resolve import ResolvedRecipe, resolve
 from pipeline.config.schema import Recipe
 from pipeline.engine import checkpoint as checkpoints
 from pipeline.engine import resume
-from pipeline.engine.checkpoint import best_name, complete_folders, mark_best, prune
+from pipeline.engine.checkpoint import best_name, complete_folders
+from pipeline.engine.saving.retention import mark_best, prune
 from pipeline.engine.state import TrainState
 from pipeline.errors import CheckpointError, DamagedCheckpointError
 from tests.unit.pipeline.engine.test_checkpoint import make

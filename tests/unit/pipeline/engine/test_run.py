@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -62,9 +63,10 @@ def test_an_error_is_told_by_the_rank_or_by_its_launcher(
     rank: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     note = {"rank": 0, "code": 2, "error": "no such split", "stopped": ""}
-    assert end(rank, RecipeError("no such split"), monkeypatch) == (2, note)
+    code, left = end(rank, RecipeError("no such split"), monkeypatch)
+    assert (code, left) == (2, {**note, "step": 0, "host": socket.gethostname(), "time": left["time"]})
     assert capsys.readouterr().err == "error (rank 0): no such split\n"
-    assert end(rank, RecipeError("no such split"), monkeypatch, listens=True) == (2, note)
+    assert end(rank, RecipeError("no such split"), monkeypatch, listens=True)[0] == 2
     assert capsys.readouterr().err == ""
     assert end(rank, ValueError("ours"), monkeypatch, listens=True)[0] == 1
     assert "Traceback" in capsys.readouterr().err, "the launcher shows its last line only"

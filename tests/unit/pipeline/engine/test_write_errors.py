@@ -14,9 +14,11 @@ import torch
 from pipeline.config.load import load_recipe
 from pipeline.config.resolve import resolve
 from pipeline.engine import checkpoint as checkpoints
-from pipeline.engine import publish as publishing
 from pipeline.engine import reshard, zero
 from pipeline.engine.durable import failed_writes_as_os_error
+from pipeline.engine.saving import publish as publishing
+from pipeline.engine.saving import save as saving
+from pipeline.engine.saving.retention import prune
 from pipeline.engine.state import TrainState
 from pipeline.errors import CheckpointError
 from tests.unit.pipeline.disk import full_disk
@@ -61,7 +63,7 @@ class OneStage:
 
 def save(run_dir: Path, engine: Engine, stage: OneStage, step: int) -> Path:
     resolved = resolve(load_recipe("demo_contrastive", [f"run_dir={run_dir}"]), 1)
-    return checkpoints.save(engine, stage, run_dir, resolved, TrainState(step=step))  # type: ignore[arg-type]
+    return saving.save(engine, stage, run_dir, resolved, TrainState(step=step))  # type: ignore[arg-type]
 
 
 def test_save_writes_a_complete_checkpoint_and_keeps_frozen_weights_out(tmp_path: Path) -> None:
@@ -117,7 +119,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_alone(
 )
 def test_torchs_own_words_for_a_failed_write_become_an_os_error(tmp_path: Path, text: str) -> None:
     with pytest.raises(OSError, match="while writing the ZeRO shards: ") as error:
-        checkpoints._write_shards(Engine(1, RuntimeError(text)), tmp_path)  # type: ignore[arg-type]
+        saving._write_shards(Engine(1, RuntimeError(text)), tmp_path)  # type: ignore[arg-type]
     assert text in str(error.value)
 
 
@@ -161,7 +163,7 @@ def test_a_step_that_is_saved_again_is_never_without_a_checkpoint(
     assert checkpoints.verify(checkpoints.open_checkpoint(first)) == []
     assert (first / "manifest.json").read_bytes() != manifest, "the newer one"
     save(tmp_path, Engine(4), OneStage(), 2)
-    checkpoints.prune(tmp_path, keep=2)
+    prune(tmp_path, keep=2)
     assert sorted(entry.name for entry in folder.iterdir()) == ["step-000001", "step-000002"]
 
 
@@ -189,7 +191,7 @@ def test_saving_a_step_again_drops_its_converted_copy_and_a_stale_latest(tmp_pat
 
 def test_an_engines_own_bug_stays_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="profile of rewrite"):
-        checkpoints._write_shards(Engine(1, RuntimeError("profile of rewrite")), tmp_path)  # type: ignore[arg-type]
+        saving._write_shards(Engine(1, RuntimeError("profile of rewrite")), tmp_path)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("content", [None, "empty", b"", b"garbage", {"no": "model"}])

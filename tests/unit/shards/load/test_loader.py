@@ -186,6 +186,7 @@ def test_a_damaged_sample_is_reported(shards: Path, caplog: pytest.LogCaptureFix
     loader = make(disk_plan(shards), batch=20, fetch=fetch_payload)
     steps = list(islice(loader, 6))
     assert [len(step.skipped) for step in steps[:3]] == [1, 0, 0]
+    assert [sample for sample, _, _ in steps[0].read()] == planned, "the damaged one stands for its substitute"
     (bad, again) = [b for step in steps for b in step.skipped]
     assert bad.sample == again.sample == planned[5] and bad.key == f"clip{bad.sample:04d}"
     assert bad.shard == f"train-{bad.sample // 10:06d}.tar" and "do not match the CRC-32" in bad.reason
@@ -275,6 +276,8 @@ def test_workers_change_nothing_and_ignore_the_schedulers_signals(shards: Path) 
             remote_pids |= pids
             assert {micro["threads"] for micro in step.micro_batches if micro["worker"] in remote_pids} <= {1}
         assert len(remote_pids) == workers, "all of them work, and no other does"
+        read = [element for step in steps for element in step.read()]
+        assert read == plan.items(Cursor(), 12 * len(steps))[0].elements.tolist(), "every step says what it was made of"
         assert steps[0].micro_batches[0]["worker"] == os.getpid(), "the first batch waits for no worker"
         seen.append(
             [

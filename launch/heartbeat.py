@@ -1,0 +1,84 @@
+"""Every rank tells its launcher every two seconds what it is doing, from a thread of its own.
+
+A rank that is no longer heard is stopped or dead, or its host is gone. One that is heard but does not advance hangs.
+Where no launcher of ours listens, rank 0 looks for the request of `slt launch stop` itself.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from launch.notes import tell, this_rank
+from launch.stop import read_request
+from pipeline.errors import EXIT_INTERRUPTED
+
+BEAT_SECONDS = 2.0
+
+
+class Doing(Protocol):
+    """What this process is doing (`pipeline.engine.phases`, which is not imported here)."""
+
+    step: int
+    total_steps: int
+
+    @property
+    def now(self) -> tuple[str, float]:
+        """The present phase, and for how many seconds it has lasted."""
+        ...
+
+
+class Heartbeat:
+    """Context manager: sends beats to the launcher while it lasts.
+
+    Args:
+        doing: written by the training thread.
+    """
+
+    def __init__(self, doing: Doing) -> None:
+        self._doing = doing
+        self._host = socket.gethostname()
+        self._run_dir: Path | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def obey_requests_in(self, run_dir: Path) -> None:
+        """From now on a request of `slt launch stop` for this run directory counts as SIGTERM to this process."""
+        self._run_dir = run_dir
+
+    def __enter__(self) -> Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        rank = this_rank()
+        while True:
+            phase, seconds = self._doing.now
+            doing = {"phase": phase, "seconds": round(seconds, 1), "step": self._doing.step}
+            doing |= {"total_steps": self._doing.total_steps, "host": self._host, "pid": os.getpid()}
+            tell({"rank": rank, "beat": doing})
+            if self._run_dir is not None:
+                self._obey(self._run_dir)
+            if self._stop.wait(BEAT_SECONDS):
+                return
+
+    def _obey(self, run_dir: Path) -> None:
+        request = read_request(run_dir)
+        if request is None:
+            return
+        if request.now:
+            os._exit(EXIT_INTERRUPTED)
+        self._run_dir = None
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+__all__ = ["BEAT_SECONDS", "Doing", "Heartbeat"]

@@ -1,0 +1,1 @@
+"""Writing checkpoints: snapshot, files, publishing, retention."""

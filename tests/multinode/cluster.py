@@ -1,0 +1,134 @@
+"""A launch as a user would start it on the first of some simulated hosts, and what became of it."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.jobs import World
+from tests.multinode.hosts import PORT, SimulatedHost, until
+
+STAGE = "continued_pretraining"
+STEPS = 6
+PAIR = ("host-a", "host-b")
+SAVE = {"train__checkpoint__every_steps": 2, "train__checkpoint__keep": 5}
+SIGTERM_BIT = 1 << (signal.SIGTERM - 1)
+BIN = Path(sys.executable).parent
+# the hosts disagree on what their own names resolve to, so gloo must be told which interface they share
+ENV = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0", "HF_HUB_OFFLINE": "1"}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Hosts, and what a test starts on the first."""
+
+    hosts: tuple[SimulatedHost, ...]
+    world: World
+    folder: Path
+    settings: Mapping[str, object] = field(default_factory=lambda: {"train__steps": STEPS})
+    """Of every launch, with ``__`` for dots."""
+
+    @property
+    def a(self) -> SimulatedHost:
+        return self.hosts[0]
+
+    @property
+    def b(self) -> SimulatedHost:
+        return self.hosts[1]
+
+    @property
+    def run_dir(self) -> Path:
+        return self.folder / "run"
+
+    def sets(self, **values: object) -> list[str]:
+        settings = self.world.sets(STAGE, self.run_dir, 2, **{**self.settings, **values})
+        return [part for text in settings for part in ("--set", text)]
+
+    def hostfile(self, *names: str) -> str:
+        path = self.folder / "hosts"
+        path.write_text("".join(f"{name} slots=1\n" for name in names))
+        return str(path)
+
+    def slt(self, *names: str, env: dict[str, str] | None = None, **values: object) -> subprocess.Popen[bytes]:
+        """``slt launch run`` on the first host."""
+        return self.start(names or PAIR, (), env or {}, "log", values)
+
+    def start(
+        self,
+        names: tuple[str, ...],
+        options: tuple[str, ...] = (),
+        env: Mapping[str, str] | None = None,
+        log: str = "log",
+        values: Mapping[str, object] | None = None,
+    ) -> subprocess.Popen[bytes]:
+        """The same, with more options."""
+        argv = [str(BIN / "slt"), "launch", "run", f"demo_{STAGE}", "--hostfile", self.hostfile(*names)]
+        argv += ["--ssh-port", str(PORT), *options, *self.sets(**(values or {}))]
+        return self.a.start(argv, self.folder / log, {**ENV, **(env or {})})
+
+    def launcher(self) -> psutil.Process:
+        """The process of ``slt launch`` that runs now."""
+        found = [process for process in self.a.processes() if process.cmdline()[1:3] == [str(BIN / "slt"), "launch"]]
+        return found[0]
+
+    def checkpoints(self) -> set[str]:
+        """Names of the complete ones."""
+        return {path.parent.name for path in self.a.sees(self.run_dir).glob("checkpoints/step-*/COMPLETE")}
+
+    def in_training_on(
+        self, names: tuple[str, ...], process: subprocess.Popen[bytes], before: set[str], log: str
+    ) -> dict[int, psutil.Process]:
+        """All ranks of a launch, one per host, when it has just written its first checkpoint beside those before."""
+        wanted = dict(enumerate(host for host in self.hosts if host.name in names))
+        ended = lambda: process.poll() is not None  # noqa: E731
+        until(lambda: self.checkpoints() - before or ended(), 180, "first checkpoint", every=0.01)
+        ranks = {number: rank for number, host in wanted.items() if (rank := host.rank(number))}
+        assert not ended() and len(ranks) == len(wanted), self.said(log)
+        return ranks
+
+    def in_training(self, process: subprocess.Popen[bytes], step: int = 2) -> psutil.Process:
+        """Rank 1 on the second host, when the checkpoint of this step has just been written."""
+        found: list[psutil.Process] = []
+
+        def started() -> bool:
+            found.extend(filter(None, [self.b.rank(1)]))
+            return bool(found) or process.poll() is not None
+
+        until(started, 120, "rank 1 on host-b starts")
+        mark = self.a.sees(self.run_dir) / "checkpoints" / f"step-{step:06d}" / "COMPLETE"
+        until(lambda: mark.is_file() or process.poll() is not None, 120, f"checkpoint {step}", every=0.01)
+        assert process.poll() is None, self.output()
+        return found[0]
+
+    def finish(self, process: subprocess.Popen[bytes], seconds: float = 240) -> tuple[int, str]:
+        """Exit code and output of a launch of which nothing may be left on any host."""
+        try:
+            code = process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still running after {seconds:g} s\n{self.output()}")
+        until(lambda: not self.left(), 10, f"gone from all hosts: {self.left()}")
+        return code, self.output()
+
+    def output(self) -> str:
+        return self.said("log")
+
+    def said(self, log: str) -> str:
+        """The end of the output of a launch with this log."""
+        return (self.folder / log).read_text()[-6000:]
+
+    def left(self) -> list[str]:
+        return [f"{host.name}: {process}" for host in self.hosts for process in host.processes()]
+
+
+def pending_signals(process: psutil.Process) -> int:
+    """Bit n - 1 for every signal n that was sent to a process but not delivered yet."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(re.findall(r"^ShdPnd:\s*([0-9a-f]+)$", status, flags=re.MULTILINE)[0], 16)

@@ -1,0 +1,143 @@
+"""Folders that are no ZeRO checkpoint, or not a whole one, are named."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.engine.zero_shards import ZeroShards
+from pipeline.errors import CheckpointError
+
+
+def adam(numel: int) -> dict[str, Any]:
+    return {"step": torch.tensor(4.0), "exp_avg": torch.arange(float(numel)), "exp_avg_sq": torch.ones(numel)}
+
+
+def write(folder: Path, stored: int = 4) -> Path:
+    """Stage 3 on two ranks as DeepSpeed writes it: one parameter of 3 x 3, so 5 elements a rank."""
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    folder.mkdir()
+    model = {
+        "module": {"weight": torch.zeros(0)}, "buffer_names": [], "shared_params": {},
+        "param_shapes": [{"weight": torch.Size([3, 3])}],
+    }  # fmt: skip
+    torch.save(model, folder / "zero_pp_rank_0_mp_rank_00_model_states.pt")
+    for rank, numel in enumerate((5, stored)):
+        state = {
+            "zero_stage": ZeroStageEnum.weights, "partition_count": 2, "fp32_flat_groups": [torch.ones(numel)],
+            "optimizer_state_dict": {"state": {0: adam(numel)}},
+        }  # fmt: skip
+        torch.save({"optimizer_state_dict": state}, folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
+    return folder
+
+
+def test_reads_without_an_engine(tmp_path: Path) -> None:
+    shards = ZeroShards.open(write(tmp_path / "deepspeed"))
+    assert shards.tensor("weight", "exp_avg").tolist() == [[0, 1, 2], [3, 4, 0], [1, 2, 3]]
+    assert shards.tensor("weight", "exp_avg").tolist() == [[0, 1, 2], [3, 4, 0], [1, 2, 3]], "and once more"
+    assert shards.step("weight") == 4
+
+
+def test_memory_stays_at_one_tensor(tmp_path: Path) -> None:
+    """Reading 192 MB in tensors of 16 MB keeps less than 64 MB of them."""
+    numel = 1 << 22
+    model = {
+        "module": {f"w{n}": torch.zeros(0) for n in range(12)}, "buffer_names": [], "shared_params": {},
+        "param_shapes": [{f"w{n}": torch.Size([numel]) for n in range(12)}],
+    }  # fmt: skip
+    shards_of(tmp_path, model, torch.ones(12 * numel))
+    shards = ZeroShards.open(tmp_path)
+    before = resident_mib()
+    for name in shards.parameters:
+        assert float(shards.tensor(name).sum()) == numel
+    assert resident_mib() - before < 64
+
+
+def shards_of(folder: Path, model: dict[str, Any], flat: torch.Tensor) -> None:
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    torch.save(model, folder / "zero_pp_rank_0_mp_rank_00_model_states.pt")
+    state = {"zero_stage": ZeroStageEnum.weights, "partition_count": 1, "fp32_flat_groups": [flat]}
+    torch.save({"optimizer_state_dict": state}, folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+
+
+def resident_mib() -> float:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+
+
+def test_unknown_names(tmp_path: Path) -> None:
+    shards = ZeroShards.open(write(tmp_path / "deepspeed"))
+    with pytest.raises(CheckpointError, match="deepspeed holds no trained parameter bias"):
+        shards.tensor("bias")
+    with pytest.raises(CheckpointError, match="holds no trained parameter bias"):
+        shards.step("bias")
+
+
+def test_a_shard_that_is_too_short(tmp_path: Path) -> None:
+    shards = ZeroShards.open(write(tmp_path / "deepspeed", stored=2))
+    with pytest.raises(CheckpointError, match=r"deepspeed is damaged: 7 of 9 elements of weight \(weight\) are stored"):
+        shards.tensor("weight")
+
+
+def test_a_missing_rank(tmp_path: Path) -> None:
+    folder = write(tmp_path / "deepspeed")
+    (folder / "zero_pp_rank_1_mp_rank_00_optim_states.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"is incomplete: 1 of 2 \*_optim_states.pt; restore the missing files"):
+        ZeroShards.open(folder)
+
+
+def test_no_checkpoint_at_all(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"is not a ZeRO checkpoint: it holds no \*_model_states.pt"):
+        ZeroShards.open(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage"])
+def test_files_that_torch_did_not_write(content: bytes, tmp_path: Path) -> None:
+    folder = write(tmp_path / "deepspeed")
+    file = folder / "zero_pp_rank_0_mp_rank_00_model_states.pt"
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{file} is not a file of a ZeRO checkpoint: "):
+        ZeroShards.open(folder)
+
+
+def test_files_that_name_other_classes_are_not_executed(tmp_path: Path) -> None:
+    torch.save({"module": shutil.rmtree}, tmp_path / "mp_rank_00_model_states.pt")
+    with pytest.raises(
+        CheckpointError, match=r"(?s)is not a file of a ZeRO checkpoint: .*shutil.rmtree was not an allowed"
+    ):
+        ZeroShards.open(tmp_path)
+
+
+@pytest.mark.parametrize("state", [{}, {"zero_stage": 3}])
+def test_optimizer_files_of_something_else(state: dict[str, Any], tmp_path: Path) -> None:
+    folder = write(tmp_path / "deepspeed")
+    for rank in (0, 1):
+        torch.save({"optimizer_state_dict": state}, folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
+    with pytest.raises(CheckpointError, match="deepspeed is not a ZeRO checkpoint: "):
+        ZeroShards.open(folder)
+
+
+def stage_0(folder: Path, moments: dict[int, dict[str, Any]]) -> Path:
+    model = {
+        "module": {"bias": torch.ones(2), "weight": torch.ones(2, 2)}, "buffer_names": [], "dp_world_size": 2,
+        "optimizer": {"state": moments, "param_groups": []},
+    }  # fmt: skip
+    torch.save(model, folder / "mp_rank_00_model_states.pt")
+    return folder
+
+
+def test_moments_begin_as_zeros(tmp_path: Path) -> None:
+    shards = ZeroShards.open(stage_0(tmp_path, {}))
+    assert shards.tensor("weight", "exp_avg").tolist() == [[0, 0], [0, 0]] and shards.step("weight") == 0
+
+
+def test_moments_of_other_parameters(tmp_path: Path) -> None:
+    stage_0(tmp_path, {0: {"exp_avg": torch.zeros(2)}})
+    with pytest.raises(CheckpointError, match="not a checkpoint of this trainer: the moments of weight do not fit it"):
+        ZeroShards.open(tmp_path)
