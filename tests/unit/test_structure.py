@@ -57,17 +57,9 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "pipeline.engine",
         (
-            "pipeline.stages.base",
-            "pipeline.stages.batches",
-            "pipeline.stages.data",
-            "pipeline.stages.freezing",
-            "pipeline.memory",
-            "pipeline.config",
-            "pipeline.dist",
-            "pipeline.errors",
-            "shards.load.loader",
-            "shards.load.requests",
-            "shards.order.plan",
+            *("pipeline.stages.base", "pipeline.stages.batches", "pipeline.stages.data", "pipeline.stages.freezing"),
+            *("pipeline.memory", "pipeline.config", "pipeline.dist", "pipeline.errors"),
+            *("shards.load.loader", "shards.load.requests", "shards.order.plan"),
         ),
     ),
     (
@@ -77,13 +69,8 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
             # a stage says what its export must repeat
             "pipeline.stages.registry",
             # the modules that read what a run left behind
-            *(
-                "pipeline.engine.checkpoint",
-                "pipeline.engine.durable",
-                "pipeline.engine.metrics",
-                "pipeline.engine.zero",
-                "pipeline.engine.zero_shards",
-            ),
+            *("pipeline.engine.checkpoint", "pipeline.engine.durable", "pipeline.engine.metrics"),
+            *("pipeline.engine.zero", "pipeline.engine.zero_shards"),
         ),
     ),
     ("pipeline.memory", ("pipeline.models", "pipeline.config", "pipeline.errors")),

@@ -56,7 +56,8 @@ def test_a_stopped_run_says_where_it_was_saved(
 ) -> None:
     assert main(monkeypatch, told, tmp_path, (75, "saved at step 12")) == 75
     note = {"rank": 0, "code": 75, "error": "", "stopped": "saved at step 12"}
-    assert told == [note] and json.loads((tmp_path / "logs" / "exit-rank-0.json").read_text()) == note
+    assert told[0].keys() - note.keys() == {"step", "host", "time"} and told[0].items() >= note.items()
+    assert json.loads((tmp_path / "logs" / "exit-rank-0.json").read_text()) == told[0]
 
 
 def test_a_full_run_directory_takes_no_note_and_the_launcher_is_told_all_the_same(
@@ -69,7 +70,8 @@ def test_a_full_run_directory_takes_no_note_and_the_launcher_is_told_all_the_sam
     with pytest.raises(SystemExit) as end:
         main(monkeypatch, told, tmp_path, StorageError("metrics.jsonl could not be written"))
     assert end.value.code == 2
-    assert told == [{"rank": 0, "code": 2, "error": "metrics.jsonl could not be written", "stopped": ""}]
+    note = {"rank": 0, "code": 2, "error": "metrics.jsonl could not be written", "stopped": ""}
+    assert told[0].items() >= note.items()
     assert "exit-rank-0.json could not be written: No space left on device" in capsys.readouterr().err
     assert list((tmp_path / "logs").iterdir()) == []
 
