@@ -33,6 +33,8 @@ TRAIN_SCRIPT = PROJECT_ROOT / "launch" / "train.py"
 DEFAULT_PORT = 29500
 _NUM_PROCS = "Ranks on this machine (default: the recipe's first world size); with slurm and torchrun, on every node."
 _MASTER_PORT = "Default: a free port; 29500 with a hostfile, made from the job's number with slurm."
+_NO_SSH = "With --hostfile: start only this host's ranks (--node-rank); every host runs this command."
+_NODE_RANK = "This host's number, where every host runs this command; 0 leads (torchrun: the host of --rdzv-endpoint)."
 _MAX_REQUEUES = "In a SLURM batch job that stops and saves: put it back into the queue, at most this often."
 _BACKEND = "local, deepspeed, slurm or torchrun (default: deepspeed with --hostfile, else local)."
 
@@ -55,6 +57,11 @@ class LaunchOptions:
     master_port: Annotated[int | None, typer.Option(min=1, max=65535, help=_MASTER_PORT)] = None
     ssh_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of sshd on the hosts.")] = None
     export: Annotated[list[str] | None, typer.Option(help="NAME or NAME=VALUE for all ranks; may be repeated.")] = None
+    no_ssh: Annotated[bool, typer.Option("--no-ssh", help=_NO_SSH)] = False
+    nnodes: Annotated[int, typer.Option(min=1, help="With torchrun: hosts, each of which runs this command.")] = 1
+    node_rank: Annotated[int | None, typer.Option(min=0, help=_NODE_RANK)] = None
+    rdzv_endpoint: Annotated[str | None, typer.Option(help="With torchrun: HOST:PORT where the hosts meet.")] = None
+    rdzv_id: Annotated[str, typer.Option(help="With torchrun: name of the meeting, the same on all hosts.")] = "slt"
     max_requeues: Annotated[int, typer.Option(min=0, help=_MAX_REQUEUES)] = 100
 
 
@@ -113,6 +120,7 @@ def build_plan(
     resolved = resolve_loaded(loaded, world_size, sets)
     needs_gpus = accelerator == "gpu" or (accelerator == "unknown" and _is_for_gpus(loaded))
     local = options.hostfile is None and job is None
+    node_rank, rendezvous = _meeting(options, len(hosts))
     master_addr = options.master_addr or ("127.0.0.1" if local else hosts[0].name)
     master_port = options.master_port or (job.port if job is not None else free_port() if local else DEFAULT_PORT)
     run_dir = Path(resolved.recipe.run_dir)
@@ -129,9 +137,44 @@ def build_plan(
         ssh_port=options.ssh_port,
         accelerator=accelerator,
         needs_gpus=needs_gpus,
+        node_rank=node_rank,
+        rendezvous=rendezvous,
         cpus_per_rank=0 if job is None else job.cpus_per_node // hosts[0].slots,
     )
     return plan, resolved
+
+
+def _meeting(options: LaunchOptions, hosts: int) -> tuple[int | None, tuple[str, str] | None]:
+    """Where every host has a launcher: the number of this host, and with torchrun the rendezvous."""
+    torchrun = options.backend == "torchrun"
+    if options.no_ssh and (options.hostfile is None or options.node_rank is None or torchrun):
+        raise RecipeError("--no-ssh goes with --hostfile and this host's --node-rank; it has no meaning for torchrun")
+    if not torchrun and (options.nnodes > 1 or options.rdzv_endpoint is not None):
+        raise RecipeError("--nnodes and --rdzv-endpoint belong to --backend torchrun; other backends use --hostfile")
+    if options.no_ssh or (torchrun and options.nnodes > 1):
+        number = options.node_rank
+        if torchrun:
+            address, colon, port = (options.rdzv_endpoint or "").rpartition(":")
+            if not colon or not port.isdecimal():
+                raise RecipeError("--nnodes needs --rdzv-endpoint HOST:PORT, a host of the run, the same on all of them")
+            number = (0 if is_local(address) else 1) if number is None else number
+        assert number is not None
+        if number >= hosts:
+            raise RecipeError(f"--node-rank {number}: there are {hosts} hosts, numbered from 0")
+        return number, (str(options.rdzv_endpoint), options.rdzv_id) if torchrun else None
+    if options.node_rank is not None:
+        raise RecipeError("--node-rank belongs to --no-ssh or to --nnodes; this command starts the ranks of all hosts")
+    return None, None
+
+
+def is_local(address: str) -> bool:
+    """Whether a name or address is this machine's own."""
+    with socket.socket() as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
 
 
 def _sets(options: LaunchOptions) -> list[str]:
@@ -180,10 +223,14 @@ def _hosts(
         return filter_hosts(read_hostfile(options.hostfile), options.include, options.exclude)
     if options.include or options.exclude:
         raise RecipeError("--include and --exclude select from a hostfile; add --hostfile")
+    if options.nnodes > 1 and options.num_procs is None:
+        raise RecipeError("--nnodes needs --num-procs, the ranks of every host")
     count = options.num_procs or _first_world_size(loaded)
+    names = ["localhost"] if options.nnodes == 1 else [f"node-{number}" for number in range(options.nnodes)]
     demand = f"{count} ranks" if options.num_procs else f"{count} ranks (the recipe's first world size)"
     if accelerator == "gpu":
-        return (Host("localhost", _gpus(count, demand, environ)),)
+        devices = _gpus(count, demand, environ)
+        return tuple(Host(name, devices) for name in names)
     if not asked_for_cpus and _is_for_gpus(loaded):
         raise RecipeError(
             f"{demand} of a recipe for GPUs (deepspeed.base={loaded.recipe.deepspeed.base}), but {_shown(environ, 0)};"
@@ -194,7 +241,7 @@ def _hosts(
         raise RecipeError(
             f"{demand} are more than the {cores} processor cores of this machine; say how many to start: --num-procs N"
         )
-    return (Host("localhost", tuple(range(count))),)
+    return tuple(Host(name, tuple(range(count))) for name in names)
 
 
 def _gpus(count: int, demand: str, environ: Mapping[str, str]) -> tuple[int | str, ...]:

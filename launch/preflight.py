@@ -37,11 +37,11 @@ def check_hosts(command: Command, plan: LaunchPlan) -> None:
         RecipeError: the command itself is wrong, such as a port that is in use.
     """
     if command.remote is None:
-        if len(plan.hosts) > 1:
+        if len(plan.own_hosts) > 1:
             raise RecipeError(
                 f"this backend starts ranks on this machine only, got {len(plan.hosts)} hosts; use deepspeed"
             )
-        (host,) = plan.hosts
+        (host,) = plan.own_hosts
         reason = _reason(plan, host, {check.name: check.look(check.question(plan, None)) for check in CHECKS})
         if reason:
             fix = f"; correct {plan.hostfile}" if plan.hostfile is not None else ""

@@ -51,6 +51,8 @@ class Watch:
     """Of the launch, which may have had other attempts; None = nobody reads one."""
     hosts: Mapping[int, str] = field(default_factory=dict)
     """Rank -> host, as the plan names it."""
+    part: tuple[int, int] | None = None
+    """Where every host has a launcher: this host's number, and how many ranks it starts."""
 
 
 def supervise(
@@ -108,7 +110,14 @@ class _Supervisor:
                 finally:
                     self._clear(process)
                     tee.join(timeout=10)
-            return verdict(self._reports(), self.world_size, self._evidence(process.returncode))
+            reports = self._reports()
+            return verdict(reports, self._expected(reports), self._evidence(process.returncode))
+
+    def _expected(self, reports: Mapping[int, Report]) -> int:
+        """How many ranks must have reported; of those that others started, only some may have left a note yet."""
+        if self.watch.part is None:
+            return self.world_size
+        return len(reports) + max(self.watch.part[1] - len(self.output.reports), 0)
 
     def _evidence(self, launcher_code: int) -> Evidence:
         return Evidence(launcher_code, tuple(self.received), self.output.begun, self.killed, tuple(self.output.lost))
@@ -124,9 +133,11 @@ class _Supervisor:
         """
         try:
             self.logs.mkdir(parents=True, exist_ok=True)
-            for stale in self.logs.glob("exit-rank-*.json"):
-                stale.unlink()
-            return (self.logs / "launch.log").open("ab", buffering=0)
+            if self.watch.part is None:  # else they may be of ranks that other launchers have started already
+                for stale in self.logs.glob("exit-rank-*.json"):
+                    stale.unlink()
+            number = "" if self.watch.part is None or not self.watch.part[0] else f"-node-{self.watch.part[0]}"
+            return (self.logs / f"launch{number}.log").open("ab", buffering=0)
         except OSError as error:
             raise StorageError(
                 f"run directory: {error.filename or self.logs} could not be written: {error.strerror}; nothing was "

@@ -21,6 +21,7 @@ BACKENDS = {
     "local": "launch.backends.local",
     "deepspeed": "launch.backends.deepspeed",
     "slurm": "launch.backends.slurm",
+    "torchrun": "launch.backends.torchrun",
 }
 """Name -> module."""
 _LABEL = re.compile(r" *(\S+): ?")  # pdsh writes `name: text`, srun ` 0: text`

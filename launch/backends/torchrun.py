@@ -7,14 +7,11 @@ import sys
 
 from launch.backends import Command
 from launch.plan import LAUNCH_ID, LaunchPlan
-from pipeline.errors import RecipeError
 
 
 def command(plan: LaunchPlan) -> Command:
     """``python -m torch.distributed.run``. It restarts nothing: what to do after a failure is the supervisor's."""
     host = plan.own_hosts[0]
-    if len(plan.hosts) > 1 and plan.rendezvous is None:
-        raise RecipeError("--backend torchrun on several hosts needs --rdzv-endpoint HOST:PORT, the same on all")
     if plan.rendezvous is None:
         meet = [f"--master-addr={plan.master_addr}", f"--master-port={plan.master_port}"]
     else:
