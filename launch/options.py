@@ -156,7 +156,9 @@ def _meeting(options: LaunchOptions, hosts: int) -> tuple[int | None, tuple[str,
         if torchrun:
             address, colon, port = (options.rdzv_endpoint or "").rpartition(":")
             if not colon or not port.isdecimal():
-                raise RecipeError("--nnodes needs --rdzv-endpoint HOST:PORT, a host of the run, the same on all of them")
+                raise RecipeError(
+                    "--nnodes needs --rdzv-endpoint HOST:PORT, a host of the run, the same on all of them"
+                )
             number = (0 if is_local(address) else 1) if number is None else number
         assert number is not None
         if number >= hosts:

@@ -48,7 +48,7 @@ class LaunchPlan:
     """Every host has a launcher of its own, and this is that of host number ``node_rank``; the first leads. None = this
     one starts the ranks of all hosts."""
     rendezvous: tuple[str, str] | None = None
-    """Where the hosts' launchers find each other (``host:port``) and the name of their job; torchrun on several hosts."""
+    """Torchrun on several hosts: where their launchers find each other (``host:port``), and the name of their job."""
     cpus_per_rank: int = 0
     """Processor cores that a scheduler gives every rank; 0 = no scheduler does."""
 

@@ -130,7 +130,11 @@ def _rank(rank: dict[str, Any]) -> str:
 
 
 def _metrics(row: dict[str, Any]) -> str:
-    numbers = [f"{name} {value:.4g}" for name, value in row.items() if name != "step" and isinstance(value, float)]
+    numbers = [
+        f"{name} {value:.4g}"
+        for name, value in row.items()
+        if name not in ("step", "time") and isinstance(value, float)
+    ]
     return f"  metrics of step {row.get('step')}: " + ", ".join(numbers[:_SHOWN_METRICS])
 
 

@@ -57,6 +57,10 @@ class ClusterError(SltError):
     exit_code = EXIT_CLUSTER
 
 
+class PeerLostError(ClusterError):
+    """The connection to another rank broke or timed out: most likely a consequence of that rank's end."""
+
+
 class DivergedError(SltError):
     """Training produced non-finite numbers for too long."""
 
@@ -70,6 +74,7 @@ __all__ = [
     "DataError",
     "DivergedError",
     "OutOfMemoryError",
+    "PeerLostError",
     "RecipeError",
     "SltError",
     "StorageError",

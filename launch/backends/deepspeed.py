@@ -1,7 +1,7 @@
 """Ranks on the hosts of a hostfile: pdsh reaches all of them over ssh and starts DeepSpeed's launcher on each.
 
-A hostfile that names this machine alone needs neither, and nor does a launcher on every host (``--no-ssh``). Variables of the plan show in the process lists of the hosts;
-secrets must not be there.
+A hostfile that names this machine alone needs neither, and nor do hosts that each have a launcher (``--no-ssh``).
+Variables of the plan show in the process lists of the hosts; secrets must not be there.
 """
 
 from __future__ import annotations

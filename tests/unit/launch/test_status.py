@@ -149,9 +149,7 @@ def test_a_launch_that_ended_and_one_that_died(run_dir: Path) -> None:
 
 
 def test_no_run_directory(tmp_path: Path) -> None:
-    with pytest.raises(
-        RecipeError, match=r"is no run directory: it holds neither logs/status\.json nor a launch\.lock"
-    ):
+    with pytest.raises(RecipeError, match=r"is no run directory: it holds neither logs/status\.json nor"):
         current(tmp_path)
 
 

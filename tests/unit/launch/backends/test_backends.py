@@ -135,8 +135,32 @@ def test_a_long_line_that_srun_broke() -> None:
     assert command.lines_of("n2", output) == ["other", "12345678", "x"]
 
 
+def test_torchrun_on_one_host() -> None:
+    command = get_backend("torchrun").command(plan(Host("localhost", (0, "GPU-8f2a"))))
+    expected = "--nnodes=1 --nproc-per-node=2 --max-restarts=0 --master-addr=localhost --master-port=29500 /p/train.py"
+    assert command.argv[:4] == (sys.executable, "-u", "-m", "torch.distributed.run")
+    assert shlex.join(command.argv[4:]) == f"{expected} r.yaml --set a=1" and command.remote is None
+    assert command.env == {"OMP_NUM_THREADS": "1", LAUNCH_ID: "id7", "CUDA_VISIBLE_DEVICES": "0,GPU-8f2a"}
+
+
+def test_torchrun_on_several_hosts() -> None:
+    hosts = (Host("node-0", (0, 1)), Host("node-1", (0, 1)))
+    given = plan(*hosts, node_rank=1, rendezvous=("a:29400", "job"), accelerator="cpu")
+    command = get_backend("torchrun").command(given)
+    meet = "--nnodes=2 --nproc-per-node=2 --max-restarts=0 --rdzv-backend=c10d --rdzv-endpoint=a:29400 --rdzv-id=job"
+    assert shlex.join(command.argv[4:]).startswith(meet) and command.env["CUDA_VISIBLE_DEVICES"] == "-1"
+    assert not given.leads and given.own_hosts == hosts[1:]
+
+
+def test_a_launcher_on_every_host() -> None:
+    hosts = (Host("a", (0, 1)), Host("b", (1,)))
+    command = get_backend("deepspeed").command(plan(*hosts, hostfile=Path("hosts"), node_rank=1))
+    assert command.argv[0] == sys.executable and command.argv[5] == "--node_rank=1" and command.remote is None
+    assert world(command.argv) == {"a": [0, 1], "b": [1]} and command.env[LAUNCH_ID] == "id7"
+
+
 def test_registry() -> None:
-    assert set(BACKENDS) >= {"local", "deepspeed", "slurm"}
+    assert set(BACKENDS) == {"local", "deepspeed", "slurm", "torchrun"}
     with pytest.raises(RecipeError, match=r"--backend lokal is unknown; did you mean local\? \(known: local"):
         get_backend("lokal")
 
