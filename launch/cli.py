@@ -20,6 +20,7 @@ from launch.attempts import Care, command_of, prepare, run
 from launch.backends import Command
 from launch.carry import HostCommand
 from launch.hang import Limits
+from launch.manifest import manifest_command
 from launch.memory import detected_gib, print_memory
 from launch.options import LaunchOptions, build_plan, with_options
 from launch.plan import LaunchPlan
@@ -42,6 +43,9 @@ app.command(name="submit", epilog="Example: slt launch submit RECIPE --nodes 2 -
 )
 app.command(name="status", epilog="Example: slt launch status runs/demo/connector")(status_command)
 app.command(name="stop", epilog="Example: slt launch stop runs/demo/connector")(stop_command)
+app.command(
+    name="manifest", epilog="Example: slt launch manifest RECIPE --kind kubernetes --nodes 2 --gpus-per-node 8"
+)(manifest_command)
 log = logging.getLogger(__name__)
 
 _POLICY = RestartPolicy()

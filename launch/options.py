@@ -215,7 +215,7 @@ def _hosts(
             raise RecipeError("--backend slurm takes its hosts from the allocation; leave out --hostfile")
         if accelerator == "cpu" and _is_for_gpus(loaded) and not asked_for_cpus:
             raise RecipeError(
-                f"a recipe for GPUs (deepspeed.base={loaded.recipe.deepspeed.base}), but SLURM job {job.job_id} has "
+                f"a recipe for GPUs (deepspeed.base={loaded.recipe.deepspeed.base}), but {job} has "
                 "none; submit it with --gpus-per-node=N, or use the CPU with --accelerator cpu"
             )
         return filter_hosts(job.hosts(options.num_procs, accelerator == "gpu"), options.include, options.exclude)

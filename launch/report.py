@@ -50,7 +50,8 @@ def report(outcome: Outcome, plan: LaunchPlan) -> list[str]:
 
 
 def _is_known(outcome: Outcome, rank: int) -> bool:
-    return rank in outcome.rank_codes or rank in outcome.last_heard
+    is_cause = outcome.cause is not None and rank in outcome.cause.ranks
+    return is_cause or rank in outcome.rank_codes or rank in outcome.last_heard
 
 
 def summary(outcome: Outcome, plan: LaunchPlan) -> str:

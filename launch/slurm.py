@@ -20,6 +20,7 @@ class Allocation:
     """The nodes of a job, and what it may use on each."""
 
     job_id: str
+    """Empty for one that is only planned."""
     nodes: tuple[str, ...]
     tasks_per_node: int
     """0 = the job does not say."""
@@ -31,10 +32,13 @@ class Allocation:
     is_batch: bool = False
     """Whether this process runs in the job's batch script."""
 
+    def __str__(self) -> str:
+        return f"SLURM job {self.job_id}" if self.job_id else "the job"
+
     @property
     def port(self) -> int:
         """Where the ranks of this job meet, unless told otherwise."""
-        return _FIRST_PORT + int(self.job_id) % _PORTS
+        return _FIRST_PORT + int(self.job_id or 0) % _PORTS
 
     def hosts(self, ranks: int | None, gpus: bool) -> tuple[Host, ...]:
         """The nodes with their ranks: ``ranks`` on each; else one per GPU, or on CPUs one per task.
@@ -46,17 +50,17 @@ class Allocation:
         count = ranks or known
         if not count:
             raise RecipeError(
-                f"ranks on GPUs, but SLURM job {self.job_id} has none (SLURM_GPUS_ON_NODE is not set); submit it with "
+                f"ranks on GPUs, but {self} has none (SLURM_GPUS_ON_NODE is not set); submit it with "
                 "--gpus-per-node=N, say how many there are with --num-procs N, or use --accelerator cpu"
             )
         if gpus and 0 < self.gpus_per_node < count:
             raise RecipeError(
-                f"--num-procs {count} needs {count} GPUs on every node, but SLURM job {self.job_id} has "
+                f"--num-procs {count} needs {count} GPUs on every node, but {self} has "
                 f"{self.gpus_per_node} (SLURM_GPUS_ON_NODE); submit it with --gpus-per-node={count}"
             )
         if 0 < self.cpus_per_node < count:
             raise RecipeError(
-                f"{count} ranks on every node need a processor core each, but SLURM job {self.job_id} has "
+                f"{count} ranks on every node need a processor core each, but {self} has "
                 f"{self.cpus_per_node} per node (SLURM_JOB_CPUS_PER_NODE); submit it with --cpus-per-task=N"
             )
         return tuple(Host(node, tuple(range(count))) for node in self.nodes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import shlex
@@ -15,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from launch.arguments import arguments_of
 from launch.options import LaunchOptions, build_plan, with_options
 from launch.plan import LaunchPlan
 from launch.slurm import Allocation
@@ -23,8 +23,7 @@ from shards.atomic import write_atomic
 
 _SIGNAL = "Ask the run to save so many seconds before its time limit."
 _TASKS = "Ranks on every node (default: one per GPU, or one)."
-_UNUSED = ("hostfile", "ssh_port", "num_procs", "backend")
-_SPELLED = {"sets": "--set"}
+_UNUSED = ("hostfile", "ssh_port", "num_procs", "backend", "node_rank", "rdzv_endpoint")
 _LEAVE_SECONDS = 15  # between the end of the grace time and the time limit
 
 
@@ -80,7 +79,7 @@ def _checked(options: SubmitOptions) -> tuple[LaunchPlan, str]:
             fix = "; say --tasks-per-node" if name == "num_procs" else ""
             raise RecipeError(f"--{name.replace('_', '-')} has no meaning for a job that SLURM places{fix}")
     nodes = tuple(f"node-{number}" for number in range(options.nodes))
-    job = Allocation("0", nodes, options.ranks_per_node, options.gpus_per_node, cpus_per_node=0)
+    job = Allocation("", nodes, options.ranks_per_node, options.gpus_per_node, cpus_per_node=0)
     plan, resolved = build_plan(options, os.environ, inputs=True, job=job)
     return plan, resolved.recipe.name
 
@@ -165,14 +164,7 @@ def _setting(name: str, value: str) -> str:
 def _launch(options: SubmitOptions) -> list[str]:
     """The command of the job: this one's options, as `slt launch run` takes them."""
     slt = str(Path(sys.executable).with_name("slt"))
-    arguments = [slt, "launch", "run", options.recipe, "--backend", "slurm"]
-    for field in dataclasses.fields(LaunchOptions):
-        value = getattr(options, field.name)
-        if field.name == "recipe" or value == field.default:
-            continue
-        name = _SPELLED.get(field.name) or f"--{field.name.replace('_', '-')}"
-        for item in value if isinstance(value, list) else [value]:
-            arguments += [name, str(item)]
+    arguments = [slt, "launch", "run", options.recipe, "--backend", "slurm", *arguments_of(options)]
     if options.tasks_per_node is not None:
         arguments += ["--num-procs", str(options.tasks_per_node)]
     return [*arguments, "--grace-seconds", str(options.signal_seconds - _LEAVE_SECONDS)]
