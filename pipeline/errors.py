@@ -39,6 +39,10 @@ class DamagedCheckpointError(CheckpointError):
     exit_code = EXIT_DAMAGED
 
 
+class ForeignCheckpointError(CheckpointError):
+    """A checkpoint of another format version: complete, but for another release."""
+
+
 class StorageError(SltError):
     """A file of the run that cannot be written (full disk, permissions); names the file."""
 
@@ -73,6 +77,7 @@ __all__ = [
     "DamagedCheckpointError",
     "DataError",
     "DivergedError",
+    "ForeignCheckpointError",
     "OutOfMemoryError",
     "PeerLostError",
     "RecipeError",

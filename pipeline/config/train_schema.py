@@ -37,11 +37,31 @@ class CheckpointConfig(Section):
     """Also after this much time; 0 = by steps only."""
     keep: int = Field(default=2, gt=0)
     """Newest complete checkpoints kept (the best one is kept besides)."""
+    keep_every_steps: int = Field(default=0, ge=0)
+    """Also kept: checkpoints whose step is a multiple of this; 0 = none."""
+    background: bool = True
+    """Copy the state to host memory and write it while training goes on; false: training waits for the write,
+    without the copy."""
     resume: Literal["if_present", "require", "never"] = "if_present"
     """`if_present`: continue where the run directory holds a checkpoint; `require`: refuse to start
     without one; `never`: refuse one."""
     damaged: Literal["fall_back", "stop"] = "fall_back"
     """When bytes of the newest checkpoint are damaged: use the newest intact one and say so, or stop."""
+
+
+class HealthConfig(Section):
+    max_rollbacks: int = Field(default=2, ge=0)
+    """How often a run in trouble returns to its last good checkpoint, and goes on with the samples that follow, before
+    it stops as diverged; 0 = it stops at once."""
+    spike_factor: float = Field(default=10.0, ge=0)
+    """A gradient norm above this many times its running mean is a spike; 0 = none is."""
+    loss_spike_factor: float = Field(default=3.0, ge=0)
+    """The same for the loss of a row of metrics."""
+    spike_window_steps: int = Field(default=100, gt=0)
+    """Steps that the running means remember; nothing is a spike before as many."""
+    on_spike: Literal["warn", "skip", "rollback"] = "warn"
+    """`warn`: name and count it; `skip`: also do not apply a step whose gradient norm is one; `rollback`: also roll
+    back when the loss is one."""
 
 
 class TrainConfig(Section):
@@ -73,7 +93,9 @@ class TrainConfig(Section):
     eval_batches: int = Field(default=0, ge=0)
     """Held-out global batches per evaluation (continued_pretraining: per corpus); 0 = all."""
     max_skipped_steps: int = Field(default=10, ge=0)
-    """Consecutive steps with non-finite gradients before the run stops as diverged."""
+    """Consecutive steps that are not applied, because loss or gradients are not finite, before the run rolls back."""
+    health: HealthConfig = HealthConfig()
+    """Rollbacks and spikes."""
     wandb_project: str | None = None
     """Also log to this Weights & Biases project."""
     sample_ledger: bool = False

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from pipeline.engine.gate import finite_or_nothing
 from pipeline.engine.setup import TrainEngine
 from pipeline.stages.base import AnyStage, CachedStage, LossParts, Normaliser
 
@@ -54,7 +55,8 @@ def _cached(engine: TrainEngine, stage: CachedStage[Any], batches: list[Any], no
     differentiable = [
         (at, name) for at, part in enumerate(leaves) for name, value in part.items() if value.requires_grad
     ]
-    grads = torch.autograd.grad(losses.loss, [leaves[at][name] for at, name in differentiable], allow_unused=True)
+    loss = finite_or_nothing(losses.loss)
+    grads = torch.autograd.grad(loss, [leaves[at][name] for at, name in differentiable], allow_unused=True)
     gradient = {key: grad for key, grad in zip(differentiable, grads, strict=True) if grad is not None}
     for at, batch in enumerate(batches):
         _restore_random_state(states[at])  # dropout of the replay must equal the first pass

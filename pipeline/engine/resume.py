@@ -15,7 +15,7 @@ from pipeline.engine.checkpoint import (
     complete_folders,
     latest_checkpoint,
 )
-from pipeline.engine.saving.publish import finish_interrupted
+from pipeline.engine.saving.publish import finish_interrupted, remove_leftovers
 from pipeline.engine.saving.retention import mark_best, set_damaged_aside
 from pipeline.engine.state import TrainState
 from pipeline.errors import CheckpointError
@@ -32,6 +32,7 @@ FREE_FIELDS = (
     "continued_pretraining.mlp_chunk_tokens", "continued_pretraining.offload_activations", "contrastive.tile_mib",
     "model.visual.backbone.frames_per_pass",
     "train.log_every_steps", "train.eval_every_steps", "train.eval_batches", "train.max_skipped_steps",
+    "train.health",
     "train.wandb_project", "train.sample_ledger", "train.tensorboard", "train.peak_tflops",
 )  # fmt: skip
 
@@ -51,6 +52,7 @@ def find_resume(run_dir: Path, resolved: ResolvedRecipe) -> Checkpoint | None:
     rules = resolved.recipe.train.checkpoint
     if dist.is_main():
         finish_interrupted(checkpoint_folder(run_dir))
+        remove_leftovers(checkpoint_folder(run_dir))
     dist.barrier()
     complete = complete_folders(run_dir)
     if complete and rules.resume == "never":
@@ -64,6 +66,8 @@ def find_resume(run_dir: Path, resolved: ResolvedRecipe) -> Checkpoint | None:
                 f"train.checkpoint.resume is `require` but {checkpoint_folder(run_dir)} holds no complete checkpoint; "
                 "check run_dir, or use `if_present`"
             )
+        if complete and dist.is_main():
+            logger.error("%s holds no checkpoint that this version reads: STARTING AT STEP 0", run_dir)
         return None
     changes = differences(newest.resolved().recipe.model_dump(), resolved.recipe.model_dump())
     if changes:

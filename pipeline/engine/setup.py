@@ -13,6 +13,7 @@ from torch import nn
 from pipeline.config.resolve import ResolvedRecipe
 from pipeline.config.train_schema import OptimizerConfig
 from pipeline.engine.compiling import compile_model
+from pipeline.engine.gate import Gate, finite_or_nothing, gate_steps
 from pipeline.engine.schedule import learning_rate
 from pipeline.engine.wait_once import wait_once
 from pipeline.errors import RecipeError
@@ -25,8 +26,10 @@ logger = logging.getLogger(__name__)
 class TrainEngine:
     """A DeepSpeed engine with the learning-rate rule of the recipe; the only object that steps weights."""
 
-    def __init__(self, engine: Any, config: OptimizerConfig, total_steps: int, keep_alive: object) -> None:
+    def __init__(self, engine: Any, gate: Gate, config: OptimizerConfig, total_steps: int, keep_alive: object) -> None:
         self.engine = engine
+        self.gate = gate
+        """Decides on every step, and knows of the last one."""
         self.config = config
         self.total_steps = total_steps
         # transformers looks the live ZeRO-3 configuration up through a weak reference
@@ -49,22 +52,13 @@ class TrainEngine:
         return rate
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Accumulate gradients of a loss that is already normalised over the whole global batch."""
-        self.engine.backward(loss, scale_wrt_gas=False)
+        """Accumulate gradients of a loss that is already normalised over the whole global batch; of one that is not
+        finite, NaN."""
+        self.engine.backward(finite_or_nothing(loss), scale_wrt_gas=False)
 
     def step(self) -> None:
         """Call after every micro-batch; DeepSpeed updates weights on the last one only."""
         self.engine.step()
-
-    @property
-    def skipped_steps(self) -> int:
-        return int(self.engine.skipped_steps)
-
-    def grad_norm(self) -> torch.Tensor | float:
-        """Global gradient norm of the last step before clipping; a scalar of the device, which nobody waited for, or
-        a number (NaN if there is none)."""
-        norm: torch.Tensor | float | None = self.engine.get_global_grad_norm()
-        return float("nan") if norm is None else norm
 
     def destroy(self) -> None:
         self.engine.destroy()
@@ -138,7 +132,7 @@ def start_engine(
     wait_once(engine.optimizer)
     compile_model(engine, resolved.recipe.train.compile, stage.device)
     assert engine.module is module, "a stage keeps the module that the engine trains"
-    return stage, TrainEngine(engine, optimizer_config, total_steps, keep_alive)
+    return stage, TrainEngine(engine, gate_steps(engine), optimizer_config, total_steps, keep_alive)
 
 
 def check_engine(engine: Any, resolved: ResolvedRecipe) -> None:

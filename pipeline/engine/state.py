@@ -25,7 +25,16 @@ class TrainState:
     bad_samples: list[int] = field(default_factory=list)
     """Plan numbers of the damaged samples met so far on any rank, each once."""
     skipped_steps: int = 0
-    """Consecutive steps without an update because gradients were not finite."""
+    """Consecutive steps that were not applied: their loss or gradients were not finite, or a spike was refused."""
+    skipped_total: int = 0
+    """All of them, those undone by a rollback included."""
+    spikes: int = 0
+    """Of the gradient norm or the loss."""
+    running_means: dict[str, list[float]] = field(default_factory=dict)
+    """Name -> mean and steps in it (`pipeline.engine.spikes`)."""
+    rollbacks: int = 0
+    undone_steps: int = 0
+    """Steps that rollbacks took back."""
     best: dict[str, Any] = field(default_factory=dict)
     """Best evaluation so far: metric, value, step."""
     evaluation_due: bool = False

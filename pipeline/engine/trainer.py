@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from pipeline.engine.accumulate import accumulate
 from pipeline.engine.agreement import Agreement, agree
 from pipeline.engine.observers.base import FinishedStep, Observer, Wishes
 from pipeline.engine.out_of_memory import named_if_out_of_memory
-from pipeline.engine.prefetch import staged
+from pipeline.engine.prefetch import Staged, staged
+from pipeline.engine.rollback import roll_back
 from pipeline.engine.sinks.base import Metrics, Sink
 from pipeline.engine.training import Training
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
@@ -34,7 +36,7 @@ class Trainer:
             wishes = Wishes()
             for observer in self.observers:
                 self._write(observer.on_start(wishes))
-            batches = staged(training.loader, training.device, max(training.total_steps - state.step, 0))
+            batches = self._batches()
             while state.step < training.total_steps and not wishes.stop:
                 copying = named_if_out_of_memory(training.resolved, f"the copy of step {state.step + 1}")
                 with phases.during("data"), copying:
@@ -47,7 +49,11 @@ class Trainer:
                 del micro_batches  # so that only the coming step's are kept
                 wishes = Wishes(stop=agreed.stop)
                 for observer, votes in zip(self.observers, agreed.votes, strict=True):
-                    self._write(observer.on_step(step, wishes, votes))
+                    metrics = observer.on_step(step, wishes, votes)
+                    wishes.metrics |= metrics
+                    self._write(metrics)
+                if wishes.rollback:
+                    self._roll_back(wishes.rollback)
             phases.enter("end")
             for sink in reversed(self.sinks):
                 sink.end()
@@ -60,18 +66,38 @@ class Trainer:
             return EXIT_INTERRUPTED if training.stop.interrupted else EXIT_PREEMPTED
         return EXIT_OK
 
+    def _batches(self) -> Iterator[Staged]:
+        """Steps of data until the run has all its own: a rollback makes it need more than it has left."""
+        training, state = self.training, self.training.state
+        while state.step < training.total_steps:
+            yield from staged(training.loader, training.device, training.total_steps - state.step)
+            training.loader.load_state_dict(state.data)
+
+    def _roll_back(self, reason: str) -> None:
+        training = self.training
+        roll_back(training, reason)
+        training.phases.step = training.state.step
+        for observer in self.observers:
+            observer.on_rollback()
+        for sink in self.sinks:
+            sink.rolled_back(training.state.step)
+
     def _step(self, batch: StepBatch, micro_batches: list[Any], agreed: Agreement) -> FinishedStep:
         """Take one optimizer step and update the state. ``micro_batches`` are those of the batch, on the device."""
         training, state = self.training, self.training.state
         rate = training.engine.set_learning_rate(state.step)
         with named_if_out_of_memory(training.resolved, f"step {state.step + 1}"):
             sums = accumulate(training.engine, training.stage, micro_batches, agreed.normaliser)
+        applied, grad_norm = training.engine.gate.applied, training.engine.gate.grad_norm
         state.step += 1
+        state.skipped_steps = 0 if applied else state.skipped_steps + 1
+        state.skipped_total += not applied
         state.data = training.loader.state_dict(batch)
         state.tokens_seen += agreed.normaliser.valid_tokens
         state.samples_seen += agreed.samples
         last = state.step == training.total_steps
-        return FinishedStep(batch, agreed.normaliser.valid_tokens, agreed.samples, rate, sums, last)
+        valid_tokens = agreed.normaliser.valid_tokens
+        return FinishedStep(batch, valid_tokens, agreed.samples, rate, sums, last, applied, grad_norm)
 
     def _write(self, metrics: Metrics) -> None:
         if metrics:

@@ -118,14 +118,15 @@ class Cluster:
         return code, self.output()
 
     def output(self) -> str:
-        return self.said("log")
+        return self.said("log")[-6000:]
 
     def said(self, log: str) -> str:
-        """The end of the output of a launch with this log."""
-        return (self.folder / log).read_text()[-6000:]
+        """The output of a launch with this log."""
+        return (self.folder / log).read_text()
 
-    def left(self) -> list[str]:
-        return [f"{host.name}: {process}" for host in self.hosts for process in host.processes()]
+    def left(self, away: str = "") -> list[str]:
+        """What runs on the hosts, but for one that cannot be reached."""
+        return [f"{host.name}: {process}" for host in self.hosts if host.name != away for process in host.processes()]
 
 
 def pending_signals(process: psutil.Process) -> int:

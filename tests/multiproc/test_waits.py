@@ -29,8 +29,8 @@ SETTINGS = {
 ZERO = "{{zero_optimization: {{stage: {0}}}}}"
 UNTIL = 2
 """Steps that are not counted: ZeRO-3 learns the order of layers in them."""
-ONCE = Lines({"deepspeed/runtime/utils.py is_invalid_grad_norm": 1})
-"""DeepSpeed decides whether to skip the step."""
+ONCE = Lines({"pipeline/engine/gate.py refuses": 1})
+"""Whether to skip the step."""
 ROW = Lines({"pipeline/engine/observers/log.py _fetched": 1})
 
 

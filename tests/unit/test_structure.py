@@ -70,7 +70,7 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
             "pipeline.stages.registry",
             # the modules that read what a run left behind
             *("pipeline.engine.checkpoint", "pipeline.engine.durable", "pipeline.engine.metrics"),
-            *("pipeline.engine.zero", "pipeline.engine.zero_shards"),
+            "pipeline.engine.zero_shards",
         ),
     ),
     ("pipeline.memory", ("pipeline.models", "pipeline.config", "pipeline.errors")),

@@ -6,7 +6,8 @@ collectives, if it reaches them on every rank.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import torch
 
@@ -30,6 +31,10 @@ class FinishedStep:
     """The stage's own sums over this rank's micro-batches (detached scalars)."""
     last: bool
     """Whether it is the last one of the run."""
+    applied: bool = True
+    """False if its loss or gradients were not finite, or a spike was refused: weights and moments are as before."""
+    grad_norm: float = math.nan
+    """Global, before clipping; infinite if not finite."""
 
 
 @dataclass(slots=True)
@@ -42,12 +47,17 @@ class Wishes:
     """Save a checkpoint."""
     best: bool = False
     """The weights are the best so far."""
+    rollback: str = ""
+    """Why the run must return to its last good checkpoint; nothing is saved or evaluated then."""
+    metrics: Metrics = field(default_factory=dict)
+    """What observers with earlier turns report of this step."""
 
 
 class Observer:
     """Does nothing; override what you need.
 
-    Per run: `on_start`, then `vote` before and `on_step` after every step, then `on_end`, unless an error ends the run.
+    Per run: `on_start`, then `vote` before and `on_step` after every step, `on_rollback` after a step that led to one,
+    then `on_end`, unless an error ends the run.
     All sinks write the metrics that a method returns before the next observer's turn.
     """
 
@@ -73,6 +83,9 @@ class Observer:
         """A step is done."""
         del step, wishes, votes
         return {}
+
+    def on_rollback(self) -> None:
+        """`Training.state` is that of an earlier step again, except for the data and what is only counted."""
 
     def on_end(self) -> None:
         """After the last step of this process is saved and the sinks are closed."""

@@ -38,7 +38,7 @@ class Evaluate(Observer):
 
     def on_step(self, step: FinishedStep, wishes: Wishes, votes: int) -> Metrics:
         state, recipe = self.training.state, self.training.recipe
-        due = follows(self.training, step)
+        due = follows(self.training, step) and not wishes.rollback
         state.evaluation_due = bool(due and recipe.data.eval)
         metrics = self.evaluate(wishes) if due and not wishes.stop else {}
         wishes.stop = wishes.stop or state.evaluation_due

@@ -21,6 +21,7 @@ class Interval:
 
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     steps: int = 0
+    applied: int = 0
     tokens: int = 0
     samples: int = 0
     flops: float = 0.0
@@ -28,8 +29,12 @@ class Interval:
     start: float = field(default_factory=time.monotonic)
 
     def add(self, step: FinishedStep, flops: float) -> None:
-        for name, value in step.sums.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.double()
+        if step.applied and not self.applied:
+            self.sums = {}
+        if step.applied or not self.applied:  # a loss that is not finite is shown only if there is no other
+            for name, value in step.sums.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value.double()
+        self.applied += step.applied
         self.steps += 1
         self.tokens += step.valid_tokens
         self.samples += step.samples
@@ -59,20 +64,27 @@ class Log(Observer):
         # a stop during the evaluation that follows would take the open interval along
         if not (due or evaluate.follows(self.training, step) or wishes.stop):
             return {}
-        row = self._row(self.interval, step.learning_rate)
+        row = self._row(self.interval, step)
         self.interval = Interval()
         return row
 
-    def _row(self, interval: Interval, learning_rate: float) -> Metrics:
+    def on_rollback(self) -> None:
+        self.interval = Interval()
+
+    def _row(self, interval: Interval, step: FinishedStep) -> Metrics:
         """All ranks must call."""
         state, stage = self.training.state, self.training.stage
-        sums, grad_norm = _fetched(interval.sums, self.training.engine.grad_norm())
+        sums = _fetched(interval.sums)
         totals = dict(zip(sums, dist.host_sums(list(sums.values())), strict=True))
         seconds = time.monotonic() - interval.start
         row = {f"train/{name}": value for name, value in stage.reduce(totals).items()}
         row |= {
-            "train/lr": learning_rate,
-            "train/grad_norm": grad_norm,
+            "train/lr": step.learning_rate,
+            "train/grad_norm": step.grad_norm,
+            "train/skipped_steps": state.skipped_total,
+            "train/skipped_in_a_row": state.skipped_steps,
+            "train/spikes": state.spikes,
+            "train/rollbacks": state.rollbacks,
             "train/epoch": state.data["epoch"],
             "data/wait_seconds": interval.wait_seconds,
             "data/bad_samples": len(state.bad_samples),
@@ -85,11 +97,8 @@ class Log(Observer):
         return row
 
 
-def _fetched(sums: dict[str, torch.Tensor], grad_norm: torch.Tensor | float) -> tuple[dict[str, float], float]:
-    """This rank's sums, by name, and the norm, in one copy from the device."""
+def _fetched(sums: dict[str, torch.Tensor]) -> dict[str, float]:
+    """This rank's sums, by name, in one copy from the device."""
     names = sorted(sums)
-    scalars = [sums[name] for name in names]
-    if isinstance(grad_norm, torch.Tensor):
-        scalars.append(grad_norm.to(scalars[0].device, non_blocking=True))
-    numbers = torch.stack([scalar.double().reshape(()) for scalar in scalars]).tolist()
-    return dict(zip(names, numbers, strict=False)), float(numbers[-1] if len(numbers) > len(names) else grad_norm)
+    numbers = torch.stack([sums[name].double().reshape(()) for name in names]).tolist()
+    return dict(zip(names, numbers, strict=True))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pipeline.engine.observers.base import Observer
-from pipeline.engine.observers.divergence import Divergence
 from pipeline.engine.observers.evaluate import Evaluate
 from pipeline.engine.observers.frozen import FrozenParts
+from pipeline.engine.observers.health import Health, LossSpikes
 from pipeline.engine.observers.ledger import Ledger
 from pipeline.engine.observers.log import Log
 from pipeline.engine.observers.save import Save
@@ -13,8 +13,9 @@ from pipeline.engine.training import Training
 
 OBSERVERS: tuple[type[Observer], ...] = (
     FrozenParts,
-    Divergence,  # before anything is written about a step that was not applied
+    Health,  # its counts are part of the row
     Log,
+    LossSpikes,  # reads the row
     Ledger,
     Evaluate,
 )

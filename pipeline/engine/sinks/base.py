@@ -28,6 +28,9 @@ class Sink:
     def write(self, step: int, metrics: Metrics) -> None:
         """A row of a finished step."""
 
+    def rolled_back(self, step: int) -> None:
+        """The run stands at this step again: rows of later ones are no longer part of it."""
+
     def end(self) -> None:
         """There are no more rows."""
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from pipeline.config.schema import Recipe
 from pipeline.engine.durable import named_if_unwritable
 from pipeline.engine.sinks.base import Metrics, Sink
@@ -16,12 +19,20 @@ class TensorBoard(Sink):
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder = training.run_dir / "tensorboard"
+        self._open: Callable[..., Any] = SummaryWriter
+        self._continue(training.state.step)
+
+    def _continue(self, step: int) -> None:
         with named_if_unwritable(self.folder):
-            self._writer = SummaryWriter(str(self.folder), purge_step=training.state.step + 1)
+            self._writer = self._open(str(self.folder), purge_step=step + 1)
 
     @classmethod
     def enabled(cls, recipe: Recipe) -> bool:
         return recipe.train.tensorboard
+
+    def rolled_back(self, step: int) -> None:
+        self.end()
+        self._continue(step)
 
     def write(self, step: int, metrics: Metrics) -> None:
         with named_if_unwritable(self.folder):

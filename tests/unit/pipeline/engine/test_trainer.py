@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from pipeline import dist
+from pipeline.config.train_schema import CheckpointConfig
 from pipeline.engine import trainer as trainers
+from pipeline.engine.gate import Gate
 from pipeline.engine.observers import registry
 from pipeline.engine.observers.base import FinishedStep, Observer, Wishes
 from pipeline.engine.observers.evaluate import Evaluate
@@ -36,11 +38,12 @@ class Loader:
 
 def training(steps: int = 2, done: int = 0) -> Any:
     """A run without a model."""
-    recipe = SimpleNamespace(name="a-run", data=SimpleNamespace(max_bad_samples=0))
+    train = SimpleNamespace(checkpoint=CheckpointConfig())
+    recipe = SimpleNamespace(name="a-run", data=SimpleNamespace(max_bad_samples=0), train=train)
     return SimpleNamespace(
         recipe=recipe, ranks=dist.Ranks(0, 0, 1), device=torch.device("cpu"), loader=Loader(), stop=StopFlag(),
-        engine=SimpleNamespace(set_learning_rate=lambda step: 0.1 * step), stage=None, state=TrainState(step=done),
-        total_steps=steps, resolved=None, phases=Phases(),
+        engine=SimpleNamespace(set_learning_rate=lambda step: 0.1 * step, gate=Gate()), stage=None,
+        state=TrainState(step=done), total_steps=steps, resolved=None, phases=Phases(),
     )  # fmt: skip
 
 
@@ -140,7 +143,58 @@ def test_a_due_evaluation_is_saved_before_anything_else(monkeypatch: pytest.Monk
     run.state.evaluation_due = True
     run.stage = SimpleNamespace(evaluate=lambda model, stop: {"eval/x": 2.0}, best_metric=("eval/x", "min"))
     run.engine = SimpleNamespace(module=torch.nn.Identity(), forward=None)
-    saved: list[tuple[bool, bool]] = []
-    monkeypatch.setattr(Save, "_save", lambda save, best: saved.append((best, save.training.state.evaluation_due)))
+    saved: list[tuple[bool, bool, bool]] = []
+
+    def note(save: Save, best: bool, ends: bool) -> dict[str, float]:
+        saved.append((best, ends, save.training.state.evaluation_due))
+        return {}
+
+    monkeypatch.setattr(Save, "_save", note)
     assert Trainer(run, [Evaluate(run), Save(run)], []).fit() == EXIT_OK
-    assert saved == [(True, False)] and run.state.best == {"metric": "eval/x", "value": 2.0, "step": 3}
+    assert saved == [(True, True, False)] and run.state.best == {"metric": "eval/x", "value": 2.0, "step": 3}
+
+
+def test_a_rollback_repeats_steps_on_other_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run takes as many steps as planned, and the loader goes on where it is."""
+
+    class Numbered(Loader):
+        """Steps of data by number; a state is where it stands."""
+
+        at = 0
+
+        def __iter__(self) -> Iterator[StepBatch]:
+            while True:
+                self.at += 1
+                yield StepBatch([{"valid_tokens": self.at, "samples": 1, "maxima": {}}], Cursor(), [], 0.0, 1)
+
+        def state_dict(self, after: StepBatch) -> dict[str, Any]:
+            return {"epoch": 0, "consumed": after.micro_batches[0]["valid_tokens"]}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.at = state["consumed"]
+
+    class Troubled(Observer):
+        def on_step(self, step: FinishedStep, wishes: Wishes, votes: int) -> dict[str, float]:
+            seen.append((self.training.state.step, step.valid_tokens))
+            wishes.rollback = "trouble" if step.valid_tokens == 3 else ""
+            return {}
+
+        def on_rollback(self) -> None:
+            turns.append(f"back at {self.training.state.step}")
+
+    class Rows(Sink):
+        def rolled_back(self, step: int) -> None:
+            turns.append(f"rows up to {step}")
+
+    def back(training: Any, reason: str) -> None:
+        assert reason == "trouble"
+        training.state.step = 1
+
+    seen: list[tuple[int, int]] = []
+    turns: list[str] = []
+    run = training(steps=4)
+    run.loader = Numbered()
+    monkeypatch.setattr(trainers, "roll_back", back)
+    assert Trainer(run, [Troubled(run)], [Rows(run)]).fit() == EXIT_OK
+    assert seen == [(1, 1), (2, 2), (3, 3), (2, 4), (3, 5), (4, 6)]
+    assert turns == ["back at 1", "rows up to 1"] and run.state.data["consumed"] == 6

@@ -17,8 +17,8 @@ from pipeline.engine import checkpoint as checkpoints
 from pipeline.engine import reshard, zero
 from pipeline.engine.durable import failed_writes_as_os_error
 from pipeline.engine.saving import publish as publishing
-from pipeline.engine.saving import save as saving
 from pipeline.engine.saving.retention import prune
+from pipeline.engine.saving.save import Saver
 from pipeline.engine.state import TrainState
 from pipeline.errors import CheckpointError
 from tests.unit.pipeline.disk import full_disk
@@ -26,22 +26,32 @@ from tests.unit.pipeline.engine.test_checkpoint import make
 
 
 class Engine:
-    """Saves as DeepSpeed does, with torch.save; ``error`` is raised instead."""
+    """Saves as DeepSpeed does, through its checkpoint engine; ``error`` is raised instead."""
 
     def __init__(self, numbers: int, error: Exception | None = None, zip_format: bool = True) -> None:
         self.module = torch.nn.Linear(1, numbers)
         self.error, self.zip_format = error, zip_format
-        self.engine = self
+        self.engine = self.checkpoint_engine = self
         self.forward = self.module
         self.options: dict[str, Any] = {}
 
     def save_checkpoint(self, folder: str, tag: str, **options: Any) -> None:
         self.options = options
+        file = Path(folder) / tag / "mp_rank_00_model_states.pt"
+        self.checkpoint_engine.makedirs(str(file.parent), exist_ok=True)
+        self.checkpoint_engine.save(self.module.state_dict(), str(file))
+        self._copy_recovery_script(folder)
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        raise AssertionError("the writer makes folders")
+
+    def save(self, state_dict: Any, path: str) -> None:
         if self.error is not None:
             raise self.error
-        (Path(folder) / tag).mkdir()
-        file = Path(folder) / tag / "mp_rank_00_model_states.pt"
-        torch.save(self.module.state_dict(), file, _use_new_zipfile_serialization=self.zip_format)
+        torch.save(state_dict, path, _use_new_zipfile_serialization=self.zip_format)
+
+    def _copy_recovery_script(self, folder: str) -> None:
+        (Path(folder) / "zero_to_fp32.py").write_text("pass")
 
 
 class OneStage:
@@ -61,26 +71,43 @@ class OneStage:
         return ExportPlan(prefix="", tied=[], frozen=[])
 
 
-def save(run_dir: Path, engine: Engine, stage: OneStage, step: int) -> Path:
-    resolved = resolve(load_recipe("demo_contrastive", [f"run_dir={run_dir}"]), 1)
-    return saving.save(engine, stage, run_dir, resolved, TrainState(step=step))  # type: ignore[arg-type]
+def saver_of(run_dir: Path, engine: Engine, stage: OneStage, step: int, *sets: str) -> Saver:
+    resolved = resolve(load_recipe("demo_contrastive", [f"run_dir={run_dir}", "train.checkpoint.keep=2", *sets]), 1)
+    training: Any = SimpleNamespace(
+        recipe=resolved.recipe, resolved=resolved, run_dir=run_dir, engine=engine, stage=stage, state=TrainState(step)
+    )
+    return Saver(training)
 
 
-def test_save_writes_a_complete_checkpoint_and_keeps_frozen_weights_out(tmp_path: Path) -> None:
+def save(run_dir: Path, engine: Engine, stage: OneStage, step: int, *sets: str) -> Path:
+    saver = saver_of(run_dir, engine, stage, step, *sets)
+    saver.begin(best=False)
+    saver.finish()
+    return run_dir / "checkpoints" / f"step-{step:06d}"
+
+
+BACKGROUND = pytest.mark.parametrize(
+    "background", ["train.checkpoint.background=true", "train.checkpoint.background=false"]
+)
+
+
+@BACKGROUND
+def test_save_writes_a_complete_checkpoint_and_keeps_frozen_weights_out(tmp_path: Path, background: str) -> None:
     engine = Engine(4)
     engine.module.bias.requires_grad_(False)
-    path = save(tmp_path, engine, OneStage(), 3)
+    path = save(tmp_path, engine, OneStage(), 3, background)
     found = checkpoints.open_checkpoint(path)
     assert found.step == 3 and found.state().step == 3 and checkpoints.verify(found) == []
     assert set(found.manifest["parts"]) == {
         "deepspeed/mp_rank_00_model_states.pt", "rng-rank-0.pt", "state.json", "recipe.resolved.yaml",
-        "probe.safetensors", "hf/config.json", "hf/export.json",
+        "probe.safetensors", "hf/config.json", "hf/export.json", "zero_to_fp32.py",
     }  # fmt: skip
     assert engine.options["exclude_frozen_parameters"] is True and engine.options["save_latest"] is False
     assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["step-000003"], "folders are the truth"
     assert torch.equal(found.probe()["logits"], torch.zeros(4))
 
 
+@BACKGROUND
 @pytest.mark.parametrize(
     ("engine", "stage", "part"),
     [
@@ -91,7 +118,7 @@ def test_save_writes_a_complete_checkpoint_and_keeps_frozen_weights_out(tmp_path
     ids=["zip", "legacy", "safetensors"],
 )
 def test_a_full_disk_leaves_the_checkpoint_before_it_alone(
-    tmp_path: Path, engine: Engine, stage: OneStage, part: str
+    tmp_path: Path, engine: Engine, stage: OneStage, part: str, background: str
 ) -> None:
     first = save(tmp_path, Engine(4), OneStage(), 1)
     message = (
@@ -99,7 +126,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_alone(
         r"Earlier checkpoints are untouched; free space or change run_dir.*resumes from the last complete checkpoint"
     )
     with full_disk(), pytest.raises(CheckpointError, match=message):
-        save(tmp_path, engine, stage, 2)
+        save(tmp_path, engine, stage, 2, background)
     assert [found.path for found in checkpoints.list_checkpoints(tmp_path)] == [first]
     assert checkpoints.verify(checkpoints.open_checkpoint(first)) == []
     assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["step-000001"], "half-written left behind"
@@ -118,8 +145,8 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_alone(
     ],
 )
 def test_torchs_own_words_for_a_failed_write_become_an_os_error(tmp_path: Path, text: str) -> None:
-    with pytest.raises(OSError, match="while writing the ZeRO shards: ") as error:
-        saving._write_shards(Engine(1, RuntimeError(text)), tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="while writing the ZeRO shards: ") as error:
+        save(tmp_path, Engine(1, RuntimeError(text)), OneStage(), 2)
     assert text in str(error.value)
 
 
@@ -189,9 +216,10 @@ def test_saving_a_step_again_drops_its_converted_copy_and_a_stale_latest(tmp_pat
     assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["step-000003"]
 
 
-def test_an_engines_own_bug_stays_what_it_is(tmp_path: Path) -> None:
+@BACKGROUND
+def test_an_engines_own_bug_stays_what_it_is(tmp_path: Path, background: str) -> None:
     with pytest.raises(RuntimeError, match="profile of rewrite"):
-        saving._write_shards(Engine(1, RuntimeError("profile of rewrite")), tmp_path)  # type: ignore[arg-type]
+        save(tmp_path, Engine(1, RuntimeError("profile of rewrite")), OneStage(), 2, background)
 
 
 @pytest.mark.parametrize("content", [None, "empty", b"", b"garbage", {"no": "model"}])

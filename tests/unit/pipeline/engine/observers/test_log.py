@@ -13,21 +13,23 @@ from pipeline.engine.observers.log import Log
 from pipeline.engine.state import TrainState
 
 
-def training(every: int, peak_tflops: float | None, eval_every: int = 0, norm: torch.Tensor | float = 1.5) -> Any:
+def training(every: int, peak_tflops: float | None, eval_every: int = 0) -> Any:
     train = SimpleNamespace(log_every_steps=every, peak_tflops=peak_tflops, eval_every_steps=eval_every)
     stage = SimpleNamespace(
         reduce=lambda sums: {"loss": sums["loss"] / sums["valid_tokens"]}, flops_per_step=lambda batches: 3e6
     )
     return SimpleNamespace(
         recipe=SimpleNamespace(train=train), device=torch.device("cpu"), stage=stage,
-        engine=SimpleNamespace(grad_norm=lambda: norm), state=TrainState(data={"epoch": 2}, bad_samples=[4]),
+        state=TrainState(
+            data={"epoch": 2}, bad_samples=[4], skipped_steps=1, skipped_total=5, spikes=6, rollbacks=7
+        ),
     )  # fmt: skip
 
 
-def step(loss: float, last: bool = False) -> FinishedStep:
+def step(loss: float, last: bool = False, applied: bool = True) -> FinishedStep:
     batch: Any = SimpleNamespace(wait_seconds=0.25, micro_batches=[])
     sums = {"loss": torch.tensor(loss), "valid_tokens": torch.tensor(4.0)}
-    return FinishedStep(batch, valid_tokens=4, samples=2, learning_rate=0.1, sums=sums, last=last)
+    return FinishedStep(batch, 4, 2, 0.1, sums, last, applied, grad_norm=1.5)
 
 
 @pytest.mark.parametrize("peak", [None, 1.0])
@@ -42,6 +44,8 @@ def test_an_interval_is_summed_and_reported_once(peak: float | None) -> None:
     row = rows[1]
     assert (row["train/loss"], row["train/lr"], row["train/grad_norm"], row["train/epoch"]) == (2.0, 0.1, 1.5, 2)
     assert (row["data/wait_seconds"], row["data/bad_samples"]) == (0.5, 1)
+    health = ("skipped_steps", "skipped_in_a_row", "spikes", "rollbacks")
+    assert [row[f"train/{name}"] for name in health] == [5, 1, 6, 7]
     assert row["perf/tokens_per_second"] == pytest.approx(2 * row["perf/samples_per_second"])
     assert row["perf/samples_per_second"] * row["perf/seconds_per_step"] == pytest.approx(2)
     assert ("perf/mfu" in row) == (peak is not None)
@@ -64,9 +68,21 @@ def test_an_evaluation_ends_the_interval() -> None:
     assert log.on_step(step(8.0), Wishes(), 0)["train/loss"] == 2.0
 
 
-@pytest.mark.parametrize("norm", [0.5, torch.tensor(0.5), float("inf"), float("nan")])
-def test_the_norm_comes_with_the_sums_or_is_a_number_already(norm: torch.Tensor | float) -> None:
-    run = training(1, None, norm=norm)
+@pytest.mark.parametrize(("steps", "shown"), [("sa", 2.0), ("asa", 2.0), ("ass", 2.0), ("ss", float("nan"))])
+def test_the_loss_is_that_of_steps_that_were_applied(steps: str, shown: float) -> None:
+    """A step that was not applied has perhaps no finite loss; it is shown if there is no other."""
+    run = training(len(steps), None)
+    log = Log(run)
+    for run.state.step, kind in enumerate(steps, start=1):
+        row = log.on_step(step(8.0 if kind == "a" else float("nan"), applied=kind == "a"), Wishes(), 0)
+    assert row["train/loss"] == pytest.approx(shown, nan_ok=True)
+
+
+def test_an_undone_interval_is_not_reported() -> None:
+    run = training(2, None)
+    log = Log(run)
     run.state.step = 1
-    row = Log(run).on_step(step(8.0), Wishes(), 0)
-    assert row["train/loss"] == 2.0 and row["train/grad_norm"] == pytest.approx(float(norm), nan_ok=True)
+    log.on_step(step(1000.0), Wishes(), 0)
+    log.on_rollback()
+    run.state.step = 2
+    assert log.on_step(step(8.0), Wishes(), 0)["train/loss"] == 2.0
