@@ -153,3 +153,28 @@ def test_inspecting_a_checkpoint(tmp_path: Path) -> None:
     result = runner.invoke(app, ["ckpt", "inspect", str(folder)])
     assert isinstance(result.exception, DamagedCheckpointError) and result.exception.exit_code == 6
     assert "is damaged:\n  " in str(result.exception) and "part.bin is damaged: its sha256" in str(result.exception)
+
+
+def test_export_shows_its_progress_and_passes_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.export import hf
+
+    asked: list[tuple[object, ...]] = []
+
+    def export(*arguments: Any) -> dict[str, float]:
+        *options, show = arguments
+        asked.append(tuple(options))
+        show(3, 3, "MB, 2/2 tensors", 0)
+        return {"logits": 1.5e-6}
+
+    monkeypatch.setattr(hf, "export", export)
+    arguments = ["export", str(tmp_path), "--no-verify", "--max-shard-gib", "0.5", "--merge-lora"]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert asked == [(tmp_path, tmp_path / "export", "best", False, 2**29, True)]
+    assert result.stdout.splitlines() == [
+        "logits: largest difference to the live model 1.5e-06",
+        str(tmp_path / "export"),
+    ]
+    assert "export export: 3/3" in result.stderr and "MB, 2/2 tensors" in result.stderr
+    runner.invoke(app, ["export", str(tmp_path), "--out", str(tmp_path / "x")])
+    assert asked[1] == (tmp_path, tmp_path / "x", "best", True, 2**32, False), "adapters are kept unless asked for"
