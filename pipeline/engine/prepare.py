@@ -11,6 +11,7 @@ from pipeline import dist
 from pipeline.config.resolve import ResolvedRecipe
 from pipeline.config.schema import Recipe
 from pipeline.engine import checkpoint as checkpoints
+from pipeline.engine.loaded import check_loaded
 from pipeline.engine.phases import Phases
 from pipeline.engine.reshard import to_universal
 from pipeline.engine.resume import find_resume, restore_best
@@ -56,6 +57,7 @@ def prepare(
     stage, engine = start_engine(
         lambda: kind.build(context, plans), resolved, total_steps, load_universal=universal is not None
     )
+    check_loaded(stage.module, recipe.model)
     # from here every process draws differently, but alike in every run of this recipe
     seed_everything(recipe.seed + 1, ranks.rank)
     state = TrainState()
