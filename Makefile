@@ -37,7 +37,7 @@ WATCHED_UNIT = rm -rf "$(RAISES_MET)" && $(UNIT_ENV) SLT_RAISES_MET="$(RAISES_ME
 	$(BIN)/python -m tests.raises "$(RAISES_MET)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-ablations test test-fast cov test-gpu check format reference bench bench-peers clean force
+.PHONY: help setup demo demo-ablations test test-fast cov test-gpu check format reference bench bench-peers drills soak clean force
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -91,6 +91,12 @@ bench: setup ## Every benchmark this machine can run, quickly (one alone: python
 	@missed=; for file in $$(grep -l -e --quick benchmarks/*.py); do \
 		echo "== $$file"; $(BIN)/python "$$file" --quick || missed="$$missed $$file"; done; \
 		test -z "$$missed" || { echo "a target was missed, or a peer was absent:$$missed"; exit 1; }
+
+drills: setup ## Every fault that clusters do to runs, on simulated hosts (root, Linux; ARGS="--only 'kill a rank'")
+	$(TEST_ENV) $(BIN)/python benchmarks/drills.py --out benchmarks/receipts/drills.jsonl $(ARGS)
+
+soak: setup ## One run through thirty random faults, against the same run left alone; about a quarter of an hour
+	$(TEST_ENV) $(BIN)/python benchmarks/soak.py --out benchmarks/receipts/soak.jsonl $(ARGS)
 
 clean: ## Remove caches and build outputs; environments and runs stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,43 +16,29 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from launch.backends import Command, get_backend
+from launch.attempts import Care, run
+from launch.backends import Command
 from launch.carry import HostCommand
-from launch.lock import hold
-from launch.memory import detected_gib, print_memory
-from launch.notes import BEFORE_FIRST_STEP
+from launch.hang import Limits
+from launch.memory import planned_memory, print_memory
 from launch.options import LaunchOptions, build_plan, with_options
 from launch.plan import LaunchPlan
-from launch.preflight import check_hosts
-from launch.processes import Patience, end_orphans
+from launch.prepare import command_of, prepare
+from launch.processes import Patience
+from launch.recovery import RestartPolicy
+from launch.run_options import RunOptions
 from launch.signals import StopBeforeStart, StoppedBeforeStart
-from launch.status import Journal
 from launch.status_cli import status_command, stop_command
-from launch.stop import forget_request
-from launch.supervise import Outcome, Watch, supervise
 from pipeline.config.cli import run_app
-from pipeline.config.planner import Answer, NotPlanned, ask, too_large
-from pipeline.config.recipe_file import write_resolved
+from pipeline.config.planner import Answer, too_large
 from pipeline.config.resolve import ResolvedRecipe
-from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED, RecipeError
+from pipeline.errors import RecipeError
 from shards.terminal import table_console
 
 app = typer.Typer(no_args_is_help=True, help="Start a run on this machine or on many.")
 app.command(name="status", epilog="Example: slt launch status runs/demo/connector")(status_command)
 app.command(name="stop", epilog="Example: slt launch stop runs/demo/connector")(stop_command)
 log = logging.getLogger(__name__)
-
-_MEANING = {
-    EXIT_OK: "finished",
-    EXIT_BUG: "failed: a bug or an unexpected error, see the traceback above",
-    2: "failed: the recipe, an option or a file that cannot be written",
-    3: "failed: a host or the launcher",
-    4: "failed: the data",
-    5: "stopped: training diverged",
-    6: "failed: damaged checkpoints",
-    EXIT_PREEMPTED: "stopped and saved; start the same command again to resume",
-    EXIT_INTERRUPTED: "interrupted",
-}
 
 
 @app.command(name="plan", epilog="Example: slt launch plan demo_connector --num-procs 2")
@@ -62,8 +48,8 @@ def plan_command(
 ) -> None:
     """Print the exact command, its environment and the rank table; start nothing."""
     plan, resolved = build_plan(options, os.environ)
-    command = _command(options, plan)
-    memory = _memory(plan, resolved)
+    command = command_of(options, plan)
+    memory = planned_memory(plan, resolved)
     if as_json:
         answer = dataclasses.asdict(memory) if isinstance(memory, Answer) else {"not_planned": memory}
         shown = {**_as_dict(plan, resolved, command), **({"memory": answer} if memory else {})}
@@ -97,91 +83,30 @@ def plan_command(
         console.print(f"# memory is not planned: {memory}")
 
 
-def _memory(plan: LaunchPlan, resolved: ResolvedRecipe) -> Answer | str:
-    """The planner's answer, or why there is none; empty for a recipe that runs on CPUs and names no memory."""
-    recipe = resolved.recipe
-    if recipe.deepspeed.gpu_memory_gib is None:
-        if not plan.needs_gpus and plan.accelerator == "cpu":
-            return ""
-        found = detected_gib() if plan.hostfile is None else None
-        section = recipe.deepspeed.model_copy(update={"gpu_memory_gib": found})
-        recipe = recipe.model_copy(update={"deepspeed": section})
-    try:
-        return ask(recipe, plan.world_size)
-    except NotPlanned as problem:
-        return str(problem)
-
-
 @app.command(name="run", epilog="Example: slt launch run demo_connector --num-procs 2 --set train.steps=20")
-@with_options(LaunchOptions)
-def run_command(
-    options: LaunchOptions,
-    grace_seconds: Annotated[float, typer.Option(min=0, help="Time for ranks to save after a signal.")] = 300.0,
-) -> None:
+@with_options(RunOptions)
+def run_command(options: RunOptions) -> None:
     """Check recipe and hosts for this many ranks, start them, and return the worst rank's exit code."""
+    policy = RestartPolicy(options.max_restarts, options.min_hosts, options.restart_delay)
+    care = Care(Patience(options.grace_seconds), Limits(options.hang_seconds), policy)
     console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
     try:
         with StopBeforeStart() as early:
-            raise typer.Exit(_run(options, Patience(grace_seconds=grace_seconds), console, early))
+            raise typer.Exit(_run(options, care, console, early))
     except StoppedBeforeStart as stopped:
         console.print(f"{stopped} (exit code {stopped.exit_code})")
         raise typer.Exit(stopped.exit_code) from stopped
 
 
-def _run(options: LaunchOptions, patience: Patience, console: Console, early: StopBeforeStart) -> int:
-    plan, resolved = build_plan(options, os.environ, inputs=True)
-    command = _command(options, plan)
+def _run(options: RunOptions, care: Care, console: Console, early: StopBeforeStart) -> int:
+    started = prepare(options, inputs=True)
+    plan, name = started.plan, started.resolved.recipe.name
     hosts = ", ".join(f"{host.name} x {host.slots}" for host in plan.hosts)
-    console.print(f"{resolved.recipe.name}: {plan.world_size} ranks on {hosts}, log {plan.run_dir}/logs/launch.log")
-    with hold(plan.run_dir, plan.launch_id, lambda launch_id: end_orphans(launch_id, command, patience)):
-        forget_request(plan.run_dir)
-        check_hosts(command, plan)
-        write_resolved(resolved, plan.run_dir)
-        journal = Journal(plan.run_dir, plan.launch_id)
-        watch = Watch(journal, {rank.rank: rank.host for rank in plan.ranks})
-        with journal.keeping():
-            outcome = supervise(command, plan.run_dir, (plan.launch_id, plan.world_size), patience, watch)
-            early.over = True
-            lines = report(outcome, plan)
-            journal.set(state="ended", code=outcome.code, message=lines[0])
-    for line in lines:
+    console.print(f"{name}: {plan.world_size} ranks on {hosts}, log {plan.run_dir}/logs/launch.log")
+    finished = run(options, care, early, console.print, started)
+    for line in finished.lines:
         console.print(line)
-    return outcome.code
-
-
-def report(outcome: Outcome, plan: LaunchPlan) -> list[str]:
-    """The outcome of a launch in a few lines: the verdict, then every rank that failed, equal errors once."""
-    meaning = _MEANING.get(outcome.code) or f"killed by signal {outcome.code - 128}"
-    if outcome.stopped:
-        verb = "interrupted" if outcome.code == EXIT_INTERRUPTED else "stopped"
-        comma = "" if outcome.stopped == BEFORE_FIRST_STEP else ","
-        return [
-            f"launch {verb}{comma} {outcome.stopped}; start the same command again to resume (exit code {outcome.code})"
-        ]
-    lines = [f"launch {meaning} (exit code {outcome.code})"]
-    if outcome.code in (EXIT_OK, EXIT_PREEMPTED):
-        return lines
-    lost = "connection lost, or the launcher there was killed; ranks may still run there if it cannot be reached"
-    lines += [f"  {host}: {lost}" for host in outcome.lost_hosts]
-    failures: dict[tuple[int, str], list[int]] = {}
-    for rank in plan.ranks:
-        code = outcome.rank_codes.get(rank.rank)
-        if code is None:
-            failures.setdefault((-1, "no report; it was killed or never started"), []).append(rank.rank)
-        elif code != EXIT_OK:
-            error = outcome.errors.get(rank.rank, "").strip()
-            # an unexpected error carries its traceback, which was printed already; its last line names it
-            error = error.splitlines()[-1] if code == EXIT_BUG and error else error
-            failures.setdefault((code, error), []).append(rank.rank)
-    for (code, error), ranks in failures.items():
-        hosts = ", ".join(dict.fromkeys(plan.ranks[rank].host for rank in ranks))
-        ended = f"exit code {code}" if code >= 0 else ""
-        lines.append(f"  rank {','.join(map(str, ranks))} on {hosts}: {': '.join(p for p in (ended, error) if p)}")
-    return lines
-
-
-def _command(options: LaunchOptions, plan: LaunchPlan) -> Command:
-    return get_backend(options.backend or ("deepspeed" if options.hostfile else "local")).command(plan)
+    return finished.code
 
 
 def _shown(command: Command) -> Iterator[str]:
@@ -223,4 +148,4 @@ def main() -> NoReturn:
 if __name__ == "__main__":
     main()
 
-__all__ = ["app", "main", "report"]
+__all__ = ["app", "main"]

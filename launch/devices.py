@@ -38,6 +38,31 @@ def listed_devices(root: Path = Path("/")) -> int:
     return len(files) or sum(_is_gpu(path) for path in root.glob("sys/class/kfd/kfd/topology/nodes/*/gpu_id"))
 
 
+def memory_of_devices() -> list[tuple[int, str, float, float, list[str]]]:
+    """Number, UUID, GiB in use, GiB in all and the processes in it, of every NVIDIA GPU that nvidia-smi lists."""
+    gpus = _table("--query-gpu=index,uuid,memory.used,memory.total")
+    processes = _table("--query-compute-apps=gpu_uuid,pid,process_name") if gpus else []
+    found = []
+    for number, uuid, used, total in (row for row in gpus if len(row) == 4):
+        holders = [f"process {row[1]}, {row[2]}" for row in processes if row[0] == uuid and len(row) == 3]
+        if used.isdecimal() and total.isdecimal():  # not of a device split into instances
+            found.append((int(number), uuid, int(used) / 1024, int(total) / 1024, holders))
+    return found
+
+
+def _table(query: str) -> list[list[str]]:
+    """Rows of an nvidia-smi query; none where there is no such program, or it does not answer."""
+    argv = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, timeout=_SECONDS, check=False, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired):  # no NVIDIA tools here, or a driver that hangs
+        return []
+    lines = done.stdout.splitlines() if done.returncode == 0 else []
+    return [[cell.strip() for cell in line.split(",")] for line in lines]
+
+
 def visible_devices(environ: Mapping[str, str], listed: int) -> tuple[int | str, ...]:
     """The devices a process of this environment may use: numbers, or names as CUDA_VISIBLE_DEVICES gives them.
 
@@ -74,4 +99,4 @@ def _is_gpu(path: Path) -> bool:
         return False
 
 
-__all__ = ["VARIABLE", "listed_devices", "visible_devices"]
+__all__ = ["VARIABLE", "listed_devices", "memory_of_devices", "visible_devices"]

@@ -14,6 +14,8 @@ from launch.verdict import Report
 
 log = logging.getLogger(__name__)
 
+_SLOW_SECONDS = 1.0  # a copy on a disk that hangs; meanwhile nobody is heard
+
 
 class Output:
     """What a launch has said so far; `copy` runs in a thread of its own.
@@ -53,7 +55,7 @@ class Output:
                 lines.append(rest)
             shown = (self.read(line.decode(errors="surrogateescape")) for line in lines)
             text = "".join(f"{line}\n" for line in shown if line is not None).encode(errors="surrogateescape")
-            self.writing = bool(text)
+            self.writing, begun = True, time.monotonic()
             for copy in [*copies] if text else []:
                 try:
                     copy[0].write(text)
@@ -61,6 +63,8 @@ class Output:
                 except (OSError, ValueError) as error:
                     copies.remove(copy)
                     log.warning(copy[1], error)
+            if (took := time.monotonic() - begun) > _SLOW_SECONDS:
+                self.pulses.forgive(took)
             self.writing = False
             if not chunk:
                 return

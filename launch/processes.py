@@ -37,17 +37,22 @@ class Patience:
 
 def signal_hosts(command: Command, launch_id: str, name: str, *flags: str) -> None:
     """Signal the ranks of a launch (``--all``: every process of it) on all hosts of a command."""
-    ask = HostCommand((sys.executable, "-m", "launch.ranks", launch_id, name, *flags), folder=PROJECT_ROOT)
+    run_on_hosts(command, ("launch.ranks", launch_id, name, *flags), f"{name} could not be sent to all hosts")
+
+
+def run_on_hosts(command: Command, module: tuple[str, ...], failure: str) -> None:
+    """Run a module of ours with its arguments on all hosts of a command; logs ``failure`` where one fails."""
+    ask = HostCommand((sys.executable, "-m", *module), folder=PROJECT_ROOT)
     try:
         done = subprocess.run(
             command.on_hosts(shell_line(ask)), env={**os.environ, **command.env}, timeout=_REMOTE_SECONDS, check=False,
             capture_output=True, text=True, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
-        log.error("%s could not be sent to all hosts: %s", name, error)
+        log.error("%s: %s", failure, error)
         return
     if done.returncode:
-        log.error("%s could not be sent to all hosts: %s", name, done.stderr.strip() or f"exit {done.returncode}")
+        log.error("%s: %s", failure, done.stderr.strip() or f"exit {done.returncode}")
 
 
 def end_orphans(launch_id: str, command: Command, patience: Patience) -> None:
@@ -95,4 +100,4 @@ def is_dead(pid: int) -> bool:
         return True
 
 
-__all__ = ["Patience", "end_orphans", "group_members", "is_dead", "signal_group", "signal_hosts"]
+__all__ = ["Patience", "end_orphans", "group_members", "is_dead", "run_on_hosts", "signal_group", "signal_hosts"]

@@ -38,6 +38,11 @@ def find_ranks(launch_id: str) -> list[psutil.Process]:
     return ranks
 
 
+def number_of(rank: psutil.Process) -> int:
+    """RANK of a rank's process; -1 if it has just ended."""
+    return int(_variable(rank, "RANK") or -1)
+
+
 def send(processes: list[psutil.Process], number: int) -> int:
     """Signal processes that may be gone already; returns how many were reached."""
     reached = 0
@@ -75,4 +80,4 @@ def main(arguments: list[str]) -> int:
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
 
-__all__ = ["find_processes", "find_ranks", "main", "send"]
+__all__ = ["find_processes", "find_ranks", "main", "number_of", "send"]

@@ -1,4 +1,4 @@
-"""Stop requests that arrive before a launch has started anything."""
+"""Stop requests that arrive while no rank of a launch runs: before it has started any, or between two attempts."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from pipeline.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, SltError, stop_sig
 class StoppedBeforeStart(SltError):
     """A stop request arrived while recipe, hosts and run directory were checked."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, work: str = BEFORE_FIRST_STEP) -> None:
         interrupted = number == signal.SIGINT
-        super().__init__(
-            f"launch {'interrupted' if interrupted else 'stopped'} by {signal.Signals(number).name} {BEFORE_FIRST_STEP}"
-        )
+        verb = "interrupted" if interrupted else "stopped"
+        super().__init__(f"launch {verb} by {signal.Signals(number).name} {work}")
         self.exit_code = EXIT_INTERRUPTED if interrupted else EXIT_PREEMPTED
 
 
@@ -26,6 +25,8 @@ class StopBeforeStart:
     def __init__(self) -> None:
         self.over = False
         """True after the launch has run: a signal no longer changes its outcome."""
+        self.work = BEFORE_FIRST_STEP
+        """What becomes of the work when a signal comes now."""
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopBeforeStart:
@@ -39,7 +40,7 @@ class StopBeforeStart:
     def _stop(self, number: int, frame: FrameType | None) -> None:
         del frame
         if not self.over:
-            raise StoppedBeforeStart(number)
+            raise StoppedBeforeStart(number, self.work)
 
 
 __all__ = ["StopBeforeStart", "StoppedBeforeStart"]

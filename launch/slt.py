@@ -72,12 +72,21 @@ def export(
     which: Annotated[str, typer.Option(help="best or latest checkpoint of a run folder")] = "best",
     verify: Annotated[bool, typer.Option(help="compare with the live model's stored outputs")] = True,
     max_shard_gib: Annotated[float, typer.Option(help="largest safetensors file, GiB")] = 4.0,
+    merge_lora: Annotated[
+        bool, typer.Option("--merge-lora/--keep-lora", help="add adapters to the weights they adapt")
+    ] = False,
 ) -> None:
-    """Export a checkpoint to a Hugging Face folder and prove that it equals the live model."""
+    """Export a checkpoint to a Hugging Face folder and prove that it equals the live model.
+
+    Tensors pass through memory one at a time; only the comparison loads the
+    result. An export that was killed goes on where it was.
+    """
     from pipeline.export.hf import export as run
+    from shards.cli.progress import progress
 
     target = out or source / "export"
-    differences = run(source, target, which, verify, int(max_shard_gib * 1024**3))
+    with progress(f"export {target.name}") as show:
+        differences = run(source, target, which, verify, int(max_shard_gib * 1024**3), merge_lora, show)
     for name, value in differences.items():
         typer.echo(f"{name}: largest difference to the live model {value:.3g}")
     typer.echo(str(target))

@@ -91,7 +91,8 @@ def describe(status: dict[str, Any]) -> list[str]:
     for host in status.get("hosts", []) if status["running"] else []:
         lines += [f"  {host['name']}: rank {rank['rank']} {_rank(rank)}" for rank in host["ranks"]]
     for restart in status.get("restarts", []):
-        lines.append(f"  attempt {restart['attempt']} ended at step {restart['step']}: {restart['cause']}")
+        at = f" at step {restart['step']}" if restart["step"] is not None else ""
+        lines.append(f"  attempt {restart['attempt']} ended{at}: {restart['cause']}")
     if status.get("metrics"):
         lines.append(_metrics(status["metrics"]))
     return lines
@@ -130,7 +131,11 @@ def _rank(rank: dict[str, Any]) -> str:
 
 
 def _metrics(row: dict[str, Any]) -> str:
-    numbers = [f"{name} {value:.4g}" for name, value in row.items() if name != "step" and isinstance(value, float)]
+    numbers = [
+        f"{name} {value:.4g}"
+        for name, value in row.items()
+        if name not in ("step", "time") and isinstance(value, float)
+    ]
     return f"  metrics of step {row.get('step')}: " + ", ".join(numbers[:_SHOWN_METRICS])
 
 

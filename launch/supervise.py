@@ -25,10 +25,12 @@ from typing import IO, Any
 import psutil
 
 from launch.backends import Command
+from launch.hang import Hang, Limits, find_hang, resolved
 from launch.output import Output
 from launch.plan import LAUNCH_ID
-from launch.processes import Patience, group_members, is_dead, signal_group, signal_hosts
+from launch.processes import Patience, group_members, is_dead, run_on_hosts, signal_group, signal_hosts
 from launch.ranks import find_processes, find_ranks, send
+from launch.stacks import drop_empty, innermost, save_stacks
 from launch.status import Journal, rank_states
 from launch.stop import StopRequest
 from launch.verdict import KILLED, Evidence, Outcome, Report, read_reports, verdict
@@ -51,6 +53,8 @@ class Watch:
     """Of the launch, which may have had other attempts; None = nobody reads one."""
     hosts: Mapping[int, str] = field(default_factory=dict)
     """Rank -> host, as the plan names it."""
+    limits: Limits = field(default_factory=Limits)
+    """How long a rank may be silent, or stay where it is."""
 
 
 def supervise(
@@ -72,7 +76,9 @@ def supervise(
     Raises:
         ClusterError: the command cannot be started.
     """
-    return _Supervisor(command, run_dir, ranks, patience or Patience(), watch or Watch()).run()
+    watch = watch or Watch()
+    log.info("a hang is: %s", ", ".join(f"{what} {text}" for what, text in resolved(watch.limits).items()))
+    return _Supervisor(command, run_dir, ranks, patience or Patience(), watch).run()
 
 
 class _Supervisor:
@@ -90,6 +96,7 @@ class _Supervisor:
         self.obeyed: StopRequest | None = None
         self.failure_seen = False
         self.killed = False
+        self.hang: Hang | None = None
         self.first_dead: int | None = None
         self.next_look = 0.0
         self.next_reminder = 0.0
@@ -108,10 +115,21 @@ class _Supervisor:
                 finally:
                     self._clear(process)
                     tee.join(timeout=10)
+                    drop_empty(self.logs)
             return verdict(self._reports(), self.world_size, self._evidence(process.returncode))
 
     def _evidence(self, launcher_code: int) -> Evidence:
-        return Evidence(launcher_code, tuple(self.received), self.output.begun, self.killed, tuple(self.output.lost))
+        return Evidence(
+            launcher_code,
+            signals=tuple(self.received),
+            begun=self.output.begun,
+            killed=self.killed,
+            lost_hosts=tuple(self.output.lost),
+            hang=self.hang,
+            first_dead=self.first_dead,
+            beats=self.output.pulses.last,
+            stacks=innermost(self.logs, self.hang.ranks[0]) if self.hang is not None else (),
+        )
 
     def _rank_states(self) -> dict[str, Any]:
         return rank_states(self.output.pulses, self.watch.hosts, time.monotonic())
@@ -164,8 +182,13 @@ class _Supervisor:
                 self.next_look = time.monotonic() + _LOOK_SECONDS
                 if self._rank_failed():
                     self._fail(self.patience.failure_seconds)
+                elif not self.received and not self.output.writing:
+                    self._look_for_hang()
             if self.deadline is not None and time.monotonic() > self.deadline:
-                log.error("ranks did not leave in time; killing what is left")
+                if not self.failure_seen:
+                    self._save_stacks()
+                if self.hang is None:
+                    log.error("ranks did not leave in time; killing what is left")
                 self._kill(process)
                 self.deadline = None
 
@@ -196,6 +219,23 @@ class _Supervisor:
             self.handled += 1
         if self.handled and not self.output.begun and time.monotonic() >= self.next_reminder:
             self._remind()
+
+    def _look_for_hang(self) -> None:
+        pulses, ended = self.output.pulses, self._reports(quiet=True)
+        self.hang = find_hang(pulses, ended, self.watch.limits, time.monotonic())
+        if self.hang is not None:
+            log.error("rank %s: %s; stopping all", ",".join(map(str, self.hang.ranks)), self.hang)
+            self._save_stacks()
+            self._fail(0)
+
+    def _save_stacks(self) -> None:
+        """What the ranks are doing, before they are killed."""
+        logs = self.logs.absolute()
+        if self.command.remote is not None:
+            module = ("launch.stacks", self.launch_id, str(logs))
+            run_on_hosts(self.command, module, "stacks could not be asked of all hosts")
+        else:
+            save_stacks(self.launch_id, logs)
 
     def _find_first_dead(self) -> None:
         """The launcher ends the others of a host as soon as one rank dies: only who looks at once sees which it was."""

@@ -30,20 +30,23 @@ def run_rank(recipe: str, sets: list[str], sha256: str | None = None) -> int:
         sha256: of the launcher's file.
     """
     from launch.heartbeat import Heartbeat
-    from launch.notes import leave_before_first_step, tell, tell_begun
+    from launch.notes import leave_before_first_step, tell, tell_begun, this_rank
     from pipeline.engine.phases import Phases
     from pipeline.engine.signals import StopFlag
 
     phases = Phases()
     with StopFlag(leave_before_first_step, tell_begun) as stop, Heartbeat(phases) as heartbeat:
         from launch.lock import hold_as_rank, keep_fresh
+        from launch.stacks import write_on_signal
         from pipeline.config.recipe_file import RecipeFile
         from pipeline.engine.recipe import Unresolved
         from pipeline.engine.run import Launcher
         from pipeline.engine.run import main as run
 
         if sha256 is not None:
-            return run(RecipeFile(Path(recipe), sha256), stop, Launcher(tell, keep_fresh, phases))
+            file = RecipeFile(Path(recipe), sha256)
+            with write_on_signal(file.run_dir / "logs", this_rank()):
+                return run(file, stop, Launcher(tell, keep_fresh, phases))
         guard = partial(hold_as_rank, entered=heartbeat.obey_requests_in)
         return run(Unresolved(recipe, tuple(sets)), stop, Launcher(tell, guard, phases))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import signal
@@ -10,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from launch.hang import Hang
 from launch.notes import BEFORE_FIRST_STEP
+from launch.pulse import Beat
 from pipeline.errors import EXIT_BUG, EXIT_CLUSTER, EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
 
 log = logging.getLogger(__name__)
@@ -31,12 +34,39 @@ class Report:
     error: str = ""
     stopped: str = ""
     """After a request to stop: whether its work was saved."""
+    step: int | None = None
+    """Finished steps."""
+    time: float = 0.0
+    """By its host's clock, seconds since 1970; 0 = not told."""
+    consequence: bool = False
+    """It lost another rank: most likely that one is the cause."""
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Report:
         """Raises KeyError, TypeError or ValueError for anything but a report."""
-        texts = (str(values.get(name) or "") for name in ("error", "stopped"))
-        return cls(int(values["rank"]), int(values["code"]), *texts)
+        rank, code = int(values["rank"]), int(values["code"])
+        error, stopped = (str(values.get(name) or "") for name in ("error", "stopped"))
+        step, time = values.get("step"), float(values.get("time") or 0.0)
+        consequence = bool(values.get("consequence"))
+        return cls(rank, code, error, stopped, None if step is None else int(step), time, consequence)
+
+    @property
+    def failed(self) -> bool:
+        return self.code not in (EXIT_OK, EXIT_PREEMPTED)
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """What went wrong first."""
+
+    ranks: tuple[int, ...]
+    """Empty for a host that was lost, or a launcher that failed."""
+    what: str
+    step: int | None = None
+    """Finished steps of these ranks."""
+    hang: bool = False
+    details: tuple[str, ...] = ()
+    """More lines: where in the code a rank hangs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +85,14 @@ class Outcome:
     """For a launch that stopped on request: whether its work was saved."""
     lost_hosts: tuple[str, ...] = ()
     """Hosts whose connection broke, or whose launcher was killed: ssh reports both in the same way."""
+    cause: Cause | None = None
+    """Of a failure."""
+    last_heard: Mapping[int, str] = field(default_factory=dict)
+    """Rank -> where its last heartbeat came from."""
+    consequences: frozenset[int] = frozenset()
+    """Ranks that ended because another one did."""
+    step: int | None = None
+    """Steps finished, as far as was heard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +106,13 @@ class Evidence:
     killed: bool = False
     """We killed processes that did not leave; the launcher's exit code then says nothing about the cause."""
     lost_hosts: tuple[str, ...] = ()
+    hang: Hang | None = None
+    first_dead: int | None = None
+    """The rank that died before all others of a launch on this machine, where somebody saw it."""
+    beats: Mapping[int, Beat] = field(default_factory=dict)
+    """Last heartbeat per rank."""
+    stacks: tuple[str, ...] = ()
+    """Innermost lines of a rank that hangs."""
 
 
 def verdict(reports: Mapping[int, Report], world_size: int, seen: Evidence) -> Outcome:
@@ -79,10 +124,57 @@ def verdict(reports: Mapping[int, Report], world_size: int, seen: Evidence) -> O
     if _stopped_before_first_step(reports, world_size, seen):
         code, stopped = EXIT_INTERRUPTED if interrupted else EXIT_PREEMPTED, BEFORE_FIRST_STEP
     else:
-        code = worst_code(codes, 0 if seen.killed else seen.launcher_code, world_size, bool(seen.lost_hosts))
+        code = _code(reports, world_size, seen)
         reasons = (report.stopped for report in reports.values() if report.stopped)
         stopped = next(reasons, "") if code in (EXIT_PREEMPTED, EXIT_INTERRUPTED) else ""
-    return Outcome(code, seen.launcher_code, codes, errors, seen.signals, stopped, seen.lost_hosts)
+    cause = None if stopped or code in (EXIT_OK, EXIT_PREEMPTED) else _cause(reports, world_size, seen, code)
+    heard = {rank: f"`{beat.phase}` after step {beat.step}" for rank, beat in sorted(seen.beats.items())}
+    consequences = _consequences(reports, world_size, cause)
+    outcome = Outcome(code, seen.launcher_code, codes, errors, seen.signals, stopped, seen.lost_hosts)
+    steps = [beat.step for beat in seen.beats.values()]
+    steps += [report.step for report in reports.values() if report.step is not None]
+    step = max(steps, default=None)
+    return dataclasses.replace(outcome, cause=cause, last_heard=heard, consequences=consequences, step=step)
+
+
+def _code(reports: Mapping[int, Report], world_size: int, seen: Evidence) -> int:
+    silent = len(reports) < world_size
+    # a lost connection to another rank says nothing where that rank is known to have ended without a word
+    told = {rank: report.code for rank, report in reports.items() if not (silent and report.consequence)}
+    if silent and not reports and not seen.launcher_code and not seen.killed and not seen.hang:
+        return EXIT_CLUSTER  # the launcher is content, but nobody trained
+    unreachable = bool(seen.lost_hosts) or seen.hang is not None
+    return worst_code(told, 0 if seen.killed else seen.launcher_code, world_size, unreachable)
+
+
+def _cause(reports: Mapping[int, Report], world_size: int, seen: Evidence, code: int) -> Cause | None:
+    if seen.hang is not None:
+        return Cause(seen.hang.ranks, str(seen.hang), seen.hang.step, True, seen.stacks)
+    guilty = [report for report in reports.values() if report.code == code and not report.consequence]
+    if guilty:
+        first = min(guilty, key=lambda report: (report.time, report.rank))
+        return Cause((first.rank,), first.error or f"exit code {code}", first.step)
+    if seen.lost_hosts:
+        return Cause((), f"the connection to {', '.join(seen.lost_hosts)} was lost")
+    silent = tuple(rank for rank in range(world_size) if rank not in reports)
+    if seen.first_dead in silent:
+        silent = (seen.first_dead,)
+    if silent and (reports or seen.beats):
+        steps = [seen.beats[rank].step for rank in silent if rank in seen.beats]
+        return Cause(silent, "killed, or ended without a word", max(steps, default=None))
+    if silent:
+        return Cause((), f"the launcher ended with exit code {seen.launcher_code}, but no rank ever reported")
+    first = min(reports.values(), key=lambda report: (not report.failed, report.time, report.rank))
+    return Cause((first.rank,), first.error or f"exit code {first.code}", first.step)
+
+
+def _consequences(reports: Mapping[int, Report], world_size: int, cause: Cause | None) -> frozenset[int]:
+    """Ranks that lost a peer, and those that had to be killed because another rank is the cause."""
+    if cause is None or not (cause.ranks or reports):
+        return frozenset()
+    lost_peer = {rank for rank, report in reports.items() if report.consequence}
+    silent = set(range(world_size)) - set(reports) if cause.ranks else set()
+    return frozenset((lost_peer | silent) - set(cause.ranks))
 
 
 def _stopped_before_first_step(reports: Mapping[int, Report], world_size: int, seen: Evidence) -> bool:
@@ -147,4 +239,4 @@ def read_reports(logs: Path, quiet: bool = False) -> dict[int, Report]:
     return reports
 
 
-__all__ = ["KILLED", "Evidence", "Outcome", "Report", "read_reports", "verdict", "worst_code"]
+__all__ = ["KILLED", "Cause", "Evidence", "Outcome", "Report", "read_reports", "verdict", "worst_code"]

@@ -84,10 +84,11 @@ def choose_accelerator() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
-def init(timeout_minutes: float = 30.0) -> Ranks:
+def init() -> Ranks:
     """Join the job's process group (NCCL on CUDA, gloo elsewhere) through DeepSpeed; safe to call again.
 
-    A job of one process without launcher variables gets a private rendezvous, so that ``slt train`` works alone.
+    A job of one process without launcher variables gets a private rendezvous, so that ``slt train`` works alone. A rank
+    that waits for another gives up after 30 minutes; DEEPSPEED_TIMEOUT sets other minutes.
 
     Raises:
         ClusterError: the ranks cannot reach each other.
@@ -108,7 +109,7 @@ def init(timeout_minutes: float = 30.0) -> Ranks:
         _single_process_environment()
     if cuda:
         torch.cuda.set_device(ranks.local_rank)
-    timeout = datetime.timedelta(minutes=timeout_minutes)
+    timeout = datetime.timedelta(minutes=float(os.environ.get("DEEPSPEED_TIMEOUT", "30")))
     try:
         deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", timeout=timeout, verbose=False)
         _make_host_group(timeout)

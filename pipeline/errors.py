@@ -39,6 +39,10 @@ class DamagedCheckpointError(CheckpointError):
     exit_code = EXIT_DAMAGED
 
 
+class ForeignCheckpointError(CheckpointError):
+    """A checkpoint of another format version: complete, but for another release."""
+
+
 class StorageError(SltError):
     """A file of the run that cannot be written (full disk, permissions); names the file."""
 
@@ -57,6 +61,10 @@ class ClusterError(SltError):
     exit_code = EXIT_CLUSTER
 
 
+class PeerLostError(ClusterError):
+    """The connection to another rank broke or timed out: most likely a consequence of that rank's end."""
+
+
 class DivergedError(SltError):
     """Training produced non-finite numbers for too long."""
 
@@ -69,7 +77,9 @@ __all__ = [
     "DamagedCheckpointError",
     "DataError",
     "DivergedError",
+    "ForeignCheckpointError",
     "OutOfMemoryError",
+    "PeerLostError",
     "RecipeError",
     "SltError",
     "StorageError",

@@ -1,14 +1,15 @@
-"""Does the host have as many devices as the hostfile gives it ranks?"""
+"""Does the host have as many devices as it gets ranks, and are they free?"""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from launch.checks.base import HostCheck
-from launch.devices import listed_devices
+from launch.checks.base import HostCheck, Launch
+from launch.devices import listed_devices, memory_of_devices
 from launch.hostfile import Host
-from launch.plan import LaunchPlan
+
+TAKEN_GIB = 2.0
+"""More than this in use before the start is another process, not the driver."""
 
 
 class Devices(HostCheck):
@@ -16,16 +17,28 @@ class Devices(HostCheck):
 
     name = "devices"
 
-    def question(self, plan: LaunchPlan, marker: Path | None) -> bool:
+    def question(self, launch: Launch) -> bool:
         """Whether it matters how many there are: asking a driver takes a second, or much longer when it hangs."""
-        del marker
-        return plan.needs_gpus and not (plan.hostfile is None and len(plan.hosts) == 1)
+        return launch.plan.needs_gpus
 
-    def look(self, question: Any) -> int:
-        return listed_devices() if question else 0
+    def look(self, question: Any) -> dict[str, Any]:
+        """How many, and of each its number, UUID, GiB in use, GiB in all and the processes that hold them."""
+        return {"count": listed_devices(), "devices": memory_of_devices()} if question else {"count": 0, "devices": []}
 
-    def judge(self, plan: LaunchPlan, host: Host, answer: Any) -> str:
-        missing = [device for device in host.devices if isinstance(device, int) and device >= answer]
-        if not missing or not self.question(plan, None):
+    def judge(self, launch: Launch, host: Host, answer: Any) -> str:
+        plan, count = launch.plan, answer["count"]
+        if not plan.needs_gpus:
             return ""
-        return f"has {answer or 'no'} GPU{'s' if answer > 1 else ''}, but the hostfile gives it {host.slots} ranks"
+        missing = [device for device in host.devices if isinstance(device, int) and device >= count]
+        if missing and (plan.hostfile is not None or len(plan.hosts) > 1):
+            return f"has {count or 'no'} GPU{'s' if count > 1 else ''}, but the hostfile gives it {host.slots} ranks"
+        taken = [
+            f"GPU {number} has {used:.1f} of {total:.0f} GiB in use ({', '.join(by) or 'nobody it names'})"
+            for number, uuid, used, total, by in answer["devices"]
+            if used > TAKEN_GIB and (number in host.devices or uuid in host.devices)
+        ]
+        fix = "end those processes, or leave the device out (--exclude HOST:DEVICE, CUDA_VISIBLE_DEVICES)"
+        return f"has devices in use: {'; '.join(taken)}; {fix}" if taken else ""
+
+
+__all__ = ["TAKEN_GIB", "Devices"]

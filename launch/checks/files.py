@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from launch.checks.base import HostCheck
+from launch.checks.base import HostCheck, Launch
 from launch.hostfile import Host
-from launch.plan import LaunchPlan
 
 
 class Files(HostCheck):
@@ -16,8 +15,9 @@ class Files(HostCheck):
 
     name = "files"
 
-    def question(self, plan: LaunchPlan, marker: Path | None) -> list[tuple[str, str]]:
+    def question(self, launch: Launch) -> list[tuple[str, str]]:
         """Paths, each with the reason to give if the host lacks it."""
+        plan, marker = launch.plan, launch.marker
         if marker is None:
             return []
         return [
@@ -29,6 +29,6 @@ class Files(HostCheck):
     def look(self, question: Any) -> str:
         return next((reason for path, reason in question if not os.path.exists(path)), "")
 
-    def judge(self, plan: LaunchPlan, host: Host, answer: Any) -> str:
-        del plan, host
+    def judge(self, launch: Launch, host: Host, answer: Any) -> str:
+        del launch, host
         return str(answer)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import socket
-from pathlib import Path
 from typing import Any
 
-from launch.checks.base import HostCheck
+from launch.checks.base import HostCheck, Launch
 from launch.hostfile import Host
-from launch.plan import LaunchPlan
 
 
 class Port(HostCheck):
@@ -17,14 +15,14 @@ class Port(HostCheck):
     name = "port"
     blames_host = False
 
-    def question(self, plan: LaunchPlan, marker: Path | None) -> int:
-        del marker
-        return plan.master_port
+    def question(self, launch: Launch) -> int:
+        return launch.plan.master_port
 
     def look(self, question: Any) -> bool:
         return port_in_use(question)
 
-    def judge(self, plan: LaunchPlan, host: Host, answer: Any) -> str:
+    def judge(self, launch: Launch, host: Host, answer: Any) -> str:
+        plan = launch.plan
         if not answer or (len(plan.hosts) > 1 and host.name != plan.master_addr):
             return ""
         return (

@@ -26,7 +26,7 @@ def room_problems(recipe: Recipe) -> Iterator[Problem]:
     elif not os.access(there, os.W_OK | os.X_OK):
         text = f"run_dir={recipe.run_dir}: {there} cannot be written by this user; choose another folder"
         yield Problem(text, ("run_dir",))
-    elif text := _too_small(recipe, there, _bytes_below(run_dir / "checkpoints")):
+    elif text := _too_small(recipe, there, bytes_below(run_dir / "checkpoints")):
         yield Problem(text, ("run_dir", "train.checkpoint.keep"))
 
 
@@ -82,8 +82,9 @@ def _weights_of(file: Path) -> int:
     return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
 
 
-def _bytes_below(folder: Path) -> int:
+def bytes_below(folder: Path) -> int:
+    """Bytes of all files below a folder; 0 if there is none."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
 
 
-__all__ = ["checkpoint_bytes", "existing_parent", "room_problems", "weights_in"]
+__all__ = ["bytes_below", "checkpoint_bytes", "existing_parent", "room_problems", "weights_in"]

@@ -37,6 +37,11 @@ class CheckpointConfig(Section):
     """Also after this much time; 0 = by steps only."""
     keep: int = Field(default=2, gt=0)
     """Newest complete checkpoints kept (the best one is kept besides)."""
+    keep_every_steps: int = Field(default=0, ge=0)
+    """Also kept: checkpoints whose step is a multiple of this; 0 = none."""
+    background: bool = True
+    """Copy the state to host memory and write it while training goes on; false: training waits for the write,
+    without the copy."""
     resume: Literal["if_present", "require", "never"] = "if_present"
     """`if_present`: continue where the run directory holds a checkpoint; `require`: refuse to start
     without one; `never`: refuse one."""

@@ -25,10 +25,12 @@ from safetensors.torch import load_file
 from pipeline import dist
 from pipeline.config.resolve import ResolvedRecipe
 from pipeline.engine.durable import sha256_of
+from pipeline.engine.elastic import layout_of, load_elastically, renew_adam
 from pipeline.engine.saving.publish import COMPLETE
 from pipeline.engine.setup import TrainEngine, quiet_deepspeed
 from pipeline.engine.state import TrainState, restore_rng
-from pipeline.errors import CheckpointError, DamagedCheckpointError
+from pipeline.engine.zero_shards import ZeroShards
+from pipeline.errors import CheckpointError, DamagedCheckpointError, ForeignCheckpointError
 from pipeline.stages.freezing import frozen_names
 
 logger = logging.getLogger(__name__)
@@ -71,9 +73,13 @@ def checkpoint_folder(run_dir: Path) -> Path:
 
 def complete_folders(run_dir: Path) -> list[Path]:
     """Folders of the complete checkpoints by rising step as a number: step-1000000 follows step-999900."""
-    named = ((_STEP_FOLDER.fullmatch(path.name), path) for path in checkpoint_folder(run_dir).glob("step-*"))
-    steps = [(int(match[1]), path) for match, path in named if match and (path / COMPLETE).is_file()]
-    return [path for _, path in sorted(steps)]
+    found = [path for path in checkpoint_folder(run_dir).glob("step-*") if _STEP_FOLDER.fullmatch(path.name)]
+    return sorted((path for path in found if (path / COMPLETE).is_file()), key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The step in the name of a checkpoint's folder."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def list_checkpoints(run_dir: Path) -> list[Checkpoint]:
@@ -91,7 +97,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint by its folder; its parts are not read, see `verify`.
 
     Raises:
-        CheckpointError: it is absent, incomplete, or of another format version.
+        CheckpointError: it is absent or incomplete.
+        ForeignCheckpointError: it is of another format version.
         DamagedCheckpointError: its manifest is damaged.
     """
     if not (path / COMPLETE).is_file():
@@ -101,32 +108,42 @@ def open_checkpoint(path: Path) -> Checkpoint:
         text = (path / "manifest.json").read_bytes()
         expected = (path / COMPLETE).read_text(encoding="utf-8").strip()
         manifest = json.loads(text)
-        version, parts = manifest["format_version"], manifest.get("parts", {})
-        whole = isinstance(version, int) and all({"size", "sha256"} <= part.keys() for part in parts.values())
+        version = manifest["format_version"]
+        parts = manifest["parts"].values() if version == FORMAT_VERSION else ()
+        whole = isinstance(version, int) and all({"size", "sha256"} <= part.keys() for part in parts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(f"{path / 'manifest.json'} is damaged: {error!r}") from error
-    # checkpoints of earlier releases have an empty COMPLETE
-    if not whole or (expected and hashlib.sha256(text).hexdigest() != expected):
-        raise DamagedCheckpointError(f"{path / 'manifest.json'} is damaged: its sha256 differs from COMPLETE")
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
+    if whole and version != FORMAT_VERSION:  # before its sum is compared: another format may have another rule
+        raise ForeignCheckpointError(
             f"{path}: checkpoint format {version}, this version reads {FORMAT_VERSION}; "
             "resume it with the release named in its manifest under versions"
         )
+    # checkpoints of earlier releases have an empty COMPLETE
+    if not whole or (expected and hashlib.sha256(text).hexdigest() != expected):
+        raise DamagedCheckpointError(f"{path / 'manifest.json'} is damaged: its sha256 differs from COMPLETE")
     return Checkpoint(path, manifest)
 
 
-def latest_checkpoint(run_dir: Path, damaged: Damaged | None = None) -> Checkpoint | None:
-    """The newest checkpoint with every byte as written; None if no complete one exists.
+def is_foreign(path: Path) -> bool:
+    """Whether a complete checkpoint is of another format version: such ones are skipped, and never removed."""
+    try:
+        open_checkpoint(path)
+    except CheckpointError as error:
+        return isinstance(error, ForeignCheckpointError)
+    return False
 
-    All ranks must call: they verify together.
+
+def latest_checkpoint(run_dir: Path, damaged: Damaged | None = None) -> Checkpoint | None:
+    """The newest checkpoint with every byte as written; None if no complete one of this format exists.
+
+    All ranks must call: they verify together. Checkpoints of another format version are skipped, with an error in the
+    log.
 
     Args:
         damaged: what to do when a newer one is damaged; None = as the run's recipe says.
 
     Raises:
         DamagedCheckpointError: it is damaged and `damaged` is `stop`, or no complete checkpoint is intact.
-        CheckpointError: it is of another format version.
     """
     return _first_intact(complete_folders(run_dir)[::-1], damaged)
 
@@ -158,7 +175,12 @@ def _first_intact(folders: list[Path], damaged: Damaged | None) -> Checkpoint | 
     """The first folder without damage; skipped ones are logged as errors, or raise."""
     damages: list[str] = []
     for folder in folders:
-        problems = damage(folder)
+        try:
+            problems = damage(folder)
+        except ForeignCheckpointError as error:
+            if dist.is_main():
+                logger.error("SKIPPED %s", error)
+            continue
         if problems:
             damages.append("\n  ".join([f"checkpoint {folder} is damaged:", *problems]))
             continue
@@ -183,7 +205,8 @@ def damage(folder: Path) -> list[str]:
     """Problems of a complete checkpoint, equal on all ranks, which check it together. All must call.
 
     Raises:
-        CheckpointError: it is incomplete or of another format version.
+        CheckpointError: it is incomplete.
+        ForeignCheckpointError: it is of another format version.
     """
     try:
         problems = verify(open_checkpoint(folder), dist.rank(), dist.world_size())
@@ -209,40 +232,32 @@ def _part_problem(file: Path, part: dict[str, Any]) -> str:
         return f"{file} cannot be read: {error.strerror}"
 
 
-def load(engine: TrainEngine, checkpoint: Checkpoint, universal: Path | None) -> TrainState:
-    """Load weights, optimizer and RNG from a checkpoint that was verified when chosen. All ranks must call.
+def load(engine: TrainEngine, checkpoint: Checkpoint) -> TrainState:
+    """Weights, optimizer and RNG from a checkpoint that was verified when chosen, whatever world size and ZeRO stage
+    saved it. All ranks must call.
 
-    Args:
-        universal: converted copy to load from when the world size changed (`pipeline.engine.reshard`).
+    At another world size the ranks keep the random numbers they have.
 
     Raises:
-        CheckpointError: DeepSpeed finds nothing to load.
+        CheckpointError: the shards do not hold what the engine trains, or DeepSpeed finds nothing to load.
     """
-    frozen = bool(frozen_names(engine.module))
-    source, tag = (checkpoint.path, TAG) if universal is None else (universal, universal_tag(checkpoint))
-    with quiet_deepspeed():
-        path, _ = engine.engine.load_checkpoint(str(source), tag=tag, load_module_strict=not frozen)
-    if path is None:
-        raise CheckpointError(f"DeepSpeed found nothing to load in {source}/{tag}")
-    _renew_adam(engine.engine.optimizer)
-    rng = checkpoint.path / f"rng-rank-{dist.rank()}.pt"
-    if universal is None:
-        restore_rng(torch.load(rng, weights_only=True))
+    folder, deepspeed = checkpoint.path / TAG, engine.engine
+    own_files = deepspeed.zero_nvme_offload_optimizer() and checkpoint.world_size == dist.world_size()
+    shards = None if own_files else ZeroShards.open(folder)
+    if shards is None or shards.layout == layout_of(deepspeed):
+        frozen = bool(frozen_names(engine.module))
+        with quiet_deepspeed():
+            path, _ = deepspeed.load_checkpoint(str(checkpoint.path), tag=TAG, load_module_strict=not frozen)
+        if path is None:
+            raise CheckpointError(f"DeepSpeed found nothing to load in {folder}")
+    else:
+        load_elastically(deepspeed, shards)
+    renew_adam(deepspeed.optimizer)
+    if checkpoint.world_size == dist.world_size():
+        restore_rng(torch.load(checkpoint.path / f"rng-rank-{dist.rank()}.pt", weights_only=True))
+    elif dist.is_main():
+        logger.info("%s: its %d ranks' random numbers end here", checkpoint.path, checkpoint.world_size)
     return checkpoint.state()
-
-
-def _renew_adam(wrapper: Any) -> None:
-    """Each state's own count of steps, where its weights are; the fused kernel, whatever the run that saved used.
-
-    DeepSpeed 0.19.8 loads one `step` tensor from a universal checkpoint into every parameter group under ZeRO-3, and
-    torch's AdamW counts in place: with two groups it would advance by two per step.
-    """
-    optimizer = getattr(wrapper, "optimizer", wrapper)
-    for parameter, state in optimizer.state.items():
-        if isinstance(state.get("step"), torch.Tensor):
-            state["step"] = state["step"].clone().to(parameter.device)
-    for group in optimizer.param_groups:
-        group["fused"] = True
 
 
 def universal_tag(checkpoint: Checkpoint) -> str:

@@ -19,6 +19,7 @@ from pipeline import dist
 from pipeline.config.recipe_file import RecipeFile
 from pipeline.config.resolve import ResolvedRecipe
 from pipeline.engine.durable import named_if_unwritable
+from pipeline.engine.faults import as_cluster_error
 from pipeline.engine.observers.registry import observers_of
 from pipeline.engine.out_of_memory import named_if_out_of_memory
 from pipeline.engine.phases import Phases
@@ -27,7 +28,7 @@ from pipeline.engine.recipe import Guard, Unresolved, file_of_run, read_on_all_r
 from pipeline.engine.signals import StopFlag
 from pipeline.engine.sinks.registry import sinks_of
 from pipeline.engine.trainer import Trainer
-from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK
+from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, PeerLostError
 from pipeline.stages.registry import stage_class
 from shards.atomic import write_atomic
 
@@ -109,7 +110,7 @@ def main(source: RecipeFile | Unresolved, stop: StopFlag, launcher: Launcher) ->
         stop: installed when the process started.
         launcher: what started it.
     """
-    rank, code, message, stopped, failed = 0, EXIT_BUG, "", "", False
+    rank, code, message, stopped, failed, lost = 0, EXIT_BUG, "", "", False, False
     run_dir = source.run_dir if isinstance(source, RecipeFile) else None
     try:
         rank = dist.ranks_from_environment().rank
@@ -121,10 +122,14 @@ def main(source: RecipeFile | Unresolved, stop: StopFlag, launcher: Launcher) ->
     except KeyboardInterrupt:
         code, message = EXIT_INTERRUPTED, "interrupted"
     except Exception as error:
-        code, message, failed = getattr(error, "exit_code", EXIT_BUG), str(error), True
+        failure = _named(error)
+        code, message, failed = getattr(failure, "exit_code", EXIT_BUG), str(failure), True
+        lost = isinstance(failure, PeerLostError)
         if code == EXIT_BUG:
             message = traceback.format_exc()
     note = {"rank": rank, "code": code, "error": message, "stopped": stopped, **_where(launcher.phases)}
+    if lost:
+        note["consequence"] = True
     launcher_knows = launcher.tell(note)
     if run_dir is not None:
         _leave_exit_note(run_dir, note)
@@ -137,6 +142,15 @@ def main(source: RecipeFile | Unresolved, stop: StopFlag, launcher: Launcher) ->
         os._exit(code)
     dist.shutdown()
     return code
+
+
+def _named(error: Exception) -> Exception:
+    """An error of torch that comes from the cluster as one that says so; its traceback goes to the rank's log."""
+    found = as_cluster_error(error) if getattr(error, "exit_code", EXIT_BUG) == EXIT_BUG else None
+    if found is None:
+        return error
+    logger.info("before this rank ends with exit code %d:", found.exit_code, exc_info=error)
+    return found
 
 
 def _where(phases: Phases) -> dict[str, Any]:

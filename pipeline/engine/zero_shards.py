@@ -1,15 +1,7 @@
 """Reads the tensors of a DeepSpeed checkpoint by name: any ZeRO stage, any world size, no engine, no process group.
 
-DeepSpeed 0.19.8 stores trained parameters and Adam's moments thus, all in fp32 also when the model is in bf16:
-
-- stage 0: whole tensors, the moments under the parameter's number in the optimizer (bf16: the weights there too);
-- stages 1 and 2: the parameters of a group one after another, the whole cut into equal parts, one per rank; the last
-  parts may be filled up;
-- stage 3: every parameter cut into equal parts, one per rank, the last filled up; a rank's parts of a (sub-)group one
-  after another.
-
-Frozen parameters are not stored. Files are mapped, not read: one tensor is assembled at a time, and the pages it was
-read from are given back, so memory stays at one tensor whatever the size of the checkpoint.
+Files are mapped, not read: a tensor is assembled from the pages it lies on, and these are given back, so memory stays
+at one tensor whatever the size of the checkpoint. Frozen parameters are not stored.
 """
 
 from __future__ import annotations
@@ -17,13 +9,13 @@ from __future__ import annotations
 import ctypes
 import mmap
 import pickle
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 
+from pipeline.engine.zero_layout import ZeroLayout, adam_state, cut_by, uncut
 from pipeline.errors import CheckpointError
 
 Kind = Literal["weight", "exp_avg", "exp_avg_sq"]
@@ -46,30 +38,22 @@ _FOREIGN = (
 """Classes in DeepSpeed's files besides torch's own; whatever else a file names is not executed."""
 
 
-class _Place(NamedTuple):
-    """Where a parameter is."""
-
-    group: int
-    """Which flat tensor of every rank (stages 1 to 3); the number in the optimizer (stage 0)."""
-    offset: int
-    """First element: over all ranks' flat tensors (stages 1 and 2), in each rank's (stage 3)."""
-
-
 @dataclass(frozen=True)
 class ZeroShards:
     """Trained tensors and buffers of one checkpoint; `tensor` assembles one of them."""
 
     folder: Path
     zero_stage: int
-    world_size: int
+    layout: ZeroLayout
     parameters: dict[str, torch.Size]
     """Trained parameters in the model's order."""
     shared: dict[str, str]
     """Name of a tied parameter -> the name under which it is stored."""
     _model: dict[str, Any] = field(repr=False)
-    _ranks: list[dict[str, Any]] = field(repr=False)
-    """Optimizer state of every rank; of one under stage 0."""
-    _places: dict[str, _Place] = field(repr=False)
+    _files: list[Path] = field(repr=False)
+    """Optimizer state of every rank; none under stage 0."""
+    _states: dict[int, dict[str, Any]] = field(repr=False)
+    """Those opened so far."""
 
     @classmethod
     def open(cls, folder: Path) -> ZeroShards:
@@ -81,36 +65,51 @@ class ZeroShards:
         models = sorted(folder.glob("*mp_rank_00_model_states.pt"))
         if not models:
             raise CheckpointError(f"{folder} is not a ZeRO checkpoint: it holds no *_model_states.pt")
-        model = _mapped(models[0])  # of rank 0, which alone says what is tied
-        ranks = [_mapped(file)["optimizer_state_dict"] for file in _optimizer_files(folder)]
-        if not ranks:
-            return _open_stage_0(folder, model)
-        try:
-            stage = int(ranks[0]["zero_stage"].values[0])
-            counts = ranks[0]["partition_count"]
-            groups = model["param_shapes"]
-            world_size = max(counts) if isinstance(counts, list) else int(counts)
-            places = (
-                _places_in_cut_parameters(groups, world_size) if stage == 3 else _places_in_cut_groups(groups, ranks)
+        if (folder / "offloaded_tensors").is_dir():
+            raise CheckpointError(
+                f"{folder} keeps the optimizer's state as NVMe files, which only a run with the same world size, ZeRO "
+                "stage and NVMe offload opens; fix: go on there with offload_optimizer on the cpu, and save once"
             )
+        model = _mapped(models[0])  # of rank 0, which alone says what is tied
+        files = _optimizer_files(folder)
+        try:
+            if not files:
+                return _uncut_shards(folder, model)
+            state = _mapped(files[0])["optimizer_state_dict"]
+            stage = int(state["zero_stage"].values[0]) if "zero_stage" in state else 1
+            layout = cut_by(model["param_shapes"], state, stage)
+            parameters = {name: layout.shapes[name] for name in model["module"] if name in layout.shapes}
+            shared = dict(model["shared_params"] or {})
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{folder} is not a ZeRO checkpoint: {error!r}") from error
-        if len(ranks) != world_size:
+        if len(files) != layout.world_size:
             raise CheckpointError(
-                f"{folder} is incomplete: {len(ranks)} of {world_size} *_optim_states.pt; restore the missing files"
+                f"{folder} is incomplete: {len(files)} of {layout.world_size} *_optim_states.pt; restore the missing "
+                "files"
             )
-        shapes = {name: shape for group in groups for name, shape in group.items()}
-        parameters = {name: torch.Size(shapes[name]) for name in model["module"] if name in shapes}
-        return cls(folder, stage, world_size, parameters, dict(model["shared_params"] or {}), model, ranks, places)
+        return cls(folder, stage, layout, parameters, shared, model, files, {0: state})
+
+    @property
+    def world_size(self) -> int:
+        """Ranks that saved it."""
+        return self.layout.world_size
 
     def buffers(self) -> dict[str, torch.Tensor]:
         """Copies of the persistent buffers, as stored."""
         return {name: self._model["module"][name].detach().clone() for name in self._model["buffer_names"]}
 
-    @property
-    def counters(self) -> dict[str, int]:
-        """DeepSpeed's own counts of steps."""
+    def counts(self) -> dict[str, int]:
+        """DeepSpeed's own counts: `global_steps`, `global_samples`, `skipped_steps`."""
         return {key: int(self._model[key]) for key in ("global_steps", "global_samples", "skipped_steps")}
+
+    @property
+    def deepspeed_version(self) -> str:
+        return str(self._model["ds_version"])
+
+    def hyperparameters(self) -> list[dict[str, Any]]:
+        """Learning rate, weight decay and the like of each parameter group."""
+        groups = adam_state(self._state(0))["param_groups"]
+        return [{key: value for key, value in group.items() if key != "params"} for group in groups]
 
     def tensor(self, name: str, kind: Kind = "weight") -> torch.Tensor:
         """A whole trained parameter, or one of its moments, in fp32; a tied name gives the tensor it is tied to.
@@ -118,21 +117,28 @@ class ZeroShards:
         Raises:
             CheckpointError: no trained parameter has this name, or the shards are too short for it.
         """
-        name = self.shared.get(name, name)
-        shape = self._shape(name)
-        whole = torch.zeros(shape.numel(), dtype=torch.float32)
-        end = 0
-        for stored in self._pieces(name, kind):
-            piece = stored.detach()
-            whole[end : end + piece.numel()].copy_(piece)
-            end += piece.numel()
-            _give_back_pages(piece)
-        none_yet = self.zero_stage == 0 and kind != "weight" and end == 0  # moments begin as zeros
-        if end != whole.numel() and not none_yet:
-            raise CheckpointError(
-                f"{self.folder} is damaged: {end} of {whole.numel()} elements of {name} ({kind}) are stored"
-            )
-        return whole.view(shape)
+        shape = self.layout.shapes[self._stored(name)]
+        return self.elements(name, kind, 0, shape.numel()).view(shape)
+
+    def elements(self, name: str, kind: Kind, start: int, stop: int) -> torch.Tensor:
+        """Elements ``[start, stop)`` of a flattened tensor, in fp32; reads only them. Otherwise as `tensor`."""
+        name = self._stored(name)
+        found = torch.zeros(stop - start, dtype=torch.float32)
+        at = 0
+        for piece in self.layout.pieces(name):
+            first, last = max(start - at, 0), min(stop - at, piece.stop - piece.start)
+            if first < last:
+                whole = self._source(piece.rank, piece.group, name, kind)
+                if whole is None:
+                    break  # before the first step: moments begin as zeros
+                stored = whole.reshape(-1)[piece.start + first : piece.start + last]
+                if len(stored) < last - first:
+                    raise CheckpointError(f"{self.folder} is damaged: the shard of rank {piece.rank} ends in {name}")
+                found[at + first - start : at + last - start].copy_(stored)
+                if whole.is_contiguous():  # else `stored` is a copy, whose pages are not the file's
+                    _give_back_pages(stored)
+            at += piece.stop - piece.start
+        return found
 
     def step(self, name: str) -> int:
         """Optimizer steps that the moments of a parameter have seen.
@@ -140,48 +146,31 @@ class ZeroShards:
         Raises:
             CheckpointError: no trained parameter has this name.
         """
-        name = self.shared.get(name, name)
-        self._shape(name)
-        state = _adam(self._ranks[0], self.zero_stage)["state"]
-        return int(state.get(self._places[name].group, {}).get("step", 0))
+        group, _ = self.layout.places[self._stored(name)]
+        return int(adam_state(self._state(0))["state"].get(group, {}).get("step", 0))
 
-    def _shape(self, name: str) -> torch.Size:
+    def _stored(self, name: str) -> str:
+        name = self.shared.get(name, name)
         if name not in self.parameters:
             raise CheckpointError(f"{self.folder} holds no trained parameter {name}")
-        return self.parameters[name]
+        return name
 
-    def _pieces(self, name: str, kind: Kind) -> Iterator[torch.Tensor]:
-        """The flat parts of a tensor, in order."""
-        numel, (group, offset) = self.parameters[name].numel(), self._places[name]
-        if self.zero_stage == 0:
-            stored = self._whole(name, group, kind)
-            yield from () if stored is None else (stored.reshape(-1),)
-        elif self.zero_stage == 3:
-            part = _part_of(numel, self.world_size)
-            for rank, state in enumerate(self._ranks):
-                length = min(part, numel - rank * part)
-                if length > 0:
-                    yield self._flat(state, group, kind)[offset : offset + length]
-        else:
-            part = self._flat(self._ranks[0], group, "exp_avg").numel()
-            while numel > 0:
-                rank, start = divmod(offset, part)
-                length = min(numel, part - start)
-                yield self._flat(self._ranks[rank], group, kind)[start : start + length]
-                offset, numel = offset + length, numel - length
+    def _state(self, rank: int) -> dict[str, Any]:
+        if rank not in self._states:
+            self._states[rank] = _mapped(self._files[rank])["optimizer_state_dict"]
+        return self._states[rank]
 
-    def _whole(self, name: str, number: int, kind: Kind) -> torch.Tensor | None:
-        """A tensor that stage 0 stores whole; None for moments that no step has made yet."""
-        optimizer = self._ranks[0]
+    def _source(self, rank: int, group: int, name: str, kind: Kind) -> torch.Tensor | None:
+        """The stored tensor that holds a rank's elements; None for moments that no step has made yet."""
+        state = self._state(rank)
         if kind != "weight":
-            return _adam(optimizer, 0)["state"].get(number, {}).get(kind)
-        masters = [tensor for group in optimizer.get("fp32_groups", ()) for tensor in group]
-        return masters[number] if masters else self._model["module"][name]
-
-    def _flat(self, state: dict[str, Any], group: int, kind: Kind) -> torch.Tensor:
-        if kind != "weight":
-            return _adam(state, self.zero_stage)["state"][group][kind]
-        return state["fp32_flat_groups" if self.zero_stage == 3 else "single_partition_of_fp32_groups"][group]
+            moment = adam_state(state)["state"].get(group, {}).get(kind)
+            return None if moment is None else moment.detach()
+        if self.layout.cut == "nothing":
+            masters = [tensor for tensors in state.get("fp32_groups", ()) for tensor in tensors]
+            return (masters[group] if masters else self._model["module"][name]).detach()
+        key = "fp32_flat_groups" if self.layout.cut == "parameters" else "single_partition_of_fp32_groups"
+        return state[key][group].detach()
 
 
 def _mapped(file: Path) -> dict[str, Any]:
@@ -199,44 +188,12 @@ def _optimizer_files(folder: Path) -> list[Path]:
     return sorted(files, key=lambda file: int(file.name.partition("pp_rank_")[2].partition("_")[0]))
 
 
-def _adam(state: dict[str, Any], zero_stage: int) -> dict[str, Any]:
-    """The wrapped optimizer's own state dict."""
-    if zero_stage in (1, 2):
-        return state["base_optimizer_state"]
-    return state.get("optimizer_state_dict", state)
-
-
-def _part_of(numel: int, world_size: int) -> int:
-    """Elements of a parameter on each rank under stage 3, filling included."""
-    return -(-numel // world_size)
-
-
-def _places_in_cut_parameters(groups: list[dict[str, torch.Size]], world_size: int) -> dict[str, _Place]:
-    places = {}
-    for number, group in enumerate(groups):
-        offset = 0
-        for name, shape in group.items():
-            places[name] = _Place(number, offset)
-            offset += _part_of(shape.numel(), world_size)
-    return places
-
-
-def _places_in_cut_groups(groups: list[dict[str, torch.Size]], ranks: list[dict[str, Any]]) -> dict[str, _Place]:
-    places = {}
-    paddings = ranks[0].get("param_alignment_paddings") or [[0] * len(group) for group in groups]
-    for number, (group, behind) in enumerate(zip(groups, paddings, strict=True)):
-        offset = 0
-        for (name, shape), padding in zip(group.items(), behind, strict=True):
-            places[name] = _Place(number, offset)
-            offset += shape.numel() + padding
-    return places
-
-
-def _open_stage_0(folder: Path, model: dict[str, Any]) -> ZeroShards:
-    """The optimizer numbers parameters as `pipeline.engine.setup.parameter_groups` does: decayed ones first."""
-    module, shared, parameters = model["module"], {}, {}
+def _uncut_shards(folder: Path, model: dict[str, Any]) -> ZeroShards:
+    """A checkpoint of stage 0, whose names of tied parameters share memory."""
+    shared: dict[str, str] = {}
+    parameters: dict[str, torch.Size] = {}
     first_at: dict[tuple[int, torch.Size], str] = {}
-    for name, tensor in module.items():
+    for name, tensor in model["module"].items():
         if name in model["buffer_names"]:
             continue
         stored = first_at.setdefault((tensor.data_ptr(), tensor.shape), name)
@@ -244,14 +201,12 @@ def _open_stage_0(folder: Path, model: dict[str, Any]) -> ZeroShards:
             parameters[name] = tensor.shape
         else:
             shared[name] = stored
-    in_optimizer = sorted(parameters, key=lambda name: len(parameters[name]) < 2)
-    places = {name: _Place(number, 0) for number, name in enumerate(in_optimizer)}
-    optimizer = model["optimizer"]
-    shapes = {number: state["exp_avg"].shape for number, state in _adam(optimizer, 0)["state"].items()}
-    wrong = [name for name in in_optimizer if shapes.get(places[name].group, parameters[name]) != parameters[name]]
-    if wrong:
-        raise CheckpointError(f"{folder} is not a checkpoint of this trainer: the moments of {wrong[0]} do not fit it")
-    return ZeroShards(folder, 0, int(model["dp_world_size"]), parameters, shared, model, [optimizer], places)
+    layout = uncut(parameters, int(model["dp_world_size"]))
+    moments = adam_state(model["optimizer"])["state"]
+    for name, (number, _) in layout.places.items():
+        if moments.get(number, {}).get("exp_avg", torch.empty(parameters[name])).shape != parameters[name]:
+            raise CheckpointError(f"{folder} is not a checkpoint of this trainer: the moments of {name} do not fit it")
+    return ZeroShards(folder, 0, layout, parameters, shared, model, [], {0: model["optimizer"]})
 
 
 def _give_back_pages(piece: torch.Tensor) -> None:

@@ -16,9 +16,10 @@ from torch import nn
 
 from pipeline import dist
 from pipeline.config.schema import Recipe, SourceConfig
+from pipeline.models.sources import Digests, SourceDigests, source_folders
 from pipeline.stages.batches import MicroBatch, to_device
 from pipeline.stages.data import Plans, StageContext, held_out_loader, open_plan
-from pipeline.stages.freezing import apply_freeze_plan
+from pipeline.stages.freezing import apply_freeze_plan, frozen_names
 from shards.order.options import PlanOptions
 from shards.order.plan import Plan
 
@@ -61,6 +62,8 @@ class ExportPlan:
     """Names that share another parameter's storage and are not written."""
     frozen: list[str]
     """Full names of frozen parameters, read from where the recipe loaded them."""
+    sources: Digests = field(default_factory=dict)
+    """The weight files they were loaded from, as they were when the run started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,8 @@ class Stage(abc.ABC, Generic[Batch]):
         self.recipe, self.device = context.recipe, context.device
         self.trainable = apply_freeze_plan(module, self.freeze_plan())
         """Names of the parameters that train."""
+        folders = source_folders(self.recipe.model, frozen_names(module)) if context.rank == 0 else {}
+        self._sources = SourceDigests(folders)
 
     # -- before there is a model -----------------------------------------------------------------------------------
     @classmethod
@@ -201,7 +206,11 @@ class Stage(abc.ABC, Generic[Batch]):
 
     @abc.abstractmethod
     def write_export_files(self, folder: Path) -> ExportPlan:
-        """Write config, tokenizer and processor files; returns which parameters are exported."""
+        """Write config, tokenizer and processor files; returns `export_plan`. Only rank 0 calls."""
+
+    def export_plan(self, prefix: str, tied: list[str]) -> ExportPlan:
+        """Which parameters are exported, and where those come from that the checkpoint leaves out."""
+        return ExportPlan(prefix, tied, frozen_names(self.module), self._sources.get())
 
     @classmethod
     @abc.abstractmethod

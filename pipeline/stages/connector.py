@@ -28,7 +28,6 @@ from pipeline.stages.batches import TranslationBatch, TranslationCollate
 from pipeline.stages.connector_packing import count_answers, sequence_options
 from pipeline.stages.connector_positions import check_answers, check_prompt
 from pipeline.stages.data import Plans, StageContext, open_plan, open_set
-from pipeline.stages.freezing import frozen_names
 from pipeline.stages.video import VideoStage, check_video, merge_over_ranks
 from shards.order.options import PlanOptions
 from shards.order.plan import Plan
@@ -153,7 +152,7 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
         if "video" in stored:
             (folder / VIDEO_FORM).write_text(json.dumps(stored["video"], indent=1), encoding="utf-8")
         tied = ["llm.lm_head.weight"] if getattr(self.module.llm.config, "tie_word_embeddings", False) else []
-        return ExportPlan(prefix="", tied=tied, frozen=frozen_names(self.module))
+        return self.export_plan(prefix="", tied=tied)
 
     @classmethod
     def exported(cls, folder: Path, probe: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -28,7 +28,6 @@ from pipeline.models.recompute import checkpoint_gradients, share_of
 from pipeline.stages.base import ExportCard, ExportPlan, LossParts, Normaliser, SummedStage
 from pipeline.stages.batches import PackCollate, PackedBatch, fetch_pack
 from pipeline.stages.data import Plans, StageContext
-from pipeline.stages.freezing import frozen_names
 from pipeline.stages.slices import SliceCollate
 from shards.order.options import PlanOptions
 from shards.order.plan import Plan
@@ -169,7 +168,7 @@ class ContinuedPretraining(SummedStage[PackedBatch]):
             llm.generation_config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         tied = ["lm_head.weight"] if getattr(llm.config, "tie_word_embeddings", False) else []
-        return ExportPlan(prefix="llm.", tied=tied, frozen=frozen_names(self.module))
+        return self.export_plan(prefix="llm.", tied=tied)
 
     @classmethod
     def exported(cls, folder: Path, probe: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -30,7 +30,6 @@ from pipeline.stages.base import CachedStage, ExportCard, ExportPlan, LossParts,
 from pipeline.stages.batches import ContrastiveBatch, ContrastiveCollate
 from pipeline.stages.contrastive_loss import contrastive_loss, tile_mib
 from pipeline.stages.data import Plans, StageContext
-from pipeline.stages.freezing import frozen_names
 from pipeline.stages.held_out_retrieval import HeldOutPair, held_out_metrics, pairs_of
 from pipeline.stages.video import VideoStage, check_video, merge_over_ranks
 from shards.order.options import PlanOptions
@@ -142,7 +141,7 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
 
     def write_export_files(self, folder: Path) -> ExportPlan:
         self.module.visual.config.save_pretrained(folder)
-        return ExportPlan(prefix="visual.", tied=[], frozen=frozen_names(self.module))
+        return self.export_plan(prefix="visual.", tied=[])
 
     @classmethod
     def exported(cls, folder: Path, probe: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -18,10 +18,10 @@ from tests.multinode.drills import Drill, Live, Truth
 from tests.multinode.hosts import until
 
 SETTINGS: dict[str, object] = {
-    "train__steps": 12, "train__global_batch": 12, "train__checkpoint__every_steps": 2,
+    "train__steps": 100, "train__global_batch": 12, "train__checkpoint__every_steps": 10,
     "train__checkpoint__keep": 20, "train__sample_ledger": "true", "train__world_sizes": "[1, 2, 3]",
 }  # fmt: skip
-"""A global batch that one, two and three ranks divide."""
+"""A global batch that one, two and three ranks divide; long enough for a heartbeat of a rank in training."""
 
 
 def data_settings(world: World) -> dict[str, object]:
@@ -31,7 +31,7 @@ def data_settings(world: World) -> dict[str, object]:
 
 TO_ROUNDING = 3e-4
 """fp32 sums in another order."""
-GONE_SECONDS = 15.0
+GONE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,9 @@ class Result:
     cause: str
     """What the launch said of it."""
     diagnosis: dict[str, bool]
-    """Whether kind, rank and host of the fault were named."""
+    """Whether kind, rank and host of the fault were named, and no others."""
+    attempts: list[str]
+    """What a launch that restarted by itself said of those that failed."""
     seconds_to_end: float
     """From the fault to the end of the launch it happened to."""
     seconds_to_next_step: float | None
@@ -66,6 +68,8 @@ class Result:
         found += [f"the diagnosis does not name the {what}" for what, named in self.diagnosis.items() if not named]
         if (drill.bit_equal and not self.bit_equal) or self.loss_difference > TO_ROUNDING:
             found.append(f"losses differ by up to {self.loss_difference:g}")
+        if bool(self.attempts) != drill.restarts:
+            found.append(f"attempts that ended before the last one: {self.attempts}")
         if not self.epochs:
             found.append("no epoch was finished")
         return found
@@ -108,8 +112,9 @@ class _Run:
         if then:
             self.drill.between(self.cluster)
             self._undisturbed(then[-1], len(hit))
-        cause = next((text for text in map(_cause, reversed(self.said)) if _names(self.drill.truth.kind, text)), "")
-        return self._result(reference, cause or _cause(self.said[0]))
+        causes = [cause for said in self.said for cause in (*_attempts(said), _verdict(said), said)]
+        named = [cause for cause in causes if re.search(self.drill.truth.kind, cause)]
+        return self._result(reference, named[0] if named else causes[0])
 
     def _broken(self, names: tuple[str, ...], number: int) -> None:
         cluster, drill = self.cluster, self.drill
@@ -121,7 +126,8 @@ class _Run:
         with drill.inject(live):
             code = _wait(process, drill.seconds, lambda: cluster.said(log))
             end = time.time()
-            self._wait_until_gone()
+            self._wait_until_gone(live.away)
+        self._wait_until_gone()
         if not number:
             self.fault, self.end, self.going_on = fault, end, fault
         said = cluster.said(log)
@@ -137,14 +143,18 @@ class _Run:
         log = f"launch-{number}"
         process = self.cluster.start(names, self.drill.options, self.drill.env, log)
         code = _wait(process, 240, lambda: self.cluster.said(log))
-        assert code == 0, self.cluster.said(log)
+        assert code == 0 and "launch finished (exit code 0)" in self.cluster.said(log), self.cluster.said(log)
         self.said.append(self.cluster.said(log))
         self._wait_until_gone()
 
-    def _wait_until_gone(self) -> None:
+    def _wait_until_gone(self, away: str = "") -> None:
+        """Whatever outlives the launch on a host that can be reached is written down, and ended."""
         with contextlib.suppress(AssertionError):
-            until(lambda: not self.cluster.left(), GONE_SECONDS, "all are gone")
-        self.left += self.cluster.left()
+            until(lambda: not self.cluster.left(away), GONE_SECONDS, "all are gone")
+        self.left += self.cluster.left(away)
+        for host in self.cluster.hosts:
+            if host.name != away:
+                host.clear()
 
     def _result(self, reference: Mapping[int, float], cause: str) -> Result:
         drill, run_dir = self.drill, self.cluster.a.sees(self.cluster.run_dir)
@@ -155,8 +165,9 @@ class _Run:
             drill=drill.name,
             code=next((code for code in self.codes if code != drill.code), drill.code),
             expected_code=drill.code,
-            cause=cause,
+            cause=cause[-1000:],
             diagnosis=_score(drill.truth, cause),
+            attempts=[attempt for said in self.said for attempt in _attempts(said)],
             seconds_to_end=round(self.end - self.fault, 1),
             seconds_to_next_step=round(following[0] - self.going_on, 1) if following else None,
             steps=count.steps,
@@ -169,20 +180,21 @@ class _Run:
 
 
 def _score(truth: Truth, cause: str) -> dict[str, bool]:
-    score = {"kind": _names(truth.kind, cause)}
+    score = {"kind": re.search(truth.kind, cause) is not None}
     if truth.rank is not None:
-        score["rank"] = _names(rf"rank {truth.rank}\b", cause)
+        score["rank"] = set(re.findall(r"\branks? ([\d,]+) on", cause)) == {str(truth.rank)}
     if truth.host:
-        score["host"] = _names(rf"{truth.host}\b", cause)
+        score["host"] = set(re.findall(r"\bhost-[a-z]\b", cause)) == {truth.host}
     return score
 
 
-def _names(pattern: str, text: str) -> bool:
-    return re.search(pattern, text) is not None
+def _attempts(output: str) -> list[str]:
+    """Why every attempt ended that was followed by another."""
+    return re.findall(r"^attempt \d+ .*?exit code \d+, .*?: (.*); attempt \d+ in", output, flags=re.MULTILINE)
 
 
-def _cause(output: str) -> str:
-    """What a launch says at its end, or the line that refuses to start."""
+def _verdict(output: str) -> str:
+    """What a launch says at its end, or why it did not start."""
     lines = output.splitlines()
     starts = [number for number, line in enumerate(lines) if re.match(r"launch \w+|error", line)]
     return "\n".join(lines[starts[0] :]) if starts else ""

@@ -251,8 +251,10 @@ def _first_process(process: subprocess.Popen[bytes], log: Path) -> int:
 
 
 def _connect(host: SimulatedHost) -> None:
-    port = f"to-{host.name}"
-    host.rack.run("ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", str(host.pid))
+    port, number = f"to-{host.name}", host.address.rpartition(".")[2]
+    # the same card every time: the others remember its address for a while
+    card = ["eth0", "address", f"02:00:0a:4d:00:{int(number):02x}", "netns", str(host.pid)]
+    host.rack.run("ip", "link", "add", port, "type", "veth", "peer", "name", *card)
     host.rack.run("ip", "link", "set", port, "master", "switch", "up")
     _run(*host.inside("ip", "addr", "add", f"{host.address}/24", "dev", "eth0"))
     _run(*host.inside("ip", "link", "set", "eth0", "up"))

@@ -36,7 +36,6 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("launch.checkpoints_cli", ("pipeline", "shards", "launch")),
     ("launch", ("pipeline.config", "pipeline.errors")),
     ("pipeline.errors", ("shards.errors",)),
-    # a set of token ids names its tokenizer by the data layer's fingerprint
     ("pipeline.config", ("pipeline.errors", "ds_configs", "shards.text")),
     ("pipeline.dist", ("pipeline.errors",)),
     ("pipeline.losses", ("pipeline.dist", "pipeline.errors")),
@@ -70,7 +69,7 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
             "pipeline.stages.registry",
             # the modules that read what a run left behind
             *("pipeline.engine.checkpoint", "pipeline.engine.durable", "pipeline.engine.metrics"),
-            *("pipeline.engine.zero", "pipeline.engine.zero_shards"),
+            "pipeline.engine.zero_shards",
         ),
     ),
     ("pipeline.memory", ("pipeline.models", "pipeline.config", "pipeline.errors")),

@@ -5,48 +5,59 @@ from __future__ import annotations
 import time
 
 from pipeline.engine.observers.base import FinishedStep, Observer, Wishes
-from pipeline.engine.saving.retention import mark_best, prune
-from pipeline.engine.saving.save import save
+from pipeline.engine.saving.save import Saver
 from pipeline.engine.sinks.base import Metrics
 from pipeline.engine.training import Training
 
 
 class Save(Observer):
-    """Saves when a checkpoint is due or asked for. Minutes are by rank 0's clock."""
+    """Saves when a checkpoint is due or asked for, and moves on the one that is being written beside the steps.
+
+    Minutes are by rank 0's clock.
+    """
 
     def __init__(self, training: Training) -> None:
         super().__init__(training)
+        self.saver = Saver(training)
         self.last_save = time.monotonic()
 
     def on_start(self, wishes: Wishes) -> Metrics:
-        if wishes.save:
-            self.training.stop.begin()  # from here on a request to stop waits for the save
-            self._save(wishes.best)
-        return {}
+        if not wishes.save:
+            return {}
+        self.training.stop.begin()  # from here on a request to stop waits for the save
+        ends = wishes.stop or self.training.state.step == self.training.total_steps
+        return self._save(wishes.best, ends)
 
     def on_rollback(self) -> None:
         self.last_save = time.monotonic()
 
     def vote(self) -> int:
+        """Whether this rank is done with the checkpoint on its way, and above that whether minutes make one due."""
         minutes = self.training.recipe.train.checkpoint.every_minutes
-        return int(self.training.ranks.is_main and minutes > 0 and time.monotonic() - self.last_save > minutes * 60)
+        due = self.training.ranks.is_main and minutes > 0 and time.monotonic() - self.last_save > minutes * 60
+        return int(self.saver.done_here) + int(due) * (self.training.ranks.world_size + 1)
 
     def on_step(self, step: FinishedStep, wishes: Wishes, votes: int) -> Metrics:
         every = self.training.recipe.train.checkpoint.every_steps
-        due = votes > 0 or step.last or bool(every and self.training.state.step % every == 0)
-        if (due or wishes.save or wishes.stop) and not wishes.rollback:
-            self._save(wishes.best)
-        return {}
+        minutes_due, done = divmod(votes, self.training.ranks.world_size + 1)
+        metrics: Metrics = {}
+        if done == self.training.ranks.world_size:
+            with self.training.phases.during("checkpoint"):
+                metrics = self.saver.advance()
+        if wishes.rollback:  # the checkpoint on its way is the one to return to
+            with self.training.phases.during("checkpoint"):
+                return metrics | self.saver.finish()
+        ends = step.last or wishes.stop
+        due = ends or minutes_due > 0 or bool(every and self.training.state.step % every == 0)
+        if due or wishes.save:
+            metrics |= self._save(wishes.best, ends)
+        return metrics
 
-    def _save(self, best: bool) -> None:
-        training = self.training
-        with training.phases.during("checkpoint"):
-            self._write(best)
+    def _save(self, best: bool, ends: bool) -> Metrics:
+        """Args: ends: no step follows, in which it could be written."""
+        with self.training.phases.during("checkpoint"):
+            metrics = self.saver.begin(best)
+            if ends:
+                metrics |= self.saver.finish()
         self.last_save = time.monotonic()
-
-    def _write(self, best: bool) -> None:
-        training = self.training
-        path = save(training.engine, training.stage, training.run_dir, training.resolved, training.state)
-        if best:
-            mark_best(training.run_dir, path)
-        prune(training.run_dir, training.recipe.train.checkpoint.keep)
+        return metrics

@@ -6,7 +6,15 @@ import shutil
 from pathlib import Path
 
 from pipeline import dist
-from pipeline.engine.checkpoint import Checkpoint, best_name, checkpoint_folder, complete_folders, universal_folder
+from pipeline.engine.checkpoint import (
+    Checkpoint,
+    best_name,
+    checkpoint_folder,
+    complete_folders,
+    is_foreign,
+    step_of,
+    universal_folder,
+)
 from pipeline.engine.durable import write_durably
 from pipeline.engine.saving.publish import COMPLETE, remove_leftovers
 
@@ -17,13 +25,17 @@ def mark_best(run_dir: Path, checkpoint: Path) -> None:
         write_durably(checkpoint_folder(run_dir) / "best", checkpoint.name)
 
 
-def prune(run_dir: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints and the best one; only rank 0 acts."""
+def prune(run_dir: Path, keep: int, keep_every_steps: int = 0) -> None:
+    """Remove all but the newest ``keep`` checkpoints, those of every ``keep_every_steps`` (0 = none) and the best one.
+
+    Only rank 0 acts. Checkpoints of another format version do not count and stay.
+    """
     if not dist.is_main():
         return
     folder, best = checkpoint_folder(run_dir), best_name(run_dir)
-    for old in complete_folders(run_dir)[:-keep]:
-        if old.name != best:
+    for old in [path for path in complete_folders(run_dir) if not is_foreign(path)][:-keep]:
+        every = keep_every_steps and step_of(old) % keep_every_steps == 0
+        if old.name != best and not every:
             (old / COMPLETE).unlink()  # no longer a checkpoint, before its parts go
             shutil.rmtree(old)
             shutil.rmtree(universal_folder(old), ignore_errors=True)
@@ -39,8 +51,16 @@ def set_damaged_aside(run_dir: Path, resumed: Checkpoint) -> None:
     if not dist.is_main():
         return
     for path in complete_folders(run_dir):
-        if int(path.name.removeprefix("step-")) > resumed.step:
-            names = (
-                path.with_name(f"damaged-{path.name}{suffix}") for suffix in ("", *(f"-{n}" for n in range(2, 99)))
-            )
-            path.rename(next(name for name in names if not name.exists()))
+        if step_of(path) > resumed.step and not is_foreign(path):
+            _set_aside(path, "damaged")
+
+
+def set_foreign_aside(path: Path) -> None:
+    """Rename a checkpoint of another format version whose name is needed; only one rank may call."""
+    if (path / COMPLETE).is_file() and is_foreign(path):
+        _set_aside(path, "foreign")
+
+
+def _set_aside(path: Path, why: str) -> None:
+    names = (path.with_name(f"{why}-{path.name}{suffix}") for suffix in ("", *(f"-{n}" for n in range(2, 99))))
+    path.rename(next(name for name in names if not name.exists()))

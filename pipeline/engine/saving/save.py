@@ -1,123 +1,229 @@
-"""Writes one checkpoint: shards and small files into a temporary folder, their hashes, then its name."""
+"""Saves checkpoints beside the training: a snapshot, then files, then their name.
+
+The training thread takes the snapshot. A thread of every rank writes its files. Once all ranks are done, a thread of
+rank 0 writes the manifest, gives the checkpoint its name and removes old ones. All exchanges between ranks are made by
+the training threads, between two steps. With `train.checkpoint.background: false` all of it happens at once.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
-import os
+import logging
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
+from torch import nn
 
 from pipeline import dist
-from pipeline.config.resolve import ResolvedRecipe
-from pipeline.engine.checkpoint import FORMAT_VERSION, TAG, checkpoint_folder, universal_folder
-from pipeline.engine.durable import failed_writes_as_os_error, sha256_of, write_durably
-from pipeline.engine.saving.publish import COMPLETE, publish, temporary_folder
-from pipeline.engine.setup import TrainEngine, quiet_deepspeed
-from pipeline.engine.state import TrainState, rng_state
+from pipeline.engine.checkpoint import TAG, checkpoint_folder
+from pipeline.engine.saving.files import Parts, RankFiles, complete, export_files
+from pipeline.engine.saving.publish import COMPLETE, temporary_folder
+from pipeline.engine.saving.retention import mark_best, prune
+from pipeline.engine.saving.snapshot import Captured, HostBuffers, capture
+from pipeline.engine.sinks.base import Metrics
+from pipeline.engine.state import rng_state
+from pipeline.engine.training import Training
 from pipeline.errors import CheckpointError
-from pipeline.stages.base import AnyStage
 from pipeline.stages.freezing import frozen_names
 
+logger = logging.getLogger(__name__)
 
-def save(engine: TrainEngine, stage: AnyStage, run_dir: Path, resolved: ResolvedRecipe, state: TrainState) -> Path:
-    """Write one checkpoint. All ranks must call.
+Timed = tuple[Any, float]
+"""A result and the seconds it took."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A checkpoint on its way."""
+
+    final: Path
+    step: int
+    best: bool
+    work: Future[Timed]
+    """What this rank does for it now: writes files, then (on rank 0) completes them."""
+    written: bool = False
+    """All ranks have written their files."""
+    stall_seconds: float = 0.0
+    """The training thread spent on it, waits included."""
+    write_seconds: float = 0.0
+    """The slowest rank's, and rank 0's for the rest."""
+
+
+class Saver:
+    """Saves checkpoints of one run, one at a time. All ranks call its methods at the same step borders.
 
     Raises:
-        CheckpointError: a part could not be written (full disk, permissions); earlier checkpoints are untouched.
+        CheckpointError: from `begin`, `advance` and `finish`, on every rank: a file could not be written (full disk,
+            permissions). Nothing half-written is left, and earlier checkpoints are untouched.
     """
-    folder = checkpoint_folder(run_dir)
-    final = folder / f"step-{state.step:06d}"
-    temporary = temporary_folder(final)
-    module = engine.module
-    module.eval()
-    probe = stage.probe(engine.forward)
-    module.train()
-    try:
-        with _clean_after_failure(temporary):
-            if dist.is_main():
-                shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir(parents=True)
-            dist.barrier()
-            _write_shards(engine, temporary)
-            if dist.is_main():
-                _write_files(temporary, resolved, state, probe)
-                _write_export_files(stage, temporary / "hf")
-            dist.barrier()
-            parts = _hash_parts(temporary)
-        with _clean_after_failure(temporary) if dist.is_main() else contextlib.nullcontext():
-            if dist.is_main():
-                manifest = {
-                    "format_version": FORMAT_VERSION, "step": state.step, "world_size": dist.world_size(),
-                    "zero_stage": resolved.ds_config["zero_optimization"]["stage"], "stage": resolved.recipe.stage,
-                    "versions": resolved.versions, "git_commit": resolved.git_commit, "parts": parts,
-                }  # fmt: skip
-                write_durably(temporary / "manifest.json", json.dumps(manifest, indent=1))
-                shutil.rmtree(universal_folder(final), ignore_errors=True)  # converted from an earlier attempt
-                publish(final)
-                (folder / "latest").unlink(missing_ok=True)  # earlier releases wrote it, and nothing moves it any more
-            dist.barrier()
-    except OSError as error:
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        self.background = training.recipe.train.checkpoint.background
+        self.buffers = HostBuffers()
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: _Pending | None = None
+        self._once: dict[str, bytes] = {}
+
+    @property
+    def done_here(self) -> bool:
+        """This rank's part of a checkpoint on its way is done; the others' may not be."""
+        return self._pending is not None and self._pending.work.done()
+
+    def begin(self, best: bool) -> Metrics:
+        """Take a snapshot of this step and start to write it; first waits for the one before. Returns its metrics."""
+        metrics = self.finish()
+        began = time.monotonic()
+        job, step = self._job(), self.training.state.step
+        final = checkpoint_folder(self.training.run_dir) / f"step-{step:06d}"
+        self._pending = _Pending(final, step, best, self._run(job))
+        self._pending.stall_seconds = time.monotonic() - began
+        return metrics if self.background else metrics | self.finish()
+
+    def advance(self) -> Metrics:
+        """Take the next step with the checkpoint on its way, once all ranks are done with this one; else waits.
+
+        Returns:
+            The checkpoint's metrics, when it is complete.
+        """
+        pending = self._pending
+        assert pending is not None, "no checkpoint is on its way"
+        with _stalled(pending):
+            parts = self._results(pending)
+            if not pending.written:
+                pending.written = True
+                pending.work = self._run(partial(self._complete, pending, parts) if dist.is_main() else dict)
+                return {}
+        self._pending = None
+        logger.info(
+            "checkpoint step %d complete: stalled %.2f s, written in %.1f s",
+            pending.step, pending.stall_seconds, pending.write_seconds,
+        )  # fmt: skip
+        return {
+            "checkpoint/stall_seconds": pending.stall_seconds,
+            "checkpoint/write_seconds": pending.write_seconds,
+        }
+
+    def finish(self) -> Metrics:
+        """Wait until no checkpoint is on its way."""
+        metrics: Metrics = {}
+        while self._pending is not None:
+            metrics = self.advance()
+        return metrics
+
+    def _job(self) -> Callable[[], Parts]:
+        """What this rank has to write, taken now."""
+        training = self.training
+        folder = temporary_folder(checkpoint_folder(training.run_dir) / f"step-{training.state.step:06d}")
+        module = training.engine.module
+        module.eval()
+        probe = training.stage.probe(training.engine.forward)
+        module.train()
+        captured = self._capture(folder)
+        small: dict[str, bytes] = {}
+        if dist.is_main():
+            try:
+                small = {"state.json": json.dumps(training.state.to_dict(), indent=1).encode(), **self._same_always()}
+            except OSError as error:
+                return partial(_raise, error)
+        files = RankFiles(folder, dist.rank(), captured, rng_state(), small, probe if dist.is_main() else {})
+        return files.write
+
+    def _capture(self, folder: Path) -> Captured:
+        engine = self.training.engine
+        save = partial(
+            engine.engine.save_checkpoint, str(folder), tag=TAG, client_state={}, save_latest=False,
+            exclude_frozen_parameters=bool(frozen_names(engine.module)),
+        )  # fmt: skip
+        lean = partial(_without_frozen, engine.module)
+        if not self.background:
+            return capture(engine.engine, save, lean)
+        self.buffers.begin()
+        captured = capture(engine.engine, save, lambda state: self.buffers.copy(lean(state)))
+        self.buffers.end()
+        return captured
+
+    def _same_always(self) -> dict[str, bytes]:
+        """Files that are made once and written into every checkpoint."""
+        if not self._once:
+            training = self.training
+            self._once = export_files(training.stage, checkpoint_folder(training.run_dir))
+            self._once["recipe.resolved.yaml"] = training.resolved.to_yaml().encode()
+        return self._once
+
+    def _complete(self, pending: _Pending, parts: Parts) -> None:
+        training, rules = self.training, self.training.recipe.train.checkpoint
+        complete(pending.final, training.resolved, dist.world_size(), parts)
+        if pending.best:
+            mark_best(training.run_dir, pending.final)
+        prune(training.run_dir, rules.keep, rules.keep_every_steps)
+
+    def _run(self, work: Callable[[], Any]) -> Future[Timed]:
+        """In the background, or at once."""
+        if self.background:
+            return self._pool.submit(_timed, work)
+        done: Future[Timed] = Future()
+        try:
+            done.set_result(_timed(work))
+        except OSError as error:
+            done.set_exception(error)
+        return done
+
+    def _results(self, pending: _Pending) -> Parts:
+        """Wait for all ranks; their parts."""
+        parts: Parts = {}
+        error, seconds = "", 0.0
+        try:
+            parts, seconds = pending.work.result()
+        except OSError as problem:
+            error = str(problem)
+        errors, of_ranks, times = zip(*dist.gather_objects((error, parts, seconds)), strict=True)
+        problems = list(dict.fromkeys(filter(None, errors)))
+        if problems:
+            self._fail(pending.final, problems)
+        pending.write_seconds += max(times)
+        return {name: part for share in of_ranks for name, part in (share or {}).items()}
+
+    def _fail(self, final: Path, problems: list[str]) -> None:
+        self._pending = None
+        temporary = temporary_folder(final)
+        if dist.is_main() and not (temporary / COMPLETE).is_file():
+            shutil.rmtree(temporary, ignore_errors=True)
+        dist.barrier()  # no rank may end, and have all others ended, before that
         raise CheckpointError(
-            f"checkpoint {final} could not be written: {error}. Earlier checkpoints are untouched; free space or "
-            "change run_dir, then start the run again: it resumes from the last complete checkpoint"
-        ) from error
-    return final
+            f"checkpoint {final} could not be written: {'; '.join(problems)}. Earlier checkpoints are untouched; free "
+            "space or change run_dir, then start the run again: it resumes from the last complete checkpoint"
+        )
+
+
+def _without_frozen(module: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """DeepSpeed 0.19.8 leaves out a frozen weight under its first name only, and a tied output head has two."""
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            state.get("module", {}).pop(name, None)
+    return state
 
 
 @contextlib.contextmanager
-def _clean_after_failure(*folders: Path) -> Iterator[None]:
-    """Remove unfinished folders when writing fails.
-
-    While ranks write, every rank does: the last to fail, because another did, removes what was written meanwhile.
-    Once rank 0 publishes, only rank 0 does: others may see an old state of a shared disk.
-    """
+def _stalled(pending: _Pending) -> Iterator[None]:
+    began = time.monotonic()
     try:
         yield
-    except BaseException:
-        for folder in folders:
-            if folder.is_dir() and not (folder / COMPLETE).is_file():
-                shutil.rmtree(folder, ignore_errors=True)
-        raise
+    finally:
+        pending.stall_seconds += time.monotonic() - began
 
 
-def _write_shards(engine: TrainEngine, folder: Path) -> None:
-    frozen = bool(frozen_names(engine.module))
-    with quiet_deepspeed(), failed_writes_as_os_error("the ZeRO shards"):
-        engine.engine.save_checkpoint(
-            str(folder), tag=TAG, client_state={}, save_latest=False, exclude_frozen_parameters=frozen
-        )
-        torch.save(rng_state(), folder / f"rng-rank-{dist.rank()}.pt")
+def _timed(work: Callable[[], Any]) -> Timed:
+    began = time.monotonic()
+    return work(), time.monotonic() - began
 
 
-def _write_files(folder: Path, resolved: ResolvedRecipe, state: TrainState, probe: dict[str, torch.Tensor]) -> None:
-    texts = {"state.json": json.dumps(state.to_dict(), indent=1), "recipe.resolved.yaml": resolved.to_yaml()}
-    for name, text in texts.items():
-        with failed_writes_as_os_error(name):
-            (folder / name).write_text(text, encoding="utf-8")
-    with failed_writes_as_os_error("probe.safetensors"):
-        save_file({key: value.contiguous() for key, value in probe.items()}, folder / "probe.safetensors")
-
-
-def _write_export_files(stage: AnyStage, folder: Path) -> None:
-    folder.mkdir()
-    with failed_writes_as_os_error("the export files"):
-        plan = stage.write_export_files(folder)
-        (folder / "export.json").write_text(json.dumps(dataclasses.asdict(plan)), encoding="utf-8")
-
-
-def _hash_parts(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every rank syncs and hashes its share of the files; returns all of them on every rank."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    share_of_rank = {}
-    for file in files[dist.rank() :: dist.world_size()]:
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-        share_of_rank[str(file.relative_to(folder))] = {"size": file.stat().st_size, "sha256": sha256_of(file)}
-    return {name: part for share in dist.gather_objects(share_of_rank) for name, part in share.items()}
+def _raise(error: OSError) -> Parts:
+    raise error

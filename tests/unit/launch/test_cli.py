@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from launch import cli, options
+from launch import attempts, options, ready
 from launch.backends import Command
-from launch.cli import app, report
+from launch.cli import app
 from launch.hostfile import Host
 from launch.lock import hold
 from launch.plan import LaunchPlan, plan_ranks
+from launch.report import report
 from launch.verdict import Outcome
 from pipeline.config.resolve import ResolvedRecipe
+from pipeline.config.schema import Recipe
 from pipeline.errors import ClusterError, RecipeError
 from tests.light_start import MODELS, output_of_light_start
 from tests.source_tree import ROOT
@@ -65,13 +67,13 @@ def test_plan_shows_what_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_run_checks_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "supervise", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(attempts, "supervise", lambda *_: pytest.fail("started"))
     result = runner.invoke(app, ["run", "demo_connector", "--num-procs", "3"])
     assert isinstance(result.exception, RecipeError) and "not a multiple" in str(result.exception)
 
 
 def test_run_looks_at_inputs_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "supervise", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(attempts, "supervise", lambda *_: pytest.fail("started"))
     monkeypatch.chdir(tmp_path)
     result = runner.invoke(app, ["run", "demo_connector", "--num-procs", "1"])
     assert isinstance(result.exception, RecipeError)
@@ -85,11 +87,11 @@ def inputs_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("inputs_are_there")
 def test_run_asks_the_hosts_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(command: Command, plan: LaunchPlan) -> None:
+    def refuse(command: Command, plan: LaunchPlan, recipe: Recipe) -> None:
         raise ClusterError(f"{[host.name for host in plan.hosts]}")
 
-    monkeypatch.setattr(cli, "check_hosts", refuse)
-    monkeypatch.setattr(cli, "supervise", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(ready, "check_hosts", refuse)
+    monkeypatch.setattr(attempts, "supervise", lambda *_: pytest.fail("started"))
     (tmp_path / "hosts").write_text("a slots=1\nb slots=1\n")
     result = runner.invoke(app, ["run", "demo_connector", "--hostfile", str(tmp_path / "hosts")])
     assert isinstance(result.exception, ClusterError) and str(result.exception) == "['a', 'b']"
@@ -107,7 +109,7 @@ def test_run_returns_the_worst_code(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert command.argv[-2:] == ("--sha256", hashlib.sha256(content).hexdigest())
         return Outcome(4, 1, {0: 1, 1: 4}, {1: "shard 3 is damaged"})
 
-    monkeypatch.setattr(cli, "supervise", fake)
+    monkeypatch.setattr(attempts, "supervise", fake)
     arguments = ["run", "demo_connector", "--num-procs", "2", "--run-dir", str(tmp_path), "--set", "train.steps=7"]
     result = runner.invoke(app, arguments)
     assert result.exit_code == 4 and started[0].argv[-3] == str(tmp_path / "recipe.resolved.yaml")
@@ -155,8 +157,8 @@ def test_a_signal_before_anything_was_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int, verb: str
 ) -> None:
     before = signal.getsignal(number)
-    monkeypatch.setattr(cli, "check_hosts", lambda *_: signal.raise_signal(number))
-    monkeypatch.setattr(cli, "supervise", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(ready, "check_hosts", lambda *_: signal.raise_signal(number))
+    monkeypatch.setattr(attempts, "supervise", lambda *_: pytest.fail("started"))
     result = runner.invoke(app, ["run", "demo_connector", "--num-procs", "2", "--run-dir", str(tmp_path)])
     expected = f"launch {verb} by {number.name} before the first step, nothing to save (exit code {code})"
     assert result.exit_code == code and expected in result.stderr
@@ -165,20 +167,20 @@ def test_a_signal_before_anything_was_started(
 
 @pytest.mark.usefixtures("inputs_are_there")
 def test_a_signal_after_the_end_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "supervise", lambda *_: Outcome(0, 0))
+    monkeypatch.setattr(attempts, "supervise", lambda *_: Outcome(0, 0))
 
     def late(*_: object) -> list[str]:
         signal.raise_signal(signal.SIGTERM)
         return ["the end"]
 
-    monkeypatch.setattr(cli, "report", late)
+    monkeypatch.setattr(attempts, "report", late)
     result = runner.invoke(app, ["run", "demo_connector", "--num-procs", "2", "--run-dir", str(tmp_path)])
     assert result.exit_code == 0 and "the end" in result.stderr
 
 
 @pytest.mark.usefixtures("inputs_are_there")
 def test_a_second_launch_on_a_run_directory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "supervise", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(attempts, "supervise", lambda *_: pytest.fail("started"))
     with hold(tmp_path, "first"):
         result = runner.invoke(app, ["run", "demo_connector", "--num-procs", "2", "--run-dir", str(tmp_path)])
     assert isinstance(result.exception, RecipeError) and "launch first" in str(result.exception)

@@ -80,7 +80,8 @@ def test_the_newest_whole_row(tmp_path: Path) -> None:
 
 
 def test_a_status_that_cannot_be_written_or_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    journal = Journal(tmp_path, "x")
+    (tmp_path / "run").write_text("a file")
+    journal = Journal(tmp_path / "run", "x")
     journal.write()
     journal.write()
     assert caplog.text.count("status.json could not be written") == 1
@@ -149,9 +150,7 @@ def test_a_launch_that_ended_and_one_that_died(run_dir: Path) -> None:
 
 
 def test_no_run_directory(tmp_path: Path) -> None:
-    with pytest.raises(
-        RecipeError, match=r"is no run directory: it holds neither logs/status\.json nor a launch\.lock"
-    ):
+    with pytest.raises(RecipeError, match=r"is no run directory: it holds neither logs/status\.json nor"):
         current(tmp_path)
 
 

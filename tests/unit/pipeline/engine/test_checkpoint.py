@@ -16,9 +16,10 @@ from pipeline.config.load import load_recipe
 from pipeline.config.resolve import resolve
 from pipeline.engine import checkpoint as checkpoints
 from pipeline.engine.durable import write_durably
+from pipeline.engine.elastic import renew_adam
 from pipeline.engine.saving import retention
 from pipeline.engine.state import TrainState, restore_rng, rng_state, seed_everything
-from pipeline.errors import CheckpointError, DamagedCheckpointError
+from pipeline.errors import CheckpointError, DamagedCheckpointError, ForeignCheckpointError
 
 
 def make(run_dir: Path, step: int, complete: bool = True, payload: bytes = b"weights") -> Path:
@@ -54,18 +55,54 @@ def test_no_checkpoint_at_all(tmp_path: Path) -> None:
         checkpoints.best_checkpoint(tmp_path)
 
 
-def test_other_format_version_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = make(tmp_path, 1)
-    (folder / "manifest.json").write_text('{"format_version": 0}')
-    with pytest.raises(CheckpointError, match="checkpoint format 0, this version reads 1"):
+def foreign(folder: Path, version: int = 7) -> Path:
+    """Turn a checkpoint into one of a later format, whose rules we do not know."""
+    (folder / "manifest.json").write_text(json.dumps({"format_version": version, "parts": ["one"]}))
+    (folder / "COMPLETE").write_text("its own sum")
+    return folder
+
+
+def test_other_format_versions_are_skipped_and_loudly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = foreign(make(tmp_path, 3))
+    with pytest.raises(
+        ForeignCheckpointError, match=r"step-000003: checkpoint format 7, this version reads 1; resume it"
+    ):
         checkpoints.open_checkpoint(folder)
-    with pytest.raises(CheckpointError, match="checkpoint format 0, this version reads 1"):
-        checkpoints.latest_checkpoint(tmp_path)
+    assert checkpoints.latest_checkpoint(tmp_path) is None
+    (record,) = caplog.records
+    assert record.levelname == "ERROR" and f"SKIPPED {folder}: checkpoint format 7" in record.message
     make(tmp_path, 2)
     assert [found.step for found in checkpoints.list_checkpoints(tmp_path)] == [2]
-    assert f"not listed: {folder}: checkpoint format 0" in caplog.text
+    assert f"not listed: {folder}: checkpoint format 7" in caplog.text
     latest = checkpoints.latest_checkpoint(tmp_path)
     assert latest is not None and latest.step == 2
+    retention.mark_best(tmp_path, folder)
+    assert checkpoints.best_checkpoint(tmp_path).step == 2
+
+
+def test_other_format_versions_are_never_removed_and_do_not_count(tmp_path: Path) -> None:
+    kept = [foreign(make(tmp_path, step)) for step in (1, 5)]
+    for step in (2, 3, 4):
+        make(tmp_path, step)
+    retention.prune(tmp_path, keep=2)
+    assert [checkpoints.step_of(path) for path in checkpoints.complete_folders(tmp_path)] == [1, 3, 4, 5]
+    found = checkpoints.latest_checkpoint(tmp_path)
+    assert found is not None
+    retention.set_damaged_aside(tmp_path, found)
+    assert all(path.is_dir() for path in kept)
+    for again in ("", "-2"):  # a run that started over reaches their steps
+        retention.set_foreign_aside(kept[1])
+        assert (tmp_path / "checkpoints" / f"foreign-step-000005{again}").is_dir() and not kept[1].exists()
+        foreign(make(tmp_path, 5))
+    retention.set_foreign_aside(tmp_path / "checkpoints" / "step-000004")
+    assert found.path.is_dir()
+
+
+def test_every_so_many_steps_one_stays(tmp_path: Path) -> None:
+    for step in (100, 150, 200, 250, 300, 1_000_000):
+        make(tmp_path, step)
+    retention.prune(tmp_path, keep=1, keep_every_steps=200)
+    assert [found.step for found in checkpoints.list_checkpoints(tmp_path)] == [200, 1_000_000]
 
 
 def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
@@ -233,9 +270,9 @@ def test_loaded_step_counts_are_counted_once_each_and_by_the_fused_kernel() -> N
     for parameter in parameters:
         optimizer.state[parameter] = {"step": shared, "exp_avg": torch.zeros(3), "exp_avg_sq": torch.zeros(3)}
         parameter.grad = torch.ones(3)
-    checkpoints._renew_adam(SimpleNamespace(optimizer=optimizer))
+    renew_adam(SimpleNamespace(optimizer=optimizer))
     optimizer.step()
     assert [optimizer.state[parameter]["step"].item() for parameter in parameters] == [5.0, 5.0]
     assert all(group["fused"] for group in optimizer.param_groups)
     assert torch.equal(*parameters)
-    checkpoints._renew_adam(optimizer)  # without ZeRO there is nothing around it
+    renew_adam(optimizer)  # without ZeRO there is nothing around it

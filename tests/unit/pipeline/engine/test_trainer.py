@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipeline import dist
+from pipeline.config.train_schema import CheckpointConfig
 from pipeline.engine import trainer as trainers
 from pipeline.engine.gate import Gate
 from pipeline.engine.observers import registry
@@ -37,7 +38,8 @@ class Loader:
 
 def training(steps: int = 2, done: int = 0) -> Any:
     """A run without a model."""
-    recipe = SimpleNamespace(name="a-run", data=SimpleNamespace(max_bad_samples=0))
+    train = SimpleNamespace(checkpoint=CheckpointConfig())
+    recipe = SimpleNamespace(name="a-run", data=SimpleNamespace(max_bad_samples=0), train=train)
     return SimpleNamespace(
         recipe=recipe, ranks=dist.Ranks(0, 0, 1), device=torch.device("cpu"), loader=Loader(), stop=StopFlag(),
         engine=SimpleNamespace(set_learning_rate=lambda step: 0.1 * step, gate=Gate()), stage=None,
@@ -141,10 +143,15 @@ def test_a_due_evaluation_is_saved_before_anything_else(monkeypatch: pytest.Monk
     run.state.evaluation_due = True
     run.stage = SimpleNamespace(evaluate=lambda model, stop: {"eval/x": 2.0}, best_metric=("eval/x", "min"))
     run.engine = SimpleNamespace(module=torch.nn.Identity(), forward=None)
-    saved: list[tuple[bool, bool]] = []
-    monkeypatch.setattr(Save, "_save", lambda save, best: saved.append((best, save.training.state.evaluation_due)))
+    saved: list[tuple[bool, bool, bool]] = []
+
+    def note(save: Save, best: bool, ends: bool) -> dict[str, float]:
+        saved.append((best, ends, save.training.state.evaluation_due))
+        return {}
+
+    monkeypatch.setattr(Save, "_save", note)
     assert Trainer(run, [Evaluate(run), Save(run)], []).fit() == EXIT_OK
-    assert saved == [(True, False)] and run.state.best == {"metric": "eval/x", "value": 2.0, "step": 3}
+    assert saved == [(True, True, False)] and run.state.best == {"metric": "eval/x", "value": 2.0, "step": 3}
 
 
 def test_a_rollback_repeats_steps_on_other_samples(monkeypatch: pytest.MonkeyPatch) -> None:

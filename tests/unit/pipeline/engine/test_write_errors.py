@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,34 +13,43 @@ import torch
 from pipeline.config.load import load_recipe
 from pipeline.config.resolve import resolve
 from pipeline.engine import checkpoint as checkpoints
-from pipeline.engine import reshard, zero
+from pipeline.engine import zero
 from pipeline.engine.durable import failed_writes_as_os_error
 from pipeline.engine.saving import publish as publishing
-from pipeline.engine.saving import save as saving
 from pipeline.engine.saving.retention import prune
+from pipeline.engine.saving.save import Saver
 from pipeline.engine.state import TrainState
 from pipeline.errors import CheckpointError
 from tests.unit.pipeline.disk import full_disk
-from tests.unit.pipeline.engine.test_checkpoint import make
 
 
 class Engine:
-    """Saves as DeepSpeed does, with torch.save; ``error`` is raised instead."""
+    """Saves as DeepSpeed does, through its checkpoint engine; ``error`` is raised instead."""
 
     def __init__(self, numbers: int, error: Exception | None = None, zip_format: bool = True) -> None:
         self.module = torch.nn.Linear(1, numbers)
         self.error, self.zip_format = error, zip_format
-        self.engine = self
+        self.engine = self.checkpoint_engine = self
         self.forward = self.module
         self.options: dict[str, Any] = {}
 
     def save_checkpoint(self, folder: str, tag: str, **options: Any) -> None:
         self.options = options
+        file = Path(folder) / tag / "mp_rank_00_model_states.pt"
+        self.checkpoint_engine.makedirs(str(file.parent), exist_ok=True)
+        self.checkpoint_engine.save(self.module.state_dict(), str(file))
+        self._copy_recovery_script(folder)
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        raise AssertionError("the writer makes folders")
+
+    def save(self, state_dict: Any, path: str) -> None:
         if self.error is not None:
             raise self.error
-        (Path(folder) / tag).mkdir()
-        file = Path(folder) / tag / "mp_rank_00_model_states.pt"
-        torch.save(self.module.state_dict(), file, _use_new_zipfile_serialization=self.zip_format)
+        torch.save(state_dict, path, _use_new_zipfile_serialization=self.zip_format)
+
+    def _copy_recovery_script(self, folder: str) -> None:
+        (Path(folder) / "zero_to_fp32.py").write_text("pass")
 
 
 class OneStage:
@@ -61,26 +69,43 @@ class OneStage:
         return ExportPlan(prefix="", tied=[], frozen=[])
 
 
-def save(run_dir: Path, engine: Engine, stage: OneStage, step: int) -> Path:
-    resolved = resolve(load_recipe("demo_contrastive", [f"run_dir={run_dir}"]), 1)
-    return saving.save(engine, stage, run_dir, resolved, TrainState(step=step))  # type: ignore[arg-type]
+def saver_of(run_dir: Path, engine: Engine, stage: OneStage, step: int, *sets: str) -> Saver:
+    resolved = resolve(load_recipe("demo_contrastive", [f"run_dir={run_dir}", "train.checkpoint.keep=2", *sets]), 1)
+    training: Any = SimpleNamespace(
+        recipe=resolved.recipe, resolved=resolved, run_dir=run_dir, engine=engine, stage=stage, state=TrainState(step)
+    )
+    return Saver(training)
 
 
-def test_save_writes_a_complete_checkpoint_and_keeps_frozen_weights_out(tmp_path: Path) -> None:
+def save(run_dir: Path, engine: Engine, stage: OneStage, step: int, *sets: str) -> Path:
+    saver = saver_of(run_dir, engine, stage, step, *sets)
+    saver.begin(best=False)
+    saver.finish()
+    return run_dir / "checkpoints" / f"step-{step:06d}"
+
+
+BACKGROUND = pytest.mark.parametrize(
+    "background", ["train.checkpoint.background=true", "train.checkpoint.background=false"]
+)
+
+
+@BACKGROUND
+def test_save_writes_a_complete_checkpoint_and_keeps_frozen_weights_out(tmp_path: Path, background: str) -> None:
     engine = Engine(4)
     engine.module.bias.requires_grad_(False)
-    path = save(tmp_path, engine, OneStage(), 3)
+    path = save(tmp_path, engine, OneStage(), 3, background)
     found = checkpoints.open_checkpoint(path)
     assert found.step == 3 and found.state().step == 3 and checkpoints.verify(found) == []
     assert set(found.manifest["parts"]) == {
         "deepspeed/mp_rank_00_model_states.pt", "rng-rank-0.pt", "state.json", "recipe.resolved.yaml",
-        "probe.safetensors", "hf/config.json", "hf/export.json",
+        "probe.safetensors", "hf/config.json", "hf/export.json", "zero_to_fp32.py",
     }  # fmt: skip
     assert engine.options["exclude_frozen_parameters"] is True and engine.options["save_latest"] is False
     assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["step-000003"], "folders are the truth"
     assert torch.equal(found.probe()["logits"], torch.zeros(4))
 
 
+@BACKGROUND
 @pytest.mark.parametrize(
     ("engine", "stage", "part"),
     [
@@ -91,7 +116,7 @@ def test_save_writes_a_complete_checkpoint_and_keeps_frozen_weights_out(tmp_path
     ids=["zip", "legacy", "safetensors"],
 )
 def test_a_full_disk_leaves_the_checkpoint_before_it_alone(
-    tmp_path: Path, engine: Engine, stage: OneStage, part: str
+    tmp_path: Path, engine: Engine, stage: OneStage, part: str, background: str
 ) -> None:
     first = save(tmp_path, Engine(4), OneStage(), 1)
     message = (
@@ -99,7 +124,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_alone(
         r"Earlier checkpoints are untouched; free space or change run_dir.*resumes from the last complete checkpoint"
     )
     with full_disk(), pytest.raises(CheckpointError, match=message):
-        save(tmp_path, engine, stage, 2)
+        save(tmp_path, engine, stage, 2, background)
     assert [found.path for found in checkpoints.list_checkpoints(tmp_path)] == [first]
     assert checkpoints.verify(checkpoints.open_checkpoint(first)) == []
     assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["step-000001"], "half-written left behind"
@@ -118,8 +143,8 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_alone(
     ],
 )
 def test_torchs_own_words_for_a_failed_write_become_an_os_error(tmp_path: Path, text: str) -> None:
-    with pytest.raises(OSError, match="while writing the ZeRO shards: ") as error:
-        saving._write_shards(Engine(1, RuntimeError(text)), tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="while writing the ZeRO shards: ") as error:
+        save(tmp_path, Engine(1, RuntimeError(text)), OneStage(), 2)
     assert text in str(error.value)
 
 
@@ -189,9 +214,10 @@ def test_saving_a_step_again_drops_its_converted_copy_and_a_stale_latest(tmp_pat
     assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["step-000003"]
 
 
-def test_an_engines_own_bug_stays_what_it_is(tmp_path: Path) -> None:
+@BACKGROUND
+def test_an_engines_own_bug_stays_what_it_is(tmp_path: Path, background: str) -> None:
     with pytest.raises(RuntimeError, match="profile of rewrite"):
-        saving._write_shards(Engine(1, RuntimeError("profile of rewrite")), tmp_path)  # type: ignore[arg-type]
+        save(tmp_path, Engine(1, RuntimeError("profile of rewrite")), OneStage(), 2, background)
 
 
 @pytest.mark.parametrize("content", [None, "empty", b"", b"garbage", {"no": "model"}])
@@ -208,14 +234,6 @@ def test_a_folder_without_zero_shards(tmp_path: Path, content: object) -> None:
     assert error.value.__cause__ is not None
 
 
-def test_resharding_what_is_no_zero_checkpoint(tmp_path: Path) -> None:
-    checkpoint = checkpoints.open_checkpoint(make(tmp_path, 1))
-    (checkpoint.path / "deepspeed").mkdir()
-    with pytest.raises(CheckpointError, match=r"(?s)converting .*step-000001 to another world size failed:\n  .+Error"):
-        reshard.to_universal(checkpoint)
-    assert not (checkpoint.path.parent / ".universal-step-000001" / "COMPLETE").exists()
-
-
 def test_an_error_with_a_name_keeps_it_and_one_without_gets_it() -> None:
     with (
         pytest.raises(OSError, match=r"No space left on device: '/disk/weights'"),
@@ -224,28 +242,3 @@ def test_an_error_with_a_name_keeps_it_and_one_without_gets_it() -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "/disk/weights")
     with pytest.raises(OSError, match="while writing weights: No space left"), failed_writes_as_os_error("weights"):
         raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def test_resharding_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commands: list[list[str]] = []
-
-    def convert(command: list[str], **options: object) -> SimpleNamespace:
-        commands.append(command)
-        part = Path(command[command.index("--output_folder") + 1]) / "zero" / "weight.pt"
-        part.parent.mkdir(parents=True)
-        part.write_bytes(b"weight")
-        return SimpleNamespace(returncode=0, stdout="", stderr="")
-
-    monkeypatch.setattr(subprocess, "run", convert)
-    checkpoint = checkpoints.open_checkpoint(make(tmp_path, 1))
-    half_done = checkpoint.path.parent / ".universal-step-000001" / "leftover"
-    half_done.mkdir(parents=True)
-    folder = reshard.to_universal(checkpoint)
-    assert not half_done.exists(), "an unfinished conversion starts over"
-    assert reshard.to_universal(checkpoint) == folder and len(commands) == 1
-    next(folder.rglob("weight.pt")).write_bytes(b"weighT")
-    assert reshard.to_universal(checkpoint) == folder and len(commands) == 2, "a damaged copy is made again"
-    assert next(folder.rglob("weight.pt")).read_bytes() == b"weight"
-    target = commands[0][commands[0].index("--output_folder") + 1]
-    assert target == str(folder / checkpoints.universal_tag(checkpoint))
-    assert commands[0][commands[0].index("--input_folder") + 1] == str(checkpoint.path / "deepspeed")

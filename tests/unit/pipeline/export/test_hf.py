@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.errors import CheckpointError
-from pipeline.export import hf
-from pipeline.models import registry
+from pipeline.export import contents, hf, weights
+from pipeline.export.entry import Entry
+from pipeline.export.target import only_writer
 from tests.unit.pipeline.disk import full_disk
 from tests.unit.pipeline.export.runs import finished_run, recipe_of
 
@@ -24,18 +24,13 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
     """Tensors the checkpoint holds, in place of ZeRO shards."""
     tensors: dict[str, torch.Tensor] = {"weight": torch.ones(4)}
 
-    def iterate(checkpoint: object, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    def entries(checkpoint: object, dtype: torch.dtype) -> Iterator[Entry]:
         del checkpoint
         for name, tensor in tensors.items():
-            yield name, tensor.to(dtype)
+            yield Entry(name, tuple(tensor.shape), dtype, lambda tensor=tensor: tensor)
 
-    monkeypatch.setattr(hf, "iterate_tensors", iterate)
+    monkeypatch.setattr(contents, "checkpoint_entries", entries)
     return tensors
-
-
-def parts_of(**parts: dict[str, torch.Tensor]) -> Any:
-    """Loaders of a recipe's frozen parts, by state dict."""
-    return {name: lambda *_, found=found: SimpleNamespace(state_dict=lambda: found) for name, found in parts.items()}
 
 
 def test_which_checkpoint(tmp_path: Path) -> None:
@@ -81,7 +76,9 @@ def test_a_failed_export_leaves_the_old_one(
     out = tmp_path / "export"
     hf.export(tmp_path, out, check=False)
     trained["weight"] = torch.zeros(100_000)
-    message = r"export to .*/export could not be written: while writing \.model-00000\.part.*; nothing was left behind"
+    message = (
+        r"export to .*/export could not be written: .* writing model\.safetensors\.part.*; nothing was left behind"
+    )
     with full_disk(), pytest.raises(CheckpointError, match=message):
         hf.export(tmp_path, out, check=False)
 
@@ -135,37 +132,52 @@ def test_heads_and_tied_weights_are_kept_apart(tmp_path: Path, trained: dict[str
     assert load_file(tmp_path / "export" / "heads.safetensors").keys() == {"head.weight"}
 
 
-def test_frozen_parts_come_from_where_the_recipe_took_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    resolved = recipe_of("connector", "model.llm.path=llm", "model.visual.path=encoder")
-    loaders = parts_of(
-        llm={"embed": torch.ones(2), "tied": torch.ones(2), "other": torch.zeros(2)},
-        visual={"norm": torch.full((2,), 2.0), "count": torch.tensor([3])},
-    )
-    monkeypatch.setattr(registry, "load_llm", loaders["llm"])
-    monkeypatch.setattr(registry, "build_visual", loaders["visual"])
-    plan = {"prefix": "", "tied": ["llm.tied"], "frozen": ["llm.embed", "llm.tied", "visual.norm", "visual.count"]}
-    found = dict(hf._frozen(resolved, plan, torch.bfloat16, {"llm.tied"}))
-    assert {name: (value.dtype, value.tolist()) for name, value in found.items()} == {
-        "llm.embed": (torch.bfloat16, [1, 1]),
-        "visual.norm": (torch.bfloat16, [2, 2]),
-        "visual.count": (torch.int64, [3]),
-    }
+def test_a_killed_export_goes_on_and_is_byte_equal(
+    tmp_path: Path, trained: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained.update({f"layer.{at}": torch.randn(300) for at in range(6)})
+    finished_run(tmp_path, recipe_of("continued_pretraining", "train.precision=fp32"))
+    hf.export(tmp_path, tmp_path / "whole", check=False, max_shard_bytes=2500)
+
+    class Killed(BaseException):
+        """Nothing cleans up after it, as after SIGKILL."""
+
+    real, written = weights.write_file, []
+
+    def write_file(path: Path, *arguments: Any) -> str:
+        written.append(path.name)
+        if len(written) == 3:
+            path.write_bytes(b"half")
+            raise Killed
+        return real(path, *arguments)
+
+    monkeypatch.setattr(weights, "write_file", write_file)
+    with pytest.raises(Killed):
+        hf.export(tmp_path, tmp_path / "cut", check=False, max_shard_bytes=2500)
+    assert not (tmp_path / "cut").exists()
+    shown: list[tuple[int, int, str, int]] = []
+    hf.export(tmp_path, tmp_path / "cut", check=False, max_shard_bytes=2500, show=lambda *row: shown.append(row))
+    names = [f"model-0000{number}-of-00003.safetensors.part" for number in (1, 2, 3, 3)]
+    assert written == names, "finished files are not written again"
+    assert [row[2] for row in shown] == [f"MB, {done}/7 tensors" for done in (6, 7)]
+    assert contents_of(tmp_path / "cut") == contents_of(tmp_path / "whole")
+    hf.export(tmp_path, tmp_path / "cut", check=False, max_shard_bytes=2500)
+    assert len(written) == 7, "a finished export is written anew"
 
 
-def test_a_prefix_is_dropped_from_frozen_names_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "build_visual", parts_of(visual={"backbone.w": torch.ones(1)})["visual"])
-    plan = {"prefix": "visual.", "tied": [], "frozen": ["visual.backbone.w"]}
-    found = dict(hf._frozen(recipe_of("contrastive"), plan, torch.float32, set()))
-    assert list(found) == ["backbone.w"]
+def contents_of(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_a_source_folder_that_changed_since_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    resolved = recipe_of("connector", "model.llm.path=llm", "model.visual.path=encoder")
-    monkeypatch.setattr(registry, "load_llm", parts_of(llm={"embed": torch.ones(2)})["llm"])
-    plan = {"prefix": "", "tied": [], "frozen": ["llm.embed", "llm.layer.9", "llm.layer.10"]}
-    message = (
-        r"2 frozen parameters were not found where the recipe loads them from, first llm\.layer\.10; "
-        "the source folders changed since training"
-    )
+def test_two_exports_to_one_folder(tmp_path: Path, trained: dict[str, torch.Tensor]) -> None:
+    finished_run(tmp_path, recipe_of("continued_pretraining"))
+    with only_writer(tmp_path / "export"), pytest.raises(CheckpointError, match=r"another export to .* is running"):
+        hf.export(tmp_path, tmp_path / "export", check=False)
+
+
+def test_nothing_to_merge(tmp_path: Path, trained: dict[str, torch.Tensor]) -> None:
+    finished_run(tmp_path, recipe_of("continued_pretraining"))
+    message = "the model has no LoRA adapters to merge; leave out --merge-lora"
     with pytest.raises(CheckpointError, match=message):
-        list(hf._frozen(resolved, plan, torch.float32, set()))
+        hf.export(tmp_path, tmp_path / "export", check=False, merge_lora=True)
+    assert not list(tmp_path.glob("*export*"))

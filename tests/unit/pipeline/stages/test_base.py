@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from pipeline.config.schema import Recipe
+from pipeline.config.schema import LlmConfig, ModelConfig, Recipe
 from pipeline.config.stages import STAGES
 from pipeline.errors import RecipeError
 from pipeline.stages.base import Normaliser, Stage
@@ -41,10 +43,31 @@ def test_a_stage_is_frozen_as_planned_once_it_is_constructed() -> None:
             return {"visual": True, "llm": False}
 
     Frozen.__abstractmethods__ = frozenset()
-    recipe: Any = None
+    recipe: Any = SimpleNamespace(model=ModelConfig())
     stage = Frozen(StageContext(recipe, 0, 1, torch.device("cpu")), model())  # type: ignore[abstract]
     assert stage.trainable == ["visual.head.weight"]
     assert frozen_names(stage.module) == ["visual.backbone.weight", "llm.weight"]
+    plan = stage.export_plan(prefix="visual.", tied=["head.tied"])
+    assert (plan.prefix, plan.tied, plan.frozen, plan.sources) == (
+        "visual.",
+        ["head.tied"],
+        frozen_names(stage.module),
+        {},
+    )
+
+
+def test_an_export_plan_names_the_files_that_frozen_parts_were_loaded_from(tmp_path: Path) -> None:
+    class Frozen(Stage[MicroBatch]):
+        def freeze_plan(self) -> dict[str, bool]:
+            return {"visual": True, "llm": False}
+
+    Frozen.__abstractmethods__ = frozenset()
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    recipe: Any = SimpleNamespace(model=ModelConfig(llm=LlmConfig(path=str(tmp_path))))
+    for rank in (0, 1):
+        stage = Frozen(StageContext(recipe, rank, 2, torch.device("cpu")), model())  # type: ignore[abstract]
+        sources = stage.export_plan(prefix="", tied=[]).sources
+        assert {part: list(files) for part, files in sources.items()} == ({"llm": ["model.safetensors"]}, {})[rank]
 
 
 def test_a_plan_that_trains_nothing_is_refused() -> None:

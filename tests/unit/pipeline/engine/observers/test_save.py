@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,33 +12,83 @@ from pipeline.dist import Ranks
 from pipeline.engine.observers import save as saving
 from pipeline.engine.observers.base import FinishedStep, Wishes
 from pipeline.engine.observers.save import Save
+from pipeline.engine.phases import Phases
+from pipeline.engine.signals import StopFlag
 from pipeline.engine.state import TrainState
+
+
+class Saver:
+    """Writes down what it is told."""
+
+    def __init__(self, training: Any) -> None:
+        self.done_here, self.told = False, list[str]()
+
+    def begin(self, best: bool) -> dict[str, float]:
+        self.told.append("begin best" if best else "begin")
+        return {"began": 1.0}
+
+    def advance(self) -> dict[str, float]:
+        self.told.append("advance")
+        return {"advanced": 1.0}
+
+    def finish(self) -> dict[str, float]:
+        self.told.append("finish")
+        return {}
+
+
+@pytest.fixture(autouse=True)
+def without_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "Saver", Saver)
 
 
 def training(rank: int = 0, every_steps: int = 0, every_minutes: float = 0.0) -> Any:
     rules = SimpleNamespace(every_steps=every_steps, every_minutes=every_minutes)
     recipe = SimpleNamespace(train=SimpleNamespace(checkpoint=rules))
-    return SimpleNamespace(recipe=recipe, ranks=Ranks(rank, rank, 2), state=TrainState(step=6))
+    return SimpleNamespace(
+        recipe=recipe, ranks=Ranks(rank, rank, 2), state=TrainState(step=6), phases=Phases(), stop=StopFlag(),
+        total_steps=9,
+    )  # fmt: skip
 
 
-def saves(monkeypatch: pytest.MonkeyPatch, training: Any, wishes: Wishes, votes: int = 0, last: bool = False) -> int:
-    saved: list[bool] = []
-    monkeypatch.setattr(Save, "_save", lambda save, best: saved.append(best))
+def told(training: Any, wishes: Wishes, votes: int = 0, last: bool = False) -> list[str]:
     unread: Any = None
-    step = FinishedStep(unread, valid_tokens=1, samples=1, learning_rate=0.1, sums={}, last=last)
-    assert Save(training).on_step(step, wishes, votes) == {}
-    assert saved in ([], [wishes.best])
-    return len(saved)
+    save, before = Save(training), time.monotonic()
+    metrics = save.on_step(FinishedStep(unread, 1, 1, 0.1, {}, last), wishes, votes)
+    told: Any = save.saver
+    assert metrics == ({"advanced": 1.0} if "advance" in told.told else {}) | (
+        {"began": 1.0} if "begin" in "".join(told.told) else {}
+    )
+    assert (save.last_save >= before) == ("began" in metrics)
+    return list(told.told)
 
 
-def test_a_checkpoint_is_due_by_steps_votes_and_wishes(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert saves(monkeypatch, training(), Wishes()) == 0
-    assert saves(monkeypatch, training(every_steps=3), Wishes()) == 1
-    assert saves(monkeypatch, training(every_steps=4), Wishes()) == 0
-    assert saves(monkeypatch, training(), Wishes(), votes=1) == 1
-    assert saves(monkeypatch, training(), Wishes(), last=True) == 1
-    for wishes in (Wishes(stop=True), Wishes(save=True), Wishes(save=True, best=True)):
-        assert saves(monkeypatch, training(), wishes) == 1
+def test_a_checkpoint_is_due_by_steps_votes_and_wishes() -> None:
+    assert told(training(), Wishes()) == []
+    assert told(training(every_steps=3), Wishes()) == ["begin"]
+    assert told(training(every_steps=4), Wishes()) == []
+    assert told(training(), Wishes(), votes=3) == ["begin"]
+    assert told(training(), Wishes(save=True)) == ["begin"]
+    assert told(training(), Wishes(save=True, best=True)) == ["begin best"]
+
+
+def test_before_a_stop_and_at_the_end_it_waits_for_the_write() -> None:
+    assert told(training(), Wishes(), last=True) == ["begin", "finish"]
+    assert told(training(), Wishes(stop=True)) == ["begin", "finish"]
+    for wishes, step, waits in ((Wishes(save=True), 6, []), (Wishes(save=True, stop=True), 6, ["finish"]),
+                                (Wishes(save=True), 9, ["finish"])):  # fmt: skip
+        run = training()
+        run.state.step = step
+        save = Save(run)
+        assert save.on_start(wishes) == {"began": 1.0}
+        assert save.saver.told == ["begin", *waits]  # type: ignore[attr-defined]
+    assert Save(training()).on_start(Wishes()) == {}
+
+
+def test_the_one_on_its_way_moves_on_once_all_ranks_are_done() -> None:
+    assert told(training(), Wishes(), votes=1) == []
+    assert told(training(), Wishes(), votes=2) == ["advance"]
+    assert told(training(), Wishes(), votes=3 + 1) == ["begin"]
+    assert told(training(every_steps=3), Wishes(), votes=3 + 2) == ["advance", "begin"]
 
 
 def test_minutes_are_those_of_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +96,10 @@ def test_minutes_are_those_of_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [save.vote() for save in ranks] == [0, 0]
     later = ranks[0].last_save + 601
     monkeypatch.setattr(saving.time, "monotonic", lambda: later)
-    assert [save.vote() for save in ranks] == [1, 0]
+    assert [save.vote() for save in ranks] == [3, 0]
+    for save in ranks:
+        save.saver.done_here = True  # type: ignore[misc]
+    assert [save.vote() for save in ranks] == [4, 1]
     never = Save(training(every_minutes=0.0))
     never.last_save = 0.0
     assert never.vote() == 0

@@ -1,0 +1,110 @@
+"""The files that a recipe's pretrained parts are loaded from, and digests of them.
+
+A checkpoint leaves frozen parts out; its export takes them from these files again. The digests tell whether they are
+still the files that the run loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import cached_file
+
+from pipeline.config.schema import ModelConfig
+from pipeline.errors import CheckpointError
+
+Digests = dict[str, dict[str, dict[str, Any]]]
+"""Part (`llm`, `visual`) -> file name -> size in bytes and sha256."""
+
+_NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""In the order in which transformers looks for them."""
+
+
+def source_folders(model: ModelConfig, names: Iterable[str]) -> dict[str, Path]:
+    """Part -> the folder its pretrained weights come from, of the parts that have any of these parameters.
+
+    A part with new weights (`tiny`) has none. Hub ids mean their folder in the local cache.
+    """
+    visual = model.visual
+    backbone = None if visual is None or visual.backbone is None else visual.backbone.path
+    paths = {
+        "llm": None if model.llm is None else model.llm.path,
+        "visual": None if visual is None else visual.path or backbone,
+    }
+    parts = {name.partition(".")[0] for name in names}
+    return {part: _folder(path) for part, path in paths.items() if part in parts and path is not None}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files that transformers loads from a folder, sorted; empty if there are none."""
+    found = next((folder / name for name in _NAMES if (folder / name).is_file()), None)
+    if found is None:
+        return []
+    if found.suffix != ".json":
+        return [found]
+    names = set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values())
+    return [folder / name for name in sorted(names)]
+
+
+class SourceDigests:
+    """Digests of the weight files in some folders, computed beside the training in a thread of its own."""
+
+    def __init__(self, folders: Mapping[str, Path]) -> None:
+        self._digests: Future[Digests] = Future()
+        threading.Thread(target=self._compute, args=(folders,), name="source-digests", daemon=True).start()
+
+    def get(self) -> Digests:
+        """Waits until they are there. Raises what reading the files raised."""
+        return self._digests.result()
+
+    def _compute(self, folders: Mapping[str, Path]) -> None:
+        try:
+            self._digests.set_result(digests_of(folders))
+        except OSError as error:
+            self._digests.set_exception(error)
+
+
+def digests_of(folders: Mapping[str, Path]) -> Digests:
+    """Size and sha256 of every weight file of every part."""
+    return {part: {path.name: _digest(path) for path in weight_files(folder)} for part, folder in folders.items()}
+
+
+def check_unchanged(recorded: Digests, folders: Mapping[str, Path]) -> None:
+    """Compare the weight files of the parts with those a run loaded.
+
+    Raises:
+        CheckpointError: one is missing, new or has other bytes; names it.
+    """
+    for part, files in recorded.items():
+        folder = folders[part]
+        present = {path.name: path for path in weight_files(folder)}
+        for name in sorted(files.keys() | present.keys()):
+            path, wanted = folder / name, files.get(name)
+            if wanted is None:
+                problem = "was not there"
+            elif name not in present or not path.is_file():
+                problem = "is missing"
+            elif path.stat().st_size != wanted["size"] or _digest(path) != wanted:
+                problem = "has changed"
+            else:
+                continue
+            raise CheckpointError(
+                f"{path} {problem} since the run that froze model.{part} loaded it: an export would hold other weights "
+                "than those trained with. Put the old files back, or export where they still are"
+            )
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    with path.open("rb") as handle:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
+
+
+def _folder(path: str) -> Path:
+    config = cached_file(path, "config.json", _raise_exceptions_for_missing_entries=False)
+    return Path(path) if config is None else Path(config).parent

@@ -1,0 +1,77 @@
+"""Adapters of an export: added to their layers, or alone in PEFT's format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.errors import CheckpointError
+from pipeline.export.entry import Entry
+from pipeline.export.lora import Adapters, config_without_adapters
+
+CONFIG = {"model_type": "slt_visual", "lora_rank": 2, "lora_alpha": 8.0, "backbone_train": "lora"}
+
+
+def entries(prefix: str, dtype: torch.dtype = torch.float32) -> list[Entry]:
+    layer = f"{prefix}backbone.model.layer.0.dense"
+    given = {
+        f"{layer}.base_layer.weight": torch.randn(4, 3), f"{layer}.base_layer.bias": torch.ones(4),
+        f"{layer}.lora_A.default.weight": torch.randn(2, 3), f"{layer}.lora_B.default.weight": torch.randn(4, 2),
+        f"{prefix}norm.weight": torch.ones(3),
+    }  # fmt: skip
+    return [Entry(name, tuple(value.shape), dtype, lambda value=value: value) for name, value in given.items()]
+
+
+@pytest.mark.parametrize("prefix", ["", "visual."])
+def test_adapters_are_added_when_a_layer_is_written(prefix: str) -> None:
+    given = entries(prefix)
+    base, down, up = (given[at].read() for at in (0, 2, 3))
+    before = base.clone()
+    config = CONFIG if not prefix else {"model_type": "llava_slt", "visual_config": CONFIG, "lora_rank": 9}
+    merged = {entry.name: entry for entry in Adapters.of(given, config, None).merge(given)}
+    layer = f"{prefix}backbone.model.layer.0.dense"
+    assert list(merged) == [f"{layer}.weight", f"{layer}.bias", f"{prefix}norm.weight"]
+    assert torch.allclose(merged[f"{layer}.weight"].read(), base + 4.0 * up @ down)
+    assert torch.equal(base, before), "mapped files are not written to"
+    changed = config_without_adapters(config)
+    encoder = changed["visual_config"] if prefix else changed
+    assert encoder == {**CONFIG, "lora_rank": 0, "backbone_train": "frozen"} and CONFIG["lora_rank"] == 2
+
+
+def test_sums_start_from_the_weight_that_the_live_model_holds() -> None:
+    given = entries("", torch.bfloat16)
+    base, down, up = (given[at].read() for at in (0, 2, 3))
+    weight = Adapters.of(given, CONFIG, None).merge(given)[0]
+    assert weight.dtype == torch.bfloat16
+    assert torch.allclose(weight.read(), base.bfloat16().float() + 4.0 * up @ down)
+
+
+def test_a_model_without_adapters() -> None:
+    plain = [Entry("w", (1,), torch.float32, lambda: torch.zeros(1))]
+    adapters = Adapters.of(plain, {"model_type": "llama"}, "base")
+    assert adapters.file() == []
+    with pytest.raises(CheckpointError, match="the model has no LoRA adapters to merge; leave out --merge-lora"):
+        adapters.merge(plain)
+
+
+def test_adapters_alone_name_their_base(tmp_path: Path) -> None:
+    adapters = Adapters.of(entries(""), CONFIG, "facebook/dinov2-small")
+    (file,) = adapters.file()
+    assert file.name == "backbone_adapter/adapter_model.safetensors"
+    prefix = "base_model.model.layer.0.dense"
+    assert [entry.name for entry in file.entries] == [f"{prefix}.lora_A.weight", f"{prefix}.lora_B.weight"]
+    adapters.write_config(tmp_path)
+    config = json.loads((tmp_path / "backbone_adapter" / "adapter_config.json").read_text())
+    assert config == {
+        "peft_type": "LORA", "base_model_name_or_path": "facebook/dinov2-small", "r": 2, "lora_alpha": 8.0,
+        "target_modules": ["layer.0.dense"], "bias": "none", "inference_mode": True,
+    }  # fmt: skip
+
+
+def test_a_base_that_no_folder_holds_is_not_named(tmp_path: Path) -> None:
+    adapters = Adapters.of(entries(""), CONFIG, None)
+    adapters.write_config(tmp_path)
+    assert adapters.file() == [] and not list(tmp_path.iterdir())
