@@ -16,8 +16,10 @@ from pipeline.engine.checkpoint import (
     Checkpoint,
     complete_folders,
     damage,
+    is_foreign,
     load,
     open_checkpoint,
+    step_of,
     universal_folder,
 )
 from pipeline.engine.resume import restore_best
@@ -79,7 +81,7 @@ def _why_not(training: Training, left: int) -> str:
 
 def _last_good(run_dir: Path) -> Checkpoint | None:
     """The newest intact checkpoint that was not saved amid skipped steps: those weights may be the trouble."""
-    for folder in complete_folders(run_dir)[::-1]:
+    for folder in [path for path in complete_folders(run_dir)[::-1] if not is_foreign(path)]:
         problems = damage(folder)
         if problems:
             if dist.is_main():
@@ -95,7 +97,7 @@ def _discard_after(run_dir: Path, step: int) -> None:
     """Checkpoints of undone steps: a run that resumes would begin there. All ranks must call."""
     if dist.is_main():
         for folder in complete_folders(run_dir):
-            if open_checkpoint(folder).step > step:
+            if step_of(folder) > step and not is_foreign(folder):
                 (folder / COMPLETE).unlink()  # no longer a checkpoint, before its parts go
                 shutil.rmtree(folder)
                 shutil.rmtree(universal_folder(folder), ignore_errors=True)

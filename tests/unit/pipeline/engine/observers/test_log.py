@@ -12,6 +12,7 @@ from pipeline import dist
 from pipeline.engine.observers.base import FinishedStep, Wishes
 from pipeline.engine.observers.log import Log
 from pipeline.engine.state import TrainState
+from tests.source_tree import ROOT
 
 
 def training(every: int, peak_tflops: float | None, eval_every: int = 0) -> Any:
@@ -110,6 +111,8 @@ def test_the_slowest_rank_is_in_the_row_and_a_straggler_is_named(
         row = log.on_step(step(8.0), Wishes(), 0)
     assert (row["perf/slowest_rank"], row["perf/straggler_ratio"], row["data/slowest_wait"]) == (2, 3.0, 4.0)
     assert row["train/loss"] == 2.0
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert [name for name in row if f"`{name}`" not in page] == []
     (record,) = caplog.records
     assert record.getMessage() == "a-run step 3: rank 2 on b computes 3.00 times as long as the median rank"
     own[2] = 1.0
