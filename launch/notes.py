@@ -1,7 +1,7 @@
 """Reports from a rank to its launcher: one line each on the output that the launcher reads anyway.
 
 A run directory that is full or gone cannot take an exit note; these lines need no disk. A line is at most as long as
-an atomic write to a pipe, so that lines of several ranks do not mix.
+`srun` carries in one piece (an atomic write to a pipe may be longer), so that lines of several ranks do not mix.
 
 A rank imports this before it can honour a signal: nothing heavy here.
 """
@@ -25,7 +25,7 @@ BEFORE_FIRST_STEP = "before the first step, nothing to save"
 _MARK = "slt-rank-report: "
 _LINE = re.compile(_MARK + r"(\{.*\})\s*$")
 _STDERR = 2
-_MAX_BYTES = 4096  # PIPE_BUF of Linux
+_MAX_BYTES = 1024
 
 
 def tell(report: dict[str, Any]) -> bool:
