@@ -100,7 +100,7 @@ print(json.dumps([*map(os.environ.get, names), sys.argv[1:]]), "x" * 900, flush=
 
 
 def test_what_a_rank_is_told(slurm: Slurm, tmp_path: Path) -> None:
-    """Two ranks on each of two nodes, in a job that asked for one task per node; a line as long as a report arrives whole."""
+    """Two ranks on each of two nodes, in a job that asked for one task each; a line as long as a report is not cut."""
     (tmp_path / "say.py").write_text(SAY)
     hosts = tuple(Host(host.name, (0, 1)) for host in slurm.hosts)
     plan = LaunchPlan(
