@@ -35,7 +35,15 @@ _FEW = 3  # of two hosts, none can be told to be the slow one
 
 
 def health_level(wanted: str | None, plan: LaunchPlan) -> str:
-    """``--health``, by default ``quick`` for GPUs of several hosts. Raises RecipeError for another word."""
+    """``--health``, by default ``quick`` for GPUs of several hosts.
+
+    Raises:
+        RecipeError: another word, or a trial of hosts that this launcher does not reach.
+    """
+    if plan.node_rank is not None:
+        if wanted not in (None, "off"):
+            raise RecipeError(f"--health {wanted} needs one launcher that reaches all hosts; here each has its own")
+        return "off"
     if wanted is None:
         return "quick" if plan.needs_gpus and len(plan.hosts) > 1 else "off"
     if wanted not in LEVELS:
@@ -128,7 +136,8 @@ def _run_here(asked: HostCommand, seconds: float) -> list[str]:
     env = {**os.environ, **asked.env}
     try:
         done = subprocess.run(
-            asked.argv, env=env, cwd=asked.folder, timeout=seconds, check=False, capture_output=True, text=True
+            asked.argv, env=env, cwd=asked.folder, timeout=seconds, check=False, capture_output=True, text=True,
+            stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return []

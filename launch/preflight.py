@@ -153,8 +153,10 @@ def _silence(answers: Answers, errors: list[str], output: list[str]) -> str:
     open_checks = [check.name for check in CHECKS if check.name not in answers]
     if not open_checks:
         return ""
-    others = [line for line in output if not line.startswith(READY)]
-    said = "; ".join(errors + others) or "no answer"
+    others = [line for line in [*errors, *output] if line.strip() and not line.startswith(READY)]
+    if any(line.startswith("Traceback") for line in others):  # its last line says it
+        others = others[-1:]
+    said = "; ".join(others) or "no answer"
     return f"{said} (asked for {open_checks[0]}, which may wait for storage or a driver)" if answers else said
 
 

@@ -91,7 +91,8 @@ def describe(status: dict[str, Any]) -> list[str]:
     for host in status.get("hosts", []) if status["running"] else []:
         lines += [f"  {host['name']}: rank {rank['rank']} {_rank(rank)}" for rank in host["ranks"]]
     for restart in status.get("restarts", []):
-        lines.append(f"  attempt {restart['attempt']} ended at step {restart['step']}: {restart['cause']}")
+        at = f" at step {restart['step']}" if restart["step"] is not None else ""
+        lines.append(f"  attempt {restart['attempt']} ended{at}: {restart['cause']}")
     if status.get("metrics"):
         lines.append(_metrics(status["metrics"]))
     return lines

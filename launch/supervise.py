@@ -30,7 +30,7 @@ from launch.output import Output
 from launch.plan import LAUNCH_ID
 from launch.processes import Patience, group_members, is_dead, run_on_hosts, signal_group, signal_hosts
 from launch.ranks import find_processes, find_ranks, send
-from launch.stacks import drop_empty, save_stacks
+from launch.stacks import drop_empty, innermost, save_stacks
 from launch.status import Journal, rank_states
 from launch.stop import StopRequest
 from launch.verdict import KILLED, Evidence, Outcome, Report, read_reports, verdict
@@ -133,7 +133,17 @@ class _Supervisor:
         return len(reports) + max(self.watch.part[1] - len(self.output.reports), 0)
 
     def _evidence(self, launcher_code: int) -> Evidence:
-        return Evidence(launcher_code, tuple(self.received), self.output.begun, self.killed, tuple(self.output.lost))
+        return Evidence(
+            launcher_code,
+            signals=tuple(self.received),
+            begun=self.output.begun,
+            killed=self.killed,
+            lost_hosts=tuple(self.output.lost),
+            hang=self.hang,
+            first_dead=self.first_dead,
+            beats=self.output.pulses.last,
+            stacks=innermost(self.logs, self.hang.ranks[0]) if self.hang is not None else (),
+        )
 
     def _rank_states(self) -> dict[str, Any]:
         return rank_states(self.output.pulses, self.watch.hosts, time.monotonic())

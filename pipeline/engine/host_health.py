@@ -96,7 +96,7 @@ def products(device: torch.device, sizes: Sizes) -> dict[str, Any]:
             count += 4
         rates.append(2 * sizes.side**3 * count / (time.perf_counter() - start) / 1e12)
     sound = bool(torch.isfinite(last).all()) and torch.equal(first, last)
-    return {"tflops": round(max(rates), 4), "sums": _sums(last), "sound": sound}
+    return {"tflops": round(max(rates), 6), "sums": _sums(last), "sound": sound}
 
 
 def _matrices(side: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

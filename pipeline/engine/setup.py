@@ -93,13 +93,12 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def start_engine(
-    build: Callable[[], AnyStage], resolved: ResolvedRecipe, total_steps: int, load_universal: bool = False
+    build: Callable[[], AnyStage], resolved: ResolvedRecipe, total_steps: int
 ) -> tuple[AnyStage, TrainEngine]:
     """Build the stage (its model partitioned from the start under ZeRO-3) and initialise DeepSpeed.
 
     Args:
         build: called while transformers knows of ZeRO-3.
-        load_universal: the checkpoint to load comes from another world size and was converted.
 
     Raises:
         RecipeError: the engine's batch sizes, precision, ZeRO stage or clipping differ from the recipe's.
@@ -107,7 +106,7 @@ def start_engine(
     import deepspeed
     from transformers.integrations import HfDeepSpeedConfig
 
-    config = resolved.ds_config | ({"checkpoint": {"load_universal": True}} if load_universal else {})
+    config = resolved.ds_config
     zero_stage = int(config["zero_optimization"]["stage"])
     keep_alive = HfDeepSpeedConfig(config) if zero_stage == 3 else None
     stage = build()

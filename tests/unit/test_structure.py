@@ -36,7 +36,6 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("launch.checkpoints_cli", ("pipeline", "shards", "launch")),
     ("launch", ("pipeline.config", "pipeline.errors")),
     ("pipeline.errors", ("shards.errors",)),
-    # a set of token ids names its tokenizer by the data layer's fingerprint
     ("pipeline.config", ("pipeline.errors", "ds_configs", "shards.text")),
     ("pipeline.dist", ("pipeline.errors",)),
     ("pipeline.losses", ("pipeline.dist", "pipeline.errors")),

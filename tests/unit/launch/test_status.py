@@ -80,7 +80,8 @@ def test_the_newest_whole_row(tmp_path: Path) -> None:
 
 
 def test_a_status_that_cannot_be_written_or_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    journal = Journal(tmp_path, "x")
+    (tmp_path / "run").write_text("a file")
+    journal = Journal(tmp_path / "run", "x")
     journal.write()
     journal.write()
     assert caplog.text.count("status.json could not be written") == 1

@@ -69,9 +69,7 @@ def test_the_newest_good_checkpoint_counts_and_later_ones_go(
     loaded: list[Any] = []
     monkeypatch.setattr(rollback, "damage", lambda folder: ["flipped"] if folder == folders[6] else [])
     monkeypatch.setattr(rollback, "open_checkpoint", by_folder.__getitem__)
-    monkeypatch.setattr(
-        rollback, "load", lambda engine, target, universal: loaded.append(target.step) or states[target.step]
-    )
+    monkeypatch.setattr(rollback, "load", lambda engine, target: loaded.append(target.step) or states[target.step])
     run = training(
         tmp_path, data={"consumed": 72}, skipped_steps=3, skipped_total=5, tokens_seen=7, rollbacks=1,
         best={"step": 8}, running_means={"loss": [9.0, 9.0]},
