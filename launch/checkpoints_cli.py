@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -53,10 +54,21 @@ def ckpt_verify(path: Annotated[Path, typer.Argument(help="checkpoint folder, or
         raise DamagedCheckpointError(f"{path} is damaged:\n  " + "\n  ".join(problems))
 
 
-@app.command("reshard", epilog="Example: slt ckpt reshard runs/demo/connector/checkpoints/step-000100")
-def ckpt_reshard(path: Annotated[Path, typer.Argument(help="checkpoint folder, or run folder for its latest")]) -> None:
-    """Convert a checkpoint for another world size ahead of time (a resuming run does so itself)."""
+@app.command("reshard", epilog="Example: slt ckpt reshard runs/demo/connector/checkpoints/step-000100 --out universal")
+def ckpt_reshard(
+    path: Annotated[Path, typer.Argument(help="checkpoint folder, or run folder for its latest")],
+    out: Annotated[Path | None, typer.Option(help="new folder; default: hidden, beside the checkpoint")] = None,
+) -> None:
+    """Copy a checkpoint into DeepSpeed's universal format, for other programs on DeepSpeed.
+
+    `slt launch run` and `slt train` need no copy: they resume from the
+    checkpoint at any world size and ZeRO stage.
+    """
     from pipeline.engine.reshard import to_universal
     from pipeline.export.hf import find_checkpoint
 
-    typer.echo(str(to_universal(find_checkpoint(path, "latest"))))
+    def show(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r{done / total:4.0%} of {total:,} numbers" + ("\n" if done == total else ""))
+
+    typer.echo(str(to_universal(find_checkpoint(path, "latest"), out, show)))

@@ -25,9 +25,11 @@ from safetensors.torch import load_file
 from pipeline import dist
 from pipeline.config.resolve import ResolvedRecipe
 from pipeline.engine.durable import sha256_of
+from pipeline.engine.elastic import layout_of, load_elastically, renew_adam
 from pipeline.engine.saving.publish import COMPLETE
 from pipeline.engine.setup import TrainEngine, quiet_deepspeed
 from pipeline.engine.state import TrainState, restore_rng
+from pipeline.engine.zero_shards import ZeroShards
 from pipeline.errors import CheckpointError, DamagedCheckpointError, ForeignCheckpointError
 from pipeline.stages.freezing import frozen_names
 
@@ -235,40 +237,32 @@ def _part_problem(file: Path, part: dict[str, Any]) -> str:
         return f"{file} cannot be read: {error.strerror}"
 
 
-def load(engine: TrainEngine, checkpoint: Checkpoint, universal: Path | None) -> TrainState:
-    """Load weights, optimizer and RNG from a checkpoint that was verified when chosen. All ranks must call.
+def load(engine: TrainEngine, checkpoint: Checkpoint) -> TrainState:
+    """Weights, optimizer and RNG from a checkpoint that was verified when chosen, whatever world size and ZeRO stage
+    saved it. All ranks must call.
 
-    Args:
-        universal: converted copy to load from when the world size changed (`pipeline.engine.reshard`).
+    At another world size the ranks keep the random numbers they have.
 
     Raises:
-        CheckpointError: DeepSpeed finds nothing to load.
+        CheckpointError: the shards do not hold what the engine trains, or DeepSpeed finds nothing to load.
     """
-    frozen = bool(frozen_names(engine.module))
-    source, tag = (checkpoint.path, TAG) if universal is None else (universal, universal_tag(checkpoint))
-    with quiet_deepspeed():
-        path, _ = engine.engine.load_checkpoint(str(source), tag=tag, load_module_strict=not frozen)
-    if path is None:
-        raise CheckpointError(f"DeepSpeed found nothing to load in {source}/{tag}")
-    _renew_adam(engine.engine.optimizer)
-    rng = checkpoint.path / f"rng-rank-{dist.rank()}.pt"
-    if universal is None:
-        restore_rng(torch.load(rng, weights_only=True))
+    folder, deepspeed = checkpoint.path / TAG, engine.engine
+    own_files = deepspeed.zero_nvme_offload_optimizer() and checkpoint.world_size == dist.world_size()
+    shards = None if own_files else ZeroShards.open(folder)
+    if shards is None or shards.layout == layout_of(deepspeed):
+        frozen = bool(frozen_names(engine.module))
+        with quiet_deepspeed():
+            path, _ = deepspeed.load_checkpoint(str(checkpoint.path), tag=TAG, load_module_strict=not frozen)
+        if path is None:
+            raise CheckpointError(f"DeepSpeed found nothing to load in {folder}")
+    else:
+        load_elastically(deepspeed, shards)
+    renew_adam(deepspeed.optimizer)
+    if checkpoint.world_size == dist.world_size():
+        restore_rng(torch.load(checkpoint.path / f"rng-rank-{dist.rank()}.pt", weights_only=True))
+    elif dist.is_main():
+        logger.info("%s: its %d ranks' random numbers end here", checkpoint.path, checkpoint.world_size)
     return checkpoint.state()
-
-
-def _renew_adam(wrapper: Any) -> None:
-    """Each state's own count of steps, where its weights are; the fused kernel, whatever the run that saved used.
-
-    DeepSpeed 0.19.8 loads one `step` tensor from a universal checkpoint into every parameter group under ZeRO-3, and
-    torch's AdamW counts in place: with two groups it would advance by two per step.
-    """
-    optimizer = getattr(wrapper, "optimizer", wrapper)
-    for parameter, state in optimizer.state.items():
-        if isinstance(state.get("step"), torch.Tensor):
-            state["step"] = state["step"].clone().to(parameter.device)
-    for group in optimizer.param_groups:
-        group["fused"] = True
 
 
 def universal_tag(checkpoint: Checkpoint) -> str:

@@ -11,8 +11,8 @@ from pipeline import dist
 from pipeline.config.resolve import ResolvedRecipe
 from pipeline.config.schema import Recipe
 from pipeline.engine import checkpoint as checkpoints
+from pipeline.engine.loaded import check_loaded
 from pipeline.engine.phases import Phases
-from pipeline.engine.reshard import to_universal
 from pipeline.engine.resume import find_resume, restore_best
 from pipeline.engine.setup import start_engine
 from pipeline.engine.signals import StopFlag
@@ -45,7 +45,6 @@ def prepare(
     recipe, run_dir = resolved.recipe, Path(resolved.recipe.run_dir)
     seed_everything(recipe.seed, ranks.rank)
     resume = find_resume(run_dir, resolved)
-    universal = _universal(resume, ranks)
     if recipe.data.workers:
         preload_workers(kind.__module__)  # while the model is built
     plans = kind.plans(recipe)
@@ -53,28 +52,18 @@ def prepare(
     zero_stage = int(resolved.ds_config["zero_optimization"]["stage"])
     sequence = dist.sequence_group(recipe.train.sequence_parallel)
     context = StageContext(recipe, ranks.rank, ranks.world_size, device, zero_stage, sequence)
-    stage, engine = start_engine(
-        lambda: kind.build(context, plans), resolved, total_steps, load_universal=universal is not None
-    )
+    stage, engine = start_engine(lambda: kind.build(context, plans), resolved, total_steps)
+    check_loaded(stage.module, recipe.model)
     # from here every process draws differently, but alike in every run of this recipe
     seed_everything(recipe.seed + 1, ranks.rank)
     state = TrainState()
     if resume is not None:
-        state = checkpoints.load(engine, resume, universal)
+        state = checkpoints.load(engine, resume)
         restore_best(run_dir, state)
         logger.info("resumed %s at step %d", resume.path, state.step)
     loader = _loader(context, stage, plans.train, state)
     phases.step, phases.total_steps = state.step, total_steps
     return Training(resolved, ranks, stage, engine, loader, state, total_steps, stop, phases)
-
-
-def _universal(resume: checkpoints.Checkpoint | None, ranks: dist.Ranks) -> Path | None:
-    """The checkpoint converted for this world size, if it was saved at another."""
-    if resume is None or resume.world_size == ranks.world_size:
-        return None
-    folder = to_universal(resume) if ranks.is_main else None
-    dist.barrier()
-    return Path(dist.broadcast_object(str(folder)))
 
 
 def steps_of(recipe: Recipe, plan: Plan) -> int:

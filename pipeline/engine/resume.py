@@ -8,7 +8,6 @@ from typing import Any
 
 from pipeline import dist
 from pipeline.config.resolve import ResolvedRecipe
-from pipeline.config.schema import AUTO
 from pipeline.engine.checkpoint import (
     Checkpoint,
     checkpoint_folder,
@@ -35,9 +34,6 @@ FREE_FIELDS = (
     "train.health",
     "train.wandb_project", "train.sample_ledger", "train.tensorboard", "train.peak_tflops",
 )  # fmt: skip
-
-_SAVED_ALIKE = {1: 2}
-"""ZeRO stages whose checkpoints open under the other."""
 
 
 def find_resume(run_dir: Path, resolved: ResolvedRecipe) -> Checkpoint | None:
@@ -75,23 +71,8 @@ def find_resume(run_dir: Path, resolved: ResolvedRecipe) -> Checkpoint | None:
             f"{newest.path} belongs to another experiment; these fields differ:\n  " + "\n  ".join(changes)
             + "\n  fix: restore them, or choose another run_dir for a new run"
         )  # fmt: skip
-    _check_zero_stage(newest, resolved)
     set_damaged_aside(run_dir, newest)
     return newest
-
-
-def _check_zero_stage(newest: Checkpoint, resolved: ResolvedRecipe) -> None:
-    """DeepSpeed 0.19.8 opens no state that ZeRO has sharded in another way, and converts none."""
-    before = newest.resolved()
-    saved, now = (int(run.ds_config["zero_optimization"]["stage"]) for run in (before, resolved))
-    if _SAVED_ALIKE.get(saved, saved) == _SAVED_ALIKE.get(now, now):
-        return
-    base = f"zero{saved}" if before.recipe.deepspeed.base == AUTO else before.recipe.deepspeed.base
-    chosen = f" ({resolved.zero_choice})" if resolved.zero_choice else ""
-    raise CheckpointError(
-        f"{newest.path} was saved under ZeRO stage {saved}, which stage {now} of this run cannot open{chosen}\n"
-        f"  fix: continue with the stage that saved, deepspeed.base={base} and the overrides of then"
-    )
 
 
 def restore_best(run_dir: Path, state: TrainState) -> None:

@@ -51,7 +51,7 @@ def roll_back(training: Training, reason: str) -> None:
         )
     undone = state.step - target.step
     with training.phases.during("checkpoint"):
-        restored = load(training.engine, target, None)
+        restored = load(training.engine, target)
     for field in dataclasses.fields(state):
         if field.name not in _GO_ON:
             setattr(state, field.name, getattr(restored, field.name))

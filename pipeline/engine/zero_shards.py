@@ -102,6 +102,15 @@ class ZeroShards:
         """DeepSpeed's own counts: `global_steps`, `global_samples`, `skipped_steps`."""
         return {key: int(self._model[key]) for key in ("global_steps", "global_samples", "skipped_steps")}
 
+    @property
+    def deepspeed_version(self) -> str:
+        return str(self._model["ds_version"])
+
+    def hyperparameters(self) -> list[dict[str, Any]]:
+        """Learning rate, weight decay and the like of each parameter group."""
+        groups = adam_state(self._state(0))["param_groups"]
+        return [{key: value for key, value in group.items() if key != "params"} for group in groups]
+
     def tensor(self, name: str, kind: Kind = "weight") -> torch.Tensor:
         """A whole trained parameter, or one of its moments, in fp32; a tied name gives the tensor it is tied to.
 

@@ -31,6 +31,13 @@ METRICS = {"continued_pretraining": "eval/loss", "contrastive": "eval/video_to_t
 TO_ROUNDING = 3e-4
 """fp32 sums in another order: what another world size or micro-batch may change."""
 
+STAGE_0 = "{zero_optimization: {stage: 0}}"
+OTHERWISE: dict[str, dict[str, object]] = {
+    "continued_pretraining": {"deepspeed__base": "zero1"}, "contrastive": {"deepspeed__overrides": STAGE_0},
+    "connector": {},
+}  # fmt: skip
+"""How the run that goes on at another world size shards; the others use ZeRO-3."""
+
 Runs = Callable[[str], Path]
 
 
@@ -74,7 +81,7 @@ class Alone:
     big: Path
     """The whole global batch as one micro-batch."""
     resumed: Path
-    """The killed run of two ranks, continued."""
+    """The killed run of two ranks, continued under another ZeRO stage (see `OTHERWISE`)."""
 
 
 @pytest.fixture(scope="session")
@@ -89,7 +96,7 @@ def alone(world: World, killed: Runs, tmp_path_factory: pytest.TempPathFactory) 
         big = {"train__micro_batch": 8, "train__peak_tflops": 1.0}
         jobs = [
             start_ranks(stage, world.sets(stage, made.big, 1, **SETTINGS, **big), 1),
-            start_ranks(stage, world.sets(stage, made.resumed, 1, **SETTINGS), 1),
+            start_ranks(stage, world.sets(stage, made.resumed, 1, **SETTINGS, **OTHERWISE[stage]), 1),
         ]
         for codes, output in [finish(job) for job in jobs]:
             assert codes == [0], output[-6000:]
@@ -145,7 +152,7 @@ def test_one_big_batch_is_the_oracle(stage: str, whole: Runs, alone: Callable[[s
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_resume_at_another_world_size(stage: str, whole: Runs, alone: Callable[[str], Alone]) -> None:
+def test_resume_at_another_world_size_and_zero_stage(stage: str, whole: Runs, alone: Callable[[str], Alone]) -> None:
     """Two ranks, killed, continued on one: the same samples in the same order, losses equal to rounding."""
     run_dir = alone(stage).resumed
     assert rows(run_dir) == pytest.approx(rows(whole(stage)), rel=TO_ROUNDING)
@@ -232,7 +239,7 @@ def test_full_disk_during_a_save_leaves_the_earlier_checkpoint(
     """The write of a later checkpoint fails half way: a clear error, nothing half-written that counts, and the run
     continues from the earlier checkpoint once there is room."""
     run_dir, stage = tmp_path / "run", "continued_pretraining"
-    shutil.copytree(alone(stage).resumed, run_dir)  # its checkpoint of step 3 is converted for one rank
+    shutil.copytree(alone(stage).resumed, run_dir)
     sets = world.sets(stage, run_dir, 1, **SETTINGS)
     shutil.rmtree(run_dir / "checkpoints" / "step-000006")
     limit = 40_000  # bytes a file may have: enough for logs, not for weights; the kernel's answer is like a full disk's

@@ -202,3 +202,28 @@ def test_inspecting_a_checkpoint_of_another_format_shows_its_manifest(tmp_path: 
     result = runner.invoke(app, ["ckpt", "inspect", str(folder)])
     assert result.exit_code == 0 and '"format_version": 7' in result.output
     assert "is of another format version: shown, not verified" in result.output
+
+
+def test_export_shows_its_progress_and_passes_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.export import hf
+
+    asked: list[tuple[object, ...]] = []
+
+    def export(*arguments: Any) -> dict[str, float]:
+        *options, show = arguments
+        asked.append(tuple(options))
+        show(3, 3, "MB, 2/2 tensors", 0)
+        return {"logits": 1.5e-6}
+
+    monkeypatch.setattr(hf, "export", export)
+    arguments = ["export", str(tmp_path), "--no-verify", "--max-shard-gib", "0.5", "--merge-lora"]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert asked == [(tmp_path, tmp_path / "export", "best", False, 2**29, True)]
+    assert result.stdout.splitlines() == [
+        "logits: largest difference to the live model 1.5e-06",
+        str(tmp_path / "export"),
+    ]
+    assert "export export: 3/3" in result.stderr and "MB, 2/2 tensors" in result.stderr
+    runner.invoke(app, ["export", str(tmp_path), "--out", str(tmp_path / "x")])
+    assert asked[1] == (tmp_path, tmp_path / "x", "best", True, 2**32, False), "adapters are kept unless asked for"

@@ -16,6 +16,7 @@ from pipeline.config.load import load_recipe
 from pipeline.config.resolve import resolve
 from pipeline.engine import checkpoint as checkpoints
 from pipeline.engine.durable import write_durably
+from pipeline.engine.elastic import renew_adam
 from pipeline.engine.saving import retention
 from pipeline.engine.state import TrainState, restore_rng, rng_state, seed_everything
 from pipeline.errors import CheckpointError, DamagedCheckpointError, ForeignCheckpointError
@@ -269,9 +270,9 @@ def test_loaded_step_counts_are_counted_once_each_and_by_the_fused_kernel() -> N
     for parameter in parameters:
         optimizer.state[parameter] = {"step": shared, "exp_avg": torch.zeros(3), "exp_avg_sq": torch.zeros(3)}
         parameter.grad = torch.ones(3)
-    checkpoints._renew_adam(SimpleNamespace(optimizer=optimizer))
+    renew_adam(SimpleNamespace(optimizer=optimizer))
     optimizer.step()
     assert [optimizer.state[parameter]["step"].item() for parameter in parameters] == [5.0, 5.0]
     assert all(group["fused"] for group in optimizer.param_groups)
     assert torch.equal(*parameters)
-    checkpoints._renew_adam(optimizer)  # without ZeRO there is nothing around it
+    renew_adam(optimizer)  # without ZeRO there is nothing around it

@@ -26,8 +26,10 @@ def test_epochs_that_are_less_than_a_batch() -> None:
 
 
 def test_a_checkpoint_in_which_deepspeed_finds_nothing(tmp_path: Path) -> None:
-    deepspeed = SimpleNamespace(load_checkpoint=lambda *args, **options: (None, {}))
+    deepspeed = SimpleNamespace(
+        load_checkpoint=lambda *args, **options: (None, {}), zero_nvme_offload_optimizer=lambda: True
+    )
     engine: Any = SimpleNamespace(engine=deepspeed, module=torch.nn.Linear(1, 1))
-    checkpoint: Any = SimpleNamespace(path=tmp_path)
+    checkpoint: Any = SimpleNamespace(path=tmp_path, world_size=1)
     with pytest.raises(CheckpointError, match=f"DeepSpeed found nothing to load in {tmp_path}/{TAG}"):
-        load(engine, checkpoint, None)
+        load(engine, checkpoint)

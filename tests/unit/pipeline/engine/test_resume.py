@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,6 @@ import pytest
 
 from pipeline.config.load import load_recipe
 from pipeline.config.resolve import ResolvedRecipe, resolve
-from pipeline.config.schema import Recipe
-from pipeline.engine import checkpoint as checkpoints
 from pipeline.engine import resume
 from pipeline.engine.checkpoint import best_name, complete_folders
 from pipeline.engine.saving.retention import mark_best, prune
@@ -55,26 +52,11 @@ def test_a_run_that_lacked_memory_continues_in_smaller_pieces(tmp_path: Path) ->
     assert resume.find_resume(tmp_path, resolved(tmp_path, *sets)) is not None
 
 
-def test_state_that_zero_sharded_in_another_way_is_refused(tmp_path: Path) -> None:
-    """Stages 1 and 2 shard alike; stage 3 otherwise, and DeepSpeed would fail on an assertion."""
-    folder = saved(tmp_path, "deepspeed.base=zero2", "deepspeed.overrides={}")
-    other = [f"deepspeed.base=zero{stage}" for stage in (1, 3)]
-    assert resume.find_resume(tmp_path, resolved(tmp_path, other[0], "deepspeed.overrides={}")) is not None
-    with pytest.raises(CheckpointError) as error:
-        resume.find_resume(tmp_path, replace(resolved(tmp_path, other[1], "deepspeed.overrides={}"), zero_choice="why"))
-    assert str(error.value) == (
-        f"{folder} was saved under ZeRO stage 2, which stage 3 of this run cannot open (why)\n"
-        "  fix: continue with the stage that saved, deepspeed.base=zero2 and the overrides of then"
-    )
-    automatic = replace(before := checkpoints.open_checkpoint(folder).resolved(), recipe=_with_base(before, "auto"))
-    (folder / "recipe.resolved.yaml").write_text(automatic.to_yaml())
-    with pytest.raises(CheckpointError, match=r"deepspeed\.base=zero2 and"):
-        resume.find_resume(tmp_path, resolved(tmp_path, other[1], "deepspeed.overrides={}"))
-
-
-def _with_base(resolved: ResolvedRecipe, base: str) -> Recipe:
-    section = resolved.recipe.deepspeed.model_copy(update={"base": base, "gpu_memory_gib": 80.0})
-    return resolved.recipe.model_copy(update={"deepspeed": section})
+def test_zero_may_shard_in_another_way(tmp_path: Path) -> None:
+    saved(tmp_path, "deepspeed.base=zero2", "deepspeed.overrides={}")
+    for stage in (1, 3):
+        sets = (f"deepspeed.base=zero{stage}", "deepspeed.overrides={}")
+        assert resume.find_resume(tmp_path, resolved(tmp_path, *sets)) is not None
 
 
 def test_never_refuses_to_write_over_a_run(tmp_path: Path) -> None:

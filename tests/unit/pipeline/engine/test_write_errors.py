@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from pipeline.config.load import load_recipe
 from pipeline.config.resolve import resolve
 from pipeline.engine import checkpoint as checkpoints
-from pipeline.engine import reshard, zero
+from pipeline.engine import zero
 from pipeline.engine.durable import failed_writes_as_os_error
 from pipeline.engine.saving import publish as publishing
 from pipeline.engine.saving.retention import prune
@@ -22,7 +21,6 @@ from pipeline.engine.saving.save import Saver
 from pipeline.engine.state import TrainState
 from pipeline.errors import CheckpointError
 from tests.unit.pipeline.disk import full_disk
-from tests.unit.pipeline.engine.test_checkpoint import make
 
 
 class Engine:
@@ -236,14 +234,6 @@ def test_a_folder_without_zero_shards(tmp_path: Path, content: object) -> None:
     assert error.value.__cause__ is not None
 
 
-def test_resharding_what_is_no_zero_checkpoint(tmp_path: Path) -> None:
-    checkpoint = checkpoints.open_checkpoint(make(tmp_path, 1))
-    (checkpoint.path / "deepspeed").mkdir()
-    with pytest.raises(CheckpointError, match=r"(?s)converting .*step-000001 to another world size failed:\n  .+Error"):
-        reshard.to_universal(checkpoint)
-    assert not (checkpoint.path.parent / ".universal-step-000001" / "COMPLETE").exists()
-
-
 def test_an_error_with_a_name_keeps_it_and_one_without_gets_it() -> None:
     with (
         pytest.raises(OSError, match=r"No space left on device: '/disk/weights'"),
@@ -252,28 +242,3 @@ def test_an_error_with_a_name_keeps_it_and_one_without_gets_it() -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "/disk/weights")
     with pytest.raises(OSError, match="while writing weights: No space left"), failed_writes_as_os_error("weights"):
         raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def test_resharding_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commands: list[list[str]] = []
-
-    def convert(command: list[str], **options: object) -> SimpleNamespace:
-        commands.append(command)
-        part = Path(command[command.index("--output_folder") + 1]) / "zero" / "weight.pt"
-        part.parent.mkdir(parents=True)
-        part.write_bytes(b"weight")
-        return SimpleNamespace(returncode=0, stdout="", stderr="")
-
-    monkeypatch.setattr(subprocess, "run", convert)
-    checkpoint = checkpoints.open_checkpoint(make(tmp_path, 1))
-    half_done = checkpoint.path.parent / ".universal-step-000001" / "leftover"
-    half_done.mkdir(parents=True)
-    folder = reshard.to_universal(checkpoint)
-    assert not half_done.exists(), "an unfinished conversion starts over"
-    assert reshard.to_universal(checkpoint) == folder and len(commands) == 1
-    next(folder.rglob("weight.pt")).write_bytes(b"weighT")
-    assert reshard.to_universal(checkpoint) == folder and len(commands) == 2, "a damaged copy is made again"
-    assert next(folder.rglob("weight.pt")).read_bytes() == b"weight"
-    target = commands[0][commands[0].index("--output_folder") + 1]
-    assert target == str(folder / checkpoints.universal_tag(checkpoint))
-    assert commands[0][commands[0].index("--input_folder") + 1] == str(checkpoint.path / "deepspeed")

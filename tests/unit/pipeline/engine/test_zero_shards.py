@@ -23,14 +23,15 @@ def write(folder: Path, stored: int = 4) -> Path:
 
     folder.mkdir()
     model = {
-        "module": {"weight": torch.zeros(0)}, "buffer_names": [], "shared_params": {},
+        "module": {"weight": torch.zeros(0)}, "buffer_names": [], "shared_params": {}, "ds_version": "0.19.8",
+        "global_steps": 4, "global_samples": 8, "skipped_steps": 0,
         "param_shapes": [{"weight": torch.Size([3, 3])}],
     }  # fmt: skip
     torch.save(model, folder / "zero_pp_rank_0_mp_rank_00_model_states.pt")
     for rank, numel in enumerate((5, stored)):
         state = {
             "zero_stage": ZeroStageEnum.weights, "partition_count": 2, "fp32_flat_groups": [torch.ones(numel)],
-            "optimizer_state_dict": {"state": {0: adam(numel)}},
+            "optimizer_state_dict": {"state": {0: adam(numel)}, "param_groups": [{"lr": 0.1, "params": [0]}]},
         }  # fmt: skip
         torch.save({"optimizer_state_dict": state}, folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
     return folder
