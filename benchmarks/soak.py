@@ -39,7 +39,7 @@ from tests.jobs import World, rows
 STAGE = "continued_pretraining"
 STEPS_PER_FAULT = 12
 SAVE_EVERY = 4
-LAUNCH_OPTIONS: list[str] = []
+LAUNCH_OPTIONS = ["--restart-delay", "0", "--hang-seconds", "8", "--max-restarts", "5"]
 FAULTS = ("kill", "stop", "kill while saving", "SIGTERM", "damage")
 
 

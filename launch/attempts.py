@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import logging
-import os
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -13,24 +12,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launch.backends import Command, get_backend
 from launch.hang import Limits
-from launch.hostfile import Host
+from launch.joined import follow, lead
 from launch.lock import hold
-from launch.options import LaunchOptions, build_plan
 from launch.plan import LaunchPlan
 from launch.preflight import UnfitHostsError, check_hosts
+from launch.prepare import Prepared, command_of, prepare
 from launch.processes import Patience, end_orphans, signal_hosts
+from launch.ready import ready
 from launch.recovery import Attempt, RestartPolicy, next_attempt
 from launch.report import report, summary
+from launch.run_options import RunOptions
 from launch.signals import StopBeforeStart, StoppedBeforeStart
 from launch.status import Journal
 from launch.stop import forget_request
-from launch.supervise import Watch, supervise
+from launch.supervise import Watch, log_name, supervise
 from launch.verdict import Outcome
 from pipeline.config.recipe_file import write_resolved
-from pipeline.config.resolve import ResolvedRecipe
-from pipeline.errors import EXIT_CLUSTER, ClusterError, RecipeError
+from pipeline.errors import EXIT_CLUSTER, ClusterError
 
 log = logging.getLogger(__name__)
 
@@ -49,15 +48,6 @@ class Care:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """Everything of one attempt."""
-
-    plan: LaunchPlan
-    resolved: ResolvedRecipe
-    command: Command
-
-
-@dataclass(frozen=True, slots=True)
 class Finished:
     """How a launch ended."""
 
@@ -67,51 +57,8 @@ class Finished:
     run_dir: Path
 
 
-class TooFewHostsError(ClusterError):
-    """Not enough hosts are left, or their number does not divide the batch."""
-
-
-def prepare(
-    options: LaunchOptions, without: Collection[str] = (), min_hosts: int = 1, inputs: bool = False
-) -> Prepared:
-    """Plan for the hosts of the options, without some of them: for as many of the rest as the recipe can run on.
-
-    Raises:
-        RecipeError: as `build_plan`.
-        TooFewHostsError: fewer than ``min_hosts`` are left, or no number of them fits the recipe.
-    """
-    plan, resolved = build_plan(options, os.environ, inputs=inputs)
-    if without:
-        left = [host for host in plan.hosts if host.name not in without]
-        plan, resolved = _largest(options, left, max(min_hosts, 1))
-    return Prepared(plan, resolved, command_of(options, plan))
-
-
-def command_of(options: LaunchOptions, plan: LaunchPlan) -> Command:
-    """The command of a plan, by the backend of the options."""
-    return get_backend(options.backend or ("deepspeed" if options.hostfile else "local")).command(plan)
-
-
-def _largest(options: LaunchOptions, left: list[Host], min_hosts: int) -> tuple[LaunchPlan, ResolvedRecipe]:
-    names = ", ".join(host.name for host in left) or "none"
-    if len(left) < min_hosts:
-        raise TooFewHostsError(f"{len(left)} hosts are left ({names}), fewer than --min-hosts {min_hosts}")
-    problem = ""
-    for count in range(len(left), min_hosts - 1, -1):
-        try:
-            return build_plan(_only(options, left[:count]), os.environ)
-        except RecipeError as error:
-            problem = problem or str(error)
-    raise TooFewHostsError(f"no {min_hosts} to {len(left)} of the hosts that are left ({names}) can go on: {problem}")
-
-
-def _only(options: LaunchOptions, hosts: list[Host]) -> LaunchOptions:
-    chosen = "@".join(f"{host.name}:{','.join(map(str, host.devices))}" for host in hosts)
-    return dataclasses.replace(options, include=chosen, exclude="")
-
-
 def run(
-    options: LaunchOptions, care: Care, early: StopBeforeStart, say: Callable[[str], None], started: Prepared
+    options: RunOptions, care: Care, early: StopBeforeStart, say: Callable[[str], None], started: Prepared
 ) -> Finished:
     """Run a launch that is prepared, attempt after attempt, while its run directory is locked.
 
@@ -126,9 +73,19 @@ def run(
         SltError: the first attempt cannot start, or a request to stop arrived between two.
     """
     plan = started.plan
-    with hold(plan.run_dir, plan.launch_id, lambda launch_id: end_orphans(launch_id, started.command, care.patience)):
+    if plan.node_rank is not None:  # one launcher alone cannot restart the ranks of all
+        care = dataclasses.replace(care, policy=RestartPolicy(max_restarts=0))
+    if not plan.leads:
+        follow(started.resolved, plan.run_dir)
+        journal = Journal(plan.run_dir, plan.launch_id)
+        return _Attempts(options, care, early, say, journal).run(ready(started, options))
+    command = started.command
+    with hold(plan.run_dir, plan.launch_id, lambda launch_id: end_orphans(launch_id, command, care.patience)):
         forget_request(plan.run_dir)
-        check_hosts(started.command, plan, started.resolved.recipe)
+        if plan.node_rank is not None:
+            lead(started.resolved, plan.run_dir)
+        started = ready(started, options)
+        plan = started.plan
         journal = Journal(plan.run_dir, plan.launch_id)
         with journal.keeping(), _last_words(journal):
             return _Attempts(options, care, early, say, journal).run(started)
@@ -146,7 +103,7 @@ def _last_words(journal: Journal) -> Iterator[None]:
 
 class _Attempts:
     def __init__(
-        self, options: LaunchOptions, care: Care, early: StopBeforeStart, say: Callable[[str], None], journal: Journal
+        self, options: RunOptions, care: Care, early: StopBeforeStart, say: Callable[[str], None], journal: Journal
     ) -> None:
         self.options, self.care, self.early, self.say, self.journal = options, care, early, say, journal
         self.history: list[Attempt] = []
@@ -173,10 +130,12 @@ class _Attempts:
         number, plan = len(self.history) + 1, prepared.plan
         plan = dataclasses.replace(plan, env={**plan.env, ATTEMPT: str(number)})
         command = command_of(self.options, plan)
-        write_resolved(prepared.resolved, plan.run_dir)
-        self._note(f"attempt {number} of launch {plan.launch_id}: {plan.world_size} ranks on {_names(plan)}")
+        if plan.node_rank is None:  # else it is there already
+            write_resolved(prepared.resolved, plan.run_dir)
+        self._note(plan, f"attempt {number} of launch {plan.launch_id}: {plan.world_size} ranks on {_names(plan)}")
         self.journal.set(attempt=number, state="starting")
-        watch = Watch(self.journal, {rank.rank: rank.host for rank in plan.ranks}, self.care.limits)
+        part = None if plan.node_rank is None else (plan.node_rank, plan.own_hosts[0].slots)
+        watch = Watch(self.journal, {rank.rank: rank.host for rank in plan.ranks}, self.care.limits, part)
         before = newest_checkpoint(plan.run_dir)
         outcome = supervise(command, plan.run_dir, (plan.launch_id, plan.world_size), self.care.patience, watch)
         self.early.over = True
@@ -229,11 +188,11 @@ class _Attempts:
             self._remember(code=EXIT_CLUSTER, cause=str(error), saved_before=saved, saved=saved)
             return None
 
-    def _note(self, line: str) -> None:
-        """A line in launch.log, between the output of the attempts."""
+    def _note(self, plan: LaunchPlan, line: str) -> None:
+        """A line in the launch's log, between the output of the attempts."""
         now = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         log.debug(line)
-        path = self.journal.run_dir / "logs" / "launch.log"
+        path = self.journal.run_dir / "logs" / log_name(plan.node_rank)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a", encoding="utf-8") as file:
@@ -253,14 +212,4 @@ def _names(plan: LaunchPlan) -> str:
     return ", ".join(f"{host.name} x {host.slots}" for host in plan.hosts)
 
 
-__all__ = [
-    "ATTEMPT",
-    "Care",
-    "Finished",
-    "Prepared",
-    "TooFewHostsError",
-    "command_of",
-    "newest_checkpoint",
-    "prepare",
-    "run",
-]
+__all__ = ["ATTEMPT", "Care", "Finished", "newest_checkpoint", "run"]

@@ -16,33 +16,39 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from launch.attempts import Care, command_of, prepare, run
+from launch.attempts import Care, run
 from launch.backends import Command
 from launch.carry import HostCommand
 from launch.hang import Limits
-from launch.memory import detected_gib, print_memory
+from launch.manifest import manifest_command
+from launch.memory import planned_memory, print_memory
 from launch.options import LaunchOptions, build_plan, with_options
 from launch.plan import LaunchPlan
+from launch.prepare import command_of, prepare
 from launch.processes import Patience
 from launch.recovery import RestartPolicy
+from launch.requeue import requeue
+from launch.run_options import RunOptions
 from launch.signals import StopBeforeStart, StoppedBeforeStart
+from launch.slurm import read_allocation
 from launch.status_cli import status_command, stop_command
+from launch.submit import submit_command
 from pipeline.config.cli import run_app
-from pipeline.config.planner import Answer, NotPlanned, ask, too_large
+from pipeline.config.planner import Answer, too_large
 from pipeline.config.resolve import ResolvedRecipe
-from pipeline.errors import RecipeError
+from pipeline.errors import EXIT_PREEMPTED, RecipeError
 from shards.terminal import table_console
 
 app = typer.Typer(no_args_is_help=True, help="Start a run on this machine or on many.")
+app.command(name="submit", epilog="Example: slt launch submit RECIPE --nodes 2 --gpus-per-node 8 --time 24:00:00")(
+    submit_command
+)
 app.command(name="status", epilog="Example: slt launch status runs/demo/connector")(status_command)
 app.command(name="stop", epilog="Example: slt launch stop runs/demo/connector")(stop_command)
+app.command(
+    name="manifest", epilog="Example: slt launch manifest RECIPE --kind kubernetes --nodes 2 --gpus-per-node 8"
+)(manifest_command)
 log = logging.getLogger(__name__)
-
-_POLICY = RestartPolicy()
-_MAX_RESTARTS = "Restarts in a row, after a fault of hosts or ranks, without a newer checkpoint; 0: none."
-_MIN_HOSTS = "A restart goes on with the hosts that remain, but not with fewer than these."
-_RESTART_DELAY = "Seconds before a restart; doubled after each one without a newer checkpoint."
-_HANG_SECONDS = "A step or a wait for data that lasts longer is a hang (default: by the steps so far; 0: never)."
 
 
 @app.command(name="plan", epilog="Example: slt launch plan demo_connector --num-procs 2")
@@ -53,7 +59,7 @@ def plan_command(
     """Print the exact command, its environment and the rank table; start nothing."""
     plan, resolved = build_plan(options, os.environ)
     command = command_of(options, plan)
-    memory = _memory(plan, resolved)
+    memory = planned_memory(plan, resolved)
     if as_json:
         answer = dataclasses.asdict(memory) if isinstance(memory, Answer) else {"not_planned": memory}
         shown = {**_as_dict(plan, resolved, command), **({"memory": answer} if memory else {})}
@@ -87,34 +93,12 @@ def plan_command(
         console.print(f"# memory is not planned: {memory}")
 
 
-def _memory(plan: LaunchPlan, resolved: ResolvedRecipe) -> Answer | str:
-    """The planner's answer, or why there is none; empty for a recipe that runs on CPUs and names no memory."""
-    recipe = resolved.recipe
-    if recipe.deepspeed.gpu_memory_gib is None:
-        if not plan.needs_gpus and plan.accelerator == "cpu":
-            return ""
-        found = detected_gib() if plan.hostfile is None else None
-        section = recipe.deepspeed.model_copy(update={"gpu_memory_gib": found})
-        recipe = recipe.model_copy(update={"deepspeed": section})
-    try:
-        return ask(recipe, plan.world_size)
-    except NotPlanned as problem:
-        return str(problem)
-
-
 @app.command(name="run", epilog="Example: slt launch run demo_connector --num-procs 2 --set train.steps=20")
-@with_options(LaunchOptions)
-def run_command(
-    options: LaunchOptions,
-    grace_seconds: Annotated[float, typer.Option(min=0, help="Time for ranks to save after a signal.")] = 300.0,
-    hang_seconds: Annotated[float | None, typer.Option(min=0, help=_HANG_SECONDS)] = None,
-    max_restarts: Annotated[int, typer.Option(min=0, help=_MAX_RESTARTS)] = _POLICY.max_restarts,
-    min_hosts: Annotated[int, typer.Option(min=1, help=_MIN_HOSTS)] = _POLICY.min_hosts,
-    restart_delay: Annotated[float, typer.Option(min=0, help=_RESTART_DELAY)] = _POLICY.delay_seconds,
-) -> None:
+@with_options(RunOptions)
+def run_command(options: RunOptions) -> None:
     """Check recipe and hosts for this many ranks, start them, and return the worst rank's exit code."""
-    policy = RestartPolicy(max_restarts, min_hosts, restart_delay)
-    care = Care(Patience(grace_seconds), Limits(hang_seconds), policy)
+    policy = RestartPolicy(options.max_restarts, options.min_hosts, options.restart_delay)
+    care = Care(Patience(options.grace_seconds), Limits(options.hang_seconds), policy)
     console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
     try:
         with StopBeforeStart() as early:
@@ -124,7 +108,7 @@ def run_command(
         raise typer.Exit(stopped.exit_code) from stopped
 
 
-def _run(options: LaunchOptions, care: Care, console: Console, early: StopBeforeStart) -> int:
+def _run(options: RunOptions, care: Care, console: Console, early: StopBeforeStart) -> int:
     started = prepare(options, inputs=True)
     plan, name = started.plan, started.resolved.recipe.name
     hosts = ", ".join(f"{host.name} x {host.slots}" for host in plan.hosts)
@@ -132,6 +116,8 @@ def _run(options: LaunchOptions, care: Care, console: Console, early: StopBefore
     finished = run(options, care, early, console.print, started)
     for line in finished.lines:
         console.print(line)
+    if finished.code == EXIT_PREEMPTED and options.backend == "slurm":
+        requeue(read_allocation(os.environ), plan.run_dir, options.max_requeues, console.print)
     return finished.code
 
 

@@ -67,9 +67,10 @@ class Limits:
 
     def silence(self, beat: Beat) -> float:
         """Seconds that a rank may be silent."""
-        if beat.phase not in ("step", "data"):
-            return _SILENT_LONG_SECONDS
-        return min(_SILENT_SECONDS, self.hang_seconds or _SILENT_SECONDS)
+        given = self.hang_seconds or _SILENT_LONG_SECONDS
+        if beat.phase in ("step", "data"):
+            return min(_SILENT_SECONDS, given)
+        return min(_SILENT_LONG_SECONDS, max(_SILENT_SECONDS, given))
 
 
 def find_hang(pulses: Pulses, ended: Collection[int], limits: Limits, now: float) -> Hang | None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 from typing import Any
 
 from rich.table import Table
 
-from pipeline.config.planner import Answer
+from launch.plan import LaunchPlan
+from pipeline.config.planner import Answer, NotPlanned, ask, too_large
+from pipeline.config.resolve import ResolvedRecipe
+from pipeline.errors import RecipeError
 from shards.terminal import table_console
+
+log = logging.getLogger(__name__)
 
 _GIB = 1024**3
 _SECONDS = 30.0
@@ -25,6 +31,38 @@ def detected_gib() -> float | None:
         return None
     sizes = [int(line) for line in result.stdout.split() if line.isdecimal()] if result.returncode == 0 else []
     return min(sizes) / 1024 if sizes else None
+
+
+def planned_memory(plan: LaunchPlan, resolved: ResolvedRecipe) -> Answer | str:
+    """The planner's answer, or why there is none; empty for a recipe that runs on CPUs and names no memory."""
+    recipe = resolved.recipe
+    if recipe.deepspeed.gpu_memory_gib is None:
+        if not plan.needs_gpus and plan.accelerator == "cpu":
+            return ""
+        found = detected_gib() if plan.hostfile is None else None
+        section = recipe.deepspeed.model_copy(update={"gpu_memory_gib": found})
+        recipe = recipe.model_copy(update={"deepspeed": section})
+    try:
+        return ask(recipe, plan.world_size)
+    except NotPlanned as problem:
+        return str(problem)
+
+
+def check_memory(plan: LaunchPlan, resolved: ResolvedRecipe) -> None:
+    """Refuse a launch whose ranks do not fit into their GPUs, if anybody can tell: the recipe or this machine knows
+    the GPU's memory, and torch is here. Settings that the memory chose have been planned before.
+
+    Raises:
+        RecipeError: the largest items, and the nearest recipes that fit.
+    """
+    known = resolved.recipe.deepspeed.gpu_memory_gib is not None or (plan.needs_gpus and plan.hostfile is None)
+    if resolved.zero_choice or not known:
+        return
+    answer = planned_memory(plan, resolved)
+    if isinstance(answer, Answer) and answer.fits is False:
+        raise RecipeError(too_large(answer, plan.world_size))
+    if isinstance(answer, str) and answer:
+        log.warning("memory is not planned: %s", answer)
 
 
 def print_memory(answer: Answer, world_size: int) -> None:
@@ -45,4 +83,4 @@ def _when(line: dict[str, Any], lines: list[dict[str, Any]]) -> str:
     return "always" if len(line["phases"]) == everywhere else ", ".join(line["phases"])
 
 
-__all__ = ["detected_gib", "print_memory"]
+__all__ = ["check_memory", "detected_gib", "planned_memory", "print_memory"]

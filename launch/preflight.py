@@ -53,11 +53,11 @@ def check_hosts(command: Command, plan: LaunchPlan, recipe: Recipe) -> None:
     """
     launch = Launch(plan, recipe)
     if command.remote is None:
-        if len(plan.hosts) > 1:
+        if len(plan.own_hosts) > 1:
             raise RecipeError(
                 f"this backend starts ranks on this machine only, got {len(plan.hosts)} hosts; use deepspeed"
             )
-        (host,) = plan.hosts
+        (host,) = plan.own_hosts
         reasons = _judged(launch, {host.name: {c.name: looked(c, c.question(launch)) for c in CHECKS}})
         if reasons:
             fix = f"; correct {plan.hostfile}" if plan.hostfile is not None else ""
@@ -68,7 +68,7 @@ def check_hosts(command: Command, plan: LaunchPlan, recipe: Recipe) -> None:
         output, errors = ask(command, _questions(launch), TIMEOUT_SECONDS)
         answers, reasons = {}, dict[str, list[str]]()
         for host in plan.hosts:
-            said, complained = (_lines_of(command, host.name, text) for text in (output, errors))
+            said, complained = (command.lines_of(host.name, text) for text in (output, errors))
             answers[host.name] = _answers(said)
             if text := _silence(answers[host.name], complained, said):
                 reasons[host.name] = [text]
@@ -153,8 +153,10 @@ def _silence(answers: Answers, errors: list[str], output: list[str]) -> str:
     open_checks = [check.name for check in CHECKS if check.name not in answers]
     if not open_checks:
         return ""
-    others = [line for line in output if not line.startswith(READY)]
-    said = "; ".join(errors + others) or "no answer"
+    others = [line for line in [*errors, *output] if line.strip() and not line.startswith(READY)]
+    if any(line.startswith("Traceback") for line in others):  # its last line says it
+        others = others[-1:]
+    said = "; ".join(others) or "no answer"
     return f"{said} (asked for {open_checks[0]}, which may wait for storage or a driver)" if answers else said
 
 
@@ -179,10 +181,6 @@ def ask(command: Command, shell: str, seconds: float) -> tuple[str, str]:
 
 def _text(captured: bytes | str | None) -> str:
     return captured.decode(errors="replace") if isinstance(captured, bytes) else captured or ""
-
-
-def _lines_of(command: Command, host: str, text: str) -> list[str]:
-    return [line for name, line in map(command.host_of, text.splitlines()) if name == host]
 
 
 @contextmanager

@@ -25,7 +25,7 @@ class RestartPolicy:
     min_hosts: int = 1
     """With fewer it does not go on."""
     delay_seconds: float = 10.0
-    """Before a restart; doubled after every attempt without a newer checkpoint."""
+    """Before a restart; doubled after every restart without a newer checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +84,11 @@ def next_attempt(policy: RestartPolicy, attempts: Sequence[Attempt], all_hosts: 
         return ""
     if not policy.max_restarts:
         return ""
-    fruitless = next((n for n, attempt in enumerate(reversed(attempts)) if attempt.progressed), len(attempts))
-    if fruitless > policy.max_restarts:
-        return (
-            f"not restarted again: {policy.max_restarts} restarts in a row (--max-restarts) brought no newer checkpoint"
-        )
-    delay = min(policy.delay_seconds * 2 ** max(fruitless - 1, 0), LONGEST_DELAY_SECONDS)
+    restarts = [attempt for attempt in attempts if attempt.number > 1]
+    fruitless = next((n for n, attempt in enumerate(reversed(restarts)) if attempt.progressed), len(restarts))
+    if fruitless >= policy.max_restarts:
+        return f"not restarted again: {fruitless} restarts in a row (--max-restarts) brought no newer checkpoint"
+    delay = min(policy.delay_seconds * 2**fruitless, LONGEST_DELAY_SECONDS)
     enough = all_hosts - len(last.lost_hosts) >= max(policy.min_hosts, 1)
     return Restart(delay, frozenset(last.lost_hosts) if enough else frozenset())
 

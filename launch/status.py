@@ -77,6 +77,7 @@ class Journal:
         status = {**self.values, **self._ranks(), "metrics": last_row(self.run_dir), "written": time.time()}
         with self._lock:
             try:
+                (self.run_dir / "logs").mkdir(exist_ok=True)
                 write_atomic(self.run_dir / "logs" / "status.json", json.dumps(status))
                 self._failed_before = False
             except OSError as error:

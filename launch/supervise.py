@@ -30,7 +30,7 @@ from launch.output import Output
 from launch.plan import LAUNCH_ID
 from launch.processes import Patience, group_members, is_dead, run_on_hosts, signal_group, signal_hosts
 from launch.ranks import find_processes, find_ranks, send
-from launch.stacks import drop_empty, save_stacks
+from launch.stacks import drop_empty, innermost, save_stacks
 from launch.status import Journal, rank_states
 from launch.stop import StopRequest
 from launch.verdict import KILLED, Evidence, Outcome, Report, read_reports, verdict
@@ -55,6 +55,8 @@ class Watch:
     """Rank -> host, as the plan names it."""
     limits: Limits = field(default_factory=Limits)
     """How long a rank may be silent, or stay where it is."""
+    part: tuple[int, int] | None = None
+    """Where every host has a launcher: this host's number, and how many ranks it starts."""
 
 
 def supervise(
@@ -79,6 +81,11 @@ def supervise(
     watch = watch or Watch()
     log.info("a hang is: %s", ", ".join(f"{what} {text}" for what, text in resolved(watch.limits).items()))
     return _Supervisor(command, run_dir, ranks, patience or Patience(), watch).run()
+
+
+def log_name(node_rank: int | None) -> str:
+    """The log of a launcher: of several, each has its own, as two machines must not append to one file."""
+    return f"launch-node-{node_rank}.log" if node_rank else "launch.log"
 
 
 class _Supervisor:
@@ -116,10 +123,27 @@ class _Supervisor:
                     self._clear(process)
                     tee.join(timeout=10)
                     drop_empty(self.logs)
-            return verdict(self._reports(), self.world_size, self._evidence(process.returncode))
+            reports = self._reports()
+            return verdict(reports, self._expected(reports), self._evidence(process.returncode))
+
+    def _expected(self, reports: Mapping[int, Report]) -> int:
+        """How many ranks must have reported; of those that others started, only some may have left a note yet."""
+        if self.watch.part is None:
+            return self.world_size
+        return len(reports) + max(self.watch.part[1] - len(self.output.reports), 0)
 
     def _evidence(self, launcher_code: int) -> Evidence:
-        return Evidence(launcher_code, tuple(self.received), self.output.begun, self.killed, tuple(self.output.lost))
+        return Evidence(
+            launcher_code,
+            signals=tuple(self.received),
+            begun=self.output.begun,
+            killed=self.killed,
+            lost_hosts=tuple(self.output.lost),
+            hang=self.hang,
+            first_dead=self.first_dead,
+            beats=self.output.pulses.last,
+            stacks=innermost(self.logs, self.hang.ranks[0]) if self.hang is not None else (),
+        )
 
     def _rank_states(self) -> dict[str, Any]:
         return rank_states(self.output.pulses, self.watch.hosts, time.monotonic())
@@ -132,9 +156,10 @@ class _Supervisor:
         """
         try:
             self.logs.mkdir(parents=True, exist_ok=True)
-            for stale in self.logs.glob("exit-rank-*.json"):
-                stale.unlink()
-            return (self.logs / "launch.log").open("ab", buffering=0)
+            if self.watch.part is None:  # else they may be of ranks that other launchers have started already
+                for stale in self.logs.glob("exit-rank-*.json"):
+                    stale.unlink()
+            return (self.logs / log_name(self.watch.part and self.watch.part[0])).open("ab", buffering=0)
         except OSError as error:
             raise StorageError(
                 f"run directory: {error.filename or self.logs} could not be written: {error.strerror}; nothing was "
@@ -142,7 +167,7 @@ class _Supervisor:
             ) from error
 
     def _reports(self, quiet: bool = False) -> dict[int, Report]:
-        return read_reports(self.logs, quiet) | self.output.reports
+        return self.output.reports | read_reports(self.logs, quiet)  # a line is short, a file holds the whole error
 
     def _start(self) -> subprocess.Popen[bytes]:
         env = {key: value for key, value in os.environ.items() if key not in _RANK_VARIABLES}
@@ -315,4 +340,4 @@ class _Supervisor:
                 signal.signal(number, handler)
 
 
-__all__ = ["KILLED", "Outcome", "Patience", "Watch", "supervise"]
+__all__ = ["KILLED", "Outcome", "Patience", "Watch", "log_name", "supervise"]

@@ -31,7 +31,8 @@ class Inputs(HostCheck):
         data = launch.recipe.data
         sets = [source.shards.removeprefix("file://") for source in (*data.train, *data.eval)]
         models = [part.path for part in parts_of(launch.recipe)]
-        return [path for path in dict.fromkeys([*sets, *models]) if not is_remote(path) and Path(path).is_dir()]
+        local = [Path(path) for path in dict.fromkeys([*sets, *models]) if not is_remote(path)]
+        return [str(path.absolute()) for path in local if path.is_dir()]  # hosts look from another folder
 
     def look(self, question: Any) -> dict[str, str]:
         """Folder -> fingerprint, or why it has none."""

@@ -26,8 +26,10 @@ class Resources(HostCheck):
 
     def question(self, launch: Launch) -> dict[str, str]:
         """What each folder is -> its path."""
-        cache = launch.recipe.data.cache_dir
-        return {"run_dir": str(launch.plan.run_dir.absolute()), **({"data.cache_dir": cache} if cache else {})}
+        folders = {"run_dir": launch.plan.run_dir}
+        if launch.recipe.data.cache_dir is not None:
+            folders["data.cache_dir"] = Path(launch.recipe.data.cache_dir)
+        return {name: str(path.absolute()) for name, path in folders.items()}  # hosts look from another folder
 
     def look(self, question: Any) -> dict[str, Any]:
         folders = {name: _folder(Path(path)) for name, path in question.items()}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -17,10 +15,7 @@ from tests.jobs import World
 from tests.multinode.hosts import PORT, SimulatedHost, until
 
 STAGE = "continued_pretraining"
-STEPS = 6
 PAIR = ("host-a", "host-b")
-SAVE = {"train__checkpoint__every_steps": 2, "train__checkpoint__keep": 5}
-SIGTERM_BIT = 1 << (signal.SIGTERM - 1)
 BIN = Path(sys.executable).parent
 # the hosts disagree on what their own names resolve to, so gloo must be told which interface they share
 ENV = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0", "HF_HUB_OFFLINE": "1"}
@@ -33,7 +28,7 @@ class Cluster:
     hosts: tuple[SimulatedHost, ...]
     world: World
     folder: Path
-    settings: Mapping[str, object] = field(default_factory=lambda: {"train__steps": STEPS})
+    settings: Mapping[str, object]
     """Of every launch, with ``__`` for dots."""
 
     @property
@@ -94,20 +89,6 @@ class Cluster:
         assert not ended() and len(ranks) == len(wanted), self.said(log)
         return ranks
 
-    def in_training(self, process: subprocess.Popen[bytes], step: int = 2) -> psutil.Process:
-        """Rank 1 on the second host, when the checkpoint of this step has just been written."""
-        found: list[psutil.Process] = []
-
-        def started() -> bool:
-            found.extend(filter(None, [self.b.rank(1)]))
-            return bool(found) or process.poll() is not None
-
-        until(started, 120, "rank 1 on host-b starts")
-        mark = self.a.sees(self.run_dir) / "checkpoints" / f"step-{step:06d}" / "COMPLETE"
-        until(lambda: mark.is_file() or process.poll() is not None, 120, f"checkpoint {step}", every=0.01)
-        assert process.poll() is None, self.output()
-        return found[0]
-
     def finish(self, process: subprocess.Popen[bytes], seconds: float = 240) -> tuple[int, str]:
         """Exit code and output of a launch of which nothing may be left on any host."""
         try:
@@ -127,9 +108,3 @@ class Cluster:
     def left(self, away: str = "") -> list[str]:
         """What runs on the hosts, but for one that cannot be reached."""
         return [f"{host.name}: {process}" for host in self.hosts if host.name != away for process in host.processes()]
-
-
-def pending_signals(process: psutil.Process) -> int:
-    """Bit n - 1 for every signal n that was sent to a process but not delivered yet."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    return int(re.findall(r"^ShdPnd:\s*([0-9a-f]+)$", status, flags=re.MULTILINE)[0], 16)

@@ -18,10 +18,10 @@ from tests.multinode.drills import Drill, Live, Truth
 from tests.multinode.hosts import until
 
 SETTINGS: dict[str, object] = {
-    "train__steps": 12, "train__global_batch": 12, "train__checkpoint__every_steps": 2,
+    "train__steps": 100, "train__global_batch": 12, "train__checkpoint__every_steps": 10,
     "train__checkpoint__keep": 20, "train__sample_ledger": "true", "train__world_sizes": "[1, 2, 3]",
 }  # fmt: skip
-"""A global batch that one, two and three ranks divide."""
+"""A global batch that one, two and three ranks divide; long enough for a heartbeat of a rank in training."""
 
 
 def data_settings(world: World) -> dict[str, object]:
@@ -143,7 +143,7 @@ class _Run:
         log = f"launch-{number}"
         process = self.cluster.start(names, self.drill.options, self.drill.env, log)
         code = _wait(process, 240, lambda: self.cluster.said(log))
-        assert code == 0, self.cluster.said(log)
+        assert code == 0 and "launch finished (exit code 0)" in self.cluster.said(log), self.cluster.said(log)
         self.said.append(self.cluster.said(log))
         self._wait_until_gone()
 

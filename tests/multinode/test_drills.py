@@ -5,36 +5,17 @@ The table is `tests/multinode/drills.py`; `make drills` runs all of it and write
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import ledger
-from tests.jobs import World, rows, run_job
-from tests.multinode.cluster import STAGE, Cluster
-from tests.multinode.drill_runner import SETTINGS, data_settings, run
+from tests.jobs import rows
+from tests.multinode.cluster import Cluster
+from tests.multinode.drill_runner import run
 from tests.multinode.drills import DRILLS, Drill
-from tests.multinode.hosts import SimulatedHost
 
 pytestmark = pytest.mark.multinode
-
-Hosts = tuple[SimulatedHost, SimulatedHost, SimulatedHost]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(cluster_hosts: Hosts, corpus: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folder of the same run on two ranks of one host, left alone."""
-    run_dir = tmp_path_factory.mktemp("undisturbed")
-    run_job(STAGE, corpus.sets(STAGE, run_dir, 2, **SETTINGS, **data_settings(corpus)), 2)
-    return run_dir
-
-
-@pytest.fixture
-def cluster(cluster_hosts: Hosts, corpus: World, tmp_path: Path) -> Iterator[Cluster]:
-    yield Cluster(cluster_hosts, corpus, tmp_path, {**SETTINGS, **data_settings(corpus)})
-    for host in cluster_hosts:
-        host.switch_on()
 
 
 @pytest.mark.parametrize("drill", [drill for drill in DRILLS if drill.in_ci], ids=lambda drill: drill.name)

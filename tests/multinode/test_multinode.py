@@ -4,87 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.config.load import load_recipe
 from pipeline.config.source import parse_value
-from pipeline.errors import EXIT_CLUSTER, EXIT_PREEMPTED
-from tests.jobs import World, rows, run_job
-from tests.multinode.cluster import BIN, ENV, PAIR, SAVE, SIGTERM_BIT, STAGE, STEPS, Cluster, pending_signals
-from tests.multinode.hosts import ABSENT, PORT, SimulatedHost, until
+from pipeline.errors import EXIT_CLUSTER
+from tests.jobs import rows
+from tests.multinode.cluster import BIN, ENV, PAIR, STAGE, Cluster
+from tests.multinode.hosts import ABSENT, PORT
 from tests.source_tree import ROOT
 
 pytestmark = pytest.mark.multinode
 
 
-@pytest.fixture
-def cluster(hosts: tuple[SimulatedHost, SimulatedHost], corpus: World, tmp_path: Path) -> Iterator[Cluster]:
-    yield Cluster(hosts, corpus, tmp_path)
-    for host in hosts:
-        host.clear()
-
-
-@pytest.fixture(scope="session")
-def local(hosts: object, corpus: World, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
-    """Losses per step of two ranks on one host."""
-    run_dir = tmp_path_factory.mktemp("local")
-    run_job(STAGE, corpus.sets(STAGE, run_dir, 2, train__steps=STEPS), 2)
-    return rows(run_dir)
-
-
-def test_deepspeed_as_a_user_would(cluster: Cluster, local: dict[int, float]) -> None:
+def test_deepspeed_as_a_user_would(cluster: Cluster, undisturbed: Path) -> None:
     (cluster.folder / "env").write_text("".join(f"{name}={value}\n" for name, value in ENV.items()))
     argv = [str(BIN / "deepspeed"), "--hostfile", cluster.hostfile(*PAIR), "--ssh_port", str(PORT)]
     argv += ["launch/train.py", f"demo_{STAGE}", *cluster.sets()]
     process = cluster.a.start(argv, cluster.folder / "log", ENV | {"DS_ENV_FILE": str(cluster.folder / "env")})
     code, output = cluster.finish(process)
     assert code == 0, output
-    assert rows(cluster.run_dir) == local
-
-
-def test_slt_launch_stopped_and_continued(cluster: Cluster, local: dict[int, float]) -> None:
-    """SIGTERM at the launcher reaches the ranks on both hosts, which save; the same command goes on from there."""
-    process = cluster.slt(**SAVE)
-    rank = cluster.in_training(process)
-    rank.suspend()  # so that training cannot end before the signal arrives
-    cluster.launcher().terminate()
-    until(lambda: SIGTERM_BIT & pending_signals(rank), 60, "SIGTERM reaches rank 1 on host-b")
-    rank.resume()
-    code, output = cluster.finish(process)
-    assert code == EXIT_PREEMPTED, output
-    assert 2 <= max(rows(cluster.run_dir)) < STEPS, "the signal came too late"
-    code, output = cluster.finish(cluster.slt(**SAVE))
-    assert code == 0 and "launch finished (exit code 0)" in output, output
-    assert rows(cluster.run_dir) == local
+    assert rows(cluster.run_dir) == rows(undisturbed)
     assert (cluster.run_dir / "logs" / "rank-1.log").is_file()
-
-
-def test_a_rank_killed_on_the_other_host(cluster: Cluster, local: dict[int, float]) -> None:
-    """The launch ends by itself; the same command resumes and ends with the losses of an undisturbed run."""
-    process = cluster.slt(**SAVE)
-    cluster.in_training(process).kill()
-    code, output = cluster.finish(process, seconds=60)
-    assert code == 128 + signal.SIGKILL and "rank 1 on host-b: no report; it was killed" in output, output
-    assert max(rows(cluster.run_dir)) < STEPS, "the kill came too late"
-    code, output = cluster.finish(cluster.slt(**SAVE))
-    assert code == 0 and "at step" in output, output
-    assert rows(cluster.run_dir) == local
-
-
-def test_a_host_that_drops_off_the_network(cluster: Cluster) -> None:
-    """Nobody closes its connections, so only ssh's keepalive notices; the other host's rank must not wait for it."""
-    process = cluster.slt(env={"PDSH_SSH_ARGS_APPEND": "-o ServerAliveInterval=1 -o ServerAliveCountMax=3"}, **SAVE)
-    cluster.in_training(process)
-    with cluster.b.unplugged():
-        code = process.wait(timeout=60)
-        left = cluster.a.processes()
-    assert code == EXIT_CLUSTER and "host-b: connection lost" in cluster.output(), cluster.output()
-    assert not left
 
 
 NASTY = {

@@ -34,9 +34,9 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("launch.train", ("pipeline", "shards", "launch")),
     ("launch.slt", ("pipeline", "shards", "launch")),
     ("launch.checkpoints_cli", ("pipeline", "shards", "launch")),
-    ("launch", ("pipeline.config", "pipeline.errors")),
+    # what a run says of its time is read without torch
+    ("launch", ("pipeline.config", "pipeline.errors", "pipeline.engine.goodput")),
     ("pipeline.errors", ("shards.errors",)),
-    # a set of token ids names its tokenizer by the data layer's fingerprint
     ("pipeline.config", ("pipeline.errors", "ds_configs", "shards.text")),
     ("pipeline.dist", ("pipeline.errors",)),
     ("pipeline.losses", ("pipeline.dist", "pipeline.errors")),

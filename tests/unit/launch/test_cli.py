@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from launch import attempts, options
+from launch import attempts, options, ready
 from launch.backends import Command
 from launch.cli import app
 from launch.hostfile import Host
@@ -90,7 +90,7 @@ def test_run_asks_the_hosts_before_it_starts(tmp_path: Path, monkeypatch: pytest
     def refuse(command: Command, plan: LaunchPlan, recipe: Recipe) -> None:
         raise ClusterError(f"{[host.name for host in plan.hosts]}")
 
-    monkeypatch.setattr(attempts, "check_hosts", refuse)
+    monkeypatch.setattr(ready, "check_hosts", refuse)
     monkeypatch.setattr(attempts, "supervise", lambda *_: pytest.fail("started"))
     (tmp_path / "hosts").write_text("a slots=1\nb slots=1\n")
     result = runner.invoke(app, ["run", "demo_connector", "--hostfile", str(tmp_path / "hosts")])
@@ -157,7 +157,7 @@ def test_a_signal_before_anything_was_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int, verb: str
 ) -> None:
     before = signal.getsignal(number)
-    monkeypatch.setattr(attempts, "check_hosts", lambda *_: signal.raise_signal(number))
+    monkeypatch.setattr(ready, "check_hosts", lambda *_: signal.raise_signal(number))
     monkeypatch.setattr(attempts, "supervise", lambda *_: pytest.fail("started"))
     result = runner.invoke(app, ["run", "demo_connector", "--num-procs", "2", "--run-dir", str(tmp_path)])
     expected = f"launch {verb} by {number.name} before the first step, nothing to save (exit code {code})"

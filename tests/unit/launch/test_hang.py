@@ -78,6 +78,8 @@ def test_a_rank_that_loads_or_saves_may_be_silent_for_longer() -> None:
     for phase in ("start", "checkpoint"):
         assert find_hang(pulses((phase, 5, 1.0)), (), AUTO, 1290.0) is None
         assert find_hang(pulses((phase, 5, 1.0)), (), AUTO, 1310.0) is not None
+        assert find_hang(pulses((phase, 5, 1.0)), (), Limits(5.0), 1059.0) is None
+        assert find_hang(pulses((phase, 5, 1.0)), (), Limits(5.0), 1061.0) is not None
 
 
 def test_words() -> None:

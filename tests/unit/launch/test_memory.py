@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from launch import cli, memory
-from launch.memory import detected_gib, print_memory
+from launch.memory import check_memory, detected_gib, planned_memory, print_memory
 from pipeline.config.gpu_memory import gpu_gib
 from pipeline.config.planner import Answer, NotPlanned
 from pipeline.errors import RecipeError
@@ -61,7 +62,7 @@ def _plan(monkeypatch: pytest.MonkeyPatch, answer: Any, *options: str) -> tuple[
             raise NotPlanned(answer)
         return answer
 
-    monkeypatch.setattr(cli, "ask", ask)
+    monkeypatch.setattr(memory, "ask", ask)
     result = CliRunner().invoke(cli.app, ["plan", "demo_connector", "--num-procs", "2", *options])
     return result.exit_code, result.output + str(result.exception or ""), asked
 
@@ -88,15 +89,38 @@ def test_a_plan_shows_memory_and_its_verdict(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_a_gpu_of_unknown_size_gets_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = Answer("zero1", "zero1: 3.0 GiB", {**PLAN, "gpu_gib": None}, None)
-    monkeypatch.setattr(memory, "detected_gib", lambda: None)
-    monkeypatch.setattr(cli, "detected_gib", lambda: 79.5)
+    monkeypatch.setattr(memory, "detected_gib", lambda: 79.5)
     plan = type("Plan", (), {"needs_gpus": True, "accelerator": "gpu", "hostfile": None, "world_size": 2})
     asked = []
-    monkeypatch.setattr(cli, "ask", lambda recipe, size: asked.append(recipe.deepspeed.gpu_memory_gib) or answer)
+    monkeypatch.setattr(memory, "ask", lambda recipe, size: asked.append(recipe.deepspeed.gpu_memory_gib) or answer)
     from pipeline.config.load import load_recipe
     from pipeline.config.resolve import resolve
 
     resolved = resolve(load_recipe("demo_connector"), 2)
-    assert cli._memory(plan, resolved) == answer and asked == [79.5]
+    assert planned_memory(plan, resolved) == answer and asked == [79.5]
     plan.hostfile = Path("hosts")
-    assert cli._memory(plan, resolved) == answer and asked == [79.5, None]
+    assert planned_memory(plan, resolved) == answer and asked == [79.5, None]
+
+
+def test_a_launch_that_cannot_fit(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    from pipeline.config.load import load_recipe
+    from pipeline.config.resolve import resolve
+
+    monkeypatch.setattr(memory, "detected_gib", lambda: 2.0)
+    plan: Any = type("Plan", (), {"needs_gpus": True, "accelerator": "gpu", "hostfile": None, "world_size": 2})
+    refused: Any = Answer("cpu", "cpu would need 3.0 GiB of 2 GiB", PLAN, False, ("train.micro_batch=1",))
+    monkeypatch.setattr(memory, "ask", lambda recipe, size: refused)
+    resolved = resolve(load_recipe("demo_connector"), 2)
+    with pytest.raises(RecipeError, match="a rank of 2 does not fit into its GPU: cpu would need"):
+        check_memory(plan, resolved)
+    check_memory(plan, replace(resolved, zero_choice="chosen by the memory"))
+    plan.hostfile = Path("hosts")
+    check_memory(plan, resolved)
+    plan.hostfile = None
+
+    def no_torch(recipe: Any, size: int) -> Any:
+        raise NotPlanned("no torch")
+
+    monkeypatch.setattr(memory, "ask", no_torch)
+    check_memory(plan, resolved)
+    assert "memory is not planned: no torch" in caplog.text

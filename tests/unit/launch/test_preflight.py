@@ -179,6 +179,9 @@ def test_a_check_that_does_not_answer_is_named(tmp_path: Path) -> None:
     text = r"1 of 2 hosts(.|\n)*  b: no answer \(asked for inputs, which may wait for storage or a driver\)"
     with pytest.raises(UnfitHostsError, match=text):
         check_hosts(by(script), plan(tmp_path), RECIPE)
+    broken = 'sh -c "$0" | sed "s/^/a: /"; echo "b: Traceback (most recent call last):" >&2; echo "b:   x" >&2'
+    with pytest.raises(UnfitHostsError, match=r"hosts.*\n  b: NameError: y\n"):
+        check_hosts(by(f'{broken}; echo "b: NameError: y" >&2'), plan(tmp_path), RECIPE)
     torn = f'sh -c "$0" | sed "s/^/a: /"; {cut}; echo "b: slt-host-ready inputs {{"'
     with pytest.raises(UnfitHostsError, match="  b: no answer"):
         check_hosts(by(torn), plan(tmp_path), RECIPE)

@@ -80,7 +80,8 @@ def test_the_newest_whole_row(tmp_path: Path) -> None:
 
 
 def test_a_status_that_cannot_be_written_or_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    journal = Journal(tmp_path, "x")
+    (tmp_path / "run").write_text("a file")
+    journal = Journal(tmp_path / "run", "x")
     journal.write()
     journal.write()
     assert caplog.text.count("status.json could not be written") == 1
@@ -126,6 +127,15 @@ def test_a_running_launch_shows_progress_hosts_restarts_and_metrics(run_dir: Pat
         "  attempt 1 ended at step 8: rank 1 was killed",
         "  metrics of step 16: train/loss 1.25",
     ]
+
+
+def test_the_run_says_where_its_time_went(run_dir: Path) -> None:
+    phases = {"start": 10.0, "step": 30.0}
+    row = {"started": 0.0, "updated": 40.0, "phases": phases, "steps": 3, "undone_steps": 0, "repeated_steps": 0}
+    (run_dir / "goodput.jsonl").write_text(json.dumps(row) + "\n")
+    assert shown(run_dir).splitlines()[-1] == "  goodput 75.0 % of 40 s (start 25.0 %)"
+    told = json.loads(shown(run_dir, "--json"))["goodput"]
+    assert told["share"] == 0.75 and told["seconds"]["start"] == 10.0
 
 
 def test_a_launch_that_ended_and_one_that_died(run_dir: Path) -> None:

@@ -1,0 +1,226 @@
+"""A launch with its attempts: planned again for the hosts that remain, while nothing real is started."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from launch import attempts, options, ready
+from launch import prepare as planning
+from launch.attempts import newest_checkpoint
+from launch.backends import Command
+from launch.cli import app
+from launch.options import LaunchOptions
+from launch.plan import LaunchPlan
+from launch.preflight import UnfitHostsError
+from launch.prepare import TooFewHostsError, prepare
+from launch.stop import request_stop
+from launch.supervise import Watch
+from launch.verdict import Cause, Outcome
+from pipeline.errors import ClusterError, RecipeError
+
+runner = CliRunner()
+DEAD = Outcome(3, 255, cause=Cause((), "the connection to b was lost"), lost_hosts=("b",), step=5)
+DONE = Outcome(0, 0, {0: 0}, step=9)
+
+
+@dataclasses.dataclass
+class World:
+    """What the attempts of a launch met."""
+
+    folder: Path
+    outcomes: list[Outcome]
+    planned: list[tuple[str, ...]] = dataclasses.field(default_factory=list)
+    """Hosts of every attempt that was started."""
+    env: list[str] = dataclasses.field(default_factory=list)
+    unfit: list[tuple[str, ...]] = dataclasses.field(default_factory=list)
+    """Hosts that refuse, per look at them."""
+    killed: int = 0
+    meanwhile: Callable[[], None] = lambda: None
+
+    def supervise(
+        self, command: Command, run_dir: Path, ranks: tuple[str, int], patience: object, watch: Watch
+    ) -> Outcome:
+        self.planned.append(tuple(dict.fromkeys(watch.hosts.values())))
+        env = command.arrives.env if command.arrives is not None else command.env
+        self.env.append(env[attempts.ATTEMPT])
+        outcome = self.outcomes.pop(0)
+        if outcome.step:
+            folder = run_dir / "checkpoints" / f"step-{outcome.step:06d}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "COMPLETE").touch()
+        self.meanwhile()
+        return outcome
+
+    def check(self, command: Command, plan: LaunchPlan, recipe: object) -> None:
+        refusing = self.unfit.pop(0) if self.unfit else ()
+        bad = [host.name for host in plan.hosts if host.name in refusing]
+        if bad:
+            raise UnfitHostsError("no answer", bad)
+
+    def launch(self, *arguments: str, hosts: str = "a slots=1\nb slots=1\nc slots=1\n") -> Any:
+        (self.folder / "hosts").write_text(hosts)
+        argv = ["run", "demo_continued_pretraining", "--hostfile", str(self.folder / "hosts"), "--restart-delay", "0"]
+        argv += [
+            "--run-dir",
+            str(self.folder / "run"),
+            "--set",
+            "train.global_batch=24",
+            "--set",
+            "train.micro_batch=2",
+        ]
+        return runner.invoke(app, [*argv, *arguments])
+
+    @property
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / "run" / "logs" / "status.json").read_text())
+        return found
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    made = World(tmp_path, [])
+    monkeypatch.setattr(options, "check_recipe", lambda *_: None)
+    monkeypatch.setattr(options, "load_with_inputs", options.load)
+    monkeypatch.setattr(attempts, "supervise", made.supervise)
+    monkeypatch.setattr(attempts, "check_hosts", made.check)
+    monkeypatch.setattr(ready, "check_hosts", made.check)
+    monkeypatch.setattr(attempts, "_POLL_SECONDS", 0.01)
+
+    def kill(*_: object) -> None:
+        made.killed += 1
+
+    monkeypatch.setattr(attempts, "signal_hosts", kill)
+    return made
+
+
+def test_a_lost_host_is_left_out_once_and_asked_again_later(world: World) -> None:
+    died = dataclasses.replace(
+        DEAD, code=137, lost_hosts=(), step=7, cause=Cause((0,), "killed, or ended without a word", 7)
+    )
+    world.outcomes = [DEAD, died, DONE]
+    result = world.launch()
+    assert result.exit_code == 0, result.exception
+    assert world.planned == [("a", "b", "c"), ("a", "c"), ("a", "b", "c")]
+    assert world.env == ["1", "2", "3"] and world.killed == 2
+    lines = result.stderr.splitlines()
+    first = "attempt 1 on a, b, c ended at step 5 with exit code 3, saved at step 5: the connection to b was lost"
+    assert f"{first}; attempt 2 in 0 s" in lines
+    assert lines[-4:] == [
+        "launch finished (exit code 0)", f"  {first}",
+        "  attempt 2 on a, c ended at step 7 with exit code 137, saved at step 7: rank 0 on a: killed, or ended without"
+        " a word",
+        "  attempt 3 on a, b, c ended at step 9 with exit code 0, saved at step 9: finished",
+    ]  # fmt: skip
+    log = (world.folder / "run" / "logs" / "launch.log").read_text()
+    assert "attempt 2 of launch" in log and "2 ranks on a x 1, c x 1" in log
+    status = world.status
+    assert (status["state"], status["code"], status["attempt"]) == ("ended", 0, 3)
+    assert [restart["step"] for restart in status["restarts"]] == [5, 7]
+    assert not (world.folder / "run" / "launch.lock").exists()
+
+
+def test_hosts_that_do_not_answer_are_left_out_and_the_batch_decides_how_many_go_on(world: World) -> None:
+    """Of six hosts one is lost. Five cannot share 24 samples, so four are asked; one of them is silent."""
+    world.outcomes = [DEAD, DONE]
+    world.unfit = [(), ("c",)]
+    result = world.launch(hosts="".join(f"{name} slots=1\n" for name in "abcdef"))
+    assert result.exit_code == 0, result.exception
+    assert world.planned == [tuple("abcdef"), tuple("adef")]
+    assert "without c: no answer" in result.stderr
+
+
+def test_too_few_hosts_are_waited_for_and_then_given_up(world: World) -> None:
+    world.outcomes = [DEAD]
+    world.unfit = [(), *[("b", "c")] * 9]
+    result = world.launch("--min-hosts", "2", "--max-restarts", "2")
+    assert result.exit_code == 3
+    few = "1 hosts are left (a), fewer than --min-hosts 2"
+    assert result.stderr.splitlines()[-5:] == [
+        f"launch failed: {few} (exit code 3)",
+        "  attempt 1 on a, b, c ended at step 5 with exit code 3, saved at step 5: the connection to b was lost",
+        f"  attempt 2 nowhere ended with exit code 3, saved at step 5: {few}",
+        f"  attempt 3 nowhere ended with exit code 3, saved at step 5: {few}",
+        "  not restarted again: 2 restarts in a row (--max-restarts) brought no newer checkpoint",
+    ]
+    assert world.planned == [("a", "b", "c")]
+
+
+def test_one_attempt_as_before(world: World) -> None:
+    world.outcomes = [DEAD]
+    result = world.launch("--max-restarts", "0")
+    assert result.exit_code == 3 and "attempt 1" not in result.stderr
+
+
+def test_a_bug_is_not_tried_again(world: World) -> None:
+    world.outcomes = [Outcome(1, 1, {0: 1}, {0: "ValueError: x"})]
+    assert world.launch().exit_code == 1 and len(world.planned) == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_between_two_attempts(world: World, number: signal.Signals, code: int) -> None:
+    world.outcomes = [DEAD]
+    world.unfit = [()]
+
+    def interrupt(command: Command, launch_id: str, *_: object) -> None:
+        signal.raise_signal(number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attempts, "signal_hosts", interrupt)
+        result = world.launch()
+    verb = "interrupted" if number == signal.SIGINT else "stopped"
+    assert result.exit_code == code
+    assert f"launch {verb} by {number.name} between two attempts, saved at step 5 (exit code {code})" in result.stderr
+    assert world.status["state"] == "ended" and world.status["code"] == code
+
+
+def test_a_request_to_stop_ends_the_wait(world: World) -> None:
+    world.outcomes = [dataclasses.replace(DEAD, step=None)]
+    world.meanwhile = lambda: request_stop(world.folder / "run", now=False)
+    result = world.launch("--restart-delay", "30")
+    assert result.exit_code == 75
+    assert "launch stopped by SIGTERM between two attempts, nothing saved yet (exit code 75)" in result.stderr
+
+
+def test_an_error_of_a_restart_is_the_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.outcomes = [DEAD]
+
+    def edited(*_: object, **__: object) -> None:
+        raise RecipeError("the recipe was broken meanwhile")
+
+    world.meanwhile = lambda: monkeypatch.setattr(planning, "build_plan", edited)
+    result = world.launch()
+    assert isinstance(result.exception, RecipeError) and world.status["message"] == "the recipe was broken meanwhile"
+
+
+def test_no_number_of_hosts_fits(world: World) -> None:
+    hosts = world.folder / "hosts"
+    hosts.write_text("a slots=1\nb slots=5\nc slots=1\n")  # 7 ranks; without a or c, 6 or 5
+    given = LaunchOptions(
+        recipe="demo_continued_pretraining", hostfile=hosts,
+        sets=["train.world_sizes=[7]", "train.global_batch=14", "train.micro_batch=2", f"run_dir={world.folder}"],
+    )  # fmt: skip
+    assert prepare(given, {"b"}).plan.world_size == 1
+    with pytest.raises(
+        TooFewHostsError, match=r"no 2 to 2 of the hosts that are left \(a, b\) can go on: .*global_batch"
+    ):
+        prepare(given, {"c"}, min_hosts=2)
+    with pytest.raises(TooFewHostsError, match=r"0 hosts are left \(none\), fewer than --min-hosts 1"):
+        prepare(given, {"a", "b", "c"})
+    assert issubclass(TooFewHostsError, ClusterError)
+
+
+def test_the_newest_complete_checkpoint(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path) is None
+    for name in ("step-000900", "step-1000000", "step-000004.tmp"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / "COMPLETE").touch()
+    (tmp_path / "checkpoints" / "step-2000000").mkdir()
+    assert newest_checkpoint(tmp_path) == 1_000_000
