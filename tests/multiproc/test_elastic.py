@@ -28,20 +28,30 @@ KEPT = [
 ]  # fmt: skip
 """What two ranks save."""
 SWITCHES = {
-    1: [(Kind(3), Kind(3)), (Kind(1), Kind(3)), (Kind(2, True), Kind(0, True)), (Kind(0), Kind(2))],
+    1: [
+        (Kind(0), Kind(0)), (Kind(0), Kind(2)), (Kind(1), Kind(3)), (Kind(2, True), Kind(0, True)),
+        (Kind(2, True), Kind(3, True)), (Kind(3), Kind(3)),
+    ],
     2: [
-        (Kind(3), Kind(0)), (Kind(0), Kind(3)), (Kind(3), Kind(1, offload=True)), (Kind(1), Kind(2, small_groups=True)),
-        (Kind(2, small_groups=True), Kind(2)), (Kind(3), Kind(3, small_groups=True)),
-        (Kind(0, True), Kind(3, True, offload=True)), (Kind(3, True), Kind(1, True)),
+        (Kind(0), Kind(3)), (Kind(0, True), Kind(3, True, offload=True)), (Kind(1), Kind(0)),
+        (Kind(1), Kind(2, small_groups=True)), (Kind(2, small_groups=True), Kind(2)), (Kind(3), Kind(0)),
+        (Kind(3), Kind(1, offload=True)), (Kind(3), Kind(3, small_groups=True)),
         (Kind(0, True), Kind(1, True, fp32_gradients=True)), (Kind(1, True, fp32_gradients=True), Kind(3, True)),
     ],
-    3: [(Kind(3), Kind(3)), (Kind(3), Kind(1)), (Kind(2, small_groups=True), Kind(0)), (Kind(3, True), Kind(2, True))],
-    # four ranks: some hold nothing of the group of seven biases and norms
+    3: [
+        (Kind(1), Kind(1)), (Kind(2, small_groups=True), Kind(0)), (Kind(2, small_groups=True), Kind(1)),
+        (Kind(3), Kind(1)), (Kind(3), Kind(3)), (Kind(3, True), Kind(2, True)),
+    ],
     4: [(Kind(3), Kind(3)), (Kind(1), Kind(2))],
 }  # fmt: skip
 """By the world size that goes on: what was saved, what loads it."""
 UNIVERSAL = [(Kind(0), Kind(1)), (Kind(3), Kind(3)), (Kind(1), Kind(3))]
 """What was saved, and what loads its universal copy at three ranks with DeepSpeed's own loader."""
+
+
+def test_every_pair_of_stages_is_there() -> None:
+    pairs = {(saved.stage, loads.stage) for switches in SWITCHES.values() for saved, loads in switches}
+    assert pairs == {(saved, loads) for saved in range(4) for loads in range(4)}
 
 
 def name_of(kind: Kind) -> str:
