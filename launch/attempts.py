@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launch.hang import Limits
+from launch.health import check_health, health_level
 from launch.joined import follow, lead
 from launch.lock import hold
 from launch.plan import LaunchPlan
@@ -29,7 +30,7 @@ from launch.stop import forget_request
 from launch.supervise import Watch, log_name, supervise
 from launch.verdict import Outcome
 from pipeline.config.recipe_file import write_resolved
-from pipeline.errors import EXIT_CLUSTER, ClusterError
+from pipeline.errors import EXIT_CLUSTER, ClusterError, RecipeError
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +179,7 @@ class _Attempts:
                 if again.command.remote is not None:  # a host that was out of reach may still run its old ranks
                     signal_hosts(again.command, first.plan.launch_id, "SIGKILL", "--all")
                 try:
-                    check_hosts(again.command, again.plan, again.resolved.recipe)
+                    self._look_again(again)
                     return again
                 except UnfitHostsError as error:
                     self.say(f"without {', '.join(error.hosts)}: {error}")
@@ -187,6 +188,18 @@ class _Attempts:
             saved = newest_checkpoint(first.plan.run_dir)
             self._remember(code=EXIT_CLUSTER, cause=str(error), saved_before=saved, saved=saved)
             return None
+
+    def _look_again(self, again: Prepared) -> None:
+        """The checks before a start, of hosts that a fault may have changed.
+
+        Raises:
+            ClusterError: hosts cannot take part, or a port is still in use, which time may heal.
+        """
+        try:
+            check_hosts(again.command, again.plan, again.resolved.recipe)
+            check_health(again.command, again.plan, health_level(self.options.health, again.plan))
+        except RecipeError as error:
+            raise ClusterError(str(error)) from error
 
     def _note(self, plan: LaunchPlan, line: str) -> None:
         """A line in the launch's log, between the output of the attempts."""

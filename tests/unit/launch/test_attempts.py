@@ -13,12 +13,14 @@ import pytest
 from typer.testing import CliRunner
 
 from launch import attempts, options
-from launch.attempts import TooFewHostsError, newest_checkpoint, prepare
+from launch import prepare as preparation
+from launch.attempts import newest_checkpoint
 from launch.backends import Command
 from launch.cli import app
 from launch.options import LaunchOptions
 from launch.plan import LaunchPlan
 from launch.preflight import UnfitHostsError
+from launch.prepare import TooFewHostsError, prepare
 from launch.stop import request_stop
 from launch.supervise import Watch
 from launch.verdict import Cause, Outcome
@@ -89,6 +91,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(options, "load_with_inputs", options.load)
     monkeypatch.setattr(attempts, "supervise", made.supervise)
     monkeypatch.setattr(attempts, "check_hosts", made.check)
+    monkeypatch.setattr(attempts, "check_health", lambda *_: None)
+    monkeypatch.setattr(attempts, "ready", lambda prepared, given: prepared)
     monkeypatch.setattr(attempts, "_POLL_SECONDS", 0.01)
 
     def kill(*_: object) -> None:
@@ -127,7 +131,7 @@ def test_a_lost_host_is_left_out_once_and_asked_again_later(world: World) -> Non
 def test_hosts_that_do_not_answer_are_left_out_and_the_batch_decides_how_many_go_on(world: World) -> None:
     """Of six hosts one is lost. Five cannot share 24 samples, so four are asked; one of them is silent."""
     world.outcomes = [DEAD, DONE]
-    world.unfit = [(), ("c",)]
+    world.unfit = [("c",)]
     result = world.launch(hosts="".join(f"{name} slots=1\n" for name in "abcdef"))
     assert result.exit_code == 0, result.exception
     assert world.planned == [tuple("abcdef"), tuple("adef")]
@@ -136,7 +140,7 @@ def test_hosts_that_do_not_answer_are_left_out_and_the_batch_decides_how_many_go
 
 def test_too_few_hosts_are_waited_for_and_then_given_up(world: World) -> None:
     world.outcomes = [DEAD]
-    world.unfit = [(), *[("b", "c")] * 9]
+    world.unfit = [("b", "c")] * 9
     result = world.launch("--min-hosts", "2", "--max-restarts", "2")
     assert result.exit_code == 3
     few = "1 hosts are left (a), fewer than --min-hosts 2"
@@ -164,7 +168,6 @@ def test_a_bug_is_not_tried_again(world: World) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_between_two_attempts(world: World, number: signal.Signals, code: int) -> None:
     world.outcomes = [DEAD]
-    world.unfit = [()]
 
     def interrupt(command: Command, launch_id: str, *_: object) -> None:
         signal.raise_signal(number)
@@ -192,9 +195,24 @@ def test_an_error_of_a_restart_is_the_end(world: World, monkeypatch: pytest.Monk
     def edited(*_: object, **__: object) -> None:
         raise RecipeError("the recipe was broken meanwhile")
 
-    world.meanwhile = lambda: monkeypatch.setattr(attempts, "build_plan", edited)
+    world.meanwhile = lambda: monkeypatch.setattr(preparation, "build_plan", edited)
     result = world.launch()
     assert isinstance(result.exception, RecipeError) and world.status["message"] == "the recipe was broken meanwhile"
+
+
+def test_a_port_that_is_still_in_use_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[str] = []
+
+    def busy_once(*_: object) -> None:
+        looks.append("port")
+        if len(looks) == 1:
+            raise RecipeError("port 29500 is in use")
+
+    monkeypatch.setattr(attempts, "check_hosts", busy_once)
+    world.outcomes = [DEAD, DONE]
+    result = world.launch()
+    assert result.exit_code == 0, result.exception
+    assert "attempt 2 nowhere ended with exit code 3, saved at step 5: port 29500 is in use" in result.stderr
 
 
 def test_no_number_of_hosts_fits(world: World) -> None:
