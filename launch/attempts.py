@@ -16,6 +16,7 @@ from launch.hang import Limits
 from launch.health import check_health, health_level
 from launch.joined import follow, lead
 from launch.lock import hold
+from launch.memory import check_memory
 from launch.plan import LaunchPlan
 from launch.preflight import UnfitHostsError, check_hosts
 from launch.prepare import Prepared, command_of, prepare
@@ -193,9 +194,10 @@ class _Attempts:
         """The checks before a start, of hosts that a fault may have changed.
 
         Raises:
-            ClusterError: hosts cannot take part, or a port is still in use, which time may heal.
+            ClusterError: hosts cannot take part or are too few for the model, or a port is still in use.
         """
         try:
+            check_memory(again.plan, again.resolved)  # fewer ranks keep more each
             check_hosts(again.command, again.plan, again.resolved.recipe)
             check_health(again.command, again.plan, health_level(self.options.health, again.plan))
         except RecipeError as error:

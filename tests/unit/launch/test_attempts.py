@@ -92,6 +92,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(attempts, "supervise", made.supervise)
     monkeypatch.setattr(attempts, "check_hosts", made.check)
     monkeypatch.setattr(attempts, "check_health", lambda *_: None)
+    monkeypatch.setattr(attempts, "check_memory", lambda *_: None)
     monkeypatch.setattr(attempts, "ready", lambda prepared, given: prepared)
     monkeypatch.setattr(attempts, "_POLL_SECONDS", 0.01)
 
