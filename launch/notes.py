@@ -29,7 +29,8 @@ _MAX_BYTES = 1024
 
 
 def tell(report: dict[str, Any]) -> bool:
-    """Send a report to the launcher; False if none started this process. A long ``error`` is cut in the middle."""
+    """Send a report to the launcher; False if none started this process, or it listens no longer. A long ``error`` is
+    cut in the middle."""
     if LAUNCH_ID not in os.environ:
         return False
     error = str(report.get("error", ""))
@@ -37,8 +38,7 @@ def tell(report: dict[str, Any]) -> bool:
     while len(line := _as_line(report)) > _MAX_BYTES:
         kept = kept * 3 // 4
         report = {**report, "error": f"{error[: kept // 2]} [...] {error[len(error) - kept // 2 :]}"}
-    _write(line)
-    return True
+    return _write(line)
 
 
 def read(line: str) -> tuple[str, dict[str, Any] | None]:
@@ -74,12 +74,15 @@ def this_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def _write(line: bytes) -> None:
-    """Write in one call, and not to sys.stderr, which is redirected while a noisy library is silenced."""
+def _write(line: bytes) -> bool:
+    """Write in one call, and not to sys.stderr, which is redirected while a noisy library is silenced. False if nobody
+    reads it."""
     try:
         os.write(_STDERR, line)
     except OSError as problem:  # the launcher is gone
         log.debug("nobody reads %r: %s", line, problem)
+        return False
+    return True
 
 
 def _as_line(report: dict[str, Any]) -> bytes:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from launch import attempts, options
-from launch import prepare as preparation
+from launch import attempts, options, ready
+from launch import prepare as planning
 from launch.attempts import newest_checkpoint
 from launch.backends import Command
 from launch.cli import app
@@ -93,7 +93,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(attempts, "check_hosts", made.check)
     monkeypatch.setattr(attempts, "check_health", lambda *_: None)
     monkeypatch.setattr(attempts, "check_memory", lambda *_: None)
-    monkeypatch.setattr(attempts, "ready", lambda prepared, given: prepared)
+    monkeypatch.setattr(ready, "check_hosts", made.check)
     monkeypatch.setattr(attempts, "_POLL_SECONDS", 0.01)
 
     def kill(*_: object) -> None:
@@ -132,7 +132,7 @@ def test_a_lost_host_is_left_out_once_and_asked_again_later(world: World) -> Non
 def test_hosts_that_do_not_answer_are_left_out_and_the_batch_decides_how_many_go_on(world: World) -> None:
     """Of six hosts one is lost. Five cannot share 24 samples, so four are asked; one of them is silent."""
     world.outcomes = [DEAD, DONE]
-    world.unfit = [("c",)]
+    world.unfit = [(), ("c",)]
     result = world.launch(hosts="".join(f"{name} slots=1\n" for name in "abcdef"))
     assert result.exit_code == 0, result.exception
     assert world.planned == [tuple("abcdef"), tuple("adef")]
@@ -141,7 +141,7 @@ def test_hosts_that_do_not_answer_are_left_out_and_the_batch_decides_how_many_go
 
 def test_too_few_hosts_are_waited_for_and_then_given_up(world: World) -> None:
     world.outcomes = [DEAD]
-    world.unfit = [("b", "c")] * 9
+    world.unfit = [(), *[("b", "c")] * 9]
     result = world.launch("--min-hosts", "2", "--max-restarts", "2")
     assert result.exit_code == 3
     few = "1 hosts are left (a), fewer than --min-hosts 2"
@@ -196,7 +196,7 @@ def test_an_error_of_a_restart_is_the_end(world: World, monkeypatch: pytest.Monk
     def edited(*_: object, **__: object) -> None:
         raise RecipeError("the recipe was broken meanwhile")
 
-    world.meanwhile = lambda: monkeypatch.setattr(preparation, "build_plan", edited)
+    world.meanwhile = lambda: monkeypatch.setattr(planning, "build_plan", edited)
     result = world.launch()
     assert isinstance(result.exception, RecipeError) and world.status["message"] == "the recipe was broken meanwhile"
 
