@@ -137,7 +137,8 @@ class _Attempts:
         self._note(plan, f"attempt {number} of launch {plan.launch_id}: {plan.world_size} ranks on {_names(plan)}")
         self.journal.set(attempt=number, state="starting")
         part = None if plan.node_rank is None else (plan.node_rank, plan.own_hosts[0].slots)
-        watch = Watch(self.journal, {rank.rank: rank.host for rank in plan.ranks}, self.care.limits, part)
+        limits = dataclasses.replace(self.care.limits, hears_all=part is None)
+        watch = Watch(self.journal, {rank.rank: rank.host for rank in plan.ranks}, limits, part)
         before = newest_checkpoint(plan.run_dir)
         outcome = supervise(command, plan.run_dir, (plan.launch_id, plan.world_size), self.care.patience, watch)
         self.early.over = True

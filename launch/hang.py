@@ -54,6 +54,8 @@ class Limits:
 
     hang_seconds: float | None = None
     """For `step` and `data`, once the rank has finished a step; None = as the module says, 0 = for ever."""
+    hears_all: bool = True
+    """Otherwise a rank in `step` may wait for one that is not heard here, which may wait for its data."""
 
     def advance(self, beat: Beat, pulses: Pulses) -> float:
         """Seconds that a rank may stay where it is."""
@@ -61,7 +63,7 @@ class Limits:
             return max(LONG_SECONDS, self.hang_seconds or 0.0)
         if self.hang_seconds is not None:
             return self.hang_seconds
-        if beat.phase == "data":
+        if beat.phase == "data" or not self.hears_all:
             return LONG_SECONDS
         return min(max(_STEP_SECONDS, _STEP_FACTOR * pulses.slowest_step), LONG_SECONDS)
 
