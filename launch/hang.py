@@ -43,7 +43,8 @@ class Hang:
     def __str__(self) -> str:
         where = f"`{self.phase}` after step {self.step}"
         if self.silent:
-            return f"silent for {self.seconds:.0f} s in {where}: its process is stopped or gone, or its host is out of reach"
+            why = "its process is stopped or gone, or its host is out of reach"
+            return f"silent for {self.seconds:.0f} s in {where}: {why}"
         waits = "; all ranks wait, which of them is the cause is not known" if self.everybody else ""
         return f"hangs: for {self.seconds:.0f} s in {where}{waits}"
 

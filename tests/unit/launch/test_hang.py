@@ -77,7 +77,10 @@ def test_silent_ranks_are_the_cause_wherever_they_are() -> None:
     assert find_hang(made, (), AUTO, 1059.0) is None
     hang = find_hang(made, (), AUTO, 1061.0)
     assert hang == Hang((1, 2), "step", 5, 61.0, silent=True, everybody=False)
-    assert str(hang) == "silent for 61 s in `step` after step 5: its process is stopped or gone, or its host is out of reach"
+    assert (
+        str(hang)
+        == "silent for 61 s in `step` after step 5: its process is stopped or gone, or its host is out of reach"
+    )
     assert find_hang(made, (1, 2), AUTO, 1061.0) is None, "they have ended"
     assert find_hang(made, (), Limits(8.0), 1009.0) is not None
 
