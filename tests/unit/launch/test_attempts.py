@@ -97,6 +97,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(attempts, "_POLL_SECONDS", 0.01)
 
     def kill(*_: object) -> None:
+        assert (tmp_path / "run" / "launch.lock").exists(), "locked between two attempts"
         made.killed += 1
 
     monkeypatch.setattr(attempts, "signal_hosts", kill)
