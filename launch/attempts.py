@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launch.hang import Limits
+from launch.joined import follow, lead
 from launch.lock import hold
 from launch.plan import LaunchPlan
 from launch.preflight import UnfitHostsError, check_hosts
@@ -25,7 +26,7 @@ from launch.run_options import RunOptions
 from launch.signals import StopBeforeStart, StoppedBeforeStart
 from launch.status import Journal
 from launch.stop import forget_request
-from launch.supervise import Watch, supervise
+from launch.supervise import Watch, log_name, supervise
 from launch.verdict import Outcome
 from pipeline.config.recipe_file import write_resolved
 from pipeline.errors import EXIT_CLUSTER, ClusterError
@@ -72,9 +73,17 @@ def run(
         SltError: the first attempt cannot start, or a request to stop arrived between two.
     """
     plan = started.plan
+    if plan.node_rank is not None:  # one launcher alone cannot restart the ranks of all
+        care = dataclasses.replace(care, policy=RestartPolicy(max_restarts=0))
+    if not plan.leads:
+        follow(started.resolved, plan.run_dir)
+        journal = Journal(plan.run_dir, plan.launch_id)
+        return _Attempts(options, care, early, say, journal).run(ready(started, options))
     command = started.command
     with hold(plan.run_dir, plan.launch_id, lambda launch_id: end_orphans(launch_id, command, care.patience)):
         forget_request(plan.run_dir)
+        if plan.node_rank is not None:
+            lead(started.resolved, plan.run_dir)
         started = ready(started, options)
         plan = started.plan
         journal = Journal(plan.run_dir, plan.launch_id)
@@ -121,10 +130,12 @@ class _Attempts:
         number, plan = len(self.history) + 1, prepared.plan
         plan = dataclasses.replace(plan, env={**plan.env, ATTEMPT: str(number)})
         command = command_of(self.options, plan)
-        write_resolved(prepared.resolved, plan.run_dir)
-        self._note(f"attempt {number} of launch {plan.launch_id}: {plan.world_size} ranks on {_names(plan)}")
+        if plan.node_rank is None:  # else it is there already
+            write_resolved(prepared.resolved, plan.run_dir)
+        self._note(plan, f"attempt {number} of launch {plan.launch_id}: {plan.world_size} ranks on {_names(plan)}")
         self.journal.set(attempt=number, state="starting")
-        watch = Watch(self.journal, {rank.rank: rank.host for rank in plan.ranks}, self.care.limits)
+        part = None if plan.node_rank is None else (plan.node_rank, plan.own_hosts[0].slots)
+        watch = Watch(self.journal, {rank.rank: rank.host for rank in plan.ranks}, self.care.limits, part)
         before = newest_checkpoint(plan.run_dir)
         outcome = supervise(command, plan.run_dir, (plan.launch_id, plan.world_size), self.care.patience, watch)
         self.early.over = True
@@ -177,11 +188,11 @@ class _Attempts:
             self._remember(code=EXIT_CLUSTER, cause=str(error), saved_before=saved, saved=saved)
             return None
 
-    def _note(self, line: str) -> None:
-        """A line in launch.log, between the output of the attempts."""
+    def _note(self, plan: LaunchPlan, line: str) -> None:
+        """A line in the launch's log, between the output of the attempts."""
         now = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         log.debug(line)
-        path = self.journal.run_dir / "logs" / "launch.log"
+        path = self.journal.run_dir / "logs" / log_name(plan.node_rank)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a", encoding="utf-8") as file:

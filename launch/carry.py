@@ -39,8 +39,17 @@ def shell_line(command: HostCommand) -> str:
     With ``node_rank_at``, whoever carries it adds the host's ``--node_rank=N`` as the last word.
 
     Raises:
-        RecipeError: a value holds a NUL byte, which no process can receive, or the path of the interpreter or the
-            project holds a control character, which not every shell can read.
+        RecipeError: as `shell_words`; or the path of the interpreter or the project holds a control character, which
+            not every shell can read.
+    """
+    return " ".join(shell_word(word) for word in shell_words(command))
+
+
+def shell_words(command: HostCommand) -> tuple[str, ...]:
+    """As `shell_line`, as words, for what starts a command on other hosts without a shell.
+
+    Raises:
+        RecipeError: a value holds a NUL byte, which no process can receive.
     """
     values = [*command.argv, *command.env, *command.env.values(), str(command.folder or "")]
     for value in values:
@@ -53,7 +62,7 @@ def shell_line(command: HostCommand) -> str:
         "env": {_bytes(name): _bytes(value) for name, value in command.env.items()},
         "folder": "" if command.folder is None else _bytes(str(command.folder)),
     }
-    return " ".join((shell_word(sys.executable), "-I", shell_word(str(ARRIVE_SCRIPT)), _encoded(parcel)))
+    return (sys.executable, "-I", str(ARRIVE_SCRIPT), _encoded(parcel))
 
 
 def shell_word(text: str) -> str:
@@ -72,4 +81,4 @@ def _encoded(parcel: Mapping[str, object]) -> str:
     return base64.urlsafe_b64encode(json.dumps(parcel).encode()).decode()
 
 
-__all__ = ["ARRIVE_SCRIPT", "HostCommand", "shell_line", "shell_word"]
+__all__ = ["ARRIVE_SCRIPT", "HostCommand", "shell_line", "shell_word", "shell_words"]

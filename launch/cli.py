@@ -20,24 +20,34 @@ from launch.attempts import Care, run
 from launch.backends import Command
 from launch.carry import HostCommand
 from launch.hang import Limits
+from launch.manifest import manifest_command
 from launch.memory import planned_memory, print_memory
 from launch.options import LaunchOptions, build_plan, with_options
 from launch.plan import LaunchPlan
 from launch.prepare import command_of, prepare
 from launch.processes import Patience
 from launch.recovery import RestartPolicy
+from launch.requeue import requeue
 from launch.run_options import RunOptions
 from launch.signals import StopBeforeStart, StoppedBeforeStart
+from launch.slurm import read_allocation
 from launch.status_cli import status_command, stop_command
+from launch.submit import submit_command
 from pipeline.config.cli import run_app
 from pipeline.config.planner import Answer, too_large
 from pipeline.config.resolve import ResolvedRecipe
-from pipeline.errors import RecipeError
+from pipeline.errors import EXIT_PREEMPTED, RecipeError
 from shards.terminal import table_console
 
 app = typer.Typer(no_args_is_help=True, help="Start a run on this machine or on many.")
+app.command(name="submit", epilog="Example: slt launch submit RECIPE --nodes 2 --gpus-per-node 8 --time 24:00:00")(
+    submit_command
+)
 app.command(name="status", epilog="Example: slt launch status runs/demo/connector")(status_command)
 app.command(name="stop", epilog="Example: slt launch stop runs/demo/connector")(stop_command)
+app.command(
+    name="manifest", epilog="Example: slt launch manifest RECIPE --kind kubernetes --nodes 2 --gpus-per-node 8"
+)(manifest_command)
 log = logging.getLogger(__name__)
 
 
@@ -106,6 +116,8 @@ def _run(options: RunOptions, care: Care, console: Console, early: StopBeforeSta
     finished = run(options, care, early, console.print, started)
     for line in finished.lines:
         console.print(line)
+    if finished.code == EXIT_PREEMPTED and options.backend == "slurm":
+        requeue(read_allocation(os.environ), plan.run_dir, options.max_requeues, console.print)
     return finished.code
 
 

@@ -35,7 +35,15 @@ _FEW = 3  # of two hosts, none can be told to be the slow one
 
 
 def health_level(wanted: str | None, plan: LaunchPlan) -> str:
-    """``--health``, by default ``quick`` for GPUs of several hosts. Raises RecipeError for another word."""
+    """``--health``, by default ``quick`` for GPUs of several hosts.
+
+    Raises:
+        RecipeError: another word, or a trial of hosts that this launcher does not reach.
+    """
+    if plan.node_rank is not None:
+        if wanted not in (None, "off"):
+            raise RecipeError(f"--health {wanted} needs one launcher that reaches all hosts; here each has its own")
+        return "off"
     if wanted is None:
         return "quick" if plan.needs_gpus and len(plan.hosts) > 1 else "off"
     if wanted not in LEVELS:
@@ -56,7 +64,7 @@ def check_health(command: Command, plan: LaunchPlan, level: str) -> None:
         output = {plan.hosts[0].name: _run_here(asked, _SECONDS[level])}
     else:
         text, errors = ask(command, shell_line(asked), _SECONDS[level])
-        output = {host.name: _lines_of(command, host.name, text, errors) for host in plan.hosts}
+        output = {h.name: command.lines_of(h.name, errors) + command.lines_of(h.name, text) for h in plan.hosts}
     answers = {name: _answer(lines, _SECONDS[level]) for name, lines in output.items()}
     reasons = judge(plan, answers)
     if reasons:
@@ -117,11 +125,6 @@ def _question(plan: LaunchPlan, level: str) -> dict[str, Any]:
 
 def _device(plan: LaunchPlan, number: str) -> str:
     return f"GPU {number}" if plan.needs_gpus else "its CPU"
-
-
-def _lines_of(command: Command, host: str, output: str, errors: str) -> list[str]:
-    lines = map(command.host_of, [*errors.splitlines(), *output.splitlines()])
-    return [line for name, line in lines if name == host]
 
 
 def _run_here(asked: HostCommand, seconds: float) -> list[str]:

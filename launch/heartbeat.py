@@ -1,11 +1,14 @@
 """Every rank tells its launcher every two seconds what it is doing, from a thread of its own.
 
 A rank that is no longer heard is stopped or dead, or its host is gone. One that is heard but does not advance hangs.
+One that nobody listens to any more goes on while it can; it ends itself when it does not advance, because nobody else
+will end it: its host was cut off, and the launch has gone on without it.
 Where no launcher of ours listens, rank 0 looks for the request of `slt launch stop` itself.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -14,11 +17,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from launch.notes import tell, this_rank
+from launch.notes import LAUNCH_ID, tell, this_rank
 from launch.stop import read_request
-from pipeline.errors import EXIT_INTERRUPTED
+from pipeline.errors import EXIT_CLUSTER, EXIT_INTERRUPTED
+
+log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 2.0
+ABANDONED = "SLT_ABANDONED_SECONDS"
+"""Environment variable: how long a rank may stay where it is once its launcher is gone."""
+ABANDONED_SECONDS = 300.0
 
 
 class Doing(Protocol):
@@ -65,11 +73,17 @@ class Heartbeat:
             phase, seconds = self._doing.now
             doing = {"phase": phase, "seconds": round(seconds, 1), "step": self._doing.step}
             doing |= {"total_steps": self._doing.total_steps, "host": self._host, "pid": os.getpid()}
-            tell({"rank": rank, "beat": doing})
+            if not tell({"rank": rank, "beat": doing}) and LAUNCH_ID in os.environ:
+                self._leave_if_stuck(phase, seconds)
             if self._run_dir is not None:
                 self._obey(self._run_dir)
             if self._stop.wait(BEAT_SECONDS):
                 return
+
+    def _leave_if_stuck(self, phase: str, seconds: float) -> None:
+        if seconds > float(os.environ.get(ABANDONED, ABANDONED_SECONDS)):
+            log.error("the launcher is gone, and this rank has been in `%s` for %.0f s: it ends", phase, seconds)
+            os._exit(EXIT_CLUSTER)
 
     def _obey(self, run_dir: Path) -> None:
         request = read_request(run_dir)
@@ -81,4 +95,4 @@ class Heartbeat:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-__all__ = ["BEAT_SECONDS", "Doing", "Heartbeat"]
+__all__ = ["ABANDONED", "BEAT_SECONDS", "Doing", "Heartbeat"]

@@ -1,7 +1,7 @@
 """Reports from a rank to its launcher: one line each on the output that the launcher reads anyway.
 
 A run directory that is full or gone cannot take an exit note; these lines need no disk. A line is at most as long as
-an atomic write to a pipe, so that lines of several ranks do not mix.
+`srun` carries in one piece (an atomic write to a pipe may be longer), so that lines of several ranks do not mix.
 
 A rank imports this before it can honour a signal: nothing heavy here.
 """
@@ -25,11 +25,12 @@ BEFORE_FIRST_STEP = "before the first step, nothing to save"
 _MARK = "slt-rank-report: "
 _LINE = re.compile(_MARK + r"(\{.*\})\s*$")
 _STDERR = 2
-_MAX_BYTES = 4096  # PIPE_BUF of Linux
+_MAX_BYTES = 1024
 
 
 def tell(report: dict[str, Any]) -> bool:
-    """Send a report to the launcher; False if none started this process. A long ``error`` is cut in the middle."""
+    """Send a report to the launcher; False if none started this process, or it listens no longer. A long ``error`` is
+    cut in the middle."""
     if LAUNCH_ID not in os.environ:
         return False
     error = str(report.get("error", ""))
@@ -37,8 +38,7 @@ def tell(report: dict[str, Any]) -> bool:
     while len(line := _as_line(report)) > _MAX_BYTES:
         kept = kept * 3 // 4
         report = {**report, "error": f"{error[: kept // 2]} [...] {error[len(error) - kept // 2 :]}"}
-    _write(line)
-    return True
+    return _write(line)
 
 
 def read(line: str) -> tuple[str, dict[str, Any] | None]:
@@ -74,12 +74,15 @@ def this_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def _write(line: bytes) -> None:
-    """Write in one call, and not to sys.stderr, which is redirected while a noisy library is silenced."""
+def _write(line: bytes) -> bool:
+    """Write in one call, and not to sys.stderr, which is redirected while a noisy library is silenced. False if nobody
+    reads it."""
     try:
         os.write(_STDERR, line)
     except OSError as problem:  # the launcher is gone
         log.debug("nobody reads %r: %s", line, problem)
+        return False
+    return True
 
 
 def _as_line(report: dict[str, Any]) -> bytes:

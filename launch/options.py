@@ -19,6 +19,7 @@ from launch.backends import deepspeed as deepspeed_backend
 from launch.devices import VARIABLE, listed_devices, visible_devices
 from launch.hostfile import Host, filter_hosts, read_hostfile
 from launch.plan import LaunchPlan, plan_ranks, threads_per_rank
+from launch.slurm import Allocation, read_allocation
 from launch.variables import carried, deepspeed_env_files, exported, python_path, search_paths
 from pipeline.config.gpu_memory import GPU_MEMORY, gpu_gib
 from pipeline.config.load import PROJECT_ROOT, LoadedRecipe, load
@@ -30,8 +31,12 @@ from pipeline.errors import RecipeError
 
 TRAIN_SCRIPT = PROJECT_ROOT / "launch" / "train.py"
 DEFAULT_PORT = 29500
-_NUM_PROCS = "Ranks on this machine (default: the recipe's first world size)."
-_MASTER_PORT = "Default: a free port, 29500 with a hostfile."
+_NUM_PROCS = "Ranks on this machine (default: the recipe's first world size); with slurm and torchrun, on every node."
+_MASTER_PORT = "Default: a free port; 29500 with a hostfile, made from the job's number with slurm."
+_NO_SSH = "With --hostfile: start only this host's ranks (--node-rank); every host runs this command."
+_NODE_RANK = "This host's number, where every host runs this command; 0 leads (torchrun: the host of --rdzv-endpoint)."
+_MAX_REQUEUES = "In a SLURM batch job that stops and saves: put it back into the queue, at most this often."
+_BACKEND = "local, deepspeed, slurm or torchrun (default: deepspeed with --hostfile, else local)."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +44,11 @@ class LaunchOptions:
     """The command line of a launch."""
 
     recipe: Annotated[str, typer.Argument(help="Recipe file, resolved recipe, or name of a built-in recipe.")]
-    num_procs: Annotated[
-        int | None, typer.Option(min=1, help="Ranks on this machine (default: the recipe's first world size).")
-    ] = None
+    num_procs: Annotated[int | None, typer.Option(min=1, help=_NUM_PROCS)] = None
     hostfile: Annotated[Path | None, typer.Option(help="Hosts to run on, one `name slots=N` per line.")] = None
     include: Annotated[str, typer.Option(help="Of the hostfile, only NAME:DEVICE,...@NAME...")] = ""
     exclude: Annotated[str, typer.Option(help="Of the hostfile, all but NAME:DEVICE,...@NAME...")] = ""
-    backend: Annotated[str | None, typer.Option(help="Default: deepspeed with --hostfile, else local.")] = None
+    backend: Annotated[str | None, typer.Option(help=_BACKEND)] = None
     sets: Annotated[list[str] | None, typer.Option("--set", help="a.b=value, value in YAML; may be repeated.")] = None
     run_dir: Annotated[str | None, typer.Option(help="Short for --set run_dir=...")] = None
     accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto"
@@ -54,6 +57,12 @@ class LaunchOptions:
     master_port: Annotated[int | None, typer.Option(min=1, max=65535, help=_MASTER_PORT)] = None
     ssh_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of sshd on the hosts.")] = None
     export: Annotated[list[str] | None, typer.Option(help="NAME or NAME=VALUE for all ranks; may be repeated.")] = None
+    no_ssh: Annotated[bool, typer.Option("--no-ssh", help=_NO_SSH)] = False
+    nnodes: Annotated[int, typer.Option(min=1, help="With torchrun: hosts, each of which runs this command.")] = 1
+    node_rank: Annotated[int | None, typer.Option(min=0, help=_NODE_RANK)] = None
+    rdzv_endpoint: Annotated[str | None, typer.Option(help="With torchrun: HOST:PORT where the hosts meet.")] = None
+    rdzv_id: Annotated[str, typer.Option(help="With torchrun: name of the meeting, the same on all hosts.")] = "slt"
+    max_requeues: Annotated[int, typer.Option(min=0, help=_MAX_REQUEUES)] = 100
 
 
 def with_options(cls: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -90,25 +99,35 @@ def with_options(cls: type[Any]) -> Callable[[Callable[..., None]], Callable[...
 
 
 def build_plan(
-    options: LaunchOptions, environ: Mapping[str, str], inputs: bool = False
+    options: LaunchOptions, environ: Mapping[str, str], inputs: bool = False, job: Allocation | None = None
 ) -> tuple[LaunchPlan, ResolvedRecipe]:
     """Check hosts, devices and recipe together, with ``inputs`` also what the recipe needs here; nothing is started.
+
+    With ``job``, the plan is for that SLURM job, in which this process need not run.
 
     Raises:
         RecipeError: the recipe cannot run on that many ranks, options contradict each other, or an input is missing.
     """
     sets = _sets(options)
     loaded = (load_with_inputs if inputs else load)(options.recipe, sets)
-    accelerator = _accelerator(options, environ)
-    hosts = _hosts(options, environ, loaded, accelerator)
+    if job is None and options.backend == "slurm":
+        job = read_allocation(environ)
+    accelerator = _accelerator(options, environ, job)
+    hosts = _hosts(options, environ, loaded, (accelerator, job))
     world_size = sum(host.slots for host in hosts)
     if inputs:
         check_recipe(loaded, [world_size])
     resolved = resolve_loaded(loaded, world_size, sets)
     needs_gpus = accelerator == "gpu" or (accelerator == "unknown" and _is_for_gpus(loaded))
-    local = options.hostfile is None
-    master_addr = options.master_addr or ("127.0.0.1" if local else hosts[0].name)
-    master_port = options.master_port or (free_port() if local else DEFAULT_PORT)
+    local = options.hostfile is None and job is None
+    node_rank, rendezvous = _meeting(options, len(hosts))
+    if rendezvous is not None:
+        address, _, port = rendezvous[0].rpartition(":")
+        meet = (address, int(port))
+    else:
+        default_port = job.port if job is not None else free_port() if local else DEFAULT_PORT
+        address = options.master_addr or ("127.0.0.1" if local else hosts[0].name)
+        meet = (address, options.master_port or default_port)
     run_dir = Path(resolved.recipe.run_dir)
     file = recipe_file(resolved, run_dir.absolute())  # a name that begins with a dash would be an option to the rank
     plan = LaunchPlan(
@@ -116,15 +135,53 @@ def build_plan(
         arguments=(str(file.path), "--sha256", file.sha256),
         run_dir=run_dir,
         hosts=hosts,
-        ranks=plan_ranks(hosts, master_addr, master_port),
+        ranks=plan_ranks(hosts, *meet),
         launch_id=uuid.uuid4().hex[:12],
-        env=_environment(options, environ, hosts, "gpu" if needs_gpus else accelerator),
+        env=_environment(options, environ, (hosts, job), "gpu" if needs_gpus else accelerator),
         hostfile=options.hostfile,
         ssh_port=options.ssh_port,
         accelerator=accelerator,
         needs_gpus=needs_gpus,
+        node_rank=node_rank,
+        rendezvous=rendezvous,
+        cpus_per_rank=0 if job is None else job.cpus_per_node // hosts[0].slots,
     )
     return plan, resolved
+
+
+def _meeting(options: LaunchOptions, hosts: int) -> tuple[int | None, tuple[str, str] | None]:
+    """Where every host has a launcher: the number of this host, and with torchrun the rendezvous."""
+    torchrun = options.backend == "torchrun"
+    if options.no_ssh and (options.hostfile is None or options.node_rank is None or torchrun):
+        raise RecipeError("--no-ssh goes with --hostfile and this host's --node-rank; it has no meaning for torchrun")
+    if not torchrun and (options.nnodes > 1 or options.rdzv_endpoint is not None):
+        raise RecipeError("--nnodes and --rdzv-endpoint belong to --backend torchrun; other backends use --hostfile")
+    if options.no_ssh or (torchrun and options.nnodes > 1):
+        number = options.node_rank
+        if torchrun:
+            address, colon, port = (options.rdzv_endpoint or "").rpartition(":")
+            if not colon or not port.isdecimal():
+                raise RecipeError(
+                    "--nnodes needs --rdzv-endpoint HOST:PORT, a host of the run, the same on all of them"
+                )
+            number = (0 if is_local(address) else 1) if number is None else number
+        assert number is not None
+        if number >= hosts:
+            raise RecipeError(f"--node-rank {number}: there are {hosts} hosts, numbered from 0")
+        return number, (str(options.rdzv_endpoint), options.rdzv_id) if torchrun else None
+    if options.node_rank is not None:
+        raise RecipeError("--node-rank belongs to --no-ssh or to --nnodes; this command starts the ranks of all hosts")
+    return None, None
+
+
+def is_local(address: str) -> bool:
+    """Whether a name or address is this machine's own."""
+    with socket.socket() as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
 
 
 def _sets(options: LaunchOptions) -> list[str]:
@@ -150,20 +207,38 @@ def _first_world_size(loaded: LoadedRecipe) -> int:
 
 
 def _hosts(
-    options: LaunchOptions, environ: Mapping[str, str], loaded: LoadedRecipe, accelerator: str
+    options: LaunchOptions,
+    environ: Mapping[str, str],
+    loaded: LoadedRecipe,
+    where: tuple[str, Allocation | None],
 ) -> tuple[Host, ...]:
     """The hosts to run on; this machine has the devices that its ranks need."""
+    accelerator, job = where
+    asked_for_cpus = options.accelerator != "auto" or bool(environ.get("DS_ACCELERATOR"))
+    if job is not None:
+        if options.hostfile is not None:
+            raise RecipeError("--backend slurm takes its hosts from the allocation; leave out --hostfile")
+        if accelerator == "cpu" and _is_for_gpus(loaded) and not asked_for_cpus:
+            raise RecipeError(
+                f"a recipe for GPUs (deepspeed.base={loaded.recipe.deepspeed.base}), but {job} has "
+                "none; submit it with --gpus-per-node=N, or use the CPU with --accelerator cpu"
+            )
+        return filter_hosts(job.hosts(options.num_procs, accelerator == "gpu"), options.include, options.exclude)
     if options.hostfile is not None:
         if options.num_procs is not None:
             raise RecipeError("--num-procs and --hostfile cannot be combined; the hostfile says slots=N per host")
         return filter_hosts(read_hostfile(options.hostfile), options.include, options.exclude)
     if options.include or options.exclude:
         raise RecipeError("--include and --exclude select from a hostfile; add --hostfile")
+    if options.nnodes > 1 and options.num_procs is None:
+        raise RecipeError("--nnodes needs --num-procs, the ranks of every host")
     count = options.num_procs or _first_world_size(loaded)
+    names = ["localhost"] if options.nnodes == 1 else [f"node-{number}" for number in range(options.nnodes)]
     demand = f"{count} ranks" if options.num_procs else f"{count} ranks (the recipe's first world size)"
     if accelerator == "gpu":
-        return (Host("localhost", _gpus(count, demand, environ)),)
-    if options.accelerator == "auto" and not environ.get("DS_ACCELERATOR") and _is_for_gpus(loaded):
+        devices = _gpus(count, demand, environ)
+        return tuple(Host(name, devices) for name in names)
+    if not asked_for_cpus and _is_for_gpus(loaded):
         raise RecipeError(
             f"{demand} of a recipe for GPUs (deepspeed.base={loaded.recipe.deepspeed.base}), but {_shown(environ, 0)};"
             " name machines that have some with --hostfile, or use the CPU with --accelerator cpu"
@@ -173,7 +248,7 @@ def _hosts(
         raise RecipeError(
             f"{demand} are more than the {cores} processor cores of this machine; say how many to start: --num-procs N"
         )
-    return (Host("localhost", tuple(range(count))),)
+    return tuple(Host(name, tuple(range(count))) for name in names)
 
 
 def _gpus(count: int, demand: str, environ: Mapping[str, str]) -> tuple[int | str, ...]:
@@ -194,7 +269,7 @@ def _is_for_gpus(loaded: LoadedRecipe) -> bool:
     return loaded.recipe.deepspeed.base != "cpu"
 
 
-def _accelerator(options: LaunchOptions, environ: Mapping[str, str]) -> str:
+def _accelerator(options: LaunchOptions, environ: Mapping[str, str], job: Allocation | None) -> str:
     """``cpu``, ``gpu``, or ``unknown`` for hosts that are not checked."""
     if options.accelerator not in ("auto", "cpu", "gpu"):
         raise RecipeError(f"--accelerator must be auto, cpu or gpu, got {options.accelerator}")
@@ -202,6 +277,8 @@ def _accelerator(options: LaunchOptions, environ: Mapping[str, str]) -> str:
         return options.accelerator
     if environ.get("DS_ACCELERATOR"):
         return "cpu" if environ["DS_ACCELERATOR"] == "cpu" else "gpu"
+    if job is not None:
+        return "gpu" if job.gpus_per_node else "cpu"
     if options.hostfile is not None:
         return "unknown"
     listed = listed_devices()
@@ -209,9 +286,13 @@ def _accelerator(options: LaunchOptions, environ: Mapping[str, str]) -> str:
 
 
 def _environment(
-    options: LaunchOptions, environ: Mapping[str, str], hosts: tuple[Host, ...], accelerator: str
+    options: LaunchOptions,
+    environ: Mapping[str, str],
+    where: tuple[tuple[Host, ...], Allocation | None],
+    accelerator: str,
 ) -> dict[str, str]:
     """Variables for every rank; later ones override earlier ones."""
+    hosts, job = where
     env: dict[str, str] = {}
     if options.hostfile is not None and not _is_single_local(hosts):
         env = {**search_paths(environ), **deepspeed_env_files(), **carried(environ)}
@@ -220,7 +301,7 @@ def _environment(
     elif accelerator == "gpu" and environ.get("DS_ACCELERATOR", "cpu") in ("", "cpu"):
         env["DS_ACCELERATOR"] = "cuda"  # a rank whose torch finds no GPU must not fall back to the CPU
     if "OMP_NUM_THREADS" not in {**environ, **env}:
-        cores = len(os.sched_getaffinity(0))
+        cores = (job and job.cpus_per_node) or len(os.sched_getaffinity(0))
         env["OMP_NUM_THREADS"] = str(threads_per_rank(cores, max(host.slots for host in hosts)))
     env["PYTHONPATH"] = python_path({**env, **environ})
     return {**env, **exported(options.export or [], environ)}

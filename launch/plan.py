@@ -44,10 +44,27 @@ class LaunchPlan:
     """``cpu``, ``gpu``, or ``unknown`` for hosts that were not checked."""
     needs_gpus: bool = False
     """Whether every rank needs its own GPU."""
+    node_rank: int | None = None
+    """Every host has a launcher of its own, and this is that of host number ``node_rank``; the first leads. None = this
+    one starts the ranks of all hosts."""
+    rendezvous: tuple[str, str] | None = None
+    """Torchrun on several hosts: where their launchers find each other (``host:port``), and the name of their job."""
+    cpus_per_rank: int = 0
+    """Processor cores that a scheduler gives every rank; 0 = no scheduler does."""
 
     @property
     def world_size(self) -> int:
         return len(self.ranks)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this launcher holds the run directory and writes the recipe."""
+        return self.node_rank in (None, 0)
+
+    @property
+    def own_hosts(self) -> tuple[Host, ...]:
+        """The hosts whose ranks this launcher starts."""
+        return self.hosts if self.node_rank is None else (self.hosts[self.node_rank],)
 
     @property
     def master_port(self) -> int:

@@ -53,11 +53,11 @@ def check_hosts(command: Command, plan: LaunchPlan, recipe: Recipe) -> None:
     """
     launch = Launch(plan, recipe)
     if command.remote is None:
-        if len(plan.hosts) > 1:
+        if len(plan.own_hosts) > 1:
             raise RecipeError(
                 f"this backend starts ranks on this machine only, got {len(plan.hosts)} hosts; use deepspeed"
             )
-        (host,) = plan.hosts
+        (host,) = plan.own_hosts
         reasons = _judged(launch, {host.name: {c.name: looked(c, c.question(launch)) for c in CHECKS}})
         if reasons:
             fix = f"; correct {plan.hostfile}" if plan.hostfile is not None else ""
@@ -68,7 +68,7 @@ def check_hosts(command: Command, plan: LaunchPlan, recipe: Recipe) -> None:
         output, errors = ask(command, _questions(launch), TIMEOUT_SECONDS)
         answers, reasons = {}, dict[str, list[str]]()
         for host in plan.hosts:
-            said, complained = (_lines_of(command, host.name, text) for text in (output, errors))
+            said, complained = (command.lines_of(host.name, text) for text in (output, errors))
             answers[host.name] = _answers(said)
             if text := _silence(answers[host.name], complained, said):
                 reasons[host.name] = [text]
@@ -181,10 +181,6 @@ def ask(command: Command, shell: str, seconds: float) -> tuple[str, str]:
 
 def _text(captured: bytes | str | None) -> str:
     return captured.decode(errors="replace") if isinstance(captured, bytes) else captured or ""
-
-
-def _lines_of(command: Command, host: str, text: str) -> list[str]:
-    return [line for name, line in map(command.host_of, text.splitlines()) if name == host]
 
 
 @contextmanager

@@ -37,14 +37,21 @@ def report(outcome: Outcome, plan: LaunchPlan) -> list[str]:
     cause = outcome.cause
     if cause is not None and not cause.ranks and not outcome.lost_hosts:
         lines.append(f"  {cause.what}")
-    texts = {rank.rank: _text(outcome, rank.rank) for rank in plan.ranks}
+    # where every host has a launcher, others know of the ranks that were never heard here
+    known = {rank for rank in range(plan.world_size) if plan.node_rank is None or _is_known(outcome, rank)}
+    texts = {rank: _text(outcome, rank) for rank in sorted(known)}
     first = cause.ranks if cause is not None else ()
-    for text in dict.fromkeys(texts[rank] for rank in (*first, *texts) if texts[rank]):
+    for text in dict.fromkeys(texts[rank] for rank in (*first, *texts) if texts.get(rank)):
         ranks = [rank for rank, own in texts.items() if own == text]
         lines.append(f"  {_who(ranks, plan)}: {text}")
         if cause is not None and cause.ranks and cause.ranks[0] in ranks:
             lines += [f"    {line}" for line in cause.details]
     return lines
+
+
+def _is_known(outcome: Outcome, rank: int) -> bool:
+    is_cause = outcome.cause is not None and rank in outcome.cause.ranks
+    return is_cause or rank in outcome.rank_codes or rank in outcome.last_heard
 
 
 def summary(outcome: Outcome, plan: LaunchPlan) -> str:

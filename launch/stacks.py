@@ -43,7 +43,7 @@ def write_on_signal(logs: Path, rank: int) -> Iterator[None]:
     """While it lasts, SIGUSR2 makes this process write the stacks of all its threads."""
     path = stacks_file(logs, rank)
     try:
-        file = path.open("w", encoding="utf-8")
+        file = path.open("a", encoding="utf-8")  # those of an earlier attempt stay
     except OSError as error:  # training can go on, and a save will tell
         log.warning("%s could not be written: %s; a hang will show no stacks", path, error.strerror)
         yield
@@ -116,8 +116,8 @@ def innermost(logs: Path, rank: int) -> tuple[str, ...]:
     if not path.exists():
         return ()
     text = path.read_text(encoding="utf-8", errors="replace")
-    found = re.search(r'^(?:Thread .*"MainThread".*|Current thread .*)\n((?:[ \t]+.*\n?)+)', text, flags=re.MULTILINE)
-    lines = [line.strip() for line in found[1].splitlines()[:_SHOWN_LINES]] if found else []
+    found = re.findall(r'^(?:Thread .*"MainThread".*|Current thread .*)\n((?:[ \t]+.*\n?)+)', text, flags=re.MULTILINE)
+    lines = [line.strip() for line in found[-1].splitlines()[:_SHOWN_LINES]] if found else []
     return (*lines, f"all stacks: {path.with_name('stacks-rank-*.txt')}") if text else ()
 
 

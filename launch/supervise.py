@@ -55,6 +55,8 @@ class Watch:
     """Rank -> host, as the plan names it."""
     limits: Limits = field(default_factory=Limits)
     """How long a rank may be silent, or stay where it is."""
+    part: tuple[int, int] | None = None
+    """Where every host has a launcher: this host's number, and how many ranks it starts."""
 
 
 def supervise(
@@ -79,6 +81,11 @@ def supervise(
     watch = watch or Watch()
     log.info("a hang is: %s", ", ".join(f"{what} {text}" for what, text in resolved(watch.limits).items()))
     return _Supervisor(command, run_dir, ranks, patience or Patience(), watch).run()
+
+
+def log_name(node_rank: int | None) -> str:
+    """The log of a launcher: of several, each has its own, as two machines must not append to one file."""
+    return f"launch-node-{node_rank}.log" if node_rank else "launch.log"
 
 
 class _Supervisor:
@@ -116,7 +123,14 @@ class _Supervisor:
                     self._clear(process)
                     tee.join(timeout=10)
                     drop_empty(self.logs)
-            return verdict(self._reports(), self.world_size, self._evidence(process.returncode))
+            reports = self._reports()
+            return verdict(reports, self._expected(reports), self._evidence(process.returncode))
+
+    def _expected(self, reports: Mapping[int, Report]) -> int:
+        """How many ranks must have reported; of those that others started, only some may have left a note yet."""
+        if self.watch.part is None:
+            return self.world_size
+        return len(reports) + max(self.watch.part[1] - len(self.output.reports), 0)
 
     def _evidence(self, launcher_code: int) -> Evidence:
         return Evidence(
@@ -142,9 +156,10 @@ class _Supervisor:
         """
         try:
             self.logs.mkdir(parents=True, exist_ok=True)
-            for stale in self.logs.glob("exit-rank-*.json"):
-                stale.unlink()
-            return (self.logs / "launch.log").open("ab", buffering=0)
+            if self.watch.part is None:  # else they may be of ranks that other launchers have started already
+                for stale in self.logs.glob("exit-rank-*.json"):
+                    stale.unlink()
+            return (self.logs / log_name(self.watch.part and self.watch.part[0])).open("ab", buffering=0)
         except OSError as error:
             raise StorageError(
                 f"run directory: {error.filename or self.logs} could not be written: {error.strerror}; nothing was "
@@ -152,7 +167,7 @@ class _Supervisor:
             ) from error
 
     def _reports(self, quiet: bool = False) -> dict[int, Report]:
-        return read_reports(self.logs, quiet) | self.output.reports
+        return self.output.reports | read_reports(self.logs, quiet)  # a line is short, a file holds the whole error
 
     def _start(self) -> subprocess.Popen[bytes]:
         env = {key: value for key, value in os.environ.items() if key not in _RANK_VARIABLES}
@@ -325,4 +340,4 @@ class _Supervisor:
                 signal.signal(number, handler)
 
 
-__all__ = ["KILLED", "Outcome", "Patience", "Watch", "supervise"]
+__all__ = ["KILLED", "Outcome", "Patience", "Watch", "log_name", "supervise"]

@@ -139,8 +139,9 @@ def verdict(reports: Mapping[int, Report], world_size: int, seen: Evidence) -> O
 
 def _code(reports: Mapping[int, Report], world_size: int, seen: Evidence) -> int:
     silent = len(reports) < world_size
-    # a lost connection to another rank says nothing where that rank is known to have ended without a word
-    told = {rank: report.code for rank, report in reports.items() if not (silent and report.consequence)}
+    other = silent or any(report.failed and not report.consequence for report in reports.values())
+    # a lost connection to another rank says nothing where that rank is known to have ended
+    told = {rank: EXIT_OK if other and report.consequence else report.code for rank, report in reports.items()}
     if silent and not reports and not seen.launcher_code and not seen.killed and not seen.hang:
         return EXIT_CLUSTER  # the launcher is content, but nobody trained
     unreachable = bool(seen.lost_hosts) or seen.hang is not None

@@ -6,6 +6,7 @@ Adding one: a module with ``command(plan) -> Command`` and a line in `BACKENDS`.
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from pipeline.errors import RecipeError
 BACKENDS = {
     "local": "launch.backends.local",
     "deepspeed": "launch.backends.deepspeed",
+    "slurm": "launch.backends.slurm",
+    "torchrun": "launch.backends.torchrun",
 }
 """Name -> module."""
 _LABEL = re.compile(r" *(\S+): ?")  # pdsh writes `name: text`, srun ` 0: text`
@@ -38,6 +41,8 @@ class Command:
     output begins with a label (see `host_of`). None if every rank that this command starts is on this machine."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Label -> host, for the output of ``remote``; empty if the labels are the hosts' names."""
+    piece_bytes: int | None = None
+    """Longest piece of a line that ``remote`` carries whole; the rest follows as a line with the same label."""
     percent_is_special: bool = False
     """Whether ``remote`` replaces ``%h`` and the like, as pdsh does."""
     lost_host: str | None = None
@@ -52,8 +57,24 @@ class Command:
     def host_of(self, line: str) -> tuple[str, str]:
         """A line of output of `on_hosts` -> the host that wrote it and what it wrote; ``""`` if no host did."""
         match = _LABEL.match(line)
-        host = "" if match is None else (self.labels.get(match[1], "") if self.labels else match[1])
-        return (host, line[match.end() :]) if match is not None and host else ("", line)
+        if match is None:
+            return "", line
+        host = self.labels.get(match[1].lstrip("0") or "0", "") if self.labels else match[1]
+        return (host, line[match.end() :]) if host else ("", line)
+
+    def lines_of(self, host: str, output: str) -> list[str]:
+        """The lines of one host in the whole output of `on_hosts`, without labels and in one piece each."""
+        lines: list[str] = []
+        unfinished = False
+        for name, text in map(self.host_of, output.splitlines()):
+            if name != host:
+                continue
+            if unfinished:
+                lines[-1] += text
+            else:
+                lines.append(text)
+            unfinished = self.piece_bytes is not None and len(os.fsencode(text)) >= self.piece_bytes
+        return lines
 
 
 class Backend(Protocol):

@@ -1,7 +1,7 @@
 """Ranks on the hosts of a hostfile: pdsh reaches all of them over ssh and starts DeepSpeed's launcher on each.
 
-A hostfile that names this machine alone needs neither. Variables of the plan show in the process lists of the hosts;
-secrets must not be there.
+A hostfile that names this machine alone needs neither, and nor do hosts that each have a launcher (``--no-ssh``).
+Variables of the plan show in the process lists of the hosts; secrets must not be there.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ def command(plan: LaunchPlan) -> Command:
     if len(names) > 1 and any(name in _LOOPBACK for name in names):
         raise RecipeError(f"{plan.hostfile}: localhost cannot be reached by the other hosts; write this machine's name")
     node = node_command(plan, "critical")
+    if plan.node_rank is not None:
+        assert node.node_rank_at is not None
+        before, after = node.argv[: node.node_rank_at], node.argv[node.node_rank_at :]
+        return Command(argv=(*before, f"--node_rank={plan.node_rank}", *after), env=dict(node.env))
     if len(names) == 1 and is_this_machine(names[0]):
         return Command(argv=node.argv, env=dict(node.env))
     # all hosts at once: the others would wait for ranks that queue

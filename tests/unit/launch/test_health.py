@@ -40,6 +40,10 @@ def test_levels() -> None:
     )
     with pytest.raises(RecipeError, match="--health must be full, quick or off, got deep"):
         health_level("deep", plan("a"))
+    joined = replace(plan("a", "b"), node_rank=1)
+    assert health_level(None, joined) == health_level("off", joined) == "off"
+    with pytest.raises(RecipeError, match="--health full needs one launcher that reaches all hosts"):
+        health_level("full", joined)
 
 
 def test_sound_hosts() -> None:

@@ -67,6 +67,23 @@ def test_a_rank_without_launcher_obeys_a_request(tmp_path: Path) -> None:
     assert rank.returncode == 130
 
 
+def test_a_rank_whose_launcher_is_gone_ends_when_it_does_not_advance() -> None:
+    program = (
+        "import time; from launch import heartbeat; from pipeline.engine.phases import Phases\n"
+        "heartbeat.BEAT_SECONDS = 0.02\n"
+        "with heartbeat.Heartbeat(phases := Phases()):\n"
+        "    for _ in range(40): time.sleep(0.01); phases.enter('step')\n"
+        "    print('advanced', flush=True); time.sleep(60)\n"
+    )
+    env = {**os.environ, notes.LAUNCH_ID: "x", heartbeat.ABANDONED: "0.2"}
+    argv = [sys.executable, "-c", program]
+    rank = subprocess.Popen(argv, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert rank.stdout is not None and rank.stderr is not None
+    assert "slt-rank-report" in rank.stderr.readline()
+    rank.stderr.close()  # as a launcher that is gone
+    assert rank.stdout.read() == "advanced\n" and rank.wait(timeout=20) == 3
+
+
 def test_a_request_waits_until_it_is_forgotten(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert read_request(tmp_path) is None
     request_stop(tmp_path, now=True)

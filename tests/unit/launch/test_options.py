@@ -206,3 +206,35 @@ def test_free_port() -> None:
         port = free_port()
         probe.bind(("127.0.0.1", port))  # raises when somebody has it
         assert probe.getsockname()[1] == port > 0
+
+
+def test_a_launcher_on_every_host(hostfile: Path) -> None:
+    plan, _ = build(hostfile=hostfile, no_ssh=True, node_rank=1)
+    assert plan.node_rank == 1 and plan.world_size == 2 and plan.master_addr == "a" and not plan.leads
+    torchrun = {"backend": "torchrun", "nnodes": 2, "num_procs": 1}
+    plan, _ = build(**torchrun, rdzv_endpoint="127.0.0.1:29400")
+    assert plan.master_addr == "127.0.0.1" and plan.master_port == 29400
+    assert plan.node_rank == 0 and plan.rendezvous == ("127.0.0.1:29400", "slt") and plan.world_size == 2
+    plan, _ = build(**torchrun, rdzv_endpoint="no-such-host.invalid:29400", rdzv_id="x")
+    assert plan.node_rank == 1 and plan.rendezvous == ("no-such-host.invalid:29400", "x")
+    assert build(**torchrun, rdzv_endpoint="127.0.0.1:29400", node_rank=1)[0].node_rank == 1
+    assert build(backend="torchrun", num_procs=2)[0].node_rank is None
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"no_ssh": True, "node_rank": 0}, "--no-ssh goes with --hostfile and this host's --node-rank"),
+        ({"no_ssh": True, "hostfile": True}, "--no-ssh goes with --hostfile and this host's --node-rank"),
+        ({"no_ssh": True, "hostfile": True, "node_rank": 2}, "--node-rank 2: there are 2 hosts, numbered from 0"),
+        ({"node_rank": 0}, "--node-rank belongs to --no-ssh or to --nnodes"),
+        ({"nnodes": 2, "num_procs": 1}, "--nnodes and --rdzv-endpoint belong to --backend torchrun"),
+        ({"nnodes": 2, "backend": "torchrun"}, "--nnodes needs --num-procs, the ranks of every host"),
+        ({"nnodes": 2, "backend": "torchrun", "num_procs": 1}, "--nnodes needs --rdzv-endpoint HOST:PORT"),
+    ],
+)
+def test_launchers_that_cannot_meet(given: dict[str, object], text: str, hostfile: Path) -> None:
+    if "hostfile" in given:
+        given = {**given, "hostfile": hostfile}
+    with pytest.raises(RecipeError, match=text):
+        build(**given)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import re
@@ -15,7 +16,11 @@ from launch.arrive import unpack
 from launch.backends import BACKENDS, Command, get_backend
 from launch.backends.deepspeed import is_this_machine
 from launch.hostfile import Host
+from launch.options import LaunchOptions, build_plan
 from launch.plan import LAUNCH_ID, LaunchPlan, plan_ranks
+from launch.slurm import Allocation
+from pipeline.config import resolve
+from pipeline.config.recipe_file import write_resolved
 from pipeline.errors import RecipeError
 
 
@@ -102,8 +107,68 @@ def test_deepspeed_refuses_what_cannot_work() -> None:
         get_backend("deepspeed").command(plan(Host("localhost", (0,)), Host("b", (0,)), hostfile=Path("h")))
 
 
+def test_slurm() -> None:
+    hosts = (Host("n1", (0, 1)), Host("n3", (0, 1)))
+    command = get_backend("slurm").command(plan(*hosts, accelerator="cpu", cpus_per_rank=4))
+    assert command.argv[:3] == ("srun", "--nodes=2", "--nodelist=n1,n3") and "--kill-on-bad-exit=0" in command.argv
+    assert {"--ntasks=4", "--ntasks-per-node=2", "--cpus-per-task=4", "--overlap"} <= {*command.argv}
+    assert "--label" not in command.argv, "it would break a rank's report"
+    before, _, env, folder = unpack(command.argv[-1])
+    expected = f"{sys.executable} -u -m launch.slurm_task n1 29500 n1:2,n3:2 {sys.executable} -u /p/train.py r.yaml"
+    assert os.fsdecode(b" ".join(before)) == f"{expected} --set a=1" and folder == os.fsencode(Path.cwd())
+    assert env == {b"OMP_NUM_THREADS": b"1", LAUNCH_ID.encode(): b"id7", b"CUDA_VISIBLE_DEVICES": b"-1"}
+    assert command.env == {}, "srun itself must not count as a process of the launch"
+    ask = command.on_hosts("echo 50%")
+    assert ask[-3:] == ["sh", "-c", "echo 50%"] and {"--ntasks=2", "--ntasks-per-node=1", "--label"} <= {*ask}
+    assert command.host_of("1: yes") == ("n3", "yes")
+    assert command.lost_host is not None
+    lost = re.match(command.lost_host, "srun: error: Node failure on n3")
+    assert lost is not None and lost[1] == "n3"
+
+
+def test_slurm_on_gpus() -> None:
+    command = get_backend("slurm").command(plan(Host("n1", (0, 1)), accelerator="gpu"))
+    assert (
+        not any("gpu" in part for part in command.argv[:-1])
+        and b"CUDA_VISIBLE_DEVICES" not in unpack(command.argv[-1])[2]
+    )
+    with pytest.raises(RecipeError, match="--backend slurm starts equally many ranks on every node"):
+        get_backend("slurm").command(plan(Host("n1", (0, 1)), Host("n2", (0,))))
+
+
+def test_a_long_line_that_srun_broke() -> None:
+    command = Command(("srun",), remote=("{command}",), labels={"0": "n1", "1": "n2"}, piece_bytes=8)
+    output = "0: 12345678\n1: other\n0: 12345678\n0: 9\n0: next\nsrun: something\n01: 12345678\n01: \n01: x"
+    assert command.lines_of("n1", output) == ["12345678123456789", "next"]
+    assert command.lines_of("n2", output) == ["other", "12345678", "x"]
+
+
+def test_torchrun_on_one_host() -> None:
+    command = get_backend("torchrun").command(plan(Host("localhost", (0, "GPU-8f2a"))))
+    expected = "--nnodes=1 --nproc-per-node=2 --max-restarts=0 --master-addr=localhost --master-port=29500 /p/train.py"
+    assert command.argv[:4] == (sys.executable, "-u", "-m", "torch.distributed.run")
+    assert shlex.join(command.argv[4:]) == f"{expected} r.yaml --set a=1" and command.remote is None
+    assert command.env == {"OMP_NUM_THREADS": "1", LAUNCH_ID: "id7", "CUDA_VISIBLE_DEVICES": "0,GPU-8f2a"}
+
+
+def test_torchrun_on_several_hosts() -> None:
+    hosts = (Host("node-0", (0, 1)), Host("node-1", (0, 1)))
+    given = plan(*hosts, node_rank=1, rendezvous=("a:29400", "job"), accelerator="cpu")
+    command = get_backend("torchrun").command(given)
+    meet = "--nnodes=2 --nproc-per-node=2 --max-restarts=0 --rdzv-backend=c10d --rdzv-endpoint=a:29400 --rdzv-id=job"
+    assert shlex.join(command.argv[4:]).startswith(meet) and command.env["CUDA_VISIBLE_DEVICES"] == "-1"
+    assert not given.leads and given.own_hosts == hosts[1:]
+
+
+def test_a_launcher_on_every_host() -> None:
+    hosts = (Host("a", (0, 1)), Host("b", (1,)))
+    command = get_backend("deepspeed").command(plan(*hosts, hostfile=Path("hosts"), node_rank=1))
+    assert command.argv[0] == sys.executable and command.argv[5] == "--node_rank=1" and command.remote is None
+    assert world(command.argv) == {"a": [0, 1], "b": [1]} and command.env[LAUNCH_ID] == "id7"
+
+
 def test_registry() -> None:
-    assert set(BACKENDS) >= {"local", "deepspeed"}
+    assert set(BACKENDS) == {"local", "deepspeed", "slurm", "torchrun"}
     with pytest.raises(RecipeError, match=r"--backend lokal is unknown; did you mean local\? \(known: local"):
         get_backend("lokal")
 
@@ -111,3 +176,24 @@ def test_registry() -> None:
 def test_this_machine() -> None:
     assert is_this_machine("localhost") and is_this_machine(socket.gethostname())
     assert not is_this_machine("surely-not-here.example.org")
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_the_recipe_is_resolved_once(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the launcher, which asks git once; every rank gets the file that it writes, and its sha256."""
+    asked = []
+    monkeypatch.setattr(resolve, "_git", lambda root, *what: asked.append(what) or "c0ffee")
+    job = Allocation("1", ("n1",), 1, 0, 2) if name == "slurm" else None
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text(f"{socket.gethostname()} slots=1\n")
+    given = LaunchOptions(
+        recipe="demo_connector", backend=name, accelerator="cpu", run_dir=str(tmp_path / "run"),
+        hostfile=hostfile if name == "deepspeed" else None,
+    )  # fmt: skip
+    planned, resolved = build_plan(given, {}, job=job)
+    file = write_resolved(resolved, planned.run_dir)
+    command = get_backend(name).command(planned)
+    assert [what[0] for what in asked] == ["rev-parse", "status"], "once for the commit, once for changes"
+    argv = command.argv if command.arrives is None else command.arrives.argv
+    assert argv[-4:] == (str(planned.script), str(file.path), "--sha256", file.sha256)
+    assert hashlib.sha256(file.path.read_bytes()).hexdigest() == file.sha256
