@@ -42,8 +42,8 @@ ip link set switch up
 echo ready
 exec sleep infinity
 """
-# $1 host name, $2 folder with hosts, shadow and ssh, which only this host's mount namespace sees in /etc. A .bashrc that
-# runs `pyenv init` would wait up to a minute for a lock whenever two logins meet.
+# $1 host name, $2 folder with hosts, shadow and ssh, which only this host's mount namespace sees in /etc.
+# Logins read no .bashrc: with one that runs `pyenv init`, two at once wait for each other up to a minute.
 _FIRST_PROCESS = """
 set -e
 hostname "$1"
