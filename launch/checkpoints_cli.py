@@ -8,29 +8,50 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="List, inspect and convert checkpoints.", no_args_is_help=True)
+app = typer.Typer(help="List, inspect, verify and convert checkpoints.", no_args_is_help=True)
 
 
 @app.command("list", epilog="Example: slt ckpt list runs/demo/connector")
 def ckpt_list(run_dir: Annotated[Path, typer.Argument(help="run folder")]) -> None:
-    """Complete checkpoints of a run."""
-    from pipeline.engine.checkpoint import list_checkpoints
+    """Checkpoints of a run, the best one marked; damaged and foreign ones by name."""
+    from pipeline.engine.listing import listing
 
-    for checkpoint in list_checkpoints(run_dir):
-        size = sum(part["size"] for part in checkpoint.manifest["parts"].values())
-        typer.echo(f"{checkpoint.path}  step {checkpoint.step}  {checkpoint.world_size} ranks  {size / 1e6:.1f} MB")
+    for line in listing(run_dir):
+        typer.echo(line)
 
 
 @app.command("inspect", epilog="Example: slt ckpt inspect runs/demo/connector/checkpoints/step-000100")
 def ckpt_inspect(path: Annotated[Path, typer.Argument(help="checkpoint folder, or run folder for its latest")]) -> None:
-    """Verify every part of a checkpoint and print its manifest and state as JSON."""
+    """Verify every part of a checkpoint and print its manifest and state as JSON.
+
+    Of a checkpoint of another format version only the manifest is shown.
+    """
     import json
 
+    from pipeline.engine.checkpoint import is_foreign
     from pipeline.export.hf import find_checkpoint
 
+    if (path / "COMPLETE").is_file() and is_foreign(path):
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        typer.echo(json.dumps({"path": str(path), "manifest": manifest}, indent=1))
+        typer.echo(f"{path} is of another format version: shown, not verified", err=True)
+        return
     checkpoint = find_checkpoint(path, "latest")
     shown = {"path": str(checkpoint.path), "manifest": checkpoint.manifest, "state": checkpoint.state().to_dict()}
     typer.echo(json.dumps(shown, indent=1))
+
+
+@app.command("verify", epilog="Example: slt ckpt verify runs/demo/connector")
+def ckpt_verify(path: Annotated[Path, typer.Argument(help="checkpoint folder, or run folder for all of its")]) -> None:
+    """Read every byte of one or all checkpoints; exit code 6 if a file is damaged."""
+    from pipeline.engine.listing import verified
+    from pipeline.errors import DamagedCheckpointError
+
+    lines, problems = verified(path)
+    for line in lines:
+        typer.echo(line)
+    if problems:
+        raise DamagedCheckpointError(f"{path} is damaged:\n  " + "\n  ".join(problems))
 
 
 @app.command("reshard", epilog="Example: slt ckpt reshard runs/demo/connector/checkpoints/step-000100 --out universal")

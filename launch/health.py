@@ -64,7 +64,7 @@ def check_health(command: Command, plan: LaunchPlan, level: str) -> None:
         output = {plan.hosts[0].name: _run_here(asked, _SECONDS[level])}
     else:
         text, errors = ask(command, shell_line(asked), _SECONDS[level])
-        output = {host.name: _lines_of(command, host.name, text, errors) for host in plan.hosts}
+        output = {h.name: command.lines_of(h.name, errors) + command.lines_of(h.name, text) for h in plan.hosts}
     answers = {name: _answer(lines, _SECONDS[level]) for name, lines in output.items()}
     reasons = judge(plan, answers)
     if reasons:
@@ -125,11 +125,6 @@ def _question(plan: LaunchPlan, level: str) -> dict[str, Any]:
 
 def _device(plan: LaunchPlan, number: str) -> str:
     return f"GPU {number}" if plan.needs_gpus else "its CPU"
-
-
-def _lines_of(command: Command, host: str, output: str, errors: str) -> list[str]:
-    lines = map(command.host_of, [*errors.splitlines(), *output.splitlines()])
-    return [line for name, line in lines if name == host]
 
 
 def _run_here(asked: HostCommand, seconds: float) -> list[str]:

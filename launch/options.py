@@ -121,8 +121,13 @@ def build_plan(
     needs_gpus = accelerator == "gpu" or (accelerator == "unknown" and _is_for_gpus(loaded))
     local = options.hostfile is None and job is None
     node_rank, rendezvous = _meeting(options, len(hosts))
-    master_addr = options.master_addr or ("127.0.0.1" if local else hosts[0].name)
-    master_port = options.master_port or (job.port if job is not None else free_port() if local else DEFAULT_PORT)
+    if rendezvous is not None:
+        address, _, port = rendezvous[0].rpartition(":")
+        meet = (address, int(port))
+    else:
+        default_port = job.port if job is not None else free_port() if local else DEFAULT_PORT
+        address = options.master_addr or ("127.0.0.1" if local else hosts[0].name)
+        meet = (address, options.master_port or default_port)
     run_dir = Path(resolved.recipe.run_dir)
     file = recipe_file(resolved, run_dir.absolute())  # a name that begins with a dash would be an option to the rank
     plan = LaunchPlan(
@@ -130,7 +135,7 @@ def build_plan(
         arguments=(str(file.path), "--sha256", file.sha256),
         run_dir=run_dir,
         hosts=hosts,
-        ranks=plan_ranks(hosts, master_addr, master_port),
+        ranks=plan_ranks(hosts, *meet),
         launch_id=uuid.uuid4().hex[:12],
         env=_environment(options, environ, (hosts, job), "gpu" if needs_gpus else accelerator),
         hostfile=options.hostfile,

@@ -11,6 +11,7 @@ from launch.memory import check_memory
 from launch.preflight import UnfitHostsError, check_hosts
 from launch.prepare import Prepared, command_of, prepare
 from launch.run_options import RunOptions
+from pipeline.errors import RecipeError
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ def ready(prepared: Prepared, options: RunOptions) -> Prepared:
         TooFewHostsError: those that remain are fewer than ``--min-hosts``, or do not fit the batch.
         RecipeError: the recipe does not fit into the GPUs, or the command itself is wrong.
     """
+    if options.exclude_bad and prepared.plan.node_rank is not None:
+        raise RecipeError("--exclude-bad needs one launcher that reaches all hosts; here each has its own")
     without: set[str] = set()
     while True:
         plan = prepared.plan

@@ -71,7 +71,8 @@ def read_allocation(environ: Mapping[str, str], expand: Callable[[str], list[str
 
     Args:
         environ: this process's variables.
-        expand: a list of nodes such as ``n[1-2]`` -> their names; None asks `scontrol`.
+        expand: a list of nodes such as ``n[1-2]`` -> their names; None asks `scontrol`, also for the nodes that the job
+            still has: it may have lost some (``--no-kill``), which its variables do not say.
 
     Raises:
         RecipeError: there is none, or its nodes differ in tasks.
@@ -91,7 +92,7 @@ def read_allocation(environ: Mapping[str, str], expand: Callable[[str], list[str
         )
     return Allocation(
         job_id=job_id,
-        nodes=tuple((expand or hostnames)(nodelist)),
+        nodes=tuple(expand(nodelist) if expand else hostnames(_present(job_id))),
         tasks_per_node=tasks[0] if tasks else 0,
         gpus_per_node=_gpus(environ),
         cpus_per_node=min(expand_counts(environ.get("SLURM_JOB_CPUS_PER_NODE", "")), default=0),
@@ -114,14 +115,25 @@ def hostnames(nodelist: str) -> list[str]:
     Raises:
         ClusterError: `scontrol` is missing or fails.
     """
-    argv = ["scontrol", "show", "hostnames", nodelist]
+    return _scontrol("hostnames", nodelist).split()
+
+
+def _present(job_id: str) -> str:
+    for word in _scontrol("job", job_id, "-o").split():
+        if word.startswith("NodeList="):
+            return word.removeprefix("NodeList=")
+    raise ClusterError(f"`scontrol show job {job_id}` names no NodeList")
+
+
+def _scontrol(*what: str) -> str:
+    argv = ["scontrol", "show", *what]
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ClusterError(f"`{' '.join(argv)}` does not work here, and the ranks need it: {error}") from error
-    if done.returncode or not done.stdout.split():
-        raise ClusterError(f"`{' '.join(argv)}` failed: {done.stderr.strip() or 'it names no node'}")
-    return done.stdout.split()
+    if done.returncode:
+        raise ClusterError(f"`{' '.join(argv)}` failed: {done.stderr.strip() or f'exit code {done.returncode}'}")
+    return done.stdout
 
 
 def _gpus(environ: Mapping[str, str]) -> int:

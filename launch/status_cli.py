@@ -14,6 +14,7 @@ from rich.console import Console
 from launch.lock import STALE_SECONDS, WITHOUT_LAUNCHER, look
 from launch.status import WRITE_SECONDS, last_row, read_status
 from launch.stop import request_stop
+from pipeline.engine.goodput import read_rows, split
 from pipeline.errors import ClusterError, RecipeError
 
 _STALE_SECONDS = 15.0
@@ -80,7 +81,7 @@ def current(run_dir: Path) -> dict[str, Any]:
     if status is None or (held is not None and running and held[0] != status["launch_id"]):  # of an earlier launch
         status = {"state": "starting", "launch_id": held[0] if held else "", "metrics": last_row(run_dir)}
     age = max(time.time() - status.get("written", time.time()), 0.0)
-    return {**status, "running": running, "age_seconds": age}
+    return {**status, "running": running, "age_seconds": age, "goodput": _goodput(run_dir)}
 
 
 def describe(status: dict[str, Any]) -> list[str]:
@@ -95,7 +96,18 @@ def describe(status: dict[str, Any]) -> list[str]:
         lines.append(f"  attempt {restart['attempt']} ended{at}: {restart['cause']}")
     if status.get("metrics"):
         lines.append(_metrics(status["metrics"]))
+    if status.get("goodput"):
+        lines.append(f"  {status['goodput']['text']}")
     return lines
+
+
+def _goodput(run_dir: Path) -> dict[str, Any]:
+    """Where the time of all attempts went; empty for a run that has not said."""
+    rows = read_rows(run_dir)
+    if not rows:
+        return {}
+    found = split(rows)
+    return {"share": found.goodput, "seconds": dict(found.seconds), "text": found.describe()}
 
 
 def _headline(status: dict[str, Any]) -> str:

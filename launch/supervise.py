@@ -167,7 +167,7 @@ class _Supervisor:
             ) from error
 
     def _reports(self, quiet: bool = False) -> dict[int, Report]:
-        return read_reports(self.logs, quiet) | self.output.reports
+        return self.output.reports | read_reports(self.logs, quiet)  # a line is short, a file holds the whole error
 
     def _start(self) -> subprocess.Popen[bytes]:
         env = {key: value for key, value in os.environ.items() if key not in _RANK_VARIABLES}

@@ -197,9 +197,9 @@ def host_counts(counts: Sequence[int]) -> list[list[int]]:
     return _of_ranks(torch.tensor(counts, dtype=torch.int64))
 
 
-def host_sums(values: Sequence[float]) -> list[float]:
-    """Sums over ranks of numbers of the host, equal on every rank; as `host_counts`."""
-    return [sum(column) for column in zip(*_of_ranks(torch.tensor(values, dtype=torch.float64)), strict=True)]
+def host_numbers(values: Sequence[float]) -> list[list[float]]:
+    """As `host_counts`, for numbers with fractions."""
+    return _of_ranks(torch.tensor(values, dtype=torch.float64))
 
 
 def _of_ranks(mine: torch.Tensor) -> list[list[Any]]:

@@ -36,25 +36,25 @@ def command(plan: LaunchPlan) -> Command:
             *(sys.executable, "-u", str(plan.script), *plan.arguments),
         ),
         # ranks that were asked to use the CPU must not find a GPU there
-        env={**plan.env, LAUNCH_ID: plan.launch_id, **({"CUDA_VISIBLE_DEVICES": "-1"} if _on_cpus(plan) else {})},
+        env={
+            **plan.env,
+            LAUNCH_ID: plan.launch_id,
+            **({"CUDA_VISIBLE_DEVICES": "-1"} if plan.accelerator == "cpu" else {}),
+        },
         folder=Path.cwd(),
     )
-    # without --label: it would break long lines, which are reports of ranks
+    # Without --label: it would break long lines, which are reports of ranks. Nothing about GPUs: by default a step has
+    # those of the job and shows them to every task; --gpu-bind=none would hide which ones they are (SLURM 22.05).
     tasks = (f"--ntasks={plan.world_size}", f"--ntasks-per-node={per_node}", "--distribution=block")
     cpus = (f"--cpus-per-task={plan.cpus_per_rank}",) if plan.cpus_per_rank else ()
-    gpus = () if _on_cpus(plan) else ("--gpu-bind=none",)
     return Command(
-        argv=(*srun, *tasks, *cpus, *gpus, *shell_words(rank)),
+        argv=(*srun, *tasks, *cpus, *shell_words(rank)),
         arrives=rank,
         remote=(*srun, f"--ntasks={len(nodes)}", "--ntasks-per-node=1", "--label", "sh", "-c", "{command}"),
         labels={str(number): node for number, node in enumerate(nodes)},
         piece_bytes=1024,
         lost_host=_LOST,
     )
-
-
-def _on_cpus(plan: LaunchPlan) -> bool:
-    return plan.accelerator == "cpu"
 
 
 __all__ = ["command"]

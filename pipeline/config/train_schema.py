@@ -62,6 +62,8 @@ class HealthConfig(Section):
     on_spike: Literal["warn", "skip", "rollback"] = "warn"
     """`warn`: name and count it; `skip`: also do not apply a step whose gradient norm is one; `rollback`: also roll
     back when the loss is one."""
+    straggler_ratio: float = Field(default=1.2, gt=1)
+    """A rank that computes this many times longer than the median rank, in three rows of metrics in a row, is named."""
 
 
 class TrainConfig(Section):
@@ -95,7 +97,7 @@ class TrainConfig(Section):
     max_skipped_steps: int = Field(default=10, ge=0)
     """Consecutive steps that are not applied, because loss or gradients are not finite, before the run rolls back."""
     health: HealthConfig = HealthConfig()
-    """Rollbacks and spikes."""
+    """Rollbacks, spikes and slow ranks."""
     wandb_project: str | None = None
     """Also log to this Weights & Biases project."""
     sample_ledger: bool = False

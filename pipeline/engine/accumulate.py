@@ -27,7 +27,7 @@ def accumulate(
         return losses.sums
     sums: dict[str, torch.Tensor] = {}
     for batch in batches:
-        losses = stage.loss(engine.forward, batch, normaliser)
+        losses = stage.loss(engine.training_forward, batch, normaliser)
         engine.backward(losses.loss)
         engine.step()
         for name, value in losses.sums.items():
@@ -37,7 +37,7 @@ def accumulate(
 
 def _single(engine: TrainEngine, stage: CachedStage[Any], batches: list[Any], normaliser: Normaliser) -> LossParts:
     """One micro-batch needs no cache: the graph of its forward still exists."""
-    losses = stage.contrast([stage.features(engine.forward, batches[0])], batches, normaliser)
+    losses = stage.contrast([stage.features(engine.training_forward, batches[0])], batches, normaliser)
     engine.backward(losses.loss)
     engine.step()
     return losses
@@ -48,7 +48,7 @@ def _cached(engine: TrainEngine, stage: CachedStage[Any], batches: list[Any], no
     for at, batch in enumerate(batches):
         states.append(_random_state())
         with torch.no_grad():
-            features = stage.features(engine.forward, batch)
+            features = stage.features(engine.training_forward, batch)
         batches[at] = stage.for_replay(batch, features)  # in the caller's list: what it replaces can be freed
         leaves.append({n: v.detach().requires_grad_(v.is_floating_point()) for n, v in features.items()})
     losses = stage.contrast(leaves, batches, normaliser)
@@ -60,7 +60,7 @@ def _cached(engine: TrainEngine, stage: CachedStage[Any], batches: list[Any], no
     gradient = {key: grad for key, grad in zip(differentiable, grads, strict=True) if grad is not None}
     for at, batch in enumerate(batches):
         _restore_random_state(states[at])  # dropout of the replay must equal the first pass
-        features = stage.features(engine.forward, batch)
+        features = stage.features(engine.training_forward, batch)
         surrogate = torch.zeros((), device=stage.device)
         for name, value in features.items():
             if (at, name) in gradient:

@@ -133,6 +133,11 @@ def is_foreign(path: Path) -> bool:
     return False
 
 
+def own_folders(run_dir: Path) -> list[Path]:
+    """As `complete_folders`, without those of another format version."""
+    return [path for path in complete_folders(run_dir) if not is_foreign(path)]
+
+
 def latest_checkpoint(run_dir: Path, damaged: Damaged | None = None) -> Checkpoint | None:
     """The newest checkpoint with every byte as written; None if no complete one of this format exists.
 

@@ -44,7 +44,7 @@ class Sizes:
 
 
 SIZES = {
-    ("quick", "cuda"): Sizes(8192, 0.3, 32 << 20),
+    ("quick", "cuda"): Sizes(4096, 0.3, 32 << 20),
     ("full", "cuda"): Sizes(8192, 5.0, 256 << 20),
     ("quick", "cpu"): Sizes(512, 0.1, 4 << 20),
     ("full", "cpu"): Sizes(1024, 2.0, 64 << 20),
@@ -104,8 +104,9 @@ def _matrices(side: int, device: torch.device) -> tuple[torch.Tensor, torch.Tens
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if device.type == "cuda":  # partial sums in 16 bits would depend on their order
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    made = [torch.randint(-_LARGEST, _LARGEST + 1, (side, side), generator=generator) for _ in range(2)]
-    left, right = (matrix.to(device, dtype) for matrix in made)
+    shape = (side, side)
+    made = [torch.randint(-_LARGEST, _LARGEST + 1, shape, dtype=torch.int8, generator=generator) for _ in range(2)]
+    left, right = (matrix.to(device).to(dtype) for matrix in made)
     return left, right
 
 

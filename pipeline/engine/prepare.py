@@ -11,6 +11,7 @@ from pipeline import dist
 from pipeline.config.resolve import ResolvedRecipe
 from pipeline.config.schema import Recipe
 from pipeline.engine import checkpoint as checkpoints
+from pipeline.engine.loaded import check_loaded
 from pipeline.engine.phases import Phases
 from pipeline.engine.resume import find_resume, restore_best
 from pipeline.engine.setup import start_engine
@@ -52,6 +53,7 @@ def prepare(
     sequence = dist.sequence_group(recipe.train.sequence_parallel)
     context = StageContext(recipe, ranks.rank, ranks.world_size, device, zero_stage, sequence)
     stage, engine = start_engine(lambda: kind.build(context, plans), resolved, total_steps)
+    check_loaded(stage.module, recipe.model)
     # from here every process draws differently, but alike in every run of this recipe
     seed_everything(recipe.seed + 1, ranks.rank)
     state = TrainState()

@@ -14,10 +14,11 @@ from pathlib import Path
 from pipeline import dist
 from pipeline.engine.checkpoint import (
     Checkpoint,
-    complete_folders,
     damage,
     load,
     open_checkpoint,
+    own_folders,
+    step_of,
     universal_folder,
 )
 from pipeline.engine.resume import restore_best
@@ -79,7 +80,7 @@ def _why_not(training: Training, left: int) -> str:
 
 def _last_good(run_dir: Path) -> Checkpoint | None:
     """The newest intact checkpoint that was not saved amid skipped steps: those weights may be the trouble."""
-    for folder in complete_folders(run_dir)[::-1]:
+    for folder in own_folders(run_dir)[::-1]:
         problems = damage(folder)
         if problems:
             if dist.is_main():
@@ -94,8 +95,8 @@ def _last_good(run_dir: Path) -> Checkpoint | None:
 def _discard_after(run_dir: Path, step: int) -> None:
     """Checkpoints of undone steps: a run that resumes would begin there. All ranks must call."""
     if dist.is_main():
-        for folder in complete_folders(run_dir):
-            if open_checkpoint(folder).step > step:
+        for folder in own_folders(run_dir):
+            if step_of(folder) > step:
                 (folder / COMPLETE).unlink()  # no longer a checkpoint, before its parts go
                 shutil.rmtree(folder)
                 shutil.rmtree(universal_folder(folder), ignore_errors=True)

@@ -13,7 +13,8 @@ from torch import nn
 from pipeline.config.resolve import ResolvedRecipe
 from pipeline.config.train_schema import OptimizerConfig
 from pipeline.engine.compiling import compile_model
-from pipeline.engine.gate import Gate, finite_or_nothing, gate_steps
+from pipeline.engine.gate import finite_or_nothing, gate_steps
+from pipeline.engine.own_time import OwnTime
 from pipeline.engine.schedule import learning_rate
 from pipeline.engine.wait_once import wait_once
 from pipeline.errors import RecipeError
@@ -26,10 +27,14 @@ logger = logging.getLogger(__name__)
 class TrainEngine:
     """A DeepSpeed engine with the learning-rate rule of the recipe; the only object that steps weights."""
 
-    def __init__(self, engine: Any, gate: Gate, config: OptimizerConfig, total_steps: int, keep_alive: object) -> None:
+    def __init__(
+        self, engine: Any, device: torch.device, config: OptimizerConfig, total_steps: int, keep_alive: object
+    ) -> None:
         self.engine = engine
-        self.gate = gate
+        self.gate = gate_steps(engine)
         """Decides on every step, and knows of the last one."""
+        self.own_time = OwnTime(device)
+        """Of forward passes in training."""
         self.config = config
         self.total_steps = total_steps
         # transformers looks the live ZeRO-3 configuration up through a weak reference
@@ -43,6 +48,11 @@ class TrainEngine:
     def forward(self) -> Callable[..., Any]:
         """Calls the model with DeepSpeed's hooks."""
         return self.engine
+
+    @property
+    def training_forward(self) -> Callable[..., Any]:
+        """The same; its time counts as `own_time`."""
+        return self.own_time.measured(self.engine)
 
     def set_learning_rate(self, step: int) -> float:
         """Set every group's rate for optimizer step ``step``; returns it."""
@@ -131,7 +141,7 @@ def start_engine(
     wait_once(engine.optimizer)
     compile_model(engine, resolved.recipe.train.compile, stage.device)
     assert engine.module is module, "a stage keeps the module that the engine trains"
-    return stage, TrainEngine(engine, gate_steps(engine), optimizer_config, total_steps, keep_alive)
+    return stage, TrainEngine(engine, stage.device, optimizer_config, total_steps, keep_alive)
 
 
 def check_engine(engine: Any, resolved: ResolvedRecipe) -> None:

@@ -23,6 +23,8 @@ def temporary_folder(out: Path) -> Path:
 def only_writer(out: Path) -> Iterator[None]:
     """Keep every other export out of ``out``; a process that ends, however it does, gives it free.
 
+    Also puts the older export back where a crash left it without its name.
+
     Raises:
         CheckpointError: another export writes there.
         OSError: the folder around it cannot be written.
@@ -31,6 +33,8 @@ def only_writer(out: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path, out):
         try:
+            if _replaced(out).exists() and not out.exists():
+                os.replace(_replaced(out), out)
             yield
         finally:
             path.unlink(missing_ok=True)
@@ -65,10 +69,13 @@ def publish(temporary: Path, out: Path) -> None:
         finally:
             os.close(descriptor)
     sync_folder(temporary)
-    replaced = out.with_name(f".replaced-{out.name}")
-    shutil.rmtree(replaced, ignore_errors=True)
+    shutil.rmtree(_replaced(out), ignore_errors=True)
     if out.exists():
-        os.replace(out, replaced)
+        os.replace(out, _replaced(out))
     os.replace(temporary, out)
     sync_folder(out.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    shutil.rmtree(_replaced(out), ignore_errors=True)
+
+
+def _replaced(out: Path) -> Path:
+    return out.with_name(f".replaced-{out.name}")

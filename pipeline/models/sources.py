@@ -66,7 +66,7 @@ class SourceDigests:
     def _compute(self, folders: Mapping[str, Path]) -> None:
         try:
             self._digests.set_result(digests_of(folders))
-        except OSError as error:
+        except Exception as error:  # raised by `get`, where the training waits
             self._digests.set_exception(error)
 
 

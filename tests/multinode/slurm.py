@@ -31,6 +31,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
+GresTypes=gpu
 SlurmdParameters=config_overrides
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 PreemptType=preempt/partition_prio
@@ -61,7 +62,12 @@ class Slurm:
     @property
     def env(self) -> dict[str, str]:
         """What a user's login has; sbatch must not hand its own variables on to a job by accident."""
-        return {"PATH": _PATH, "HOME": str(Path.home()), "LANG": "C.UTF-8", "SLURM_CONF": str(self.folder / "conf")}
+        return {
+            "PATH": _PATH,
+            "HOME": str(Path.home()),
+            "LANG": "C.UTF-8",
+            "SLURM_CONF": str(self.folder / "slurm.conf"),
+        }
 
     def call(self, *argv: str, **env: str) -> str:
         """Output of a command on the first host; it must succeed."""
@@ -96,11 +102,13 @@ def slurm_on(hosts: tuple[SimulatedHost, ...], folder: Path) -> Iterator[Slurm]:
     """A cluster whose nodes are idle: partition ``low``, and ``high``, which pre-empts it."""
     cluster = Slurm(hosts, folder)
     munge = f"/run/munge-{folder.name}"  # every host has a /run of its own
-    nodes = [f"NodeName={host.name} NodeAddr={host.address} CPUs=2 RealMemory=4000 State=UNKNOWN" for host in hosts]
+    nodes = [f"NodeName={host.name} NodeAddr={host.address} CPUs=2 RealMemory=4000 Gres=gpu:2" for host in hosts]
+    gpus = [f"NodeName={host.name} Name=gpu File={file}" for host in hosts for file in ("/dev/null", "/dev/zero")]
+    (folder / "gres.conf").write_text("\n".join(gpus) + "\n")  # two that are none: SLURM only counts files
     text = _CONFIGURATION.format(
         first=hosts[0].name, first_address=hosts[0].address, folder=folder, munge=f"{munge}/socket"
     )
-    (folder / "conf").write_text("\n".join([*nodes, *text.splitlines()]) + "\n")
+    (folder / "slurm.conf").write_text("\n".join([*nodes, *text.splitlines()]) + "\n")
     (folder / "state").mkdir()
     (folder / "key").write_bytes(os.urandom(1024))
     (folder / "key").chmod(0o400)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,9 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from launch.backends import get_backend
+from launch.hostfile import Host
+from launch.plan import LaunchPlan, plan_ranks
 from tests.jobs import World, rows, run_job
 from tests.multinode.hosts import SimulatedHost, until
 from tests.multinode.slurm import Slurm, slurm_on, why_no_slurm
+from tests.source_tree import ROOT
 
 pytestmark = pytest.mark.multinode
 
@@ -85,6 +90,34 @@ def local(slurm: Slurm, corpus: World, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture
 def cluster(slurm: Slurm, corpus: World, tmp_path: Path) -> Cluster:
     return Cluster(slurm, corpus, tmp_path)
+
+
+SAY = """
+import json, os, sys
+names = "RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT CUDA_VISIBLE_DEVICES SLURMD_NODENAME A".split()
+print(json.dumps([*map(os.environ.get, names), sys.argv[1:]]), "x" * 900, flush=True)
+"""
+
+
+def test_what_a_rank_is_told(slurm: Slurm, tmp_path: Path) -> None:
+    """Two ranks on each of two nodes, in a job that asked for one task each; a line as long as a report is not cut."""
+    (tmp_path / "say.py").write_text(SAY)
+    hosts = tuple(Host(host.name, (0, 1)) for host in slurm.hosts)
+    plan = LaunchPlan(
+        tmp_path / "say.py", ("a b",), tmp_path, hosts, plan_ranks(hosts, "host-a", 12001), "id7",
+        env={"A": "x\n%h", "PYTHONPATH": str(ROOT)}, accelerator="gpu", cpus_per_rank=1,
+    )  # fmt: skip
+    command = get_backend("slurm").command(plan)
+    salloc = ("salloc", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=2", "--gpus-per-node=2")
+    lines = [line for line in slurm.call(*salloc, *command.argv).splitlines() if line.endswith("x" * 900)]
+    said = sorted(json.loads(line.removesuffix("x" * 900)) for line in lines)
+    assert said == [
+        [str(rank), str(rank % 2), "4", "host-a", "12001", "0,1", f"host-{'ab'[rank // 2]}", "x\n%h", ["a b"]]
+        for rank in range(4)
+    ]
+    output = slurm.call(*salloc, *command.on_hosts("echo 50% $(hostname) $(printf %03000d 7)"))
+    for host in slurm.hosts:
+        assert command.lines_of(host.name, output) == [f"50% {host.name} {7:03000d}"]
 
 
 def test_pre_empted_saved_queued_again_and_finished(cluster: Cluster, local: dict[int, float]) -> None:

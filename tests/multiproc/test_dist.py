@@ -60,7 +60,7 @@ def _everything(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
         "max": dist.all_reduce_max(torch.tensor([-rank, rank])),
         "from_main": dist.broadcast_object({"rank": rank}),
         "from_last": dist.broadcast_object({"rank": rank}, source=1),
-        "sums": dist.host_sums([rank + 0.5, 0.1]),
+        "numbers": dist.host_numbers([rank + 0.5, 0.1]),
         "counts": dist.host_counts([rank, 7]),
         "objects": dist.gather_objects(["rank", rank]),
         "any": [dist.any_rank(rank == 1), dist.any_rank(False)],
@@ -80,7 +80,7 @@ def test_two_ranks(tmp_path: Path) -> None:
         assert found["sum"].tolist() == [3, 20] and found["max"].tolist() == [0, 1]
         assert found["from_main"] == {"rank": 0} and found["from_last"] == {"rank": 1}
         assert found["counts"] == [[0, 7], [1, 7]]
-        assert found["sums"] == [2.0, 0.2]
+        assert found["numbers"] == [[0.5, 0.1], [1.5, 0.1]]
         assert found["objects"] == [["rank", 0], ["rank", 1]]
         assert found["any"] == [True, False]
         assert found["file"].path == tmp_path / "recipe.resolved.yaml"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from pipeline.errors import CheckpointError
 from pipeline.export.hf import export
 from pipeline.models.visual import HierarchicalVisualEncoder
 from tests.jobs import TINY_VISUAL, World, run_job
+from tests.source_tree import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +53,32 @@ def test_a_frozen_source_that_changed_is_named(world: World, connector: Path, tm
     finally:
         weights.write_bytes(whole)
     assert not list(tmp_path.iterdir())
+
+
+KILLED = """
+import os, signal, sys; from pathlib import Path; from pipeline.export.hf import export
+shown = []
+def show(*row):
+    shown.append(row)
+    if len(shown) == 40:
+        os.kill(os.getpid(), signal.SIGKILL)
+export(Path(sys.argv[1]), Path(sys.argv[2]), check=False, max_shard_bytes=50_000, show=show)
+"""
+
+
+def test_an_export_that_was_killed_goes_on(connector: Path, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    export(connector, whole, check=False, max_shard_bytes=50_000)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(connector), str(cut)], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL and not cut.exists()
+    finished = {path.name: path.stat().st_ino for path in (tmp_path / ".tmp-cut").glob("*.safetensors")}
+    assert 0 < len(finished) < len(list(whole.glob("model-*.safetensors")))
+    differences = export(connector, cut, max_shard_bytes=50_000)
+    assert max(differences.values()) < 1e-4
+    assert all((cut / name).stat().st_ino == inode for name, inode in finished.items()), "the very files"
+    card = {"README.md", "provenance.json"}  # say that only one of them was compared with the live model
+    left, right = ({p.name: p.read_bytes() for p in out.iterdir() if p.name not in card} for out in (whole, cut))
+    assert left == right and {path.name for path in tmp_path.iterdir()} == {"whole", "cut"}
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ SETTINGS = {
     "train__max_skipped_steps": 2,
 }  # fmt: skip
 BAD = (3, 4, 5)
-"""Global batches, from 1, whose loss is not finite; the checkpoint of step 4 is saved amid them."""
+"""Global batches, from 1, whose loss is not finite; the checkpoint of step 4 is due amid them."""
 CASES = [("fp32", 1), ("bf16", 3)]
 
 
@@ -150,7 +150,7 @@ def test_back_to_the_last_good_checkpoint_and_on_with_other_samples(
     assert state["running_means"] == of_run["without"].state["running_means"]
     assert rows(folder / "bad") == rows(folder / "without"), "a curve has one value per step"
     lines = [json.loads(line) for line in (folder / "bad" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("how", ["stopped", "lost"])

@@ -11,6 +11,8 @@ import pytest
 import torch
 from transformers import AutoModel
 
+from pipeline.config.load import load_recipe
+from pipeline.config.resolve import resolve
 from pipeline.config.schema import (
     BackboneConfig,
     ConnectorConfig,
@@ -21,6 +23,8 @@ from pipeline.config.schema import (
     TextEncoderConfig,
     VisualConfig,
 )
+from pipeline.export.frozen import check_sources, frozen_entries
+from pipeline.export.mapped import MappedFiles
 from pipeline.models.attention import implementation, packed_kwargs
 from pipeline.models.frame_level import normalise
 from pipeline.models.language import embedding_rms, load_llm, load_tokenizer
@@ -82,6 +86,25 @@ def test_dinov2_lora_trains_the_adapters_only(shared_data: Path) -> None:
     encoder(*_frames(2)).sentence_BD.square().sum().backward()
     with_grad = {name for name, p in encoder.backbone.named_parameters() if p.grad is not None}
     assert with_grad and all("lora_" in name for name in with_grad)
+
+
+@pytest.mark.parametrize("train", ["frozen", "lora"])
+def test_dinov2_is_exported_from_its_folder(shared_data: Path, train: str) -> None:
+    """Stored in float16, with a pooling head that the encoder leaves out; with adapters its layers have other names."""
+    path = _folder(shared_data, "dinov2-small-imgfocus")
+    sets = [f"model.visual={{backbone: {{path: {path}, train: {train}}}, width: 64}}", f"data.image_pixels={PIXELS}"]
+    resolved = resolve(load_recipe("demo_contrastive", ["train.world_sizes=[2]", *sets]), 2)
+    assert resolved.recipe.model.visual is not None
+    live = build_visual(resolved.recipe.model.visual, PIXELS, torch.float32)
+    frozen = {f"visual.{name}": p for name, p in live.named_parameters() if not p.requires_grad}
+    plan = {"prefix": "visual.", "tied": [], "frozen": list(frozen)}
+    found = {e.name: e for e in frozen_entries(resolved, plan, torch.float32, check_sources(resolved, plan))}
+    ranges = MappedFiles([Path(path)]).ranges
+    for name, parameter in frozen.items():
+        tensor = found[name].read()
+        assert torch.equal(tensor.float(), parameter) and tensor.dtype == torch.float16
+        assert any(begin <= tensor.data_ptr() < end for begin, end in ranges), f"{name} is in memory"
+    assert found.keys() == frozen.keys() and len(frozen) > 200
 
 
 def test_e5_ranks_a_translation_above_unrelated_sentences(shared_data: Path) -> None:

@@ -34,7 +34,8 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("launch.train", ("pipeline", "shards", "launch")),
     ("launch.slt", ("pipeline", "shards", "launch")),
     ("launch.checkpoints_cli", ("pipeline", "shards", "launch")),
-    ("launch", ("pipeline.config", "pipeline.errors")),
+    # what a run says of its time is read without torch
+    ("launch", ("pipeline.config", "pipeline.errors", "pipeline.engine.goodput")),
     ("pipeline.errors", ("shards.errors",)),
     ("pipeline.config", ("pipeline.errors", "ds_configs", "shards.text")),
     ("pipeline.dist", ("pipeline.errors",)),

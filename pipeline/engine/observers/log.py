@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import socket
 import time
 from dataclasses import dataclass, field
 
@@ -12,7 +14,10 @@ from pipeline.engine.metrics import peak_tflops
 from pipeline.engine.observers import evaluate
 from pipeline.engine.observers.base import FinishedStep, Observer, Wishes
 from pipeline.engine.sinks.base import Metrics
+from pipeline.engine.stragglers import Stragglers, ratios
 from pipeline.engine.training import Training
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -50,8 +55,12 @@ class Log(Observer):
         name = torch.cuda.get_device_name() if training.device.type == "cuda" else "cpu"
         self.peak = peak_tflops(training.recipe.train, name)
         self.interval = Interval()
+        self.stragglers = Stragglers(training.recipe.train.health.straggler_ratio)
+        self.hosts: list[str] = []
+        """Of the ranks."""
 
     def on_start(self, wishes: Wishes) -> Metrics:
+        self.hosts = dist.gather_objects(socket.gethostname())
         self.interval = Interval()
         return {}
 
@@ -75,7 +84,10 @@ class Log(Observer):
         """All ranks must call."""
         state, stage = self.training.state, self.training.stage
         sums = _fetched(interval.sums)
-        totals = dict(zip(sums, dist.host_sums(list(sums.values())), strict=True))
+        own = (self.training.engine.own_time.take(), interval.wait_seconds)
+        of_ranks = dist.host_numbers([*sums.values(), *own])
+        *columns, own_seconds, wait_seconds = ([*column] for column in zip(*of_ranks, strict=True))
+        totals = {name: float(sum(column)) for name, column in zip(sums, columns, strict=True)}
         seconds = time.monotonic() - interval.start
         row = {f"train/{name}": value for name, value in stage.reduce(totals).items()}
         row |= {
@@ -94,7 +106,27 @@ class Log(Observer):
         }
         if self.peak is not None and interval.flops:
             row["perf/mfu"] = interval.flops / seconds / (self.peak * 1e12)
+        if len(of_ranks) > 1:
+            row["data/slowest_wait"] = max(wait_seconds)
+            row |= self._slowest(own_seconds)
         return row
+
+    def _slowest(self, own_seconds: list[float]) -> Metrics:
+        """Which rank computes longest; a rank that stays slow, or no longer is, is named.
+
+        Args:
+            own_seconds: of every rank in this interval.
+        """
+        times = ratios(own_seconds)
+        for rank, by, slow in self.stragglers.changes(own_seconds):
+            if self.training.ranks.is_main:
+                what = f"computes {by:.2f} times as long as the median rank" if slow else "is no longer slow"
+                logger.warning(
+                    "%s step %d: rank %d on %s %s",
+                    self.training.recipe.name, self.training.state.step, rank, self.hosts[rank], what,
+                )  # fmt: skip
+        slowest = max(range(len(times)), key=times.__getitem__)
+        return {"perf/slowest_rank": slowest, "perf/straggler_ratio": times[slowest]}
 
 
 def _fetched(sums: dict[str, torch.Tensor]) -> dict[str, float]:

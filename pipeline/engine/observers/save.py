@@ -20,6 +20,7 @@ class Save(Observer):
         super().__init__(training)
         self.saver = Saver(training)
         self.last_save = time.monotonic()
+        self.due = False
 
     def on_start(self, wishes: Wishes) -> Metrics:
         if not wishes.save:
@@ -29,7 +30,7 @@ class Save(Observer):
         return self._save(wishes.best, ends)
 
     def on_rollback(self) -> None:
-        self.last_save = time.monotonic()
+        self._saved()
 
     def vote(self) -> int:
         """Whether this rank is done with the checkpoint on its way, and above that whether minutes make one due."""
@@ -48,8 +49,9 @@ class Save(Observer):
             with self.training.phases.during("checkpoint"):
                 return metrics | self.saver.finish()
         ends = step.last or wishes.stop
-        due = ends or minutes_due > 0 or bool(every and self.training.state.step % every == 0)
-        if due or wishes.save:
+        self.due = self.due or minutes_due > 0 or bool(every and self.training.state.step % every == 0)
+        # amid skipped steps a checkpoint would only push out the good one to which a rollback returns
+        if ends or wishes.save or (self.due and step.applied):
             metrics |= self._save(wishes.best, ends)
         return metrics
 
@@ -59,5 +61,8 @@ class Save(Observer):
             metrics = self.saver.begin(best)
             if ends:
                 metrics |= self.saver.finish()
-        self.last_save = time.monotonic()
+        self._saved()
         return metrics
+
+    def _saved(self) -> None:
+        self.last_save, self.due = time.monotonic(), False

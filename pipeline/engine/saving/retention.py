@@ -10,8 +10,8 @@ from pipeline.engine.checkpoint import (
     Checkpoint,
     best_name,
     checkpoint_folder,
-    complete_folders,
     is_foreign,
+    own_folders,
     step_of,
     universal_folder,
 )
@@ -33,7 +33,7 @@ def prune(run_dir: Path, keep: int, keep_every_steps: int = 0) -> None:
     if not dist.is_main():
         return
     folder, best = checkpoint_folder(run_dir), best_name(run_dir)
-    for old in [path for path in complete_folders(run_dir) if not is_foreign(path)][:-keep]:
+    for old in own_folders(run_dir)[:-keep]:
         every = keep_every_steps and step_of(old) % keep_every_steps == 0
         if old.name != best and not every:
             (old / COMPLETE).unlink()  # no longer a checkpoint, before its parts go
@@ -50,8 +50,8 @@ def set_damaged_aside(run_dir: Path, resumed: Checkpoint) -> None:
     """
     if not dist.is_main():
         return
-    for path in complete_folders(run_dir):
-        if step_of(path) > resumed.step and not is_foreign(path):
+    for path in own_folders(run_dir):
+        if step_of(path) > resumed.step:
             _set_aside(path, "damaged")
 
 

@@ -77,6 +77,11 @@ class Saver:
         """This rank's part of a checkpoint on its way is done; the others' may not be."""
         return self._pending is not None and self._pending.work.done()
 
+    @property
+    def pending(self) -> bool:
+        """A checkpoint is on its way."""
+        return self._pending is not None
+
     def begin(self, best: bool) -> Metrics:
         """Take a snapshot of this step and start to write it; first waits for the one before. Returns its metrics."""
         metrics = self.finish()

@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from launch import attempts, options
-from launch.attempts import TooFewHostsError, newest_checkpoint, prepare
+from launch import attempts, options, ready
+from launch import prepare as planning
+from launch.attempts import newest_checkpoint
 from launch.backends import Command
 from launch.cli import app
 from launch.options import LaunchOptions
 from launch.plan import LaunchPlan
 from launch.preflight import UnfitHostsError
+from launch.prepare import TooFewHostsError, prepare
 from launch.stop import request_stop
 from launch.supervise import Watch
 from launch.verdict import Cause, Outcome
@@ -89,6 +91,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(options, "load_with_inputs", options.load)
     monkeypatch.setattr(attempts, "supervise", made.supervise)
     monkeypatch.setattr(attempts, "check_hosts", made.check)
+    monkeypatch.setattr(ready, "check_hosts", made.check)
     monkeypatch.setattr(attempts, "_POLL_SECONDS", 0.01)
 
     def kill(*_: object) -> None:
@@ -192,7 +195,7 @@ def test_an_error_of_a_restart_is_the_end(world: World, monkeypatch: pytest.Monk
     def edited(*_: object, **__: object) -> None:
         raise RecipeError("the recipe was broken meanwhile")
 
-    world.meanwhile = lambda: monkeypatch.setattr(attempts, "build_plan", edited)
+    world.meanwhile = lambda: monkeypatch.setattr(planning, "build_plan", edited)
     result = world.launch()
     assert isinstance(result.exception, RecipeError) and world.status["message"] == "the recipe was broken meanwhile"
 

@@ -213,6 +213,7 @@ def test_a_launcher_on_every_host(hostfile: Path) -> None:
     assert plan.node_rank == 1 and plan.world_size == 2 and plan.master_addr == "a" and not plan.leads
     torchrun = {"backend": "torchrun", "nnodes": 2, "num_procs": 1}
     plan, _ = build(**torchrun, rdzv_endpoint="127.0.0.1:29400")
+    assert plan.master_addr == "127.0.0.1" and plan.master_port == 29400
     assert plan.node_rank == 0 and plan.rendezvous == ("127.0.0.1:29400", "slt") and plan.world_size == 2
     plan, _ = build(**torchrun, rdzv_endpoint="no-such-host.invalid:29400", rdzv_id="x")
     assert plan.node_rank == 1 and plan.rendezvous == ("no-such-host.invalid:29400", "x")

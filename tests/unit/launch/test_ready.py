@@ -14,6 +14,7 @@ from launch.preflight import UnfitHostsError
 from launch.prepare import Prepared, TooFewHostsError, prepare
 from launch.ready import ready
 from launch.run_options import RunOptions
+from pipeline.errors import RecipeError
 
 
 @pytest.fixture
@@ -58,6 +59,14 @@ def test_nothing_starts_with_a_bad_host(tmp_path: Path, bad: list[str]) -> None:
         ready(first, wanted)
 
 
+def test_a_launcher_on_every_host_leaves_none_out(tmp_path: Path, bad: list[str]) -> None:
+    wanted = options(tmp_path)
+    first = prepare(wanted)
+    joined = replace(first, plan=replace(first.plan, node_rank=1))
+    with pytest.raises(RecipeError, match="--exclude-bad needs one launcher that reaches all hosts; here each has its"):
+        ready(joined, wanted)
+
+
 def test_a_launch_goes_on_without_bad_hosts(tmp_path: Path, bad: list[str], caplog: pytest.LogCaptureFixture) -> None:
     """As many ranks as the batch allows; the recipe is resolved for their number, and the first host may go, too."""
     wanted = options(tmp_path)
@@ -78,5 +87,5 @@ def test_a_launch_goes_on_without_bad_hosts(tmp_path: Path, bad: list[str], capl
     ):
         ready(first, replace(wanted, min_hosts=3))
     bad[:] = list("abcd")
-    with pytest.raises(UnfitHostsError):
+    with pytest.raises(UnfitHostsError, match="a, b, c, d cannot take part"):
         ready(first, wanted)

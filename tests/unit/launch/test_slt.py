@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -15,10 +16,12 @@ import typer.main
 from typer.testing import CliRunner
 
 from launch.slt import app, main
+from pipeline.engine.listing import age
+from pipeline.engine.saving.retention import mark_best
 from pipeline.errors import CheckpointError, DamagedCheckpointError
 from tests.light_start import MODELS, output_of_light_start
 from tests.source_tree import ROOT
-from tests.unit.pipeline.engine.test_checkpoint import make
+from tests.unit.pipeline.engine.test_checkpoint import foreign, make
 
 runner = CliRunner()
 
@@ -42,7 +45,8 @@ def slt(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_every_verb_is_there() -> None:
     expected = (
         "shards build, shards index, shards lint, shards stats, recipe check, recipe show, recipe diff, launch plan,"
-        " launch run, train, evaluate, translate, export, ckpt list, ckpt inspect, ckpt reshard, demo, demo-ablations"
+        " launch run, train, evaluate, translate, export, ckpt list, ckpt inspect, ckpt verify, ckpt reshard, demo,"
+        " demo-ablations"
     )
     assert {f"slt {verb}" for verb in expected.split(", ")} <= set(VERBS)
 
@@ -131,15 +135,53 @@ slt.main()
 
 def test_listing_checkpoints(tmp_path: Path) -> None:
     make(tmp_path, 20, payload=b"x" * 3_400_000)
-    make(tmp_path, 100)
+    short = make(tmp_path, 100)
+    (short / "part.bin").write_bytes(b"short")
+    (make(tmp_path, 110) / "manifest.json").write_text("{")
+    foreign(make(tmp_path, 115))
     make(tmp_path, 120, complete=False)
-    result = runner.invoke(app, ["ckpt", "list", str(tmp_path)])
     folder = tmp_path / "checkpoints"
-    assert result.exit_code == 0 and result.output.splitlines() == [
-        f"{folder / 'step-000020'}  step 20  2 ranks  3.4 MB",
-        f"{folder / 'step-000100'}  step 100  2 ranks  0.0 MB",
-    ]
+    for beside in (".tmp-step-000130", "damaged-step-000050"):
+        (folder / beside).mkdir()
+    mark_best(tmp_path, folder / "step-000020")
+    result = runner.invoke(app, ["ckpt", "list", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    first, second, third, fourth, fifth, sixth = result.output.splitlines()
+    assert re.fullmatch(rf"{folder}/step-000020  step 20  2 ranks  ZeRO-3  3\.4 MB  \d+ s old  best", first)
+    assert second.endswith("old  DAMAGED part.bin: missing or of another size") and "  step 100  " in second
+    assert third.startswith(f"{folder}/step-000110  DAMAGED {folder}/step-000110/manifest.json is damaged")
+    assert fourth.startswith(f"{folder}/step-000115  SKIPPED checkpoint format 7, this version reads 1")
+    assert fifth.startswith(f"{folder}/.tmp-step-000130  unfinished")
+    assert sixth.startswith(f"{folder}/damaged-step-000050  set aside because it is damaged")
     assert runner.invoke(app, ["ckpt", "list", str(tmp_path / "empty")]).output == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(-3.0, "0 s"), (59.9, "59 s"), (61.0, "1 min"), (7201.0, "2 h"), (3e6, "34 days")]
+)
+def test_ages_are_in_the_largest_unit(seconds: float, words: str) -> None:
+    assert age(seconds) == words
+
+
+def test_verifying_one_or_all_checkpoints(tmp_path: Path) -> None:
+    intact, damaged = make(tmp_path, 20), make(tmp_path, 30)
+    other = foreign(make(tmp_path, 40))
+    result = runner.invoke(app, ["ckpt", "verify", str(tmp_path)])
+    assert result.exit_code == 0 and result.output.splitlines()[:2] == [
+        f"{intact}  1 files, intact",
+        f"{damaged}  1 files, intact",
+    ]
+    assert f"{other}  SKIPPED checkpoint format 7" in result.output
+    (damaged / "part.bin").write_bytes(b"WEIGHTS")
+    (intact / "manifest.json").write_text("{")
+    result = runner.invoke(app, ["ckpt", "verify", str(tmp_path)])
+    assert f"{damaged}  1 files, 1 DAMAGED" in result.output and f"{intact}  DAMAGED manifest" in result.output
+    assert isinstance(result.exception, DamagedCheckpointError) and result.exception.exit_code == 6
+    assert f"{damaged}/part.bin is damaged: its sha256 differs" in str(result.exception)
+    assert f"{intact}/manifest.json is damaged" in str(result.exception)
+    assert runner.invoke(app, ["ckpt", "verify", str(other)]).exit_code == 0
+    result = runner.invoke(app, ["ckpt", "verify", str(tmp_path / "empty")])
+    assert "is no complete checkpoint and holds none in" in str(result.exception)
 
 
 def test_inspecting_a_checkpoint(tmp_path: Path) -> None:
@@ -153,3 +195,35 @@ def test_inspecting_a_checkpoint(tmp_path: Path) -> None:
     result = runner.invoke(app, ["ckpt", "inspect", str(folder)])
     assert isinstance(result.exception, DamagedCheckpointError) and result.exception.exit_code == 6
     assert "is damaged:\n  " in str(result.exception) and "part.bin is damaged: its sha256" in str(result.exception)
+
+
+def test_inspecting_a_checkpoint_of_another_format_shows_its_manifest(tmp_path: Path) -> None:
+    folder = foreign(make(tmp_path, 20))
+    result = runner.invoke(app, ["ckpt", "inspect", str(folder)])
+    assert result.exit_code == 0 and '"format_version": 7' in result.output
+    assert "is of another format version: shown, not verified" in result.output
+
+
+def test_export_shows_its_progress_and_passes_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.export import hf
+
+    asked: list[tuple[object, ...]] = []
+
+    def export(*arguments: Any) -> dict[str, float]:
+        *options, show = arguments
+        asked.append(tuple(options))
+        show(3, 3, "MB, 2/2 tensors", 0)
+        return {"logits": 1.5e-6}
+
+    monkeypatch.setattr(hf, "export", export)
+    arguments = ["export", str(tmp_path), "--no-verify", "--max-shard-gib", "0.5", "--merge-lora"]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert asked == [(tmp_path, tmp_path / "export", "best", False, 2**29, True)]
+    assert result.stdout.splitlines() == [
+        "logits: largest difference to the live model 1.5e-06",
+        str(tmp_path / "export"),
+    ]
+    assert "export export: 3/3" in result.stderr and "MB, 2/2 tensors" in result.stderr
+    runner.invoke(app, ["export", str(tmp_path), "--out", str(tmp_path / "x")])
+    assert asked[1] == (tmp_path, tmp_path / "x", "best", True, 2**32, False), "adapters are kept unless asked for"

@@ -15,6 +15,7 @@ JOB = {
     "SLURM_JOB_ID": "1234", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NTASKS": "4", "SLURM_TASKS_PER_NODE": "2(x2)",
     "SLURM_JOB_CPUS_PER_NODE": "16,8", "SLURM_RESTART_COUNT": "3", "ENVIRONMENT": "BATCH",
 }  # fmt: skip
+ANSWERS = '[ "$2" = job ] && echo JobId=1234 ReqNodeList=n1 NodeList=n[1-2] || { echo n1; echo n2; }'
 GPU_RECIPE = "phoenix14t_contrastive_8xh100"
 
 
@@ -88,13 +89,21 @@ def test_names_of_nodes(tools: Path) -> None:
         hostnames("n1")
 
 
+def test_nodes_that_a_job_has_lost(tools: Path) -> None:
+    tool(tools, "scontrol", '[ "$2" = job ] && echo JobId=1234 NodeList=n2 || echo "$3"')
+    assert read_allocation(JOB).nodes == ("n2",)
+    tool(tools, "scontrol", "echo JobId=1234")
+    with pytest.raises(ClusterError, match="`scontrol show job 1234` names no NodeList"):
+        read_allocation(JOB)
+
+
 def build(environ: dict[str, str], **given: object):  # type: ignore[no-untyped-def]
     values = {"recipe": "demo_connector", "backend": "slurm", "sets": ["train.micro_batch=8"], **given}
     return build_plan(LaunchOptions(**values), environ)  # type: ignore[arg-type]
 
 
 def test_a_plan_in_a_job(tools: Path) -> None:
-    tool(tools, "scontrol", "echo n1; echo n2")
+    tool(tools, "scontrol", ANSWERS)
     plan, _ = build(JOB)
     assert [(rank.host, rank.local_rank) for rank in plan.ranks] == [("n1", 0), ("n1", 1), ("n2", 0), ("n2", 1)]
     assert (plan.master_addr, plan.master_port) == ("n1", 13234) and plan.env["DS_ACCELERATOR"] == "cpu"
@@ -105,7 +114,7 @@ def test_a_plan_in_a_job(tools: Path) -> None:
 
 
 def test_no_plan_in_a_job(tools: Path, tmp_path: Path) -> None:
-    tool(tools, "scontrol", "echo n1; echo n2")
+    tool(tools, "scontrol", ANSWERS)
     with pytest.raises(RecipeError, match="--backend slurm takes its hosts from the allocation; leave out --hostfile"):
         build(JOB, hostfile=tmp_path / "hosts")
     with pytest.raises(

@@ -129,6 +129,15 @@ def test_a_running_launch_shows_progress_hosts_restarts_and_metrics(run_dir: Pat
     ]
 
 
+def test_the_run_says_where_its_time_went(run_dir: Path) -> None:
+    phases = {"start": 10.0, "step": 30.0}
+    row = {"started": 0.0, "updated": 40.0, "phases": phases, "steps": 3, "undone_steps": 0, "repeated_steps": 0}
+    (run_dir / "goodput.jsonl").write_text(json.dumps(row) + "\n")
+    assert shown(run_dir).splitlines()[-1] == "  goodput 75.0 % of 40 s (start 25.0 %)"
+    told = json.loads(shown(run_dir, "--json"))["goodput"]
+    assert told["share"] == 0.75 and told["seconds"]["start"] == 10.0
+
+
 def test_a_launch_that_ended_and_one_that_died(run_dir: Path) -> None:
     status = json.loads((run_dir / "logs" / "status.json").read_text())
     status["written"] -= 300

@@ -143,7 +143,7 @@ def test_a_world_of_one_needs_no_process_group() -> None:
     assert counts.tolist() == [3, 4]
     value = {"a": object()}
     assert dist.broadcast_object(value) is value and dist.gather_objects(value) == [value]
-    assert dist.host_counts([5, 6]) == [[5, 6]] and dist.host_sums([0.5]) == [0.5]
+    assert dist.host_counts([5, 6]) == [[5, 6]] and dist.host_numbers([0.5]) == [[0.5]]
     assert dist.any_rank(True) and not dist.any_rank(False)
     dist.barrier()
     dist.shutdown()  # nothing to leave

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import re
@@ -15,7 +16,11 @@ from launch.arrive import unpack
 from launch.backends import BACKENDS, Command, get_backend
 from launch.backends.deepspeed import is_this_machine
 from launch.hostfile import Host
+from launch.options import LaunchOptions, build_plan
 from launch.plan import LAUNCH_ID, LaunchPlan, plan_ranks
+from launch.slurm import Allocation
+from pipeline.config import resolve
+from pipeline.config.recipe_file import write_resolved
 from pipeline.errors import RecipeError
 
 
@@ -123,7 +128,10 @@ def test_slurm() -> None:
 
 def test_slurm_on_gpus() -> None:
     command = get_backend("slurm").command(plan(Host("n1", (0, 1)), accelerator="gpu"))
-    assert "--gpu-bind=none" in command.argv and b"CUDA_VISIBLE_DEVICES" not in unpack(command.argv[-1])[2]
+    assert (
+        not any("gpu" in part for part in command.argv[:-1])
+        and b"CUDA_VISIBLE_DEVICES" not in unpack(command.argv[-1])[2]
+    )
     with pytest.raises(RecipeError, match="--backend slurm starts equally many ranks on every node"):
         get_backend("slurm").command(plan(Host("n1", (0, 1)), Host("n2", (0,))))
 
@@ -168,3 +176,24 @@ def test_registry() -> None:
 def test_this_machine() -> None:
     assert is_this_machine("localhost") and is_this_machine(socket.gethostname())
     assert not is_this_machine("surely-not-here.example.org")
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_the_recipe_is_resolved_once(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the launcher, which asks git once; every rank gets the file that it writes, and its sha256."""
+    asked = []
+    monkeypatch.setattr(resolve, "_git", lambda root, *what: asked.append(what) or "c0ffee")
+    job = Allocation("1", ("n1",), 1, 0, 2) if name == "slurm" else None
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text(f"{socket.gethostname()} slots=1\n")
+    given = LaunchOptions(
+        recipe="demo_connector", backend=name, accelerator="cpu", run_dir=str(tmp_path / "run"),
+        hostfile=hostfile if name == "deepspeed" else None,
+    )  # fmt: skip
+    planned, resolved = build_plan(given, {}, job=job)
+    file = write_resolved(resolved, planned.run_dir)
+    command = get_backend(name).command(planned)
+    assert [what[0] for what in asked] == ["rev-parse", "status"], "once for the commit, once for changes"
+    argv = command.argv if command.arrives is None else command.arrives.argv
+    assert argv[-4:] == (str(planned.script), str(file.path), "--sha256", file.sha256)
+    assert hashlib.sha256(file.path.read_bytes()).hexdigest() == file.sha256

@@ -41,7 +41,7 @@ class Engine:
     """What `TrainEngine` offers, in plain torch; weights never move."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.forward = module
+        self.training_forward = module
         self.calls: list[str] = []
 
     def backward(self, loss: Tensor) -> None:

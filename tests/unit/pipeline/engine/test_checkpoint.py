@@ -27,7 +27,7 @@ def make(run_dir: Path, step: int, complete: bool = True, payload: bytes = b"wei
     folder.mkdir(parents=True)
     (folder / "part.bin").write_bytes(payload)
     parts = {"part.bin": {"size": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}}
-    manifest = {"format_version": 1, "step": step, "world_size": 2, "parts": parts}
+    manifest = {"format_version": 1, "step": step, "world_size": 2, "zero_stage": 3, "parts": parts}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "state.json").write_text(json.dumps(TrainState(step=step).to_dict()))
     if complete:

@@ -54,12 +54,13 @@ def saved(path: Path, state: TrainState) -> Any:
 def test_the_newest_good_checkpoint_counts_and_later_ones_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not one that is damaged, nor one of weights that no step can be taken from."""
+    """Not one that is damaged, of another format, or of weights that no step can be taken from."""
     states = {
         2: TrainState(step=2, data={"consumed": 16}, best={"step": 2}),
         4: TrainState(step=4, data={"consumed": 32}, best={"step": 4}, running_means={"loss": [1.0, 4.0]}, rollbacks=0),
         6: TrainState(step=6),
         8: TrainState(step=8, skipped_steps=2),
+        9: TrainState(step=9),
     }
     folders = {step: tmp_path / "checkpoints" / f"step-{step:06d}" for step in states}
     for folder in folders.values():
@@ -69,6 +70,7 @@ def test_the_newest_good_checkpoint_counts_and_later_ones_go(
     loaded: list[Any] = []
     monkeypatch.setattr(rollback, "damage", lambda folder: ["flipped"] if folder == folders[6] else [])
     monkeypatch.setattr(rollback, "open_checkpoint", by_folder.__getitem__)
+    monkeypatch.setattr(rollback, "is_foreign", lambda folder: folder == folders[9])
     monkeypatch.setattr(rollback, "load", lambda engine, target: loaded.append(target.step) or states[target.step])
     run = training(
         tmp_path, data={"consumed": 72}, skipped_steps=3, skipped_total=5, tokens_seen=7, rollbacks=1,
@@ -80,7 +82,11 @@ def test_the_newest_good_checkpoint_counts_and_later_ones_go(
         step=4, data={"consumed": 72}, best={"step": 4}, running_means={"loss": [1.0, 4.0]}, rollbacks=2,
         undone_steps=5, skipped_total=5, tokens_seen=7,
     )  # fmt: skip
-    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*")) == ["step-000002", "step-000004"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*")) == [
+        "step-000002",
+        "step-000004",
+        "step-000009",
+    ]
     assert (tmp_path / "checkpoints" / "best").read_text() == "step-000004"
     assert f"ROLLING BACK 5 steps to {folders[4]}, and on with the samples that follow (2 of at most 2" in caplog.text
     assert f"checkpoint {folders[6]} is damaged" in caplog.text

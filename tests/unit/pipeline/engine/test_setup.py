@@ -12,7 +12,6 @@ import torch
 from pipeline.config.load import load_recipe
 from pipeline.config.resolve import ResolvedRecipe, resolve
 from pipeline.config.train_schema import OptimizerConfig
-from pipeline.engine.gate import Gate
 from pipeline.engine.setup import TrainEngine, check_engine, parameter_groups, quiet_deepspeed
 from pipeline.errors import RecipeError
 
@@ -83,8 +82,12 @@ def test_an_engine_that_did_not_take_the_recipe_is_refused_by_field() -> None:
 
 def test_the_learning_rate_reaches_every_group() -> None:
     groups = [{"lr": 9.0}, {"lr": 9.0}]
-    stub = SimpleNamespace(optimizer=SimpleNamespace(param_groups=groups))
-    engine = TrainEngine(stub, Gate(), OptimizerConfig(lr=0.4, warmup_steps=4), total_steps=10, keep_alive=None)
+    # as without ZeRO: an optimizer of torch
+    stub = SimpleNamespace(optimizer=torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=9.0))
+    stub.optimizer.param_groups[:] = groups
+    engine = TrainEngine(
+        stub, torch.device("cpu"), OptimizerConfig(lr=0.4, warmup_steps=4), total_steps=10, keep_alive=None
+    )
     assert engine.set_learning_rate(1) == pytest.approx(0.2)
     assert [group["lr"] for group in groups] == [pytest.approx(0.2)] * 2
 

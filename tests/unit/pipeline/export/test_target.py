@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,3 +54,26 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
         publish(temporary_folder(out), out)
         assert [path.name for path in out.rglob("file-*")] == [f"file-{number}"]
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def test_a_crash_between_the_two_renames_loses_no_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "export"
+    out.mkdir()
+    (out / "older").touch()
+    temporary_folder(out).mkdir()
+    real, renamed = os.replace, []
+
+    def replace(source: Path, target: Path) -> None:
+        renamed.append(target)
+        if len(renamed) == 2:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        publish(temporary_folder(out), out)
+    assert not out.exists()
+    with only_writer(out):
+        assert (out / "older").exists()
+    publish(temporary_folder(out), out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export"] and not list(out.iterdir())

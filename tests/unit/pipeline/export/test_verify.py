@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 
 from pipeline.errors import CheckpointError
 from pipeline.export import verify
+from pipeline.export.mapped import MappedFiles
 from pipeline.models.registry import build_visual, load_llm
 from pipeline.stages.continued_pretraining import ContinuedPretraining
 from pipeline.stages.video import probe_frames
@@ -95,3 +98,28 @@ def test_a_real_encoder_with_its_heads(tmp_path: Path) -> None:
     save_file({**heads, "word_head.weight": heads["word_head.weight"] + 0.1}, tmp_path / "export" / "heads.safetensors")
     with pytest.raises(CheckpointError, match="differs from the live one: words_BSE by"):
         verify.verify_export(tmp_path / "export", checkpoint, resolved)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_comparison_maps_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    """An export holds the run's precision, so nothing is converted when it is loaded."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    bpe_tokenizer(tmp_path / "tokenizer")
+    model = load_llm(llm_config(tmp_path / "tokenizer"), dtype).eval()
+    model.save_pretrained(tmp_path / "export")
+    loaded: list[Any] = []
+    load = AutoModelForCausalLM.from_pretrained
+
+    def remember(*arguments: Any, **options: Any) -> Any:
+        loaded.append(load(*arguments, **options))
+        return loaded[0]
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", remember)
+    ids_BL = torch.arange(9).view(1, 9)
+    with torch.no_grad():
+        probe = {"input_ids": ids_BL, "logits": model(input_ids=ids_BL).logits.float()}
+    resolved = recipe_of("continued_pretraining", f"train.precision={precision}")
+    verify.verify_export(tmp_path / "export", finished_run(tmp_path, resolved, probe=probe), resolved)
+    ranges = MappedFiles([tmp_path / "export"]).ranges
+    for name, parameter in loaded[0].named_parameters():
+        assert any(begin <= parameter.data_ptr() < end for begin, end in ranges), f"{name} was copied"

@@ -52,6 +52,9 @@ def test_digests_are_computed_beside_the_training(tmp_path: Path) -> None:
     (llm / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
     with pytest.raises(FileNotFoundError, match=r"gone\.safetensors"):
         SourceDigests({"llm": llm}).get()
+    (llm / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(KeyError, match="weight_map"):
+        SourceDigests({"llm": llm}).get()
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ FRAMES, TOKENS = [5, 9, 3, 12, 7, 4], [2, 5, 1, 3, 4, 4]
 
 class Engine:
     def __init__(self, module: torch.nn.Module) -> None:
-        self.forward = module
+        self.training_forward = module
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()

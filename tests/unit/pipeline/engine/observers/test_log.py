@@ -8,18 +8,24 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline import dist
 from pipeline.engine.observers.base import FinishedStep, Wishes
 from pipeline.engine.observers.log import Log
 from pipeline.engine.state import TrainState
+from tests.source_tree import ROOT
 
 
 def training(every: int, peak_tflops: float | None, eval_every: int = 0) -> Any:
-    train = SimpleNamespace(log_every_steps=every, peak_tflops=peak_tflops, eval_every_steps=eval_every)
+    train = SimpleNamespace(
+        log_every_steps=every, peak_tflops=peak_tflops, eval_every_steps=eval_every,
+        health=SimpleNamespace(straggler_ratio=1.2),
+    )  # fmt: skip
     stage = SimpleNamespace(
         reduce=lambda sums: {"loss": sums["loss"] / sums["valid_tokens"]}, flops_per_step=lambda batches: 3e6
     )
     return SimpleNamespace(
-        recipe=SimpleNamespace(train=train), device=torch.device("cpu"), stage=stage,
+        recipe=SimpleNamespace(train=train, name="a-run"), device=torch.device("cpu"), stage=stage,
+        engine=SimpleNamespace(own_time=SimpleNamespace(take=lambda: 1.0)), ranks=dist.Ranks(0, 0, 1),
         state=TrainState(
             data={"epoch": 2}, bad_samples=[4], skipped_steps=1, skipped_total=5, spikes=6, rollbacks=7
         ),
@@ -86,3 +92,36 @@ def test_an_undone_interval_is_not_reported() -> None:
     log.on_rollback()
     run.state.step = 2
     assert log.on_step(step(8.0), Wishes(), 0)["train/loss"] == 2.0
+
+
+def test_the_slowest_rank_is_in_the_row_and_a_straggler_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rank 2 computes longest and waits for data least: the others' time goes into waiting for it."""
+    own, wait = [1.0, 1.0, 3.0, 1.0], [0.5, 4.0, 0.25, 0.5]
+    monkeypatch.setattr(
+        dist, "host_numbers",
+        lambda mine: [[*mine[:-2], *numbers] for numbers in zip(own, wait, strict=True)],
+    )  # fmt: skip
+    monkeypatch.setattr(dist, "gather_objects", lambda host: ["a", "a", "b", "b"])
+    run = training(1, None)
+    log = Log(run)
+    log.on_start(Wishes())
+    for run.state.step in range(1, 6):
+        row = log.on_step(step(8.0), Wishes(), 0)
+    assert (row["perf/slowest_rank"], row["perf/straggler_ratio"], row["data/slowest_wait"]) == (2, 3.0, 4.0)
+    assert row["train/loss"] == 2.0
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert [name for name in row if f"`{name}`" not in page] == []
+    (record,) = caplog.records
+    assert record.getMessage() == "a-run step 3: rank 2 on b computes 3.00 times as long as the median rank"
+    own[2] = 1.0
+    for run.state.step in range(6, 9):
+        log.on_step(step(8.0), Wishes(), 0)
+    assert caplog.records[-1].getMessage() == "a-run step 8: rank 2 on b is no longer slow"
+
+
+def test_one_rank_is_compared_with_none() -> None:
+    run = training(1, None)
+    run.state.step = 1
+    assert "perf/slowest_rank" not in Log(run).on_step(step(8.0), Wishes(), 0)

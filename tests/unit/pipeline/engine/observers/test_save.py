@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -89,6 +90,27 @@ def test_the_one_on_its_way_moves_on_once_all_ranks_are_done() -> None:
     assert told(training(), Wishes(), votes=2) == ["advance"]
     assert told(training(), Wishes(), votes=3 + 1) == ["begin"]
     assert told(training(every_steps=3), Wishes(), votes=3 + 2) == ["advance", "begin"]
+
+
+def test_amid_skipped_steps_a_checkpoint_waits() -> None:
+    """The newest one stays good; a stop saves all the same, and a rollback begins anew."""
+    unread: Any = None
+    applied = FinishedStep(unread, 1, 1, 0.1, {}, last=False)
+    skipped = replace(applied, applied=False)
+    run = training(every_steps=3)
+    save = Save(run)
+    saver: Any = save.saver
+    assert save.on_step(skipped, Wishes(), 0) == {}
+    run.state.step = 7
+    assert save.on_step(skipped, Wishes(), 0) == {} and saver.told == []
+    assert save.on_step(applied, Wishes(), 0) == {"began": 1.0} and save.on_step(applied, Wishes(), 0) == {}
+    assert save.on_step(skipped, Wishes(stop=True), 0) == {"began": 1.0}
+    run.state.step, saver.told[:] = 9, []
+    save.on_step(skipped, Wishes(), 0)
+    assert save.on_step(skipped, Wishes(stop=True, rollback="trouble"), 0) == {} and saver.told == ["finish"]
+    save.on_rollback()
+    run.state.step = 7
+    assert save.on_step(applied, Wishes(), 0) == {} and saver.told == ["finish"]
 
 
 def test_minutes_are_those_of_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
