@@ -66,11 +66,11 @@ def test_the_newest_good_checkpoint_counts_and_later_ones_go(
     for folder in folders.values():
         folder.mkdir(parents=True)
         (folder / "COMPLETE").touch()
+    (folders[9] / "manifest.json").write_text('{"format_version": 7}')
     by_folder = {folders[step]: saved(folders[step], state) for step, state in states.items()}
     loaded: list[Any] = []
     monkeypatch.setattr(rollback, "damage", lambda folder: ["flipped"] if folder == folders[6] else [])
     monkeypatch.setattr(rollback, "open_checkpoint", by_folder.__getitem__)
-    monkeypatch.setattr(rollback, "is_foreign", lambda folder: folder == folders[9])
     monkeypatch.setattr(rollback, "load", lambda engine, target: loaded.append(target.step) or states[target.step])
     run = training(
         tmp_path, data={"consumed": 72}, skipped_steps=3, skipped_total=5, tokens_seen=7, rollbacks=1,
