@@ -103,7 +103,7 @@ def undisturbed(corpus: World, tmp_path_factory: pytest.TempPathFactory) -> dict
 def test_a_rank_that_dies_or_is_stopped_costs_an_attempt_and_no_step(
     start: Start, undisturbed: dict[int, float], number: signal.Signals
 ) -> None:
-    launch = start("--hang-seconds", "5")
+    launch = start("--hang-seconds", "12")
     launch.rank(1).send_signal(number)
     code, output = launch.finish()
     assert code == EXIT_OK, output[-4000:]
@@ -124,7 +124,7 @@ def test_a_rank_that_dies_or_is_stopped_costs_an_attempt_and_no_step(
 
 def test_a_loader_that_blocks_is_told_from_the_ranks_that_wait(start: Start) -> None:
     """The worker of rank 1 is stopped: that rank beats and waits for data, rank 0 waits for it in a collective."""
-    launch = start("--hang-seconds", "4", "--max-restarts", "0", data__workers=1, train__steps=4000, **RARELY)
+    launch = start("--hang-seconds", "12", "--max-restarts", "0", data__workers=1, train__steps=4000, **RARELY)
     rank = launch.rank(1)
     workers: list[psutil.Process] = []
 
