@@ -129,8 +129,9 @@ def test_a_loader_that_blocks_is_told_from_the_ranks_that_wait(start: Start) -> 
     workers: list[psutil.Process] = []
 
     def reading() -> bool:
-        """The fork server has started one; until then the rank reads by itself."""
-        workers[:] = [worker for child in rank.children() for worker in child.children()]
+        """The fork server has started one that has had time to take over: until then the rank reads by itself."""
+        found = [worker for child in rank.children() for worker in child.children()]
+        workers[:] = [worker for worker in found if time.time() - worker.create_time() > 8]
         return bool(workers)
 
     launch.until(reading, "rank 1 has a worker")
