@@ -25,6 +25,7 @@ pytestmark = pytest.mark.multiproc
 
 STAGE, STEPS = "continued_pretraining", 40
 SETTINGS: dict[str, object] = {"train__steps": STEPS, "train__checkpoint__every_steps": 5}
+RARELY: dict[str, object] = {"train__checkpoint__every_steps": 1000}
 SLT = Path(sys.executable).parent / "slt"
 
 
@@ -102,7 +103,7 @@ def undisturbed(corpus: World, tmp_path_factory: pytest.TempPathFactory) -> dict
 def test_a_rank_that_dies_or_is_stopped_costs_an_attempt_and_no_step(
     start: Start, undisturbed: dict[int, float], number: signal.Signals
 ) -> None:
-    launch = start("--hang-seconds", "5")
+    launch = start("--hang-seconds", "12")
     launch.rank(1).send_signal(number)
     code, output = launch.finish()
     assert code == EXIT_OK, output[-4000:]
@@ -123,8 +124,18 @@ def test_a_rank_that_dies_or_is_stopped_costs_an_attempt_and_no_step(
 
 def test_a_loader_that_blocks_is_told_from_the_ranks_that_wait(start: Start) -> None:
     """The worker of rank 1 is stopped: that rank beats and waits for data, rank 0 waits for it in a collective."""
-    launch = start("--hang-seconds", "4", "--max-restarts", "0", data__workers=1, train__steps=4000)
-    for worker in launch.rank(1).children(recursive=True):
+    launch = start("--hang-seconds", "12", "--max-restarts", "0", data__workers=1, train__steps=4000, **RARELY)
+    rank = launch.rank(1)
+    workers: list[psutil.Process] = []
+
+    def reading() -> bool:
+        """The fork server has started one that has had time to take over: until then the rank reads by itself."""
+        found = [worker for child in rank.children() for worker in child.children()]
+        workers[:] = [worker for worker in found if time.time() - worker.create_time() > 8]
+        return bool(workers)
+
+    launch.until(reading, "rank 1 has a worker")
+    for worker in workers:
         worker.suspend()
     code, output = launch.finish()
     assert code == EXIT_CLUSTER, output[-4000:]
@@ -134,7 +145,7 @@ def test_a_loader_that_blocks_is_told_from_the_ranks_that_wait(start: Start) -> 
 
 
 def test_stopped_by_another_process(start: Start) -> None:
-    launch = start(train__steps=4000)
+    launch = start(train__steps=4000, **RARELY)
     launch.rank(0)
     shown = subprocess.run([SLT, "launch", "status", launch.run_dir], capture_output=True, text=True, check=True).stdout
     assert ": running on 2 ranks, attempt 1" in shown and "of 4000" in shown and "localhost: rank 1 step" in shown
