@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -91,9 +92,9 @@ def simulate(times: Times, mean: float, every: float, failures: int, seed: int) 
 def measured(folder: Path) -> Times:
     """From the receipts. Raises SystemExit if one is missing."""
     drills = _rows(folder / "drills.jsonl")
-    stalls = _rows(folder / "checkpoint_stall.jsonl")
+    stall = _rows(folder / "checkpoint_stall.jsonl")[0]
     to_next_step = next(row["detail"]["seconds_to_next_step"] for row in drills if row["claim"] == "kill a rank")
-    return Times(stall=stalls[0]["ours"], write=stalls[0]["detail"]["background_seconds"], restart=to_next_step)
+    return Times(stall["ours"], statistics.median(stall["detail"]["background_writes"]), to_next_step)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

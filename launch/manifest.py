@@ -16,6 +16,7 @@ import typer
 
 from launch.arguments import arguments_of
 from launch.containers import apptainer_definition, dockerfile
+from launch.devices import VARIABLE
 from launch.kubernetes import PodJob, job_name, pytorch_job, volume
 from launch.options import LaunchOptions, build_plan, with_options
 from launch.plan import LaunchPlan
@@ -101,7 +102,9 @@ def _planned(options: ManifestOptions) -> tuple[LaunchPlan, str]:
     """The plan as it will be there, and the recipe's name. Inputs are not looked for: they are there, not here."""
     nodes = tuple(f"node-{number}" for number in range(options.nodes))
     job = Allocation("", nodes, 1, options.gpus_per_node, options.cpus or 0)
-    plan, resolved = build_plan(options, os.environ, job=job)
+    # which devices this shell may use says nothing about those
+    environ = {name: value for name, value in os.environ.items() if name not in ("DS_ACCELERATOR", VARIABLE)}
+    plan, resolved = build_plan(options, environ, job=job)
     return plan, resolved.recipe.name
 
 

@@ -68,7 +68,7 @@ def submit_command(
         f"  squeue --job {job}\n"
         f"  tail -F {run_dir}/logs/slurm-{job}.log\n"
         f"  slt launch status {run_dir}\n"
-        f"  slt launch stop {run_dir}    # saves first; `scancel {job}` does not"
+        f"  slt launch stop {run_dir}    # saves first; `scancel {job}` may not"
     )
 
 

@@ -43,6 +43,7 @@ echo ready
 exec sleep infinity
 """
 # $1 host name, $2 folder with hosts, shadow and ssh, which only this host's mount namespace sees in /etc.
+# Logins read no .bashrc: with one that runs `pyenv init`, two at once wait for each other up to a minute.
 _FIRST_PROCESS = """
 set -e
 hostname "$1"
@@ -52,6 +53,7 @@ mount --bind "$2/shadow" /etc/shadow
 mount --bind "$2/ssh" /etc/ssh
 mount -t tmpfs tmpfs /run
 mkdir /run/sshd
+if [ -e ~root/.bashrc ]; then mount --bind /dev/null ~root/.bashrc; fi
 exec "$3" -D -e
 """
 

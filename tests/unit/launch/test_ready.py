@@ -87,5 +87,5 @@ def test_a_launch_goes_on_without_bad_hosts(tmp_path: Path, bad: list[str], capl
     ):
         ready(first, replace(wanted, min_hosts=3))
     bad[:] = list("abcd")
-    with pytest.raises(UnfitHostsError):
+    with pytest.raises(UnfitHostsError, match="a, b, c, d cannot take part"):
         ready(first, wanted)
