@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -99,10 +100,16 @@ def without(training: Training) -> Iterator[None]:
 
     def staged(loader: Any, device: torch.device, steps: int) -> Any:
         coming = original(loader, device, steps + len(BAD))
-        return (batch for number, batch in enumerate(coming, start=1) if number not in BAD)
+        first = batch_before(training) + 1
+        return (batch for number, batch in enumerate(coming, first) if number not in BAD)
 
     with mock.patch.object(trainer, "staged", staged):
         yield
+
+
+def settings(precision: str, zero: int) -> dict[str, object]:
+    overrides = f"{{zero_optimization: {{stage: {zero}}}}}"
+    return {**SETTINGS, "train__precision": precision, "deepspeed__overrides": overrides}
 
 
 def train_all(rank: int, world_size: int, jobs: list[dict[str, list[str]]]) -> list[dict[str, End]]:
@@ -123,14 +130,10 @@ def train_all(rank: int, world_size: int, jobs: list[dict[str, list[str]]]) -> l
 @pytest.fixture(scope="module")
 def ends(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], tuple[Path, dict[str, End]]]:
     jobs, folders = [], []
-    for precision, zero in CASES:
+    for case in CASES:
         folders.append(tmp_path_factory.mktemp("rollback"))
-        values = {
-            **SETTINGS, "train__precision": precision,
-            "deepspeed__overrides": f"{{zero_optimization: {{stage: {zero}}}}}",
-        }  # fmt: skip
         names = ("without", "bad", "stopped", "lost")
-        jobs.append({name: world.sets(STAGE, folders[-1] / name, 2, **values) for name in names})
+        jobs.append({name: world.sets(STAGE, folders[-1] / name, 2, **settings(*case)) for name in names})
     zeroth, first = run_ranks(train_all, 2, jobs, timeout=300)
     for mine, other in zip(zeroth, first, strict=True):
         assert {name: end.state for name, end in mine.items()} == {name: end.state for name, end in other.items()}
@@ -165,3 +168,26 @@ def test_a_run_that_ends_behind_its_rollback_resumes_bit_equal(
     assert of_run[f"{how} on"].steps == again
     assert of_run[f"{how} on"].state == of_run["bad"].state and of_run[f"{how} on"].digest == of_run["bad"].digest
     assert rows(folder / how) == rows(folder / "bad")
+
+
+def train_alone(rank: int, world_size: int, jobs: list[dict[str, list[str]]]) -> list[dict[str, End]]:
+    dist.init()
+    return [{way: train(sets, world_size, way) for way, sets in job.items()} for job in jobs]
+
+
+def test_back_to_a_checkpoint_of_another_world_size(
+    ends: dict[tuple[str, int], tuple[Path, dict[str, End]]], world: World, tmp_path: Path
+) -> None:
+    """One rank goes on where two saved, and meets the bad samples before it has saved anything itself."""
+    jobs = []
+    for case, (folder, _) in ends.items():
+        run_dirs = {way: tmp_path / f"{case[0]}-{way}" for way in ("without", "bad")}
+        for run_dir in run_dirs.values():
+            saved = Path("checkpoints") / "step-000002"
+            shutil.copytree(folder / "bad" / saved, run_dir / saved)
+        jobs.append({way: world.sets(STAGE, run_dir, 1, **settings(*case)) for way, run_dir in run_dirs.items()})
+    (alone,) = run_ranks(train_alone, 1, jobs, timeout=180)
+    for of_run in alone:
+        assert of_run["without"].steps == [(3, 6), (4, 7), (5, 8), (6, 9)]
+        assert of_run["bad"].steps == [(3, 3), (4, 4), (5, 5), *of_run["without"].steps]
+        assert of_run["bad"].digest == of_run["without"].digest

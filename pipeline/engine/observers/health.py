@@ -32,6 +32,9 @@ class Health(Observer):
             what = f"gradient norm {step.grad_norm:.4g} is above {train.health.spike_factor:g} times its running mean"
             fate = "clipped and applied" if step.applied else "not applied"
             _name(self.training, f"{what} of {mean:.4g}; the step was {fate}")
+        elif not step.applied:
+            most = f"{state.skipped_steps} in a row, of at most {train.max_skipped_steps}"
+            _name(self.training, f"the loss or a gradient is not finite; the step was not applied ({most})")
         self._set_limit()
         if state.skipped_steps > train.max_skipped_steps:
             what = "not finite" if train.health.on_spike == "warn" else "not finite, or spikes,"

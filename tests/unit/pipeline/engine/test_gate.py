@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 import sys
 from types import ModuleType, SimpleNamespace
@@ -69,6 +70,19 @@ def test_the_question_is_answered_only_while_its_optimizer_steps(monkeypatch: py
         seen.append((gate.applied, gate.grad_norm))
         assert module.is_invalid_grad_norm is original
     assert seen == [(True, 3.0), (False, math.inf), (False, math.inf)], "the last was skipped before it had a norm"
+
+
+def test_deepspeeds_own_words_for_a_skipped_step_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    engine = SimpleNamespace(optimizer=torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1))
+    gate_steps(engine)
+    logger = logging.getLogger("DeepSpeed")
+    before, logger.propagate = logger.propagate, True
+    try:
+        logger.warning("[Rank 0] OVERFLOW! Skipping step. Gradients are non-finite")
+        logger.warning("[Rank 0] pytorch allocator cache flushes")
+    finally:
+        logger.propagate = before
+    assert {record.getMessage() for record in caplog.records} == {"[Rank 0] pytorch allocator cache flushes"}
 
 
 @pytest.mark.parametrize("module", [stage3, stage_1_and_2, bf16_optimizer, unfused_optimizer], ids=lambda m: m.__name__)

@@ -28,15 +28,18 @@ def step(norm: float = 1.0, applied: bool = True) -> FinishedStep:
     return FinishedStep(batch, 1, 1, 0.1, {}, last=False, applied=applied, grad_norm=norm)
 
 
-def test_too_many_steps_in_a_row_that_were_not_applied_ask_for_a_rollback() -> None:
+def test_too_many_steps_in_a_row_that_were_not_applied_ask_for_a_rollback(caplog: pytest.LogCaptureFixture) -> None:
     run, wishes = training("train.max_skipped_steps=2"), Wishes()
     health = Health(run)
     run.state.skipped_steps = 2
+    assert caplog.text == ""
     assert health.on_step(step(math.inf, applied=False), wishes, 0) == {} and not wishes.rollback
     run.state.skipped_steps = 3
     health.on_step(step(math.inf, applied=False), wishes, 0)
     assert wishes.rollback == "gradients were not finite in 3 consecutive steps up to step 42"
     assert run.state.spikes == 0, "what is not finite is no spike"
+    what = "the loss or a gradient is not finite; the step was not applied"
+    assert f"{run.recipe.name} step 42: {what} (2 in a row, of at most 2)" in caplog.text
 
 
 @pytest.mark.parametrize("on_spike", ["warn", "skip", "rollback"])
