@@ -1,6 +1,6 @@
 """Export of a ZeRO-3 checkpoint against DeepSpeed's own zero_to_fp32: time and peak memory by number of shards.
 
-    python benchmarks/export_scale.py [--quick] [--million 300] [--out FILE]
+    python benchmarks/export_scale.py [--quick] [--million 400] [--out FILE]
 
 For 1, 4 and 8 ranks, real DeepSpeed engines save a ZeRO-3 checkpoint in fp32, weights and Adam (gloo, CPU). Both
 converters then write it as safetensors in fp32, files of equal size at most, in a process of their own, in turns.
@@ -191,7 +191,7 @@ def compare(scratch: Path, world: int, layers: int, rounds: int, max_bytes: int)
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="without 8 shards, one round")
-    parser.add_argument("--million", type=int, default=300, help="parameters, in millions")
+    parser.add_argument("--million", type=int, default=400, help="parameters, in millions")
     parser.add_argument("--max-shard-gib", type=float, default=4.0, help="largest file of both exports")
     parser.add_argument("--worlds", type=int, nargs="+", default=WORLDS, help="numbers of shards")
     parser.add_argument("--out", type=Path, help="write the receipt here (JSON lines)")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
-from launch.options import LaunchOptions
+from launch.run_options import RunOptions
 
 _SPELLED = {"sets": "--set"}
 
 
-def arguments_of(options: LaunchOptions, leave_out: tuple[str, ...] = ()) -> list[str]:
+def arguments_of(options: RunOptions, leave_out: tuple[str, ...] = ()) -> list[str]:
     """The options of `slt launch run` that differ from their defaults, without those named in ``leave_out``."""
     arguments: list[str] = []
-    for field in dataclasses.fields(LaunchOptions):
+    for field in dataclasses.fields(RunOptions):
         value = getattr(options, field.name)
         if field.name in ("recipe", *leave_out) or value == field.default:
             continue

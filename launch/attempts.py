@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launch.hang import Limits
+from launch.health import check_health, health_level
 from launch.joined import follow, lead
 from launch.lock import hold
+from launch.memory import check_memory
 from launch.plan import LaunchPlan
 from launch.preflight import UnfitHostsError, check_hosts
 from launch.prepare import Prepared, command_of, prepare
@@ -29,7 +31,7 @@ from launch.stop import forget_request
 from launch.supervise import Watch, log_name, supervise
 from launch.verdict import Outcome
 from pipeline.config.recipe_file import write_resolved
-from pipeline.errors import EXIT_CLUSTER, ClusterError
+from pipeline.errors import EXIT_CLUSTER, ClusterError, RecipeError
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +137,8 @@ class _Attempts:
         self._note(plan, f"attempt {number} of launch {plan.launch_id}: {plan.world_size} ranks on {_names(plan)}")
         self.journal.set(attempt=number, state="starting")
         part = None if plan.node_rank is None else (plan.node_rank, plan.own_hosts[0].slots)
-        watch = Watch(self.journal, {rank.rank: rank.host for rank in plan.ranks}, self.care.limits, part)
+        limits = dataclasses.replace(self.care.limits, hears_all=part is None)
+        watch = Watch(self.journal, {rank.rank: rank.host for rank in plan.ranks}, limits, part)
         before = newest_checkpoint(plan.run_dir)
         outcome = supervise(command, plan.run_dir, (plan.launch_id, plan.world_size), self.care.patience, watch)
         self.early.over = True
@@ -178,7 +181,7 @@ class _Attempts:
                 if again.command.remote is not None:  # a host that was out of reach may still run its old ranks
                     signal_hosts(again.command, first.plan.launch_id, "SIGKILL", "--all")
                 try:
-                    check_hosts(again.command, again.plan, again.resolved.recipe)
+                    self._look_again(again)
                     return again
                 except UnfitHostsError as error:
                     self.say(f"without {', '.join(error.hosts)}: {error}")
@@ -187,6 +190,19 @@ class _Attempts:
             saved = newest_checkpoint(first.plan.run_dir)
             self._remember(code=EXIT_CLUSTER, cause=str(error), saved_before=saved, saved=saved)
             return None
+
+    def _look_again(self, again: Prepared) -> None:
+        """The checks before a start, of hosts that a fault may have changed.
+
+        Raises:
+            ClusterError: hosts cannot take part or are too few for the model, or a port is still in use.
+        """
+        try:
+            check_memory(again.plan, again.resolved)  # fewer ranks keep more each
+            check_hosts(again.command, again.plan, again.resolved.recipe)
+            check_health(again.command, again.plan, health_level(self.options.health, again.plan))
+        except RecipeError as error:
+            raise ClusterError(str(error)) from error
 
     def _note(self, plan: LaunchPlan, line: str) -> None:
         """A line in the launch's log, between the output of the attempts."""

@@ -43,7 +43,8 @@ class Hang:
     def __str__(self) -> str:
         where = f"`{self.phase}` after step {self.step}"
         if self.silent:
-            return f"silent for {self.seconds:.0f} s in {where}: its process is stopped, or its host is out of reach"
+            why = "its process is stopped or gone, or its host is out of reach"
+            return f"silent for {self.seconds:.0f} s in {where}: {why}"
         waits = "; all ranks wait, which of them is the cause is not known" if self.everybody else ""
         return f"hangs: for {self.seconds:.0f} s in {where}{waits}"
 
@@ -54,6 +55,8 @@ class Limits:
 
     hang_seconds: float | None = None
     """For `step` and `data`, once the rank has finished a step; None = as the module says, 0 = for ever."""
+    hears_all: bool = True
+    """Otherwise a rank in `step` may wait for one that is not heard here, which may wait for its data."""
 
     def advance(self, beat: Beat, pulses: Pulses) -> float:
         """Seconds that a rank may stay where it is."""
@@ -61,7 +64,7 @@ class Limits:
             return max(LONG_SECONDS, self.hang_seconds or 0.0)
         if self.hang_seconds is not None:
             return self.hang_seconds
-        if beat.phase == "data":
+        if beat.phase == "data" or not self.hears_all:
             return LONG_SECONDS
         return min(max(_STEP_SECONDS, _STEP_FACTOR * pulses.slowest_step), LONG_SECONDS)
 

@@ -65,7 +65,7 @@ class Heartbeat:
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(timeout=BEAT_SECONDS)  # a launcher that does not read must not keep the rank
 
     def _beat(self) -> None:
         rank = this_rank()

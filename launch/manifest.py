@@ -6,6 +6,7 @@ It is made from the same plan as a launch, so a recipe that could not run is ref
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from launch.devices import VARIABLE
 from launch.kubernetes import PodJob, job_name, pytorch_job, volume
 from launch.options import LaunchOptions, build_plan, with_options
 from launch.plan import LaunchPlan
+from launch.run_options import RunOptions
 from launch.slurm import Allocation
 from launch.variables import exported
 from pipeline.config.names import nearest
@@ -36,7 +38,7 @@ _UNUSED = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ManifestOptions(LaunchOptions):
+class ManifestOptions(RunOptions):
     """The command line of `slt launch manifest`."""
 
     kind: Annotated[str, typer.Option(help="kubernetes, docker or apptainer.")]
@@ -50,7 +52,6 @@ class ManifestOptions(LaunchOptions):
     shm_gib: Annotated[int, typer.Option(min=1, help="Shared memory of every pod, for loader workers and NCCL.")] = 16
     cpus: Annotated[int | None, typer.Option(min=1, help="Processor cores of every pod.")] = None
     memory: Annotated[str | None, typer.Option(help="Memory of every pod, such as 200Gi.")] = None
-    grace_seconds: Annotated[int, typer.Option(min=1, help="Time for ranks to save after a signal.")] = 300
     out: Annotated[Path | None, typer.Option(help="File to write (default: print it).")] = None
 
 
@@ -92,7 +93,8 @@ def manifest(options: ManifestOptions) -> str:
         PodJob(
             name=name, namespace=options.namespace, image=options.image, nodes=options.nodes,
             gpus=options.gpus_per_node, cpus=options.cpus, memory=options.memory, shm_gib=options.shm_gib,
-            volumes=tuple(volume(text) for text in options.volume or []), grace_seconds=options.grace_seconds,
+            volumes=tuple(volume(text) for text in options.volume or []),
+            grace_seconds=math.ceil(options.grace_seconds),
             env=exported(options.export or [], os.environ), run_dir=plan.run_dir, command=_in_pod(options, name, plan),
         )
     )  # fmt: skip
@@ -109,7 +111,11 @@ def _planned(options: ManifestOptions) -> tuple[LaunchPlan, str]:
 
 
 def _settings(options: ManifestOptions) -> list[str]:
-    return [*arguments_of(options, ("num_procs", "export")), "--grace-seconds", str(options.grace_seconds)]
+    return [
+        *arguments_of(options, ("num_procs", "export", "grace_seconds")),
+        "--grace-seconds",
+        f"{options.grace_seconds:g}",
+    ]
 
 
 def _in_pod(options: ManifestOptions, name: str, plan: LaunchPlan) -> tuple[str, ...]:

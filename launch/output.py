@@ -93,7 +93,7 @@ class Output:
 
 def _has_text(rest: str) -> bool:
     """Whether a line has text before its report, other than the name of host or rank that launchers add."""
-    return bool(rest) and re.fullmatch(r"\S+: ?", rest) is None
+    return bool(rest) and re.fullmatch(r" *\S+: ?", rest) is None
 
 
 __all__ = ["Output"]

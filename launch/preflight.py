@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -168,19 +169,26 @@ def ask(command: Command, shell: str, seconds: float) -> tuple[str, str]:
     """
     argv = command.on_hosts(shell)
     try:
-        result = subprocess.run(
-            argv, env={**os.environ, **command.env}, timeout=seconds, check=False,
-            capture_output=True, text=True, stdin=subprocess.DEVNULL,
+        process = subprocess.Popen(
+            argv, env={**os.environ, **command.env}, start_new_session=True, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
         )  # fmt: skip
     except FileNotFoundError as error:
         raise ClusterError(f"{argv[0]} is not installed on this machine, and the other hosts need it") from error
-    except subprocess.TimeoutExpired as error:
-        return _text(error.stdout), _text(error.stderr)
-    return result.stdout, result.stderr
+    try:
+        return process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        _end(process)
+        return process.communicate()
+    finally:
+        _end(process)
 
 
-def _text(captured: bytes | str | None) -> str:
-    return captured.decode(errors="replace") if isinstance(captured, bytes) else captured or ""
+def _end(process: subprocess.Popen[str]) -> None:
+    """Kill a command with its connections to the hosts; nothing if it has ended."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @contextmanager

@@ -15,8 +15,9 @@ from typing import Annotated
 import typer
 
 from launch.arguments import arguments_of
-from launch.options import LaunchOptions, build_plan, with_options
+from launch.options import build_plan, with_options
 from launch.plan import LaunchPlan
+from launch.run_options import RunOptions
 from launch.slurm import Allocation
 from pipeline.errors import ClusterError, RecipeError, StorageError
 from shards.atomic import write_atomic
@@ -28,7 +29,7 @@ _LEAVE_SECONDS = 15  # between the end of the grace time and the time limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SubmitOptions(LaunchOptions):
+class SubmitOptions(RunOptions):
     """The command line of a submission."""
 
     nodes: Annotated[int, typer.Option(min=1, help="Nodes of the job.")] = 1
@@ -68,7 +69,7 @@ def submit_command(
         f"  squeue --job {job}\n"
         f"  tail -F {run_dir}/logs/slurm-{job}.log\n"
         f"  slt launch status {run_dir}\n"
-        f"  slt launch stop {run_dir}    # saves first; `scancel {job}` does not"
+        f"  slt launch stop {run_dir}    # saves first; `scancel {job}` may not"
     )
 
 
@@ -164,10 +165,10 @@ def _setting(name: str, value: str) -> str:
 def _launch(options: SubmitOptions) -> list[str]:
     """The command of the job: this one's options, as `slt launch run` takes them."""
     slt = str(Path(sys.executable).with_name("slt"))
-    arguments = [slt, "launch", "run", options.recipe, "--backend", "slurm", *arguments_of(options)]
+    arguments = [slt, "launch", "run", options.recipe, "--backend", "slurm", *arguments_of(options, ("grace_seconds",))]
     if options.tasks_per_node is not None:
         arguments += ["--num-procs", str(options.tasks_per_node)]
-    return [*arguments, "--grace-seconds", str(options.signal_seconds - _LEAVE_SECONDS)]
+    return [*arguments, "--grace-seconds", f"{min(options.grace_seconds, options.signal_seconds - _LEAVE_SECONDS):g}"]
 
 
 __all__ = ["SubmitOptions", "batch_script", "submit", "submit_command"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +30,16 @@ def run_rank(recipe: str, sets: list[str], sha256: str | None = None) -> int:
         sets: overrides, ``a.b=c``.
         sha256: of the launcher's file.
     """
+    from launch.notes import tell, this_rank
+
+    try:
+        return _run_rank(recipe, sets, sha256)
+    except Exception:  # such as an import that fails on this host: what trains reports its errors itself
+        tell({"rank": this_rank(), "code": 1, "error": traceback.format_exc(), "stopped": ""})
+        raise
+
+
+def _run_rank(recipe: str, sets: list[str], sha256: str | None) -> int:
     from launch.heartbeat import Heartbeat
     from launch.notes import leave_before_first_step, tell, tell_begun, this_rank
     from pipeline.engine.phases import Phases

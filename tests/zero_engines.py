@@ -18,6 +18,8 @@ class Kind(NamedTuple):
     offload: bool = False
     small_groups: bool = False
     """Stage 3: sub-groups of a few parameters; stage 2: parameters dealt to the ranks in turn."""
+    fp32_gradients: bool = False
+    """Accumulated in fp32, though the model is in bf16: another optimizer of DeepSpeed's under stage 1."""
 
 
 class Model(nn.Module):
@@ -54,12 +56,14 @@ def start(kind: Kind, world_size: int, global_batch: int = 12, load_universal: b
         zero["offload_optimizer"] = {"device": "cpu"}
     if kind.small_groups:
         zero |= {"sub_group_size": 20} if kind.stage == 3 else {"round_robin_gradients": True}
-    config = {
+    config: dict[str, Any] = {
         "train_batch_size": global_batch, "train_micro_batch_size_per_gpu": global_batch // world_size,
         "zero_optimization": zero, "bf16": {"enabled": kind.bf16}, "gradient_clipping": 1.0,
         "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
         "checkpoint": {"load_universal": load_universal},
     }  # fmt: skip
+    if kind.fp32_gradients:
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-2, fused=True)
     with quiet_deepspeed():
         return deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from launch.checks.base import HostCheck, Launch
 from launch.devices import listed_devices, memory_of_devices
 from launch.hostfile import Host
+
+log = logging.getLogger(__name__)
 
 TAKEN_GIB = 2.0
 """More than this in use before the start is another process, not the driver."""
@@ -37,8 +40,14 @@ class Devices(HostCheck):
             for number, uuid, used, total, by in answer["devices"]
             if used > TAKEN_GIB and (number in host.devices or uuid in host.devices)
         ]
+        if not taken:
+            return ""
         fix = "end those processes, or leave the device out (--exclude HOST:DEVICE, CUDA_VISIBLE_DEVICES)"
-        return f"has devices in use: {'; '.join(taken)}; {fix}" if taken else ""
+        reason = f"has devices in use: {'; '.join(taken)}; {fix}"
+        if launch.marker is None:  # one's own machine, whose screen may need one, too
+            log.warning("this machine %s", reason)
+            return ""
+        return reason
 
 
 __all__ = ["TAKEN_GIB", "Devices"]

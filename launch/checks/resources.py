@@ -51,7 +51,7 @@ class Resources(HostCheck):
                 f"has {shared >> 20} MiB of {_SHARED}, {host.slots} ranks need {needed >> 20}; start its container with"
                 " --shm-size=8g or --ipc=host"
             )
-        if answer["open_files"] < OPEN_FILES:
+        if launch.marker is not None and answer["open_files"] < OPEN_FILES:
             reasons.append(
                 f"lets a process open {answer['open_files']} files, fewer than {OPEN_FILES}; raise it (ulimit -n, or"
                 " /etc/security/limits.conf)"

@@ -78,7 +78,7 @@ BF16_KEYS = frozenset({
 })  # fmt: skip
 
 ZERO_KEYS = frozenset({
-    "allgather_bucket_size", "allgather_partitions", "compute_grad_norm", "contiguous_gradients",
+    "allgather_bucket_size", "allgather_partitions", "contiguous_gradients",
     "enable_sanity_checks", "ignore_unused_parameters", "leaf_module", "load_from_fp32_weights",
     "log_trace_cache_warnings", "memory_efficient_linear", "offload_optimizer", "offload_param", "overlap_comm",
     "override_module_apply",
@@ -93,6 +93,7 @@ ZERO_KEYS = frozenset({
 """Keys of zero_optimization a base or an override may set."""
 
 ZERO_REFUSED = {
+    "compute_grad_norm": "whether a step is applied, and how far gradients are clipped, is decided from the norm",
     "cpu_offload": "deprecated; write offload_optimizer",
     "cpu_offload_param": "deprecated; write offload_param",
     "cpu_offload_use_pin_memory": "deprecated; write pin_memory inside offload_param and offload_optimizer",

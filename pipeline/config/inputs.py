@@ -36,7 +36,11 @@ def input_problems(recipe: Recipe) -> Iterator[Problem]:
     for place, source in _sources(recipe):
         if is_remote(source.shards):
             continue
-        found = open_source(place, source, STAGES[recipe.stage].shards)
+        try:
+            found = open_source(place, source, STAGES[recipe.stage].shards)
+        except OSError as error:  # permissions, a network disk that is gone
+            text = f"{place}.shards={source.shards} cannot be read: {error.filename}: {error.strerror}"
+            found = Problem(f"{text}; correct its permissions or its mount", (f"{place}.shards",))
         if isinstance(found, Problem):
             yield found
         else:

@@ -56,7 +56,13 @@ def parts_of(recipe: Recipe) -> Iterator[Part]:
 
 def part_problem(part: Part) -> str:
     """What is wrong with a pretrained part; empty if nothing is, or only the hub can tell."""
-    folder = Path(part.path)
+    try:
+        return _problem(part, Path(part.path))
+    except OSError as error:  # permissions, a network disk that is gone
+        return f"cannot be read: {error.filename}: {error.strerror}; correct its permissions or its mount"
+
+
+def _problem(part: Part, folder: Path) -> str:
     if not folder.is_dir():
         if part.hub and _HUB_ID.fullmatch(part.path):
             return _hub_problem(part.path)

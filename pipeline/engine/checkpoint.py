@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 TAG = "deepspeed"
 FORMAT_VERSION = 1
+_FILES_AT_ONCE = 4
 Damaged = Literal["fall_back", "stop"]
 
 _STEP_FOLDER = re.compile(r"step-(\d+)")
@@ -223,7 +225,9 @@ def damage(folder: Path) -> list[str]:
 def verify(checkpoint: Checkpoint, rank: int = 0, world_size: int = 1) -> list[str]:
     """Problems in this rank's share of the parts: missing, unreadable, wrong size, wrong sha256."""
     parts = sorted(checkpoint.manifest["parts"].items())[rank::world_size]
-    return [problem for name, part in parts if (problem := _part_problem(checkpoint.path / name, part))]
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:  # reading and hashing let other threads run
+        problems = pool.map(lambda item: _part_problem(checkpoint.path / item[0], item[1]), parts)
+        return [problem for problem in problems if problem]
 
 
 def _part_problem(file: Path, part: dict[str, Any]) -> str:

@@ -85,12 +85,12 @@ def _load_cut(engine: Any, shards: ZeroShards, mine: ZeroLayout) -> None:
     state, rank = optimizer.state_dict(), dist.rank()
     names = mine.groups()
     key = "fp32_flat_groups" if mine.cut == "parameters" else "single_partition_of_fp32_groups"
-    state[key] = [_flat(shards, mine, rank, group, "weight") for group in range(len(names))]
+    state[key] = [share_of(shards, mine, rank, group, "weight") for group in range(len(names))]
     adam_state(state)["state"] = {
         group: {
             "step": torch.tensor(float(max(shards.step(name) for name in names[group]))),
-            "exp_avg": _flat(shards, mine, rank, group, "exp_avg"),
-            "exp_avg_sq": _flat(shards, mine, rank, group, "exp_avg_sq"),
+            "exp_avg": share_of(shards, mine, rank, group, "exp_avg"),
+            "exp_avg_sq": share_of(shards, mine, rank, group, "exp_avg_sq"),
         }
         for group in range(len(names))
     }
@@ -103,8 +103,8 @@ def _load_cut(engine: Any, shards: ZeroShards, mine: ZeroLayout) -> None:
         optimizer.checkpoint_event_epilogue()
 
 
-def _flat(shards: ZeroShards, mine: ZeroLayout, rank: int, group: int, kind: Kind) -> torch.Tensor:
-    """A rank's flat tensor of a group, zeros where it is only filled up."""
+def share_of(shards: ZeroShards, mine: ZeroLayout, rank: int, group: int, kind: Kind) -> torch.Tensor:
+    """A rank's flat tensor of a group under layout ``mine``, in fp32; zeros where it is only filled up."""
     flat = torch.zeros(mine.length(group), dtype=torch.float32)
     for name, (of, _) in mine.places.items():
         at = 0

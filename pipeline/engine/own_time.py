@@ -39,7 +39,7 @@ class OwnTime:
         return call
 
     def take(self) -> float:
-        """The seconds so far; they begin again. The device must be done with the calls, else this waits for it."""
+        """The seconds so far; they begin again. The device must be done with the calls."""
         on_device = sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
         seconds, self._seconds, self._events = self._seconds + on_device, 0.0, []
         return seconds

@@ -19,7 +19,7 @@ from pipeline.export.contents import Contents
 from pipeline.export.journal import Journal
 from pipeline.export.target import only_writer, publish, temporary_folder
 from pipeline.export.verify import verify_export
-from pipeline.export.weights import Show, write_weights
+from pipeline.export.weights import Show, check_room, write_weights
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +77,11 @@ def export(
     temporary = temporary_folder(out)
     try:
         with only_writer(out):
+            contents = Contents.of(checkpoint, max_shard_bytes, merge_lora)
+            journal = Journal(temporary, contents.identity())
+            check_room(contents.weights, journal)
             try:
-                contents = Contents.of(checkpoint, max_shard_bytes, merge_lora)
-                journal = Journal(temporary, contents.identity())
+                journal.begin()
                 contents.write_small_files(temporary)
                 write_weights(contents.weights, journal, contents.mapped(), show)
                 differences = verify_export(temporary, checkpoint, contents.resolved) if check else {}

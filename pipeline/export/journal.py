@@ -20,7 +20,7 @@ class Journal:
     """Finished files in a temporary folder, with size and sha256.
 
     Args:
-        folder: the temporary folder; emptied if it is of another export.
+        folder: the temporary folder; it may not exist, or be of another export, see `begin`.
         export: all that decides the bytes of the files: checkpoint, types, names, sizes, options.
     """
 
@@ -32,9 +32,12 @@ class Journal:
         if recorded.get("export") == self.identity:
             self.files = {name: file for name, file in recorded["files"].items() if self._intact(name, file)}
             logger.info("%s: %d finished files of an interrupted export are kept", folder, len(self.files))
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+
+    def begin(self) -> None:
+        """Make the folder ready to be written to; empty, if no file in it is kept."""
+        if not self.files:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
 
     def add(self, name: str, sha256: str) -> None:
         """Record a file that is on the disk under its name."""

@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CheckpointError
@@ -44,21 +43,46 @@ class Weights:
         """Bytes."""
         return sum(file.size for file in self.files)
 
+    @property
+    def tensors(self) -> int:
+        """How many there are."""
+        return sum(len(file.entries) for file in self.files)
+
     def described(self) -> list[Any]:
         """Everything that decides where each byte goes."""
         return [[file.name, [[e.name, list(e.shape), str(e.dtype)] for e in file.entries]] for file in self.files]
+
+    def missing(self, journal: Journal) -> list[PlannedFile]:
+        """Files still to be written."""
+        return [file for file in self.files if file.name not in journal.files]
+
+
+def check_room(weights: Weights, journal: Journal) -> None:
+    """Say how large the result will be, and refuse a disk that cannot hold what is still to be written.
+
+    Raises:
+        CheckpointError: it cannot.
+    """
+    disk = journal.folder.parent
+    free, needed = shutil.disk_usage(disk).free, sum(file.size for file in weights.missing(journal))
+    logger.info(
+        "%d tensors, %.3f GB in %d files, %.3f GB of them still to be written; the disk has %.1f GB free",
+        weights.tensors, weights.size / 1e9, len(weights.files), needed / 1e9, free / 1e9,
+    )  # fmt: skip
+    if free < needed + _SMALL_FILES_BYTES:
+        raise CheckpointError(
+            f"the export needs {needed / 1e9:.3f} GB, but the disk of {disk} has {free / 1e9:.3f} GB free; free space, "
+            "or give another --out"
+        )
 
 
 def write_weights(weights: Weights, journal: Journal, mapped: MappedFiles, show: Show) -> None:
     """Write every file that the journal does not hold, and the index.
 
     Raises:
-        CheckpointError: the disk has no room for them.
         OSError: one could not be written.
     """
-    folder = journal.folder
-    missing = [file for file in weights.files if file.name not in journal.files]
-    check_room(folder, weights, missing)
+    folder, missing = journal.folder, weights.missing(journal)
     progress = _Progress(weights, missing, show)
     for file in missing:
         part = folder / f"{file.name}.part"
@@ -75,31 +99,11 @@ def write_weights(weights: Weights, journal: Journal, mapped: MappedFiles, show:
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
 
 
-def check_room(folder: Path, weights: Weights, missing: Sequence[PlannedFile]) -> None:
-    """Say how large the result will be, and refuse a disk that cannot hold what is still to be written.
-
-    Raises:
-        CheckpointError: it cannot.
-    """
-    free, needed = shutil.disk_usage(folder).free, sum(file.size for file in missing)
-    tensors = sum(len(file.entries) for file in weights.files)
-    logger.info(
-        "%d tensors, %.3f GB in %d files, %.3f GB of them still to be written; the disk has %.1f GB free",
-        tensors, weights.size / 1e9, len(weights.files), needed / 1e9, free / 1e9,
-    )  # fmt: skip
-    if free < needed + _SMALL_FILES_BYTES:
-        raise CheckpointError(
-            f"the export needs {needed / 1e9:.3f} GB, but the disk of {folder.parent} has {free / 1e9:.3f} GB free; "
-            "free space, or give another --out"
-        )
-
-
 class _Progress:
     """Tensors and bytes written so far."""
 
     def __init__(self, weights: Weights, missing: Sequence[PlannedFile], show: Show) -> None:
-        self.show, self.total = show, weights.size
-        self.tensors = sum(len(file.entries) for file in weights.files)
+        self.show, self.total, self.tensors = show, weights.size, weights.tensors
         self.done = self.before = self.total - sum(file.size for file in missing)
         self.done_tensors = self.tensors - sum(len(file.entries) for file in missing)
 

@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from pipeline import dist
+from pipeline.engine import checkpoint as checkpoints
+from pipeline.engine.checkpoint import Checkpoint
 from pipeline.engine.elastic import layout_of, load_elastically, renew_adam
+from pipeline.engine.reshard import to_universal
 from pipeline.engine.zero_shards import KINDS, ZeroShards
 from pipeline.errors import CheckpointError
 from tests.ranks import run_ranks
@@ -18,23 +21,37 @@ from tests.zero_engines import Kind, start, take_steps
 pytestmark = pytest.mark.multiproc
 
 SAVED_BY = 2
+NO_FROZEN = {"exclude_frozen_parameters": True}
 KEPT = [
     *(Kind(stage) for stage in (0, 1, 3)), *(Kind(stage, bf16=True) for stage in (0, 2, 3)),
-    Kind(2, small_groups=True),
+    Kind(2, small_groups=True), Kind(1, True, fp32_gradients=True),
 ]  # fmt: skip
 """What two ranks save."""
 SWITCHES = {
-    1: [(Kind(3), Kind(3)), (Kind(1), Kind(3)), (Kind(2, True), Kind(0, True)), (Kind(0), Kind(2))],
-    2: [
-        (Kind(3), Kind(0)), (Kind(0), Kind(3)), (Kind(3), Kind(1, offload=True)), (Kind(1), Kind(2, small_groups=True)),
-        (Kind(2, small_groups=True), Kind(2)), (Kind(3), Kind(3, small_groups=True)),
-        (Kind(0, True), Kind(3, True, offload=True)), (Kind(3, True), Kind(1, True)),
+    1: [
+        (Kind(0), Kind(0)), (Kind(0), Kind(2)), (Kind(1), Kind(3)), (Kind(2, True), Kind(0, True)),
+        (Kind(2, True), Kind(3, True)), (Kind(3), Kind(3)),
     ],
-    3: [(Kind(3), Kind(3)), (Kind(3), Kind(1)), (Kind(2, small_groups=True), Kind(0)), (Kind(3, True), Kind(2, True))],
-    # four ranks: some hold nothing of the group of seven biases and norms
+    2: [
+        (Kind(0), Kind(3)), (Kind(0, True), Kind(3, True, offload=True)), (Kind(1), Kind(0)),
+        (Kind(1), Kind(2, small_groups=True)), (Kind(2, small_groups=True), Kind(2)), (Kind(3), Kind(0)),
+        (Kind(3), Kind(1, offload=True)), (Kind(3), Kind(3, small_groups=True)),
+        (Kind(0, True), Kind(1, True, fp32_gradients=True)), (Kind(1, True, fp32_gradients=True), Kind(3, True)),
+    ],
+    3: [
+        (Kind(1), Kind(1)), (Kind(2, small_groups=True), Kind(0)), (Kind(2, small_groups=True), Kind(1)),
+        (Kind(3), Kind(1)), (Kind(3), Kind(3)), (Kind(3, True), Kind(2, True)),
+    ],
     4: [(Kind(3), Kind(3)), (Kind(1), Kind(2))],
 }  # fmt: skip
 """By the world size that goes on: what was saved, what loads it."""
+UNIVERSAL = [(Kind(0), Kind(1)), (Kind(3), Kind(3)), (Kind(1), Kind(3))]
+"""What was saved, and what loads its universal copy at three ranks with DeepSpeed's own loader."""
+
+
+def test_every_pair_of_stages_is_there() -> None:
+    pairs = {(saved.stage, loads.stage) for switches in SWITCHES.values() for saved, loads in switches}
+    assert pairs == {(saved, loads) for saved in range(4) for loads in range(4)}
 
 
 def name_of(kind: Kind) -> str:
@@ -49,9 +66,7 @@ def save_and_go_on(rank: int, world_size: int, folder: Path) -> dict[str, list[f
         engine = start(kind, world_size)
         take_steps(engine, rank, world_size, 0, 2)
         engine.module.scale.mul_(0.5)
-        engine.save_checkpoint(
-            str(folder / name_of(kind)), tag="deepspeed", save_latest=False, exclude_frozen_parameters=True
-        )
+        engine.save_checkpoint(str(folder / name_of(kind)), tag="deepspeed", save_latest=False, **NO_FROZEN)
         losses[name_of(kind)] = take_steps(engine, rank, world_size, 2, 2)
         engine.destroy()
     return losses
@@ -69,13 +84,35 @@ def load_and_go_on(rank: int, world_size: int, folder: Path, out: Path) -> list[
             check_module(engine, shards, loads)
         assert engine.global_steps == 2
         assert [group["weight_decay"] for group in engine.optimizer.param_groups] == [0.1, 0.0]
-        engine.save_checkpoint(
-            str(out / str(number)), tag="deepspeed", save_latest=False, exclude_frozen_parameters=True
-        )
+        engine.save_checkpoint(str(out / str(number)), tag="deepspeed", save_latest=False, **NO_FROZEN)
         losses.append(take_steps(engine, rank, world_size, 2, 2))
         assert len({float(state["step"]) for state in inner(engine).state.values()}) == 1
         engine.destroy()
     return losses
+
+
+def load_universal(rank: int, world_size: int, folder: Path, out: Path) -> None:
+    dist.init()
+    for number, (saved, loads) in enumerate(UNIVERSAL):
+        copy = checkpoints.universal_folder(folder / name_of(saved))
+        engine = start(loads, world_size, load_universal=True)
+        engine.load_checkpoint(str(copy))
+        engine.save_checkpoint(str(out / str(number)), tag="deepspeed", save_latest=False, **NO_FROZEN)
+        engine.destroy()
+
+
+def test_deepspeed_loads_a_universal_copy(kept: tuple[Path, list[dict[str, list[float]]]], tmp_path: Path) -> None:
+    for saved, _ in UNIVERSAL:
+        to_universal(Checkpoint(kept[0] / name_of(saved), {}))
+    run_ranks(load_universal, 3, kept[0], tmp_path, timeout=240)
+    for number, (saved, _) in enumerate(UNIVERSAL):
+        before, after = (
+            ZeroShards.open(path / "deepspeed") for path in (kept[0] / name_of(saved), tmp_path / str(number))
+        )
+        for name in before.parameters:
+            assert before.step(name) == after.step(name) == 2
+            for kind in KINDS:
+                assert torch.equal(before.tensor(name, kind), after.tensor(name, kind)), (saved, name, kind)
 
 
 def inner(engine: Any) -> Any:

@@ -30,7 +30,10 @@ pytestmark = pytest.mark.multiproc
 
 BAD_STEP = 2
 STEPS = 4
-SETTINGS = {"train__steps": STEPS, "data__eval": "[]"}
+SETTINGS = {
+    "train__steps": STEPS, "data__eval": "[]", "train__health__on_spike": "skip",
+    "train__health__spike_window_steps": 1,
+}  # fmt: skip
 ZERO = "{{zero_optimization: {{stage: {0}}}}}"
 COMBINATIONS = [
     *[("continued_pretraining", zero, "fp32", "loss") for zero in (0, 2, 3)],
@@ -40,6 +43,7 @@ COMBINATIONS = [
 ]  # fmt: skip
 """Stage, ZeRO stage, precision, and what is not finite."""
 ZERO_3 = COMBINATIONS.index(("continued_pretraining", 3, "fp32", "loss"))
+SPIKES = (0, ZERO_3, COMBINATIONS.index(("continued_pretraining", 1, "bf16", "gradient")))
 
 
 class Run(NamedTuple):
@@ -117,7 +121,8 @@ def digest_of(engine: Any) -> str:
 
 @contextlib.contextmanager
 def injured(kind: str, training: Training) -> Iterator[None]:
-    """In one step, on the last rank alone, the second micro-batch (of a cached stage: the loss) is not finite."""
+    """In one step, on the last rank alone, the second micro-batch (of a cached stage: the loss) is not finite, or far
+    too large."""
     stage: Any = training.stage
     name = "contrast" if hasattr(stage, "contrast") else "loss"
     method, calls = getattr(stage, name), 0
@@ -133,6 +138,8 @@ def injured(kind: str, training: Training) -> Iterator[None]:
             return replace(
                 parts, loss=parts.loss + math.inf, sums={**parts.sums, "loss": parts.sums["loss"] * math.nan}
             )
+        if kind == "spike":
+            return replace(parts, loss=parts.loss * 1e3)
         parts.loss.register_hook(lambda grad: grad * math.nan)
         return parts
 
@@ -170,6 +177,7 @@ def slow(training: Training) -> Iterator[None]:
 WAYS: dict[str, Callable[[Training], AbstractContextManager[None]]] = {
     "loss": functools.partial(injured, "loss"),
     "gradient": functools.partial(injured, "gradient"),
+    "spike": functools.partial(injured, "spike"),
     "left out": left_out,
     "slow": slow,
 }
@@ -189,6 +197,8 @@ def runs(world: World, tmp_path_factory: pytest.TempPathFactory) -> list[list[di
         values = {**SETTINGS, "train__precision": precision, "deepspeed__overrides": overrides}
         jobs.append((stage, world.sets(stage, run_dir, 2, **values), [bad, "left out"]))
     jobs[ZERO_3][2].append("slow")
+    for at in SPIKES:
+        jobs[at][2].append("spike")
     return run_ranks(train_all, 2, jobs, timeout=400)
 
 
@@ -205,6 +215,15 @@ def test_a_step_that_is_not_finite_on_one_rank_is_applied_on_none(
         assert run.digest == reference.digest
         assert run.norms == reference.norms and run.losses[BAD_STEP:] == reference.losses[BAD_STEP:]
         assert all(map(math.isfinite, run.losses[BAD_STEP:]))
+
+
+@pytest.mark.parametrize("at", SPIKES)
+def test_a_spike_is_refused_before_weights_change(at: int, runs: list[list[dict[str, Run]]]) -> None:
+    for of_rank in runs:
+        run, reference = of_rank[at]["spike"], of_rank[at]["left out"]
+        assert run.applied == reference.applied and run.digest == reference.digest
+        assert 10 * run.norms[0] < run.norms[BAD_STEP - 1] < math.inf, "it is known, nevertheless"
+        assert run.norms[BAD_STEP:] == reference.norms[BAD_STEP:]
 
 
 def test_one_rank_skips_like_two(

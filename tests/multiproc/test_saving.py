@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +13,9 @@ import pytest
 import torch
 
 from pipeline import dist
-from pipeline.engine.checkpoint import TAG, list_checkpoints
-from tests.jobs import TINY_VISUAL, World
+from pipeline.engine.checkpoint import TAG, list_checkpoints, verify
+from pipeline.errors import EXIT_CLUSTER, EXIT_PREEMPTED, EXIT_USER
+from tests.jobs import TINY_VISUAL, World, finish, rows, run_job, start_ranks
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.multiproc
@@ -138,3 +141,67 @@ def test_frozen_weights_are_not_written(stage: str, zero: int, saved: dict[tuple
     assert bool(run.frozen) == (stage != "continued_pretraining"), "there, every weight trains"
     assert not set(run.held) & set(run.frozen)
     assert run.stored_bytes == pytest.approx(run.trained * (12 if zero == 3 else 14), rel=0.01)
+
+
+FAULTY = {"train__steps": 6, "train__checkpoint__every_steps": 2, "train__checkpoint__keep": 9}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    """Losses of the run that the faults meet."""
+    run_dir = tmp_path_factory.mktemp("undisturbed")
+    run_job(STAGES[0], world.sets(STAGES[0], run_dir, 2, **FAULTY), 2)
+    return rows(run_dir)
+
+
+def run_into(fault: str, sets: list[str]) -> tuple[list[int], str]:
+    """A run of two ranks that meets the fault on rank 1 while the checkpoint of step 4 is written."""
+    ranks = start_ranks(STAGES[0], sets, 2, {"SLT_TEST_FAULT": fault}, script="tests/multiproc/fault_while_saving.py")
+    return finish(ranks)
+
+
+def saved_steps(run_dir: Path) -> list[int]:
+    return [found.step for found in list_checkpoints(run_dir) if not verify(found)]
+
+
+def unfinished(run_dir: Path) -> list[str]:
+    return [path.name for path in (run_dir / "checkpoints").glob(".tmp-*")]
+
+
+def test_sigterm_during_a_write_completes_it_and_saves_again(
+    world: World, undisturbed: dict[int, float], tmp_path: Path
+) -> None:
+    sets = world.sets(STAGES[0], tmp_path, 2, **{**FAULTY, "train__steps": 500})
+    codes, output = run_into("SIGTERM", sets)
+    assert codes == [EXIT_PREEMPTED] * 2, output[-3000:]
+    *before, last = saved_steps(tmp_path)
+    assert before[:2] == [2, 4] and last >= 5 and f"saved at step {last} of 500" in output
+    assert not unfinished(tmp_path)
+    waited = re.search(r"checkpoint step 4 complete: stalled (\S+) s", output)
+    assert waited and float(waited[1]) > 0.1, "the stop waited for it"
+    assert "checkpoint/stall_seconds" in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_kill_during_a_write_leaves_what_the_next_start_removes(
+    world: World, undisturbed: dict[int, float], tmp_path: Path
+) -> None:
+    sets = world.sets(STAGES[0], tmp_path, 2, **FAULTY)
+    codes, output = run_into("kill", sets)
+    assert codes == [EXIT_CLUSTER, -signal.SIGKILL], output[-3000:]
+    assert saved_steps(tmp_path) == [2] and unfinished(tmp_path) == [".tmp-step-000004"]
+    assert "step-000002 at step 2" in run_job(STAGES[0], sets, 2)
+    assert saved_steps(tmp_path) == [2, 4, 6] and not unfinished(tmp_path)
+    assert rows(tmp_path) == undisturbed, "to the last bit"
+
+
+def test_full_disk_during_a_write_is_one_error_on_every_rank(
+    world: World, undisturbed: dict[int, float], tmp_path: Path
+) -> None:
+    sets = world.sets(STAGES[0], tmp_path, 2, **FAULTY)
+    codes, output = run_into("full disk", sets)
+    assert codes == [EXIT_USER] * 2, output[-3000:]
+    message = r"error \(rank {}\): checkpoint \S+step-000004 could not be written: while writing the ZeRO shards"
+    assert all(re.search(message.format(rank), output) for rank in (0, 1)), output[-3000:]
+    assert saved_steps(tmp_path) == [2] and not unfinished(tmp_path)
+    run_job(STAGES[0], sets, 2)
+    assert rows(tmp_path) == undisturbed, "to the last bit"

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.engine.checkpoint import TAG, Checkpoint, latest_checkpoint, list_checkpoints
-from pipeline.engine.zero import fp32_state
+from pipeline.engine.zero_shards import KINDS, ZeroShards
 from pipeline.errors import EXIT_DAMAGED, EXIT_DATA, EXIT_DIVERGED, EXIT_PREEMPTED, EXIT_USER
 from pipeline.inference.extract_features import extract
 from shards.build.features import FeatureOptions
@@ -112,11 +112,13 @@ def newest(run_dir: Path) -> Checkpoint:
 
 
 def weights(run_dir: Path) -> dict[str, str]:
-    """sha256 of every trained tensor and of the random numbers of the newest checkpoint."""
+    """sha256 of every trained tensor, its moments and the random numbers of the newest checkpoint."""
     checkpoint = newest(run_dir)
+    shards = ZeroShards.open(checkpoint.path / TAG)
     digests = {
-        name: hashlib.sha256(lazy.contiguous().detach().numpy().tobytes()).hexdigest()
-        for name, lazy in fp32_state(checkpoint.path, TAG).items()
+        f"{name} {kind}": hashlib.sha256(shards.tensor(name, kind).numpy().tobytes()).hexdigest()
+        for name in shards.parameters
+        for kind in KINDS
     }
     parts = checkpoint.manifest["parts"]
     return digests | {name: parts[name]["sha256"] for name in parts if name.startswith("rng-")}

@@ -24,7 +24,7 @@ def test_every_dependency_is_imported_by_shipped_code() -> None:
 
 def test_dev_has_the_extras_that_tests_need() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert "llava-slt[s3,ray,lmdb,plots]" in extras["dev"]
+    assert "llava-slt[s3,ray,lmdb,plots,stacks]" in extras["dev"]
 
 
 def test_every_package_is_installed() -> None:

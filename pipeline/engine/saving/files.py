@@ -23,6 +23,7 @@ from pipeline.engine.saving.publish import publish, temporary_folder
 from pipeline.engine.saving.retention import set_foreign_aside
 from pipeline.engine.saving.snapshot import Captured
 from pipeline.stages.base import AnyStage
+from shards.atomic import sync_folder
 
 Parts = dict[str, dict[str, Any]]
 """Name in the checkpoint -> ``size`` and ``sha256``."""
@@ -57,6 +58,8 @@ class RankFiles:
             copy_script()
         for file in self._past_the_engine():
             parts |= self._part(file)
+        for folder in {(self.folder / name).parent for name in parts}:
+            sync_folder(folder)
         return parts
 
     def _writers(self) -> Iterator[tuple[Path, str, Callable[[], Any]]]:

@@ -91,10 +91,13 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(options, "load_with_inputs", options.load)
     monkeypatch.setattr(attempts, "supervise", made.supervise)
     monkeypatch.setattr(attempts, "check_hosts", made.check)
+    monkeypatch.setattr(attempts, "check_health", lambda *_: None)
+    monkeypatch.setattr(attempts, "check_memory", lambda *_: None)
     monkeypatch.setattr(ready, "check_hosts", made.check)
     monkeypatch.setattr(attempts, "_POLL_SECONDS", 0.01)
 
     def kill(*_: object) -> None:
+        assert (tmp_path / "run" / "launch.lock").exists(), "locked between two attempts"
         made.killed += 1
 
     monkeypatch.setattr(attempts, "signal_hosts", kill)
@@ -167,7 +170,6 @@ def test_a_bug_is_not_tried_again(world: World) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_between_two_attempts(world: World, number: signal.Signals, code: int) -> None:
     world.outcomes = [DEAD]
-    world.unfit = [()]
 
     def interrupt(command: Command, launch_id: str, *_: object) -> None:
         signal.raise_signal(number)
@@ -198,6 +200,21 @@ def test_an_error_of_a_restart_is_the_end(world: World, monkeypatch: pytest.Monk
     world.meanwhile = lambda: monkeypatch.setattr(planning, "build_plan", edited)
     result = world.launch()
     assert isinstance(result.exception, RecipeError) and world.status["message"] == "the recipe was broken meanwhile"
+
+
+def test_a_port_that_is_still_in_use_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[str] = []
+
+    def busy_once(*_: object) -> None:
+        looks.append("port")
+        if len(looks) == 1:
+            raise RecipeError("port 29500 is in use")
+
+    monkeypatch.setattr(attempts, "check_hosts", busy_once)
+    world.outcomes = [DEAD, DONE]
+    result = world.launch()
+    assert result.exit_code == 0, result.exception
+    assert "attempt 2 nowhere ended with exit code 3, saved at step 5: port 29500 is in use" in result.stderr
 
 
 def test_no_number_of_hosts_fits(world: World) -> None:

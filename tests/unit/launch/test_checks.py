@@ -154,7 +154,7 @@ esac
 """
 
 
-def test_devices_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     smi = tmp_path / "nvidia-smi"
     smi.write_text(SMI)
     smi.chmod(0o755)
@@ -164,6 +164,7 @@ def test_devices_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     text = "has devices in use: GPU 1 has 40.0 of 80 GiB in use (process 4711, python); end those processes, or leave"
     assert Devices().judge(wanted, HOST, said).startswith(text)
     assert not Devices().judge(wanted, Host("b", (0,)), said), "nobody wants the other one"
+    assert not Devices().judge(replace(wanted, marker=None), HOST, said) and f"this machine {text}" in caplog.text
     assert Devices().judge(wanted, Host("b", ("GPU-bb",)), said).startswith(text)
     smi.write_text("#!/bin/sh\nexit 9")
     assert listing.memory_of_devices() == []

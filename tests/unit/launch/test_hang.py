@@ -61,6 +61,14 @@ def test_given_seconds_hold_for_steps_and_data() -> None:
     assert find_hang(pulses(("step", 5, 1e6)), (), Limits(0), 1e6) is None
 
 
+def test_one_launcher_of_several_hears_only_its_own_ranks() -> None:
+    """They may wait for a rank of another launcher, which waits for its data."""
+    own = Limits(hears_all=False)
+    assert find_hang(pulses(("step", 5, 400.0)), (), own, 1000.0) is None
+    assert find_hang(pulses(("step", 5, 1501.0)), (), own, 1000.0) is not None
+    assert find_hang(pulses(("step", 5, 40.0)), (), Limits(30.0, hears_all=False), 1000.0) is not None
+
+
 def test_silent_ranks_are_the_cause_wherever_they_are() -> None:
     """Those of one host fall silent within seconds of each other."""
     made = pulses(("step", 5, 1.0), ("step", 5, 1.0), ("step", 5, 1.0))
@@ -69,7 +77,10 @@ def test_silent_ranks_are_the_cause_wherever_they_are() -> None:
     assert find_hang(made, (), AUTO, 1059.0) is None
     hang = find_hang(made, (), AUTO, 1061.0)
     assert hang == Hang((1, 2), "step", 5, 61.0, silent=True, everybody=False)
-    assert str(hang) == "silent for 61 s in `step` after step 5: its process is stopped, or its host is out of reach"
+    assert (
+        str(hang)
+        == "silent for 61 s in `step` after step 5: its process is stopped or gone, or its host is out of reach"
+    )
     assert find_hang(made, (1, 2), AUTO, 1061.0) is None, "they have ended"
     assert find_hang(made, (), Limits(8.0), 1009.0) is not None
 

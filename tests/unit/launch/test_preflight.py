@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from launch import preflight
@@ -121,12 +122,22 @@ def test_what_a_host_does_not_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         check_hosts(by(EVERYWHERE), given, RECIPE)
 
 
+def runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_silent_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ClusterError, match="  b: no answer"):
         check_hosts(by(f"({EVERYWHERE}) | grep -v '^b'"), plan(tmp_path), RECIPE)
     monkeypatch.setattr(preflight, "TIMEOUT_SECONDS", 2.0)  # a busy machine needs a second to start the others
     with pytest.raises(ClusterError, match=r"1 of 2 hosts(.|\n)*  b: no answer"):
-        check_hosts(by('sh -c "$0" | sed "s/^/a: /"; exec sleep 20'), plan(tmp_path), RECIPE)
+        check_hosts(
+            by(f'sh -c "$0" | sed "s/^/a: /"; sleep 20 & echo $! >{tmp_path}/pid; wait'), plan(tmp_path), RECIPE
+        )
+    assert not runs(int((tmp_path / "pid").read_text())), "its connections end with it"
 
 
 def test_pdsh_is_missing(tmp_path: Path) -> None:

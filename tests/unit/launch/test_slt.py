@@ -22,6 +22,7 @@ from pipeline.errors import CheckpointError, DamagedCheckpointError
 from tests.light_start import MODELS, output_of_light_start
 from tests.source_tree import ROOT
 from tests.unit.pipeline.engine.test_checkpoint import foreign, make
+from tests.unit.pipeline.engine.test_zero_shards import write
 
 runner = CliRunner()
 
@@ -182,6 +183,14 @@ def test_verifying_one_or_all_checkpoints(tmp_path: Path) -> None:
     assert runner.invoke(app, ["ckpt", "verify", str(other)]).exit_code == 0
     result = runner.invoke(app, ["ckpt", "verify", str(tmp_path / "empty")])
     assert "is no complete checkpoint and holds none in" in str(result.exception)
+
+
+def test_ckpt_reshard_names_the_copy(tmp_path: Path) -> None:
+    folder = make(tmp_path, 1)
+    write(folder / "deepspeed")
+    result = runner.invoke(app, ["ckpt", "reshard", str(folder), "--out", str(tmp_path / "universal")])
+    assert result.output == f"{tmp_path / 'universal'}\n"
+    assert (tmp_path / "universal" / "deepspeed-step-000001" / "zero" / "weight" / "fp32.pt").is_file()
 
 
 def test_inspecting_a_checkpoint(tmp_path: Path) -> None:

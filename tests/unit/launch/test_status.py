@@ -31,7 +31,7 @@ def test_beats_arrive_on_the_output_and_are_not_shown(caplog: pytest.LogCaptureF
     output = Output(None)
     doing = {"phase": "data", "seconds": 1.5, "step": 4, "total_steps": 9, "host": "a", "pid": 7}
     line = f"slt-rank-report: {json.dumps({'rank': 1, 'beat': doing})}"
-    assert [output.read(text) for text in (line, f"a: {line}", f"1: {line}", f"50 % of it {line}")] == [
+    assert [output.read(text) for text in (line, f"a: {line}", f" 1: {line}", f"50 % of it {line}")] == [
         None, None, None, "50 % of it "
     ]  # fmt: skip
     last = output.pulses.last[1]

@@ -50,9 +50,9 @@ def test_the_script() -> None:
 
 
 def test_a_small_job() -> None:
-    text = script(tasks_per_node=2, max_requeues=3, accelerator="cpu")
+    text = script(tasks_per_node=2, max_requeues=3, accelerator="cpu", min_hosts=2, exclude_bad=True)
     assert "--ntasks-per-node=2\n" in text and "--gpus" not in text and "--time" not in text
-    assert "--accelerator cpu --max-requeues 3 --num-procs 2 --grace-seconds 285" in text
+    assert "--accelerator cpu --max-requeues 3 --min-hosts 2 --exclude-bad --num-procs 2 --grace-seconds 285" in text
 
 
 def test_what_no_script_can_say() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launch import lock
+from launch import lock, notes
 from launch.train import parse, run_rank
 from pipeline.config.recipe_file import RecipeFile
 from pipeline.engine import run
@@ -22,6 +23,22 @@ def test_settings_are_those_of_the_launchers_file(capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit):
         parse(["runs/x/recipe.resolved.yaml", "--sha256", "ab", "--set", "seed=1"])
     assert "--set cannot be combined with --sha256: the launcher has resolved the recipe" in capsys.readouterr().err
+
+
+def test_an_error_before_training_is_told_as_a_bug(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Such as a package that one host lacks: without a report it would look like a fault of the host."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv(notes.LAUNCH_ID, "x")
+    monkeypatch.setitem(sys.modules, "pipeline.engine.run", None)
+    with pytest.raises(ImportError):
+        run_rank("demo", [])
+    _, report = notes.read(capfd.readouterr().err.strip().splitlines()[-1])
+    assert report is not None and (report["rank"], report["code"]) == (1, 1)
+    assert (
+        report["error"].strip().splitlines()[-1].startswith("ModuleNotFoundError: import of pipeline.engine.run halted")
+    )
 
 
 def test_only_a_rank_without_launcher_locks_the_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,6 +127,22 @@ def test_shard_sets_that_are_cut_short(world: Path) -> None:
     ]
 
 
+def test_folders_that_may_not_be_read(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    loaded = load(write(world, CONNECTOR))
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    with pytest.raises(RecipeError) as caught:
+        check_inputs(loaded)
+    fix = "Permission denied; correct its permissions or its mount"
+    assert [line.strip() for line in str(caught.value).splitlines()[1:]] == [
+        f"recipe.yaml:11: data.train.0.shards=shards/video cannot be read: shards/video: {fix}",
+        f"recipe.yaml:6: model.llm.path=models/llm cannot be read: models/llm: {fix}",
+        f"recipe.yaml:8: model.visual.path=models/visual cannot be read: models/visual: {fix}",
+    ]
+
+
 def test_an_epoch_smaller_than_a_global_batch(world: Path) -> None:
     epochs = ["train.steps=null", "train.epochs=2", "train.micro_batch=1"]
     check_inputs(load(write(world, CONNECTOR), [*epochs, "train.global_batch=14"]))

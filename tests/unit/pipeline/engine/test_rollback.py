@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import dist
 from pipeline.config.load import load_recipe
-from pipeline.engine import rollback
+from pipeline.engine import checkpoint, rollback
 from pipeline.engine.phases import Phases
 from pipeline.engine.rollback import roll_back
 from pipeline.engine.state import TrainState
@@ -70,7 +70,7 @@ def test_the_newest_good_checkpoint_counts_and_later_ones_go(
     loaded: list[Any] = []
     monkeypatch.setattr(rollback, "damage", lambda folder: ["flipped"] if folder == folders[6] else [])
     monkeypatch.setattr(rollback, "open_checkpoint", by_folder.__getitem__)
-    monkeypatch.setattr(rollback, "is_foreign", lambda folder: folder == folders[9])
+    monkeypatch.setattr(checkpoint, "is_foreign", lambda folder: folder == folders[9])
     monkeypatch.setattr(rollback, "load", lambda engine, target: loaded.append(target.step) or states[target.step])
     run = training(
         tmp_path, data={"consumed": 72}, skipped_steps=3, skipped_total=5, tokens_seen=7, rollbacks=1,

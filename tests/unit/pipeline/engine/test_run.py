@@ -72,6 +72,20 @@ def test_an_error_is_told_by_the_rank_or_by_its_launcher(
     assert "Traceback" in capsys.readouterr().err, "the launcher shows its last line only"
 
 
+def test_a_lost_peer_ends_a_rank_as_a_consequence(
+    rank: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logged: list[tuple[object, ...]] = []
+    monkeypatch.setattr(run.logger, "info", lambda *given, exc_info: logged.append((*given, exc_info)))
+    code, note = end(rank, RuntimeError("[pair.cc:534] Connection closed by peer [10.77.0.2]:4391"), monkeypatch)
+    assert code == note["code"] == 3 and note["consequence"] is True
+    assert "another rank could not be reached: [pair.cc:534] Connection closed by peer" in capsys.readouterr().err
+    ((_, told, error),) = logged
+    assert told == 3 and isinstance(error, RuntimeError), "the traceback is in the rank's log"
+    code, note = end(rank, RuntimeError("CUDA error: unspecified launch failure"), monkeypatch)
+    assert code == 3 and "consequence" not in note and str(note["error"]).startswith("the GPU or its driver failed")
+
+
 def test_a_launchers_file_that_is_gone_is_noted_beside_it(
     rank: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,6 @@ import torch
 from pipeline.config.load import load_recipe
 from pipeline.config.resolve import resolve
 from pipeline.engine import checkpoint as checkpoints
-from pipeline.engine import zero
 from pipeline.engine.durable import failed_writes_as_os_error
 from pipeline.engine.saving import publish as publishing
 from pipeline.engine.saving.retention import prune
@@ -218,20 +217,6 @@ def test_saving_a_step_again_drops_its_converted_copy_and_a_stale_latest(tmp_pat
 def test_an_engines_own_bug_stays_what_it_is(tmp_path: Path, background: str) -> None:
     with pytest.raises(RuntimeError, match="profile of rewrite"):
         save(tmp_path, Engine(1, RuntimeError("profile of rewrite")), OneStage(), 2, background)
-
-
-@pytest.mark.parametrize("content", [None, "empty", b"", b"garbage", {"no": "model"}])
-def test_a_folder_without_zero_shards(tmp_path: Path, content: object) -> None:
-    if content is not None:
-        (tmp_path / "deepspeed").mkdir()
-    for name in ("mp_rank_00_model_states.pt", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"):
-        if isinstance(content, bytes):
-            (tmp_path / "deepspeed" / name).write_bytes(content)
-        elif isinstance(content, dict):
-            torch.save(content, tmp_path / "deepspeed" / name)
-    with pytest.raises(CheckpointError, match=rf"{tmp_path}/deepspeed is not a ZeRO checkpoint: \S+") as error:
-        zero.fp32_state(tmp_path, "deepspeed")
-    assert error.value.__cause__ is not None
 
 
 def test_an_error_with_a_name_keeps_it_and_one_without_gets_it() -> None:

@@ -115,6 +115,17 @@ def test_files_that_name_other_classes_are_not_executed(tmp_path: Path) -> None:
         ZeroShards.open(tmp_path)
 
 
+@pytest.mark.parametrize("model", [{}, {"no": "model"}, {"module": {}, "buffer_names": [], "optimizer": None}])
+@pytest.mark.parametrize("cut", [False, True])
+def test_model_files_of_something_else(model: dict[str, Any], cut: bool, tmp_path: Path) -> None:
+    folder = write(tmp_path / "deepspeed")
+    torch.save(model, folder / "zero_pp_rank_0_mp_rank_00_model_states.pt")
+    for file in [] if cut else folder.glob("*_optim_states.pt"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match="deepspeed is not a ZeRO checkpoint: "):
+        ZeroShards.open(folder)
+
+
 @pytest.mark.parametrize("state", [{}, {"zero_stage": 3}])
 def test_optimizer_files_of_something_else(state: dict[str, Any], tmp_path: Path) -> None:
     folder = write(tmp_path / "deepspeed")

@@ -155,6 +155,8 @@ def test_a_killed_export_goes_on_and_is_byte_equal(
     with pytest.raises(Killed):
         hf.export(tmp_path, tmp_path / "cut", check=False, max_shard_bytes=2500)
     assert not (tmp_path / "cut").exists()
+    with pytest.raises(CheckpointError, match="no LoRA adapters to merge"):
+        hf.export(tmp_path, tmp_path / "cut", check=False, max_shard_bytes=2500, merge_lora=True)
     shown: list[tuple[int, int, str, int]] = []
     hf.export(tmp_path, tmp_path / "cut", check=False, max_shard_bytes=2500, show=lambda *row: shown.append(row))
     names = [f"model-0000{number}-of-00003.safetensors.part" for number in (1, 2, 3, 3)]

@@ -12,6 +12,7 @@ from pipeline.export.journal import Journal
 
 def interrupted(folder: Path) -> Journal:
     journal = Journal(folder, {"checkpoint": "a", "files": [1]})
+    journal.begin()
     for name in ("one", "two"):
         (folder / name).write_text(name)
         journal.add(name, sha256_of(folder / name))
@@ -25,6 +26,8 @@ def test_finished_files_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     interrupted(folder)
     again = Journal(folder, {"files": [1], "checkpoint": "a"})
     assert list(again.files) == ["one", "two"] and "2 finished files of an interrupted export are kept" in caplog.text
+    again.begin()
+    assert {path.name for path in folder.iterdir()} == {".journal.json", "one", "two", "three.part"}
     again.close()
     again.close()
     assert not list(folder.glob(".journal*"))
@@ -44,6 +47,8 @@ def test_another_export_starts_from_the_beginning(
     journal = interrupted(tmp_path / "export")
     if damage is not None:
         journal.path.write_text(damage)
-    assert Journal(tmp_path / "export", {"checkpoint": "b", "files": [1]}).files == {}
+    other = Journal(tmp_path / "export", {"checkpoint": "b", "files": [1]})
+    assert other.files == {} and (tmp_path / "export" / "one").exists(), "a refused export leaves it as it is"
+    other.begin()
     assert not list((tmp_path / "export").iterdir())
     assert (".journal.json is damaged" in caplog.text) == (damage is not None)
