@@ -72,6 +72,8 @@ def seconds(side: str, world: Path, folder: Path) -> dict[str, float]:
     env = {
         **os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false", "SLT_BENCH_STAMPS": str(stamps), "PYTHONPATH": str(ROOT),
+        # `deepspeed` compiles an extension at its first start: in the warm-up round
+        "TORCH_EXTENSIONS_DIR": str(world / "torch_extensions"),
     }  # fmt: skip
     argv = command(side, world, folder / "run")
     begin = time.time()

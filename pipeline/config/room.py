@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -83,8 +84,14 @@ def _weights_of(file: Path) -> int:
 
 
 def bytes_below(folder: Path) -> int:
-    """Bytes of all files below a folder; 0 if there is none."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+    """Bytes of all files below a folder; 0 if there is none. What vanishes meanwhile, because another run saves there,
+    does not count."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(os.path.join(parent, name)).st_size
+    return total
 
 
 __all__ = ["bytes_below", "checkpoint_bytes", "existing_parent", "room_problems", "weights_in"]

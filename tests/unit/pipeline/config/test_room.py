@@ -6,13 +6,14 @@ import json
 import os
 import shutil
 from collections import namedtuple
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.config import room
 from pipeline.config.load import load
-from pipeline.config.room import checkpoint_bytes, room_problems, weights_in
+from pipeline.config.room import bytes_below, checkpoint_bytes, room_problems, weights_in
 from pipeline.config.schema import Recipe
 from tests.unit.pipeline.config.recipes import CONNECTOR, CONTRASTIVE, PRETRAINING, write
 
@@ -74,3 +75,18 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(room.os, "access", lambda path, mode: False)
     (problem,) = room_problems(recipe(tmp_path, CONNECTOR))
     assert problem.text.endswith(f": {tmp_path} cannot be written by this user; choose another folder")
+
+
+def test_a_folder_in_which_another_run_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files and folders vanish between the look at their names and the look at them."""
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "weights").write_bytes(b"12345")
+    walk = os.walk
+
+    def with_ghosts(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+        for parent, folders, files in walk(folder):
+            folders.append("renamed")
+            yield parent, folders, [*files, "gone"]
+
+    monkeypatch.setattr("pipeline.config.room.os.walk", with_ghosts)
+    assert bytes_below(tmp_path) == 5 and bytes_below(tmp_path / "none") == 0
