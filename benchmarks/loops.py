@@ -121,6 +121,7 @@ def torch_device(name: str) -> torch.device:
 
 def make_training(recipe: str, sets: list[str], device: str) -> Training:
     """A run of the recipe that stands before its first step."""
+    from pipeline.engine.phases import Phases
     from pipeline.engine.prepare import prepare
     from pipeline.engine.signals import StopFlag
     from pipeline.stages.registry import stage_class
@@ -129,7 +130,7 @@ def make_training(recipe: str, sets: list[str], device: str) -> Training:
     kind, ranks = stage_class(resolved.recipe.stage), dist.ranks_from_environment()
     if device != "cpu" and kind is ContinuedPretraining and _zero_stage(resolved) != 3:
         kind = DrawnOnDevice
-    return prepare(resolved, kind, ranks, torch_device(device), StopFlag())
+    return prepare(resolved, kind, ranks, torch_device(device), StopFlag(), Phases())
 
 
 class DrawnOnDevice(ContinuedPretraining):
