@@ -88,7 +88,7 @@ class Journal:
     def _keep(self, stop: threading.Event) -> None:
         while not stop.is_set():
             self.write()
-            self.request = self.request or read_request(self.run_dir)
+            self.request = read_request(self.run_dir) or self.request  # a later one may be more urgent
             stop.wait(WRITE_SECONDS)
         self.write()
 

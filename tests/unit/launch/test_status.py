@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from launch import lock
+from launch import lock, status
 from launch.cli import app
 from launch.lock import Holder, hold, look
 from launch.output import Output
@@ -139,16 +139,16 @@ def test_the_run_says_where_its_time_went(run_dir: Path) -> None:
 
 
 def test_a_launch_that_ended_and_one_that_died(run_dir: Path) -> None:
-    status = json.loads((run_dir / "logs" / "status.json").read_text())
-    status["written"] -= 300
-    (run_dir / "logs" / "status.json").write_text(json.dumps(status))
+    told = json.loads((run_dir / "logs" / "status.json").read_text())
+    told["written"] -= 300
+    (run_dir / "logs" / "status.json").write_text(json.dumps(told))
     assert shown(run_dir).splitlines()[0] == (
         "no launch runs here; launch abc died without a word, last heard of 5 min ago (running)"
     )
     with hold(run_dir, "abc"):
         assert "LAST HEARD OF 5 min ago: its launcher on " in shown(run_dir)
-    status |= {"state": "ended", "message": "launch finished (exit code 0)", "written": time.time() - 3 * 3600}
-    (run_dir / "logs" / "status.json").write_text(json.dumps(status))
+    told |= {"state": "ended", "message": "launch finished (exit code 0)", "written": time.time() - 3 * 3600}
+    (run_dir / "logs" / "status.json").write_text(json.dumps(told))
     first, *rest = shown(run_dir, "--watch").splitlines()
     assert first == "no launch runs here; the last one ended 3.0 h ago: launch finished (exit code 0)"
     assert not [line for line in rest if "rank 0" in line]
@@ -212,6 +212,18 @@ def test_stop_gives_up_waiting(run_dir: Path) -> None:
     request_stop(run_dir, now=False)
 
 
+def test_a_later_request_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "WRITE_SECONDS", 0.01)
+    journal = Journal(tmp_path, "abc")
+    with journal.keeping():
+        for now in (False, True):
+            request_stop(tmp_path, now=now)
+            end = time.monotonic() + 10
+            while journal.request is None or journal.request.now is not now:
+                assert time.monotonic() < end, "--now after a stop that takes too long"
+                time.sleep(0.01)
+
+
 def test_describe_needs_no_metrics() -> None:
-    status = {"state": "starting", "launch_id": "x", "running": True, "age_seconds": 0.0, "attempt": 1}
-    assert describe(status) == ["launch x: starting, attempt 1"]
+    start = {"state": "starting", "launch_id": "x", "running": True, "age_seconds": 0.0, "attempt": 1}
+    assert describe(start) == ["launch x: starting, attempt 1"]
