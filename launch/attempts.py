@@ -161,6 +161,8 @@ class _Attempts:
             f"saved at step {last.saved}" if last.saved is not None else "nothing saved yet"
         )
         self.early.over = False
+        if self.early.late is not None:
+            raise StoppedBeforeStart(self.early.late, self.early.work)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self._obey_request()

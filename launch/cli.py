@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from launch.attempts import Care, run
+from launch.attempts import Care, Finished, run
 from launch.backends import Command
 from launch.carry import HostCommand
 from launch.hang import Limits
@@ -113,7 +113,11 @@ def _run(options: RunOptions, care: Care, console: Console, early: StopBeforeSta
     plan, name = started.plan, started.resolved.recipe.name
     hosts = ", ".join(f"{host.name} x {host.slots}" for host in plan.hosts)
     console.print(f"{name}: {plan.world_size} ranks on {hosts}, log {plan.run_dir}/logs/launch.log")
-    finished = run(options, care, early, console.print, started)
+    try:
+        finished = run(options, care, early, console.print, started)
+    except StoppedBeforeStart as stopped:  # a job that waits for its hosts goes back into the queue, too
+        early.over = True
+        finished = Finished(stopped.exit_code, [f"{stopped} (exit code {stopped.exit_code})"], plan.run_dir)
     for line in finished.lines:
         console.print(line)
     if finished.code == EXIT_PREEMPTED and options.backend == "slurm":

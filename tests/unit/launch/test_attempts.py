@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from launch import attempts, options, ready
+from launch import attempts, cli, options, ready
 from launch import prepare as planning
 from launch.attempts import newest_checkpoint
 from launch.backends import Command
@@ -21,6 +21,7 @@ from launch.options import LaunchOptions
 from launch.plan import LaunchPlan
 from launch.preflight import UnfitHostsError
 from launch.prepare import TooFewHostsError, prepare
+from launch.slurm import Allocation
 from launch.stop import request_stop
 from launch.supervise import Watch
 from launch.verdict import Cause, Outcome
@@ -67,7 +68,8 @@ class World:
 
     def launch(self, *arguments: str, hosts: str = "a slots=1\nb slots=1\nc slots=1\n") -> Any:
         (self.folder / "hosts").write_text(hosts)
-        argv = ["run", "demo_continued_pretraining", "--hostfile", str(self.folder / "hosts"), "--restart-delay", "0"]
+        argv = ["run", "demo_continued_pretraining", "--restart-delay", "0"]
+        argv += ["--hostfile", str(self.folder / "hosts")] if hosts else []
         argv += [
             "--run-dir",
             str(self.folder / "run"),
@@ -181,6 +183,36 @@ def test_a_signal_between_two_attempts(world: World, number: signal.Signals, cod
     assert result.exit_code == code
     assert f"launch {verb} by {number.name} between two attempts, saved at step 5 (exit code {code})" in result.stderr
     assert world.status["state"] == "ended" and world.status["code"] == code
+
+
+def test_a_signal_right_after_an_attempt(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.outcomes = [DEAD]
+
+    def interrupted(*_: object) -> str:
+        signal.raise_signal(signal.SIGTERM)
+        return "the connection to b was lost"
+
+    monkeypatch.setattr(attempts, "summary", interrupted)
+    result = world.launch()
+    assert result.exit_code == 75 and len(world.planned) == 1
+    assert "launch stopped by SIGTERM between two attempts, saved at step 5 (exit code 75)" in result.stderr
+
+
+@pytest.mark.parametrize(("number", "queued"), [(signal.SIGUSR1, ["again"]), (signal.SIGINT, [])])
+def test_a_job_that_is_stopped_between_two_attempts_queues_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, queued: list[str]
+) -> None:
+    """Near its time limit, say, while it waits for hosts."""
+    job = Allocation("7", ("a", "b", "c"), 1, 0, 0, is_batch=True)
+    monkeypatch.setattr(options, "read_allocation", lambda environ: job)
+    monkeypatch.setattr(cli, "read_allocation", lambda environ: job)
+    asked: list[str] = []
+    monkeypatch.setattr(cli, "requeue", lambda *_: asked.append("again"))
+    world.outcomes = [DEAD]
+    monkeypatch.setattr(attempts, "signal_hosts", lambda *_: signal.raise_signal(number))
+    result = world.launch("--backend", "slurm", "--accelerator", "cpu", hosts="")
+    assert result.exit_code in (75, 130) and asked == queued, result.exception
+    assert world.status["state"] == "ended"
 
 
 def test_a_request_to_stop_ends_the_wait(world: World) -> None:
