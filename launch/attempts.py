@@ -19,7 +19,7 @@ from launch.lock import hold
 from launch.memory import check_memory
 from launch.plan import LaunchPlan
 from launch.preflight import UnfitHostsError, check_hosts
-from launch.prepare import Prepared, command_of, prepare
+from launch.prepare import Prepared, command_of, prepare_again
 from launch.processes import Patience, end_orphans, signal_hosts
 from launch.ready import ready
 from launch.recovery import Attempt, RestartPolicy, next_attempt
@@ -178,8 +178,7 @@ class _Attempts:
         excluded, policy = set(without), self.care.policy
         try:
             while True:
-                again = prepare(self.options, excluded, policy.min_hosts)
-                again = dataclasses.replace(again, plan=dataclasses.replace(again.plan, launch_id=first.plan.launch_id))
+                again = prepare_again(self.options, first, excluded, policy.min_hosts)
                 if again.command.remote is not None:  # a host that was out of reach may still run its old ranks
                     signal_hosts(again.command, first.plan.launch_id, "SIGKILL", "--all")
                 try:

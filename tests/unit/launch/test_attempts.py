@@ -13,14 +13,13 @@ import pytest
 from typer.testing import CliRunner
 
 from launch import attempts, cli, options, ready
-from launch import prepare as planning
 from launch.attempts import newest_checkpoint
 from launch.backends import Command
 from launch.cli import app
 from launch.options import LaunchOptions
 from launch.plan import LaunchPlan
 from launch.preflight import UnfitHostsError
-from launch.prepare import TooFewHostsError, prepare
+from launch.prepare import TooFewHostsError, prepare, prepare_again
 from launch.slurm import Allocation
 from launch.stop import request_stop
 from launch.supervise import Watch
@@ -66,9 +65,14 @@ class World:
         if bad:
             raise UnfitHostsError("no answer", bad)
 
-    def launch(self, *arguments: str, hosts: str = "a slots=1\nb slots=1\nc slots=1\n") -> Any:
+    def launch(
+        self,
+        *arguments: str,
+        hosts: str = "a slots=1\nb slots=1\nc slots=1\n",
+        recipe: str = "demo_continued_pretraining",
+    ) -> Any:
         (self.folder / "hosts").write_text(hosts)
-        argv = ["run", "demo_continued_pretraining", "--restart-delay", "0"]
+        argv = ["run", recipe, "--restart-delay", "0"]
         argv += ["--hostfile", str(self.folder / "hosts")] if hosts else []
         argv += [
             "--run-dir",
@@ -223,15 +227,41 @@ def test_a_request_to_stop_ends_the_wait(world: World) -> None:
     assert "launch stopped by SIGTERM between two attempts, nothing saved yet (exit code 75)" in result.stderr
 
 
-def test_an_error_of_a_restart_is_the_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_a_restart_is_the_end(world: World) -> None:
     world.outcomes = [DEAD]
-
-    def edited(*_: object, **__: object) -> None:
-        raise RecipeError("the recipe was broken meanwhile")
-
-    world.meanwhile = lambda: monkeypatch.setattr(planning, "build_plan", edited)
+    world.meanwhile = lambda: (world.folder / "hosts").unlink()
     result = world.launch()
-    assert isinstance(result.exception, RecipeError) and world.status["message"] == "the recipe was broken meanwhile"
+    assert isinstance(result.exception, RecipeError) and "hosts cannot be read" in world.status["message"]
+
+
+def test_a_restart_runs_the_recipe_of_the_first_start(world: World) -> None:
+    """Somebody edits the file for the next run, while this one goes on."""
+    recipe = world.folder / "mine.yaml"
+    recipe.write_text("extends: demo_continued_pretraining\ntrain:\n  steps: 7\n")
+    world.outcomes = [DEAD, DONE]
+    world.meanwhile = lambda: recipe.write_text("nonsense: true\n")
+    result = world.launch(recipe=str(recipe))
+    assert result.exit_code == 0, result.exception
+    assert "steps: 7" in (world.folder / "run" / "recipe.resolved.yaml").read_text() and len(world.planned) == 2
+
+
+def test_a_job_that_has_lost_a_node_goes_on_with_as_many_as_the_batch_allows(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SLURM no longer lists the node. Five cannot share 24 samples, so four go on."""
+    nodes = [*"abcdef"]
+    monkeypatch.setattr(options, "read_allocation", lambda environ: Allocation("7", tuple(nodes), 1, 0, 0))
+    world.outcomes = [DEAD, DONE]
+    world.meanwhile = lambda: nodes.remove("b") if "b" in nodes else None
+    result = world.launch("--backend", "slurm", "--accelerator", "cpu", hosts="")
+    assert result.exit_code == 0, result.exception
+    assert world.planned == [tuple("abcdef"), tuple("acde")]
+
+
+def test_one_machine_is_planned_again(world: World) -> None:
+    world.outcomes = [dataclasses.replace(DEAD, lost_hosts=()), DONE]
+    assert world.launch("--num-procs", "2", "--accelerator", "cpu", hosts="").exit_code == 0
+    assert world.planned == [("localhost",), ("localhost",)]
 
 
 def test_a_port_that_is_still_in_use_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,13 +286,14 @@ def test_no_number_of_hosts_fits(world: World) -> None:
         recipe="demo_continued_pretraining", hostfile=hosts,
         sets=["train.world_sizes=[7]", "train.global_batch=14", "train.micro_batch=2", f"run_dir={world.folder}"],
     )  # fmt: skip
-    assert prepare(given, {"b"}).plan.world_size == 1
+    first = prepare(given)
+    assert prepare_again(given, first, {"b"}, 1).plan.world_size == 1
     with pytest.raises(
         TooFewHostsError, match=r"no 2 to 2 of the hosts that are left \(a, b\) can go on: .*global_batch"
     ):
-        prepare(given, {"c"}, min_hosts=2)
+        prepare_again(given, first, {"c"}, 2)
     with pytest.raises(TooFewHostsError, match=r"0 hosts are left \(none\), fewer than --min-hosts 1"):
-        prepare(given, {"a", "b", "c"})
+        prepare_again(given, first, {"a", "b", "c"}, 1)
     assert issubclass(TooFewHostsError, ClusterError)
 
 
