@@ -124,6 +124,7 @@ def build_plan(
     Raises:
         RecipeError: the recipe cannot run on that many ranks, options contradict each other, or an input is missing.
     """
+    _refuse_unused(options)
     loaded = loaded or load_for(options, inputs)
     if job is None and options.backend == "slurm":
         job = read_allocation(environ)
@@ -162,6 +163,19 @@ def build_plan(
         cpus_per_rank=0 if job is None else job.cpus_per_node // hosts[0].slots,
     )
     return plan, resolved
+
+
+def _refuse_unused(options: LaunchOptions) -> None:
+    """Options that the backend would not read."""
+    if options.hostfile is not None and options.backend in ("local", "torchrun"):
+        raise RecipeError(
+            f"--backend {options.backend} starts ranks on this machine and does not read --hostfile; for hosts with "
+            "ssh leave out --backend, for torchrun say --nnodes and --num-procs on every host"
+        )
+    if options.ssh_port is not None and (options.hostfile is None or options.no_ssh):
+        raise RecipeError("--ssh-port is that of the hosts of a --hostfile; without ssh leave it out")
+    if options.nnodes > 1 and (options.master_addr is not None or options.master_port is not None):
+        raise RecipeError("--master-addr and --master-port are not read with --nnodes; ranks meet by --rdzv-endpoint")
 
 
 def _meeting(options: LaunchOptions, hosts: int) -> tuple[int | None, tuple[str, str] | None]:
