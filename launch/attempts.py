@@ -138,7 +138,7 @@ class _Attempts:
         self.journal.set(attempt=number, state="starting")
         part = None if plan.node_rank is None else (plan.node_rank, plan.own_hosts[0].slots)
         limits = dataclasses.replace(self.care.limits, hears_all=part is None)
-        watch = Watch(self.journal, {rank.rank: rank.host for rank in plan.ranks}, limits, part)
+        watch = Watch(self.journal, _known_hosts(plan), limits, part)
         before = newest_checkpoint(plan.run_dir)
         outcome = supervise(command, plan.run_dir, (plan.launch_id, plan.world_size), self.care.patience, watch)
         self.early.over = True
@@ -223,6 +223,12 @@ def newest_checkpoint(run_dir: Path) -> int | None:
     marks = (run_dir / "checkpoints").glob("step-*/COMPLETE")
     steps = [mark.parent.name.removeprefix("step-") for mark in marks]
     return max((int(step) for step in steps if step.isdigit()), default=None)
+
+
+def _known_hosts(plan: LaunchPlan) -> dict[int, str]:
+    """Rank -> host, of the ranks that are heard here; a rendezvous numbers them itself."""
+    own = {host.name for host in plan.own_hosts} if plan.rendezvous is None else set()
+    return {rank.rank: rank.host for rank in plan.ranks if rank.host in own}
 
 
 def _names(plan: LaunchPlan) -> str:

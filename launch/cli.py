@@ -33,6 +33,7 @@ from launch.signals import StopBeforeStart, StoppedBeforeStart
 from launch.slurm import read_allocation
 from launch.status_cli import status_command, stop_command
 from launch.submit import submit_command
+from launch.supervise import log_name
 from pipeline.config.cli import run_app
 from pipeline.config.planner import Answer, too_large
 from pipeline.config.resolve import ResolvedRecipe
@@ -112,7 +113,7 @@ def _run(options: RunOptions, care: Care, console: Console, early: StopBeforeSta
     started = prepare(options, inputs=True)
     plan, name = started.plan, started.resolved.recipe.name
     hosts = ", ".join(f"{host.name} x {host.slots}" for host in plan.hosts)
-    console.print(f"{name}: {plan.world_size} ranks on {hosts}, log {plan.run_dir}/logs/launch.log")
+    console.print(f"{name}: {plan.world_size} ranks on {hosts}, log {plan.run_dir}/logs/{log_name(plan.node_rank)}")
     try:
         finished = run(options, care, early, console.print, started)
     except StoppedBeforeStart as stopped:  # a job that waits for its hosts goes back into the queue, too

@@ -52,6 +52,19 @@ def test_progress_speed_and_silence() -> None:
     assert b == {"name": "b", "ranks": [{"rank": 2, "phase": None, "step": None, "silent_seconds": None}]}
 
 
+def test_ranks_of_an_unknown_place_say_where_they_are() -> None:
+    pulses = Pulses()
+    pulses.take(beat(3, 5, 1.0))
+    assert [host["name"] for host in rank_states(pulses, {}, 2.0)["hosts"]] == ["h3"]
+
+
+def test_a_host_is_lost_once() -> None:
+    output = Output("^srun: error: Node failure on ([^ ,]+)")
+    for _ in range(2):
+        output.read("srun: error: Node failure on n2")
+    assert output.lost == ["n2"]
+
+
 def test_the_slowest_step_counts_once_it_has_ended() -> None:
     pulses = Pulses()
     for seconds in (1.0, 30.0, 70.0):
