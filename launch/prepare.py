@@ -56,12 +56,21 @@ def prepare_again(options: LaunchOptions, first: Prepared, without: Collection[s
         RecipeError: the hosts cannot be read.
         TooFewHostsError: fewer than ``min_hosts`` are left, or no number of them fits the recipe.
     """
-    left = [host for host in planned_hosts(options, os.environ, first.loaded) if host.name not in without]
+    left = [host for host in _hosts_now(options, first) if host.name not in without]
     if options.master_addr in without:
         options = dataclasses.replace(options, master_addr=None)
     plan, resolved = _largest(options, first.loaded, left, max(min_hosts, 1))
     plan = dataclasses.replace(plan, launch_id=first.plan.launch_id)  # which the lock of the run directory names
     return Prepared(plan, resolved, command_of(options, plan), first.loaded)
+
+
+def _hosts_now(options: LaunchOptions, first: Prepared) -> tuple[Host, ...]:
+    if options.backend != "slurm" or not (options.include or options.exclude):
+        return planned_hosts(options, os.environ, first.loaded)
+    # a job may have lost nodes that the filters name
+    everything = dataclasses.replace(options, include="", exclude="")
+    there = {host.name for host in planned_hosts(everything, os.environ, first.loaded)}
+    return tuple(host for host in first.plan.hosts if host.name in there)
 
 
 def command_of(options: LaunchOptions, plan: LaunchPlan) -> Command:

@@ -47,6 +47,7 @@ def run_on_hosts(command: Command, module: tuple[str, ...], failure: str) -> Non
         done = subprocess.run(
             command.on_hosts(shell_line(ask)), env={**os.environ, **command.env}, timeout=_REMOTE_SECONDS, check=False,
             capture_output=True, text=True, stdin=subprocess.DEVNULL,
+            start_new_session=True,  # a Ctrl-C in the terminal must not end what carries it
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         log.error("%s: %s", failure, error)

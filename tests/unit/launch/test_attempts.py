@@ -202,6 +202,23 @@ def test_a_signal_right_after_an_attempt(world: World, monkeypatch: pytest.Monke
     assert "launch stopped by SIGTERM between two attempts, saved at step 5 (exit code 75)" in result.stderr
 
 
+@pytest.mark.parametrize("chosen", [("--include", "a@b@c"), ("--exclude", "d")])
+def test_a_filter_may_name_a_node_that_is_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch, chosen: tuple[str, str]
+) -> None:
+    nodes = [*"abcd"]
+    monkeypatch.setattr(options, "read_allocation", lambda environ: Allocation("7", tuple(nodes), 1, 0, 0))
+    world.outcomes = [DEAD, DONE]
+
+    def lose() -> None:
+        nodes[:] = ["a", "c"]
+
+    world.meanwhile = lose
+    result = world.launch("--backend", "slurm", "--accelerator", "cpu", *chosen, hosts="")
+    assert result.exit_code == 0, result.exception
+    assert world.planned == [("a", "b", "c"), ("a", "c")]
+
+
 @pytest.mark.parametrize(("number", "queued"), [(signal.SIGUSR1, ["again"]), (signal.SIGINT, [])])
 def test_a_job_that_is_stopped_between_two_attempts_queues_again(
     world: World, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, queued: list[str]
