@@ -134,7 +134,7 @@ class _Attempts:
         command = command_of(self.options, plan)
         if plan.node_rank is None:  # else it is there already
             write_resolved(prepared.resolved, plan.run_dir)
-        self._note(plan, f"attempt {number} of launch {plan.launch_id}: {plan.world_size} ranks on {_names(plan)}")
+        self._note(plan, f"attempt {number} of launch {plan.launch_id}: {plan.world_size} ranks on {plan.where}")
         self.journal.set(attempt=number, state="starting")
         part = None if plan.node_rank is None else (plan.node_rank, plan.own_hosts[0].slots)
         limits = dataclasses.replace(self.care.limits, hears_all=part is None)
@@ -229,10 +229,6 @@ def _known_hosts(plan: LaunchPlan) -> dict[int, str]:
     """Rank -> host, of the ranks that are heard here; a rendezvous numbers them itself."""
     own = {host.name for host in plan.own_hosts} if plan.rendezvous is None else set()
     return {rank.rank: rank.host for rank in plan.ranks if rank.host in own}
-
-
-def _names(plan: LaunchPlan) -> str:
-    return ", ".join(f"{host.name} x {host.slots}" for host in plan.hosts)
 
 
 __all__ = ["ATTEMPT", "Care", "Finished", "newest_checkpoint", "run"]

@@ -112,8 +112,9 @@ def run_command(options: RunOptions) -> None:
 def _run(options: RunOptions, care: Care, console: Console, early: StopBeforeStart) -> int:
     started = prepare(options, inputs=True)
     plan, name = started.plan, started.resolved.recipe.name
-    hosts = ", ".join(f"{host.name} x {host.slots}" for host in plan.hosts)
-    console.print(f"{name}: {plan.world_size} ranks on {hosts}, log {plan.run_dir}/logs/{log_name(plan.node_rank)}")
+    console.print(
+        f"{name}: {plan.world_size} ranks on {plan.where}, log {plan.run_dir}/logs/{log_name(plan.node_rank)}"
+    )
     try:
         finished = run(options, care, early, console.print, started)
     except StoppedBeforeStart as stopped:  # a job that waits for its hosts goes back into the queue, too

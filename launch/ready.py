@@ -45,8 +45,7 @@ def ready(prepared: Prepared, options: RunOptions) -> Prepared:
             without |= set(unfit.hosts)
             prepared = prepare_again(options, prepared, without, options.min_hosts)
             plan = prepared.plan
-            left = ", ".join(host.name for host in plan.hosts)
-            log.warning("%s\n--exclude-bad: going on with %d ranks on %s", unfit, plan.world_size, left)
+            log.warning("%s\n--exclude-bad: going on with %d ranks on %s", unfit, plan.world_size, plan.where)
 
 
 __all__ = ["ready"]
