@@ -19,7 +19,7 @@ from launch.lock import hold
 from launch.memory import check_memory
 from launch.plan import LaunchPlan
 from launch.preflight import UnfitHostsError, check_hosts
-from launch.prepare import Prepared, command_of, prepare
+from launch.prepare import Prepared, command_of, prepare_again
 from launch.processes import Patience, end_orphans, signal_hosts
 from launch.ready import ready
 from launch.recovery import Attempt, RestartPolicy, next_attempt
@@ -134,11 +134,11 @@ class _Attempts:
         command = command_of(self.options, plan)
         if plan.node_rank is None:  # else it is there already
             write_resolved(prepared.resolved, plan.run_dir)
-        self._note(plan, f"attempt {number} of launch {plan.launch_id}: {plan.world_size} ranks on {_names(plan)}")
+        self._note(plan, f"attempt {number} of launch {plan.launch_id}: {plan.world_size} ranks on {plan.where}")
         self.journal.set(attempt=number, state="starting")
         part = None if plan.node_rank is None else (plan.node_rank, plan.own_hosts[0].slots)
         limits = dataclasses.replace(self.care.limits, hears_all=part is None)
-        watch = Watch(self.journal, {rank.rank: rank.host for rank in plan.ranks}, limits, part)
+        watch = Watch(self.journal, _known_hosts(plan), limits, part)
         before = newest_checkpoint(plan.run_dir)
         outcome = supervise(command, plan.run_dir, (plan.launch_id, plan.world_size), self.care.patience, watch)
         self.early.over = True
@@ -161,6 +161,8 @@ class _Attempts:
             f"saved at step {last.saved}" if last.saved is not None else "nothing saved yet"
         )
         self.early.over = False
+        if self.early.late is not None:
+            raise StoppedBeforeStart(self.early.late, self.early.work)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self._obey_request()
@@ -176,8 +178,7 @@ class _Attempts:
         excluded, policy = set(without), self.care.policy
         try:
             while True:
-                again = prepare(self.options, excluded, policy.min_hosts)
-                again = dataclasses.replace(again, plan=dataclasses.replace(again.plan, launch_id=first.plan.launch_id))
+                again = prepare_again(self.options, first, excluded, policy.min_hosts)
                 if again.command.remote is not None:  # a host that was out of reach may still run its old ranks
                     signal_hosts(again.command, first.plan.launch_id, "SIGKILL", "--all")
                 try:
@@ -224,8 +225,10 @@ def newest_checkpoint(run_dir: Path) -> int | None:
     return max((int(step) for step in steps if step.isdigit()), default=None)
 
 
-def _names(plan: LaunchPlan) -> str:
-    return ", ".join(f"{host.name} x {host.slots}" for host in plan.hosts)
+def _known_hosts(plan: LaunchPlan) -> dict[int, str]:
+    """Rank -> host, of the ranks that are heard here; a rendezvous numbers them itself."""
+    own = {host.name for host in plan.own_hosts} if plan.rendezvous is None else set()
+    return {rank.rank: rank.host for rank in plan.ranks if rank.host in own}
 
 
 __all__ = ["ATTEMPT", "Care", "Finished", "newest_checkpoint", "run"]

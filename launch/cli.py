@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from launch.attempts import Care, run
+from launch.attempts import Care, Finished, run
 from launch.backends import Command
 from launch.carry import HostCommand
 from launch.hang import Limits
@@ -33,6 +33,7 @@ from launch.signals import StopBeforeStart, StoppedBeforeStart
 from launch.slurm import read_allocation
 from launch.status_cli import status_command, stop_command
 from launch.submit import submit_command
+from launch.supervise import log_name
 from pipeline.config.cli import run_app
 from pipeline.config.planner import Answer, too_large
 from pipeline.config.resolve import ResolvedRecipe
@@ -111,9 +112,14 @@ def run_command(options: RunOptions) -> None:
 def _run(options: RunOptions, care: Care, console: Console, early: StopBeforeStart) -> int:
     started = prepare(options, inputs=True)
     plan, name = started.plan, started.resolved.recipe.name
-    hosts = ", ".join(f"{host.name} x {host.slots}" for host in plan.hosts)
-    console.print(f"{name}: {plan.world_size} ranks on {hosts}, log {plan.run_dir}/logs/launch.log")
-    finished = run(options, care, early, console.print, started)
+    console.print(
+        f"{name}: {plan.world_size} ranks on {plan.where}, log {plan.run_dir}/logs/{log_name(plan.node_rank)}"
+    )
+    try:
+        finished = run(options, care, early, console.print, started)
+    except StoppedBeforeStart as stopped:  # a job that waits for its hosts goes back into the queue, too
+        early.over = True
+        finished = Finished(stopped.exit_code, [f"{stopped} (exit code {stopped.exit_code})"], plan.run_dir)
     for line in finished.lines:
         console.print(line)
     if finished.code == EXIT_PREEMPTED and options.backend == "slurm":

@@ -40,8 +40,8 @@ def listed_devices(root: Path = Path("/")) -> int:
 
 def memory_of_devices() -> list[tuple[int, str, float, float, list[str]]]:
     """Number, UUID, GiB in use, GiB in all and the processes in it, of every NVIDIA GPU that nvidia-smi lists."""
-    gpus = _table("--query-gpu=index,uuid,memory.used,memory.total")
-    processes = _table("--query-compute-apps=gpu_uuid,pid,process_name") if gpus else []
+    gpus = table("--query-gpu=index,uuid,memory.used,memory.total")
+    processes = table("--query-compute-apps=gpu_uuid,pid,process_name") if gpus else []
     found = []
     for number, uuid, used, total in (row for row in gpus if len(row) == 4):
         holders = [f"process {row[1]}, {row[2]}" for row in processes if row[0] == uuid and len(row) == 3]
@@ -50,7 +50,7 @@ def memory_of_devices() -> list[tuple[int, str, float, float, list[str]]]:
     return found
 
 
-def _table(query: str) -> list[list[str]]:
+def table(query: str) -> list[list[str]]:
     """Rows of an nvidia-smi query; none where there is no such program, or it does not answer."""
     argv = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
     try:
@@ -99,4 +99,4 @@ def _is_gpu(path: Path) -> bool:
         return False
 
 
-__all__ = ["VARIABLE", "listed_devices", "memory_of_devices", "visible_devices"]
+__all__ = ["VARIABLE", "listed_devices", "memory_of_devices", "table", "visible_devices"]

@@ -17,6 +17,7 @@ from typing import Any
 from launch.backends import Command
 from launch.carry import HostCommand, shell_line
 from launch.checks.base import odd_ones
+from launch.devices import VARIABLE
 from launch.plan import LaunchPlan
 from launch.preflight import UnfitHostsError, ask, grouped
 from pipeline.config.load import PROJECT_ROOT
@@ -59,13 +60,17 @@ def check_health(command: Command, plan: LaunchPlan, level: str) -> None:
     """
     if level == "off":
         return
-    asked = HostCommand((sys.executable, "-m", _MODULE, json.dumps(_question(plan, level))), plan.env, PROJECT_ROOT)
-    if command.remote is None:
-        output = {plan.hosts[0].name: _run_here(asked, _SECONDS[level])}
+    here = command.remote is None
+    asked = HostCommand(
+        (sys.executable, "-m", _MODULE, json.dumps(_question(plan, level, here))), plan.env, PROJECT_ROOT
+    )
+    if here:
+        (host,) = plan.hosts
+        answers = {host.name: _named(plan, _answer(_run_here(plan, asked, _SECONDS[level]), _SECONDS[level]))}
     else:
         text, errors = ask(command, shell_line(asked), _SECONDS[level])
         output = {h.name: command.lines_of(h.name, errors) + command.lines_of(h.name, text) for h in plan.hosts}
-    answers = {name: _answer(lines, _SECONDS[level]) for name, lines in output.items()}
+        answers = {name: _answer(lines, _SECONDS[level]) for name, lines in output.items()}
     reasons = judge(plan, answers)
     if reasons:
         raise UnfitHostsError(
@@ -79,12 +84,19 @@ def check_health(command: Command, plan: LaunchPlan, level: str) -> None:
 
 def judge(plan: LaunchPlan, answers: Mapping[str, dict[str, Any]]) -> dict[str, str]:
     """Host -> why it cannot take part."""
+    hosts = {host.name: host for host in plan.hosts}
     reasons: dict[str, list[str]] = {}
     sound: dict[tuple[str, str], dict[str, Any]] = {}
     for host, answer in answers.items():
         if "problem" in answer:
             reasons.setdefault(host, []).append(answer["problem"])
-        for number, device in answer.get("devices", {}).items():
+        found = answer.get("devices", {})
+        if plan.needs_gpus and found:  # a host may have others, which the launch leaves alone
+            planned = [str(device) for device in hosts[host].devices]
+            missing = [f"torch finds no GPU {number}" for number in planned if number not in found]
+            reasons.setdefault(host, []).extend(missing)
+            found = {number: device for number, device in found.items() if number in planned}
+        for number, device in found.items():
             if text := device.get("problem") or ("" if device["sound"] else "computes NaN or another result each time"):
                 reasons.setdefault(host, []).append(f"{_device(plan, number)} {text}")
             else:
@@ -104,7 +116,7 @@ def judge(plan: LaunchPlan, answers: Mapping[str, dict[str, Any]]) -> dict[str, 
         if rate < SLOW * usual:
             text = f"exchanges {rate:.3g} GiB/s with the others, the median is {usual:.3g}"
             reasons.setdefault(host, []).append(text)
-    return {host: "; ".join(found) for host, found in reasons.items()}
+    return {host: "; ".join(texts) for host, texts in reasons.items() if texts}
 
 
 def summary(answers: Mapping[str, dict[str, Any]]) -> str:
@@ -115,20 +127,34 @@ def summary(answers: Mapping[str, dict[str, Any]]) -> str:
     return f"{text}, all-reduce {min(rates):.3g} GiB/s" if rates else text
 
 
-def _question(plan: LaunchPlan, level: str) -> dict[str, Any]:
-    numbers = sorted({device for host in plan.hosts for device in host.devices if isinstance(device, int)}) or [0]
+def _question(plan: LaunchPlan, level: str, here: bool) -> dict[str, Any]:
+    """The same for every host: all numbers that any of them uses, and before the others those that all of them use, as
+    the first one exchanges."""
+    numbers = [range(host.slots) if here else [n for n in host.devices if isinstance(n, int)] for host in plan.hosts]
+    common = set.intersection(*map(set, numbers))
     return {
         "level": level, "hosts": len(plan.hosts), "address": plan.master_addr, "port": plan.master_port,
-        "devices": numbers, "seconds": _SECONDS[level] * 0.8,
+        "devices": sorted({n for of_host in numbers for n in of_host}, key=lambda n: (n not in common, n)),
+        "seconds": _SECONDS[level] * 0.8,
     }  # fmt: skip
+
+
+def _named(plan: LaunchPlan, answer: dict[str, Any]) -> dict[str, Any]:
+    """The devices that were shown to the trial on this machine, by the names that the plan has for them."""
+    if not plan.needs_gpus or "devices" not in answer:
+        return answer
+    devices = plan.hosts[0].devices
+    return {**answer, "devices": {str(devices[int(number)]): found for number, found in answer["devices"].items()}}
 
 
 def _device(plan: LaunchPlan, number: str) -> str:
     return f"GPU {number}" if plan.needs_gpus else "its CPU"
 
 
-def _run_here(asked: HostCommand, seconds: float) -> list[str]:
+def _run_here(plan: LaunchPlan, asked: HostCommand, seconds: float) -> list[str]:
     env = {**os.environ, **asked.env}
+    if plan.needs_gpus:
+        env[VARIABLE] = ",".join(map(str, plan.hosts[0].devices))
     try:
         done = subprocess.run(
             asked.argv, env=env, cwd=asked.folder, timeout=seconds, check=False, capture_output=True, text=True,

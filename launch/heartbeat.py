@@ -52,6 +52,7 @@ class Heartbeat:
         self._doing = doing
         self._host = socket.gethostname()
         self._run_dir: Path | None = None
+        self._asked = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -91,8 +92,9 @@ class Heartbeat:
             return
         if request.now:
             os._exit(EXIT_INTERRUPTED)
-        self._run_dir = None
-        os.kill(os.getpid(), signal.SIGTERM)
+        if not self._asked:  # a later request may be one to stop at once
+            self._asked = True
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 __all__ = ["ABANDONED", "BEAT_SECONDS", "Doing", "Heartbeat"]

@@ -110,7 +110,7 @@ def _parse_filter(text: str, hosts: tuple[Host, ...], option: str) -> dict[str, 
     for part in text.split("@"):
         name, colon, numbers = part.strip().partition(":")
         if name not in known:
-            raise RecipeError(f"{option} {text}: host {name!r} is not in the hostfile{nearest(name, known)}")
+            raise RecipeError(f"{option} {text}: there is no host {name!r}{nearest(name, known)}")
         devices = known[name].devices
         if colon:
             if not re.fullmatch(r"\d+(,\d+)*", numbers):

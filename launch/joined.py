@@ -12,9 +12,10 @@ from typing import Any
 import yaml
 
 from launch.lock import BEAT_SECONDS, look
+from launch.status import read_status
 from pipeline.config.recipe_file import RESOLVED_RECIPE, write_resolved
 from pipeline.config.resolve import ResolvedRecipe
-from pipeline.errors import ClusterError, StorageError
+from pipeline.errors import ClusterError, RecipeError, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ def follow(resolved: ResolvedRecipe, run_dir: Path, seconds: float = WAIT_SECOND
 
     Raises:
         ClusterError: the first host does not start, or resolves the recipe to something else.
+        RecipeError: another launch uses the run directory.
     """
     mine, path = resolved.to_yaml(), run_dir / RESOLVED_RECIPE
     end, differs_since = time.monotonic() + seconds, None
@@ -51,6 +53,7 @@ def follow(resolved: ResolvedRecipe, run_dir: Path, seconds: float = WAIT_SECOND
     while True:
         holder = look(run_dir)
         if holder is not None and holder[1] < 3 * BEAT_SECONDS:
+            _refuse_another(run_dir, holder[0])
             there = _text(path)
             if there == mine:
                 return
@@ -65,6 +68,16 @@ def follow(resolved: ResolvedRecipe, run_dir: Path, seconds: float = WAIT_SECOND
                 "command; run_dir must be on storage that all hosts share"
             )
         time.sleep(_POLL_SECONDS)
+
+
+def _refuse_another(run_dir: Path, launch_id: str) -> None:
+    """A launch that trains already does not wait for this host; the first host of ours is refused there as well."""
+    status = read_status(run_dir)
+    if status is not None and status.get("launch_id") == launch_id and status.get("total_steps"):
+        raise RecipeError(
+            f"{run_dir} is in use by launch {launch_id}, which trains already, without this host. Wait for it, stop it "
+            f"(slt launch stop {run_dir}), or choose another one with --run-dir"
+        )
 
 
 def _text(path: Path) -> str:

@@ -1,13 +1,14 @@
-"""`slt launch plan` and the memory of one rank: how large this machine's GPUs are, and the planner's table."""
+"""`slt launch plan` and the memory of one rank: how large a GPU here is, and the planner's table."""
 
 from __future__ import annotations
 
 import logging
-import subprocess
+from collections.abc import Collection
 from typing import Any
 
 from rich.table import Table
 
+from launch.devices import table
 from launch.plan import LaunchPlan
 from pipeline.config.planner import Answer, NotPlanned, ask, too_large
 from pipeline.config.resolve import ResolvedRecipe
@@ -17,20 +18,15 @@ from shards.terminal import table_console
 log = logging.getLogger(__name__)
 
 _GIB = 1024**3
-_SECONDS = 30.0
 
 
-def detected_gib() -> float | None:
-    """Memory of this machine's smallest NVIDIA GPU; None if none is listed."""
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        result = subprocess.run(
-            command, capture_output=True, text=True, timeout=_SECONDS, check=False, stdin=subprocess.DEVNULL
-        )
-    except (OSError, subprocess.TimeoutExpired):  # no NVIDIA tools here, or a driver that hangs
-        return None
-    sizes = [int(line) for line in result.stdout.split() if line.isdecimal()] if result.returncode == 0 else []
-    return min(sizes) / 1024 if sizes else None
+def detected_gib(devices: Collection[int | str]) -> float | None:
+    """Memory of the smallest of these NVIDIA GPUs of this machine (of all, if none has such a number or UUID); None if
+    none is listed."""
+    rows = table("--query-gpu=index,uuid,memory.total")
+    sizes = {(int(row[0]), row[1]): int(row[2]) / 1024 for row in rows if len(row) == 3 and row[2].isdecimal()}
+    own = [size for names, size in sizes.items() if not {*names}.isdisjoint(devices)]
+    return min(own or sizes.values(), default=None)
 
 
 def planned_memory(plan: LaunchPlan, resolved: ResolvedRecipe) -> Answer | str:
@@ -39,7 +35,7 @@ def planned_memory(plan: LaunchPlan, resolved: ResolvedRecipe) -> Answer | str:
     if recipe.deepspeed.gpu_memory_gib is None:
         if not plan.needs_gpus and plan.accelerator == "cpu":
             return ""
-        found = detected_gib() if plan.hostfile is None else None
+        found = detected_gib(plan.own_hosts[0].devices) if plan.hostfile is None else None
         section = recipe.deepspeed.model_copy(update={"gpu_memory_gib": found})
         recipe = recipe.model_copy(update={"deepspeed": section})
     try:
@@ -68,14 +64,14 @@ def check_memory(plan: LaunchPlan, resolved: ResolvedRecipe) -> None:
 def print_memory(answer: Answer, world_size: int) -> None:
     """A table with one row per item, the largest first, and the phases in which it is there."""
     plan = answer.plan
-    table = Table(title=f"memory of one of {world_size} ranks", title_justify="left")
+    rows = Table(title=f"memory of one of {world_size} ranks", title_justify="left")
     for name, justify in (("GiB", "right"), ("item", "left"), ("when", "left"), ("rule", "left")):
-        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        rows.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for line in sorted(plan["lines"], key=lambda item: -item["bytes"]):
-        table.add_row(f"{line['bytes'] / _GIB:.2f}", line["item"], _when(line, plan["lines"]), line["rule"])
-    table.add_section()
-    table.add_row(f"{plan['peak_bytes'] / _GIB:.2f}", "peak", plan["phase"], "all items of this phase")
-    table_console(highlight=False, markup=False).print(table)
+        rows.add_row(f"{line['bytes'] / _GIB:.2f}", line["item"], _when(line, plan["lines"]), line["rule"])
+    rows.add_section()
+    rows.add_row(f"{plan['peak_bytes'] / _GIB:.2f}", "peak", plan["phase"], "all items of this phase")
+    table_console(highlight=False, markup=False).print(rows)
 
 
 def _when(line: dict[str, Any], lines: list[dict[str, Any]]) -> str:

@@ -98,18 +98,34 @@ def with_options(cls: type[Any]) -> Callable[[Callable[..., None]], Callable[...
     return decorate
 
 
+def load_for(options: LaunchOptions, inputs: bool = False) -> LoadedRecipe:
+    """The recipe of the options; with ``inputs`` also what it needs here is checked."""
+    return (load_with_inputs if inputs else load)(options.recipe, _sets(options))
+
+
+def planned_hosts(options: LaunchOptions, environ: Mapping[str, str], loaded: LoadedRecipe) -> tuple[Host, ...]:
+    """The hosts that a plan would have now, whether or not the recipe can run on all of them."""
+    job = read_allocation(environ) if options.backend == "slurm" else None
+    return _hosts(options, environ, loaded, (_accelerator(options, environ, job), job))
+
+
 def build_plan(
-    options: LaunchOptions, environ: Mapping[str, str], inputs: bool = False, job: Allocation | None = None
+    options: LaunchOptions,
+    environ: Mapping[str, str],
+    inputs: bool = False,
+    job: Allocation | None = None,
+    loaded: LoadedRecipe | None = None,
 ) -> tuple[LaunchPlan, ResolvedRecipe]:
     """Check hosts, devices and recipe together, with ``inputs`` also what the recipe needs here; nothing is started.
 
-    With ``job``, the plan is for that SLURM job, in which this process need not run.
+    With ``job``, the plan is for that SLURM job, in which this process need not run; with ``loaded``, for the recipe
+    as it was when somebody read it.
 
     Raises:
         RecipeError: the recipe cannot run on that many ranks, options contradict each other, or an input is missing.
     """
-    sets = _sets(options)
-    loaded = (load_with_inputs if inputs else load)(options.recipe, sets)
+    _refuse_unused(options)
+    loaded = loaded or load_for(options, inputs)
     if job is None and options.backend == "slurm":
         job = read_allocation(environ)
     accelerator = _accelerator(options, environ, job)
@@ -117,7 +133,7 @@ def build_plan(
     world_size = sum(host.slots for host in hosts)
     if inputs:
         check_recipe(loaded, [world_size])
-    resolved = resolve_loaded(loaded, world_size, sets)
+    resolved = resolve_loaded(loaded, world_size, _sets(options))
     needs_gpus = accelerator == "gpu" or (accelerator == "unknown" and _is_for_gpus(loaded))
     local = options.hostfile is None and job is None
     node_rank, rendezvous = _meeting(options, len(hosts))
@@ -147,6 +163,19 @@ def build_plan(
         cpus_per_rank=0 if job is None else job.cpus_per_node // hosts[0].slots,
     )
     return plan, resolved
+
+
+def _refuse_unused(options: LaunchOptions) -> None:
+    """Options that the backend would not read."""
+    if options.hostfile is not None and options.backend in ("local", "torchrun"):
+        raise RecipeError(
+            f"--backend {options.backend} starts ranks on this machine and does not read --hostfile; for hosts with "
+            "ssh leave out --backend, for torchrun say --nnodes and --num-procs on every host"
+        )
+    if options.ssh_port is not None and (options.hostfile is None or options.no_ssh):
+        raise RecipeError("--ssh-port is that of the hosts of a --hostfile; without ssh leave it out")
+    if options.nnodes > 1 and (options.master_addr is not None or options.master_port is not None):
+        raise RecipeError("--master-addr and --master-port are not read with --nnodes; ranks meet by --rdzv-endpoint")
 
 
 def _meeting(options: LaunchOptions, hosts: int) -> tuple[int | None, tuple[str, str] | None]:
@@ -311,4 +340,12 @@ def _is_single_local(hosts: tuple[Host, ...]) -> bool:
     return len(hosts) == 1 and deepspeed_backend.is_this_machine(hosts[0].name)
 
 
-__all__ = ["LaunchOptions", "build_plan", "deepspeed_env_files", "free_port", "with_options"]
+__all__ = [
+    "LaunchOptions",
+    "build_plan",
+    "deepspeed_env_files",
+    "free_port",
+    "load_for",
+    "planned_hosts",
+    "with_options",
+]

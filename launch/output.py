@@ -75,7 +75,8 @@ class Output:
         if report is not None:
             self._take(report, line)
             return shown if _has_text(shown) else None
-        if self._lost_host is not None and not self.we_kill and (match := re.match(self._lost_host, line)):
+        match = re.match(self._lost_host, line) if self._lost_host is not None and not self.we_kill else None
+        if match is not None and match[1] not in self.lost:  # SLURM tells it once for every step
             self.lost.append(match[1])
         return line
 

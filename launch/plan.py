@@ -62,6 +62,11 @@ class LaunchPlan:
         return self.node_rank in (None, 0)
 
     @property
+    def where(self) -> str:
+        """The hosts with their numbers of ranks, to show."""
+        return ", ".join(f"{host.name} x {host.slots}" for host in self.hosts)
+
+    @property
     def own_hosts(self) -> tuple[Host, ...]:
         """The hosts whose ranks this launcher starts."""
         return self.hosts if self.node_rank is None else (self.hosts[self.node_rank],)

@@ -107,11 +107,12 @@ def _judged(launch: Launch, answers: Mapping[str, Answers], blamed: bool = False
 
 def _refusal(plan: LaunchPlan, reasons: Mapping[str, list[str]]) -> str:
     port = "" if plan.ssh_port is None else f"-p {plan.ssh_port} "
+    enter = f"let you in without a password (try: ssh {port}-o BatchMode=yes HOST true) and " if plan.hostfile else ""
     return (
         f"{len(reasons)} of {len(plan.hosts)} hosts cannot take part, nothing was started:\n"
         + "\n".join(grouped(plan.hosts, reasons))
-        + f"\nEvery host must let you in without a password (try: ssh {port}-o BatchMode=yes HOST true) and see the"
-        " same files under the same paths; leave a host out with --exclude HOST, all of these with --exclude-bad."
+        + f"\nEvery host must {enter}see the same files under the same paths; leave a host out with --exclude HOST, all"
+        " of these with --exclude-bad."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import psutil
 
 from launch.backends import Command
 from launch.carry import HostCommand, shell_line
-from launch.ranks import find_processes, find_ranks, send
+from launch.ranks import REACHED, find_processes, find_ranks, send
 from pipeline.config.load import PROJECT_ROOT
 
 log = logging.getLogger(__name__)
@@ -35,30 +36,36 @@ class Patience:
     """For processes that outlive the launcher, and for ranks whose peers were on a lost host."""
 
 
-def signal_hosts(command: Command, launch_id: str, name: str, *flags: str) -> None:
-    """Signal the ranks of a launch (``--all``: every process of it) on all hosts of a command."""
-    run_on_hosts(command, ("launch.ranks", launch_id, name, *flags), f"{name} could not be sent to all hosts")
+def signal_hosts(command: Command, launch_id: str, name: str, *flags: str) -> int:
+    """Signal the ranks of a launch (``--all``: every process of it) on all hosts of a command; returns how many
+    processes say that they were reached."""
+    module = ("launch.ranks", launch_id, name, *flags)
+    said = run_on_hosts(command, module, f"{name} could not be sent to all hosts")
+    return sum(map(int, re.findall(REACHED.format(name, r"(\d+)", launch_id), said)))
 
 
-def run_on_hosts(command: Command, module: tuple[str, ...], failure: str) -> None:
-    """Run a module of ours with its arguments on all hosts of a command; logs ``failure`` where one fails."""
+def run_on_hosts(command: Command, module: tuple[str, ...], failure: str) -> str:
+    """Run a module of ours with its arguments on all hosts of a command; logs ``failure`` where one fails. Returns what
+    the hosts wrote to stderr."""
     ask = HostCommand((sys.executable, "-m", *module), folder=PROJECT_ROOT)
     try:
         done = subprocess.run(
             command.on_hosts(shell_line(ask)), env={**os.environ, **command.env}, timeout=_REMOTE_SECONDS, check=False,
             capture_output=True, text=True, stdin=subprocess.DEVNULL,
+            start_new_session=True,  # a Ctrl-C in the terminal must not end what carries it
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         log.error("%s: %s", failure, error)
-        return
+        return ""
     if done.returncode:
         log.error("%s: %s", failure, done.stderr.strip() or f"exit {done.returncode}")
+    return done.stderr
 
 
 def end_orphans(launch_id: str, command: Command, patience: Patience) -> None:
     """End the processes of a launch whose launcher is gone: its ranks get time to save, the rest is killed."""
-    if command.remote is not None:
-        signal_hosts(command, launch_id, "SIGTERM")
+    end = time.monotonic() + patience.grace_seconds
+    there = command.remote is not None and signal_hosts(command, launch_id, "SIGTERM")
     if ranks := find_ranks(launch_id):
         log.warning(
             "%d ranks of launch %s run without their launcher; they have %.0f s to save and stop",
@@ -69,8 +76,15 @@ def end_orphans(launch_id: str, command: Command, patience: Patience) -> None:
     left = list(find_processes(launch_id))
     send(left, signal.SIGKILL)
     psutil.wait_procs(left, timeout=10)
-    if command.remote is not None:
+    if there:
+        log.warning(
+            "%d ranks of launch %s run on its hosts without their launcher; they have %.0f s to save and stop",
+            there, launch_id, max(end - time.monotonic(), 0.0),
+        )  # fmt: skip
+    while there and time.monotonic() < end:
         time.sleep(patience.leftover_seconds)
+        there = signal_hosts(command, launch_id, "SIGTERM")
+    if command.remote is not None:
         signal_hosts(command, launch_id, "SIGKILL", "--all")
 
 

@@ -15,6 +15,9 @@ import psutil
 
 from launch.plan import LAUNCH_ID
 
+REACHED = "{} sent to {} processes of launch {}"
+"""What a host says of a signal: its name, how many got it, the launch."""
+
 
 def find_processes(launch_id: str) -> Iterator[psutil.Process]:
     """Live processes of a launch on this host, except the calling one."""
@@ -73,7 +76,7 @@ def main(arguments: list[str]) -> int:
     launch_id, number = arguments[0], int(getattr(signal, arguments[1]))
     chosen = list(find_processes(launch_id)) if "--all" in arguments[2:] else find_ranks(launch_id)
     reached = send(chosen, number)
-    sys.stderr.write(f"{arguments[1]} sent to {reached} processes of launch {launch_id}\n")
+    sys.stderr.write(REACHED.format(arguments[1], reached, launch_id) + "\n")
     return 0
 
 

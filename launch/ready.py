@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 from launch.health import check_health, health_level
 from launch.memory import check_memory
 from launch.preflight import UnfitHostsError, check_hosts
-from launch.prepare import Prepared, command_of, prepare
+from launch.prepare import Prepared, prepare_again
 from launch.run_options import RunOptions
 from pipeline.errors import RecipeError
 
@@ -44,11 +43,9 @@ def ready(prepared: Prepared, options: RunOptions) -> Prepared:
             if not options.exclude_bad or len(plan.hosts) == len(unfit.hosts):
                 raise
             without |= set(unfit.hosts)
-            again = prepare(options, without, options.min_hosts)
-            plan = replace(again.plan, launch_id=plan.launch_id)  # which the lock of the run directory names
-            prepared = Prepared(plan, again.resolved, command_of(options, plan))
-            left = ", ".join(host.name for host in plan.hosts)
-            log.warning("%s\n--exclude-bad: going on with %d ranks on %s", unfit, plan.world_size, left)
+            prepared = prepare_again(options, prepared, without, options.min_hosts)
+            plan = prepared.plan
+            log.warning("%s\n--exclude-bad: going on with %d ranks on %s", unfit, plan.world_size, plan.where)
 
 
 __all__ = ["ready"]

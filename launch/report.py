@@ -23,7 +23,9 @@ _LOST = "connection lost, or the launcher there was killed; ranks may still run 
 
 def report(outcome: Outcome, plan: LaunchPlan) -> list[str]:
     """The outcome of a launch in a few lines; equal errors once."""
-    meaning = _MEANING.get(outcome.code) or f"killed by signal {outcome.code - 128}"
+    meaning = _MEANING.get(outcome.code) or (
+        f"killed by signal {outcome.code - 128}" if outcome.code > 128 else "failed: the launcher, see its output above"
+    )
     if outcome.stopped:
         verb = "interrupted" if outcome.code == EXIT_INTERRUPTED else "stopped"
         comma = "" if outcome.stopped == BEFORE_FIRST_STEP else ","
@@ -43,7 +45,7 @@ def report(outcome: Outcome, plan: LaunchPlan) -> list[str]:
     first = cause.ranks if cause is not None else ()
     for text in dict.fromkeys(texts[rank] for rank in (*first, *texts) if texts.get(rank)):
         ranks = [rank for rank, own in texts.items() if own == text]
-        lines.append(f"  {_who(ranks, plan)}: {text}")
+        lines.append(f"  {_who(ranks, outcome, plan)}: {text}")
         if cause is not None and cause.ranks and cause.ranks[0] in ranks:
             lines += [f"    {line}" for line in cause.details]
     return lines
@@ -60,12 +62,17 @@ def summary(outcome: Outcome, plan: LaunchPlan) -> str:
     if cause is None:
         return _MEANING.get(outcome.code, f"exit code {outcome.code}")
     what = cause.what.strip().splitlines()[-1] if cause.what.strip() else f"exit code {outcome.code}"
-    return f"{_who(list(cause.ranks), plan)}: {what}" if cause.ranks else what
+    return f"{_who(list(cause.ranks), outcome, plan)}: {what}" if cause.ranks else what
 
 
-def _who(ranks: list[int], plan: LaunchPlan) -> str:
-    hosts = ", ".join(dict.fromkeys(plan.ranks[rank].host for rank in ranks))
+def _who(ranks: list[int], outcome: Outcome, plan: LaunchPlan) -> str:
+    hosts = ", ".join(dict.fromkeys(_host(rank, outcome, plan) for rank in ranks))
     return f"rank {','.join(map(str, ranks))} on {hosts}"
+
+
+def _host(rank: int, outcome: Outcome, plan: LaunchPlan) -> str:
+    """A rendezvous numbers the ranks itself: only they know where they are, and only this host's were heard here."""
+    return plan.ranks[rank].host if plan.rendezvous is None else outcome.heard_hosts.get(rank, "another host")
 
 
 def _text(outcome: Outcome, rank: int) -> str:

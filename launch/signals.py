@@ -24,7 +24,9 @@ class StopBeforeStart:
 
     def __init__(self) -> None:
         self.over = False
-        """True after the launch has run: a signal no longer changes its outcome."""
+        """True after an attempt has run: a signal no longer changes its outcome."""
+        self.late: int | None = None
+        """A signal that came then."""
         self.work = BEFORE_FIRST_STEP
         """What becomes of the work when a signal comes now."""
         self._previous: dict[signal.Signals, object] = {}
@@ -41,6 +43,7 @@ class StopBeforeStart:
         del frame
         if not self.over:
             raise StoppedBeforeStart(number, self.work)
+        self.late = number
 
 
 __all__ = ["StopBeforeStart", "StoppedBeforeStart"]

@@ -88,7 +88,7 @@ class Journal:
     def _keep(self, stop: threading.Event) -> None:
         while not stop.is_set():
             self.write()
-            self.request = self.request or read_request(self.run_dir)
+            self.request = read_request(self.run_dir) or self.request  # a later one may be more urgent
             stop.wait(WRITE_SECONDS)
         self.write()
 
@@ -98,9 +98,10 @@ def rank_states(pulses: Pulses, hosts: Mapping[int, str], now: float) -> dict[st
 
     Args:
         pulses: of the ranks.
-        hosts: rank -> host, as the plan names it.
+        hosts: rank -> host, as the plan names it; a rank that is not among these says itself where it is.
         now: by the clock of the pulses.
     """
+    hosts = {**{rank: beat.host for rank, beat in sorted(pulses.last.items())}, **hosts}
     shown: dict[str, list[dict[str, Any]]] = {name: [] for name in hosts.values()}
     for rank, host in hosts.items():
         beat = pulses.last.get(rank)

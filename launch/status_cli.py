@@ -14,7 +14,7 @@ from rich.console import Console
 from launch.lock import STALE_SECONDS, WITHOUT_LAUNCHER, look
 from launch.status import WRITE_SECONDS, last_row, read_status
 from launch.stop import request_stop
-from pipeline.engine.goodput import read_rows, split
+from pipeline.engine.goodput import duration, read_rows, split
 from pipeline.errors import ClusterError, RecipeError
 
 _STALE_SECONDS = 15.0
@@ -111,7 +111,7 @@ def _goodput(run_dir: Path) -> dict[str, Any]:
 
 
 def _headline(status: dict[str, Any]) -> str:
-    name, ago = f"launch {status['launch_id']}", _duration(status["age_seconds"])
+    name, ago = f"launch {status['launch_id']}", duration(status["age_seconds"])
     if not status["running"] and status["state"] == "ended":
         return f"no launch runs here; the last one ended {ago} ago: {status['message']}"
     if not status["running"]:
@@ -131,15 +131,15 @@ def _progress(status: dict[str, Any]) -> str:
     if status.get("steps_per_second"):
         line += f", {status['steps_per_second']:.3g} steps per second"
     if status["running"] and status.get("eta_seconds") is not None:
-        line += f", {_duration(status['eta_seconds'])} left"
+        line += f", {duration(status['eta_seconds'])} left"
     return line
 
 
 def _rank(rank: dict[str, Any]) -> str:
     if rank["phase"] is None:
         return "not heard yet"
-    silent = f", SILENT for {_duration(rank['silent_seconds'])}" if rank["silent_seconds"] > _STALE_SECONDS else ""
-    return f"step {rank['step']}, {rank['phase']} for {_duration(rank['seconds'])}{silent}"
+    silent = f", SILENT for {duration(rank['silent_seconds'])}" if rank["silent_seconds"] > _STALE_SECONDS else ""
+    return f"step {rank['step']}, {rank['phase']} for {duration(rank['seconds'])}{silent}"
 
 
 def _metrics(row: dict[str, Any]) -> str:
@@ -149,13 +149,6 @@ def _metrics(row: dict[str, Any]) -> str:
         if name not in ("step", "time") and isinstance(value, float)
     ]
     return f"  metrics of step {row.get('step')}: " + ", ".join(numbers[:_SHOWN_METRICS])
-
-
-def _duration(seconds: float) -> str:
-    """A duration in words: 42 s, 3 min, 2.5 h."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 __all__ = ["current", "describe", "status_command", "stop_command"]

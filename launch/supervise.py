@@ -52,7 +52,7 @@ class Watch:
     journal: Journal | None = None
     """Of the launch, which may have had other attempts; None = nobody reads one."""
     hosts: Mapping[int, str] = field(default_factory=dict)
-    """Rank -> host, as the plan names it."""
+    """Rank -> host, as the plan names it; a rank that is not among these says itself where it is."""
     limits: Limits = field(default_factory=Limits)
     """How long a rank may be silent, or stay where it is."""
     part: tuple[int, int] | None = None

@@ -88,7 +88,9 @@ class Outcome:
     cause: Cause | None = None
     """Of a failure."""
     last_heard: Mapping[int, str] = field(default_factory=dict)
-    """Rank -> where its last heartbeat came from."""
+    """Rank -> what it was doing by its last heartbeat."""
+    heard_hosts: Mapping[int, str] = field(default_factory=dict)
+    """Rank -> its own name of its host."""
     consequences: frozenset[int] = frozenset()
     """Ranks that ended because another one did."""
     step: int | None = None
@@ -129,12 +131,15 @@ def verdict(reports: Mapping[int, Report], world_size: int, seen: Evidence) -> O
         stopped = next(reasons, "") if code in (EXIT_PREEMPTED, EXIT_INTERRUPTED) else ""
     cause = None if stopped or code in (EXIT_OK, EXIT_PREEMPTED) else _cause(reports, world_size, seen, code)
     heard = {rank: f"`{beat.phase}` after step {beat.step}" for rank, beat in sorted(seen.beats.items())}
+    hosts = {rank: beat.host for rank, beat in seen.beats.items()}
     consequences = _consequences(reports, world_size, cause)
     outcome = Outcome(code, seen.launcher_code, codes, errors, seen.signals, stopped, seen.lost_hosts)
     steps = [beat.step for beat in seen.beats.values()]
     steps += [report.step for report in reports.values() if report.step is not None]
     step = max(steps, default=None)
-    return dataclasses.replace(outcome, cause=cause, last_heard=heard, consequences=consequences, step=step)
+    return dataclasses.replace(
+        outcome, cause=cause, last_heard=heard, heard_hosts=hosts, consequences=consequences, step=step
+    )
 
 
 def _code(reports: Mapping[int, Report], world_size: int, seen: Evidence) -> int:

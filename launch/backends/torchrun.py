@@ -11,7 +11,7 @@ from launch.plan import LAUNCH_ID, LaunchPlan
 
 def command(plan: LaunchPlan) -> Command:
     """``python -m torch.distributed.run``. It restarts nothing: what to do after a failure is the supervisor's."""
-    host = plan.own_hosts[0]
+    (host,) = plan.own_hosts
     if plan.rendezvous is None:
         meet = [f"--master-addr={plan.master_addr}", f"--master-port={plan.master_port}"]
     else:

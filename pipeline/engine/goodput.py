@@ -49,7 +49,7 @@ class Goodput:
         shares = {PARTS[part]: 100 * spent / wall for part, spent in self.seconds.items() if wall and part != "step"}
         rest = ", ".join(f"{name} {share:.1f} %" for name, share in shares.items() if share >= 0.05)
         starts = f" and {self.attempts} starts" if self.attempts > 1 else ""
-        return f"goodput {100 * self.goodput:.1f} % of {_duration(wall)}{starts}" + (f" ({rest})" if rest else "")
+        return f"goodput {100 * self.goodput:.1f} % of {duration(wall)}{starts}" + (f" ({rest})" if rest else "")
 
 
 def read_rows(run_dir: Path) -> list[dict[str, Any]]:
@@ -79,7 +79,8 @@ def split(rows: Sequence[Mapping[str, Any]]) -> Goodput:
     return Goodput(len(rows), seconds)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """In words: 42 s, 3 min, 2.5 h."""
     minutes, hours = round(seconds / 60), seconds / 3600
     if seconds < 120:
         return f"{seconds:.0f} s"

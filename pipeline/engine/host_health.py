@@ -56,7 +56,7 @@ def measure(question: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         question: ``level`` (quick or full), ``hosts``, ``address`` and ``port`` where they meet, ``devices`` to use
-            (numbers; all others are left alone; on the CPU they do not matter), ``seconds`` to wait for the others.
+            (numbers, the first of which exchanges; on the CPU they do not matter), ``seconds`` to wait for the others.
 
     Returns:
         ``devices``: number -> ``tflops``, ``sums`` of the product, ``sound`` (finite and repeatable) or ``problem``;

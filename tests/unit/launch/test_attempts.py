@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from launch import attempts, options, ready
-from launch import prepare as planning
+from launch import attempts, cli, options, ready
 from launch.attempts import newest_checkpoint
 from launch.backends import Command
 from launch.cli import app
 from launch.options import LaunchOptions
 from launch.plan import LaunchPlan
 from launch.preflight import UnfitHostsError
-from launch.prepare import TooFewHostsError, prepare
+from launch.prepare import TooFewHostsError, prepare, prepare_again
+from launch.slurm import Allocation
 from launch.stop import request_stop
 from launch.supervise import Watch
 from launch.verdict import Cause, Outcome
@@ -65,9 +65,15 @@ class World:
         if bad:
             raise UnfitHostsError("no answer", bad)
 
-    def launch(self, *arguments: str, hosts: str = "a slots=1\nb slots=1\nc slots=1\n") -> Any:
+    def launch(
+        self,
+        *arguments: str,
+        hosts: str = "a slots=1\nb slots=1\nc slots=1\n",
+        recipe: str = "demo_continued_pretraining",
+    ) -> Any:
         (self.folder / "hosts").write_text(hosts)
-        argv = ["run", "demo_continued_pretraining", "--hostfile", str(self.folder / "hosts"), "--restart-delay", "0"]
+        argv = ["run", recipe, "--restart-delay", "0"]
+        argv += ["--hostfile", str(self.folder / "hosts")] if hosts else []
         argv += [
             "--run-dir",
             str(self.folder / "run"),
@@ -183,6 +189,53 @@ def test_a_signal_between_two_attempts(world: World, number: signal.Signals, cod
     assert world.status["state"] == "ended" and world.status["code"] == code
 
 
+def test_a_signal_right_after_an_attempt(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.outcomes = [DEAD]
+
+    def interrupted(*_: object) -> str:
+        signal.raise_signal(signal.SIGTERM)
+        return "the connection to b was lost"
+
+    monkeypatch.setattr(attempts, "summary", interrupted)
+    result = world.launch()
+    assert result.exit_code == 75 and len(world.planned) == 1
+    assert "launch stopped by SIGTERM between two attempts, saved at step 5 (exit code 75)" in result.stderr
+
+
+@pytest.mark.parametrize("chosen", [("--include", "a@b@c"), ("--exclude", "d")])
+def test_a_filter_may_name_a_node_that_is_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch, chosen: tuple[str, str]
+) -> None:
+    nodes = [*"abcd"]
+    monkeypatch.setattr(options, "read_allocation", lambda environ: Allocation("7", tuple(nodes), 1, 0, 0))
+    world.outcomes = [DEAD, DONE]
+
+    def lose() -> None:
+        nodes[:] = ["a", "c"]
+
+    world.meanwhile = lose
+    result = world.launch("--backend", "slurm", "--accelerator", "cpu", *chosen, hosts="")
+    assert result.exit_code == 0, result.exception
+    assert world.planned == [("a", "b", "c"), ("a", "c")]
+
+
+@pytest.mark.parametrize(("number", "queued"), [(signal.SIGUSR1, ["again"]), (signal.SIGINT, [])])
+def test_a_job_that_is_stopped_between_two_attempts_queues_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, queued: list[str]
+) -> None:
+    """Near its time limit, say, while it waits for hosts."""
+    job = Allocation("7", ("a", "b", "c"), 1, 0, 0, is_batch=True)
+    monkeypatch.setattr(options, "read_allocation", lambda environ: job)
+    monkeypatch.setattr(cli, "read_allocation", lambda environ: job)
+    asked: list[str] = []
+    monkeypatch.setattr(cli, "requeue", lambda *_: asked.append("again"))
+    world.outcomes = [DEAD]
+    monkeypatch.setattr(attempts, "signal_hosts", lambda *_: signal.raise_signal(number))
+    result = world.launch("--backend", "slurm", "--accelerator", "cpu", hosts="")
+    assert result.exit_code in (75, 130) and asked == queued, result.exception
+    assert world.status["state"] == "ended"
+
+
 def test_a_request_to_stop_ends_the_wait(world: World) -> None:
     world.outcomes = [dataclasses.replace(DEAD, step=None)]
     world.meanwhile = lambda: request_stop(world.folder / "run", now=False)
@@ -191,15 +244,41 @@ def test_a_request_to_stop_ends_the_wait(world: World) -> None:
     assert "launch stopped by SIGTERM between two attempts, nothing saved yet (exit code 75)" in result.stderr
 
 
-def test_an_error_of_a_restart_is_the_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_a_restart_is_the_end(world: World) -> None:
     world.outcomes = [DEAD]
-
-    def edited(*_: object, **__: object) -> None:
-        raise RecipeError("the recipe was broken meanwhile")
-
-    world.meanwhile = lambda: monkeypatch.setattr(planning, "build_plan", edited)
+    world.meanwhile = lambda: (world.folder / "hosts").unlink()
     result = world.launch()
-    assert isinstance(result.exception, RecipeError) and world.status["message"] == "the recipe was broken meanwhile"
+    assert isinstance(result.exception, RecipeError) and "hosts cannot be read" in world.status["message"]
+
+
+def test_a_restart_runs_the_recipe_of_the_first_start(world: World) -> None:
+    """Somebody edits the file for the next run, while this one goes on."""
+    recipe = world.folder / "mine.yaml"
+    recipe.write_text("extends: demo_continued_pretraining\ntrain:\n  steps: 7\n")
+    world.outcomes = [DEAD, DONE]
+    world.meanwhile = lambda: recipe.write_text("nonsense: true\n")
+    result = world.launch(recipe=str(recipe))
+    assert result.exit_code == 0, result.exception
+    assert "steps: 7" in (world.folder / "run" / "recipe.resolved.yaml").read_text() and len(world.planned) == 2
+
+
+def test_a_job_that_has_lost_a_node_goes_on_with_as_many_as_the_batch_allows(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SLURM no longer lists the node. Five cannot share 24 samples, so four go on."""
+    nodes = [*"abcdef"]
+    monkeypatch.setattr(options, "read_allocation", lambda environ: Allocation("7", tuple(nodes), 1, 0, 0))
+    world.outcomes = [DEAD, DONE]
+    world.meanwhile = lambda: nodes.remove("b") if "b" in nodes else None
+    result = world.launch("--backend", "slurm", "--accelerator", "cpu", hosts="")
+    assert result.exit_code == 0, result.exception
+    assert world.planned == [tuple("abcdef"), tuple("acde")]
+
+
+def test_one_machine_is_planned_again(world: World) -> None:
+    world.outcomes = [dataclasses.replace(DEAD, lost_hosts=()), DONE]
+    assert world.launch("--num-procs", "2", "--accelerator", "cpu", hosts="").exit_code == 0
+    assert world.planned == [("localhost",), ("localhost",)]
 
 
 def test_a_port_that_is_still_in_use_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,13 +303,14 @@ def test_no_number_of_hosts_fits(world: World) -> None:
         recipe="demo_continued_pretraining", hostfile=hosts,
         sets=["train.world_sizes=[7]", "train.global_batch=14", "train.micro_batch=2", f"run_dir={world.folder}"],
     )  # fmt: skip
-    assert prepare(given, {"b"}).plan.world_size == 1
+    first = prepare(given)
+    assert prepare_again(given, first, {"b"}, 1).plan.world_size == 1
     with pytest.raises(
         TooFewHostsError, match=r"no 2 to 2 of the hosts that are left \(a, b\) can go on: .*global_batch"
     ):
-        prepare(given, {"c"}, min_hosts=2)
+        prepare_again(given, first, {"c"}, 2)
     with pytest.raises(TooFewHostsError, match=r"0 hosts are left \(none\), fewer than --min-hosts 1"):
-        prepare(given, {"a", "b", "c"})
+        prepare_again(given, first, {"a", "b", "c"}, 1)
     assert issubclass(TooFewHostsError, ClusterError)
 
 

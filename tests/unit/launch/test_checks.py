@@ -166,6 +166,14 @@ def test_devices_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog:
     assert not Devices().judge(wanted, Host("b", (0,)), said), "nobody wants the other one"
     assert not Devices().judge(replace(wanted, marker=None), HOST, said) and f"this machine {text}" in caplog.text
     assert Devices().judge(wanted, Host("b", ("GPU-bb",)), said).startswith(text)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    said = json.loads(json.dumps(Devices().look(True)))
+    assert not Devices().judge(wanted, Host("b", (0,)), said), "the job's first device is not the one in use"
+    assert Devices().judge(wanted, HOST, said) == "has 1 GPU, but the job gives it 2 ranks"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    said = json.loads(json.dumps(Devices().look(True)))
+    assert Devices().judge(wanted, Host("b", (0,)), said).startswith(text), "the job's first device is number 1"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     smi.write_text("#!/bin/sh\nexit 9")
     assert listing.memory_of_devices() == []
     smi.unlink()

@@ -79,6 +79,38 @@ def test_one_device_of_several() -> None:
     assert judge(plan("a", "b"), {"a": answer(rate=20), "b": answer(rate=2)}) == {}, "of two, who is slow?"
 
 
+def test_only_the_devices_of_the_launch_are_judged() -> None:
+    """`--exclude b:0` leaves out the very device that is broken."""
+    hosts = (Host("a", (0, 1)), Host("b", (1, 2)))
+    partly = replace(plan("a", "b"), hosts=hosts, ranks=plan_ranks(hosts, "a", 29500))
+    assert health._question(partly, "quick", here=False)["devices"] == [1, 0, 2], "all have the first one"
+    broken = {"problem": "CUDA error"}
+    answers = {
+        "a": {"devices": {"0": device(), "1": device(), "2": broken}},
+        "b": {"devices": {"0": broken, "1": device(), "2": device()}},
+    }
+    assert judge(partly, answers) == {}
+    del answers["b"]["devices"]["2"]
+    assert judge(partly, answers) == {"b": "torch finds no GPU 2"}
+
+
+def test_the_trial_of_some_devices_of_this_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """torch counts from 0 what CUDA_VISIBLE_DEVICES shows it."""
+    said = '{"devices": {"0": {"tflops": 1, "sums": [1], "sound": true}, "1": {"problem": "fell off the bus"}}}'
+    (tmp_path / "python").write_text(
+        f"#!/bin/sh\necho $CUDA_VISIBLE_DEVICES $3 >'{tmp_path}/asked'\necho '{MARK} {said}'"
+    )
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(health.sys, "executable", str(tmp_path / "python"))
+    some = replace(plan("localhost"), hosts=(Host("localhost", (5, "GPU-12ab")),))
+    with pytest.raises(UnfitHostsError, match="  localhost: GPU GPU-12ab fell off the bus"):
+        check_health(Command(argv=("true",)), some, "quick")
+    asked = (tmp_path / "asked").read_text()
+    assert asked.startswith("5,GPU-12ab {") and '"devices": [0, 1]' in asked
+
+
 def by(script: str) -> Command:
     return Command(argv=("true",), remote=("sh", "-c", script, "{command}"))
 

@@ -40,7 +40,7 @@ def test_a_beat_says_what_the_rank_is_doing(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(told) == ended, "no beat after the end"
 
 
-def rank_that_waits(run_dir: Path) -> subprocess.Popen[str]:
+def rank_that_waits(run_dir: Path, then: str = "pass") -> subprocess.Popen[str]:
     program = (
         "import pathlib, sys, time; from launch import heartbeat; from pipeline.engine.phases import Phases\n"
         "from pipeline.engine.signals import StopFlag\n"
@@ -48,6 +48,7 @@ def rank_that_waits(run_dir: Path) -> subprocess.Popen[str]:
         "with StopFlag() as stop, heartbeat.Heartbeat(Phases()) as beat:\n"
         "    beat.obey_requests_in(pathlib.Path(sys.argv[1])); print('ready', flush=True)\n"
         "    while not stop.requested: time.sleep(0.01)\n"
+        f"    {then}\n"
     )
     env = {name: value for name, value in os.environ.items() if name != notes.LAUNCH_ID}
     argv = [sys.executable, "-c", program, str(run_dir)]
@@ -62,6 +63,16 @@ def test_a_rank_without_launcher_obeys_a_request(tmp_path: Path) -> None:
     _, errors = rank.communicate(timeout=20)
     assert rank.returncode == 0 and errors == "", "it set the flag, and told nobody of its beats"
     rank = rank_that_waits(tmp_path)
+    request_stop(tmp_path, now=True)
+    rank.communicate(timeout=20)
+    assert rank.returncode == 130
+
+
+def test_a_rank_that_saves_too_long_obeys_a_more_urgent_request(tmp_path: Path) -> None:
+    rank = rank_that_waits(tmp_path, "while True: time.sleep(0.01)")
+    request_stop(tmp_path, now=False)
+    time.sleep(0.2)
+    assert rank.poll() is None
     request_stop(tmp_path, now=True)
     rank.communicate(timeout=20)
     assert rank.returncode == 130

@@ -64,7 +64,7 @@ def test_filters(include: str, exclude: str, left: tuple[Host, ...]) -> None:
     ("include", "exclude", "message"),
     [
         ("a", "b", "--include and --exclude cannot be combined"),
-        ("aa", "", "--include aa: host 'aa' is not in the hostfile; did you mean a?"),
+        ("aa", "", "--include aa: there is no host 'aa'; did you mean a?"),
         ("", "a:5", "--exclude a:5: host a has slots=3, no device 5"),
         ("a:x", "", "'x' is not a list of device numbers such as 0,2"),
         ("a:", "", "'' is not a list of device numbers"),

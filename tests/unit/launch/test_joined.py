@@ -9,9 +9,10 @@ import pytest
 from launch import joined
 from launch.joined import follow, lead
 from launch.lock import hold
+from launch.status import Journal
 from pipeline.config.load import load_recipe
 from pipeline.config.resolve import ResolvedRecipe, resolve
-from pipeline.errors import ClusterError, StorageError
+from pipeline.errors import ClusterError, RecipeError, StorageError
 
 
 @pytest.fixture
@@ -55,6 +56,20 @@ def test_a_host_that_resolves_something_else(mine: ResolvedRecipe, tmp_path: Pat
 def test_a_first_host_that_never_starts(mine: ResolvedRecipe, tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match=r"no launch holds .* after 0 s: start the first host \(--node-rank 0\)"):
         follow(mine, tmp_path, 0.1)
+
+
+def test_a_launch_that_trains_already_is_another_one(mine: ResolvedRecipe, tmp_path: Path) -> None:
+    """Its recipe may be the same: somebody has started the command a second time."""
+    with hold(tmp_path, "id"):
+        lead(mine, tmp_path)
+        journal = Journal(tmp_path, "earlier")
+        journal.set(total_steps=9)
+        journal.write()
+        follow(mine, tmp_path, 5.0)
+        journal.set(launch_id="id")
+        journal.write()
+        with pytest.raises(RecipeError, match="is in use by launch id, which trains already, without this host"):
+            follow(mine, tmp_path, 5.0)
 
 
 def test_a_note_that_cannot_be_removed(mine: ResolvedRecipe, tmp_path: Path) -> None:

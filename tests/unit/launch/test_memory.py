@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from launch import cli, memory
+from launch.hostfile import Host
 from launch.memory import check_memory, detected_gib, planned_memory, print_memory
 from pipeline.config.gpu_memory import gpu_gib
 from pipeline.config.planner import Answer, NotPlanned
@@ -27,6 +28,9 @@ def test_sizes_and_names(text: str, gib: float) -> None:
     assert gpu_gib(text) == gib
 
 
+HOSTS = (Host("localhost", (0, 1)),)
+
+
 @pytest.mark.parametrize("text", ["0", "much", "-3", ""])
 def test_neither_size_nor_name(text: str) -> None:
     with pytest.raises(RecipeError, match="--gpu-memory must be a size such as 80 or 80GiB, or one of v100, a100-40"):
@@ -34,7 +38,8 @@ def test_neither_size_nor_name(text: str) -> None:
 
 
 def test_the_smallest_gpu_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers: list[Any] = [subprocess.CompletedProcess([], 0, "81559\n40960\n"), subprocess.CompletedProcess([], 9, "")]
+    listed = "0, GPU-aa, 81559\n1, GPU-bb, 40960\n2, GPU-cc, 4096\n3, GPU-dd, [N/A]\n"
+    answers: list[Any] = [subprocess.CompletedProcess([], 0, listed)] * 3 + [subprocess.CompletedProcess([], 9, "")]
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if not answers:
@@ -42,8 +47,9 @@ def test_the_smallest_gpu_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> No
         return answers.pop(0)
 
     monkeypatch.setattr(subprocess, "run", run)
-    assert detected_gib() == 40
-    assert detected_gib() is None and detected_gib() is None
+    assert detected_gib((0, 1)) == 40, "the third is for the screen"
+    assert detected_gib(("GPU-aa", "GPU-bb")) == 40 and detected_gib(("MIG-x",)) == 4
+    assert detected_gib((0,)) is None and detected_gib((0,)) is None
 
 
 def test_the_table_says_when_and_why(capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,8 +95,10 @@ def test_a_plan_shows_memory_and_its_verdict(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_a_gpu_of_unknown_size_gets_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = Answer("zero1", "zero1: 3.0 GiB", {**PLAN, "gpu_gib": None}, None)
-    monkeypatch.setattr(memory, "detected_gib", lambda: 79.5)
-    plan = type("Plan", (), {"needs_gpus": True, "accelerator": "gpu", "hostfile": None, "world_size": 2})
+    monkeypatch.setattr(memory, "detected_gib", lambda devices: 79.5)
+    plan = type(
+        "Plan", (), {"needs_gpus": True, "accelerator": "gpu", "hostfile": None, "world_size": 2, "own_hosts": HOSTS}
+    )
     asked = []
     monkeypatch.setattr(memory, "ask", lambda recipe, size: asked.append(recipe.deepspeed.gpu_memory_gib) or answer)
     from pipeline.config.load import load_recipe
@@ -106,8 +114,10 @@ def test_a_launch_that_cannot_fit(monkeypatch: pytest.MonkeyPatch, caplog: pytes
     from pipeline.config.load import load_recipe
     from pipeline.config.resolve import resolve
 
-    monkeypatch.setattr(memory, "detected_gib", lambda: 2.0)
-    plan: Any = type("Plan", (), {"needs_gpus": True, "accelerator": "gpu", "hostfile": None, "world_size": 2})
+    monkeypatch.setattr(memory, "detected_gib", lambda devices: 2.0)
+    plan: Any = type(
+        "Plan", (), {"needs_gpus": True, "accelerator": "gpu", "hostfile": None, "world_size": 2, "own_hosts": HOSTS}
+    )
     refused: Any = Answer("cpu", "cpu would need 3.0 GiB of 2 GiB", PLAN, False, ("train.micro_batch=1",))
     monkeypatch.setattr(memory, "ask", lambda recipe, size: refused)
     resolved = resolve(load_recipe("demo_connector"), 2)

@@ -155,6 +155,21 @@ def test_contradictions(hostfile: Path) -> None:
         build(num_procs=3, sets=["train.global_batch=16", "train.micro_batch=4"])
 
 
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"backend": "local", "hostfile": True}, "--backend local starts ranks on this machine and does not read"),
+        ({"backend": "torchrun", "hostfile": True}, "for torchrun say --nnodes and --num-procs on every host"),
+        ({"ssh_port": 2222}, "--ssh-port is that of the hosts of a --hostfile"),
+        ({"ssh_port": 2222, "hostfile": True, "no_ssh": True, "node_rank": 0}, "without ssh leave it out"),
+        ({"backend": "torchrun", "nnodes": 2, "master_port": 1}, "are not read with --nnodes; ranks meet by --rdzv-"),
+    ],
+)
+def test_options_that_nobody_would_read(given: dict[str, object], text: str, hostfile: Path) -> None:
+    with pytest.raises(RecipeError, match=text):
+        build(**{**given, **({"hostfile": hostfile} if "hostfile" in given else {})})
+
+
 def test_exports() -> None:
     plan, _ = build(export=["TOKENIZERS_PARALLELISM=true", "SLT_MAX_TOKENS=9", 'A={"a": "b"}'])
     assert [plan.env[n] for n in ("TOKENIZERS_PARALLELISM", "SLT_MAX_TOKENS", "A")] == ["true", "9", '{"a": "b"}']

@@ -33,7 +33,7 @@ ONE_MISSING = 'sh -c "$0" | sed "s/^/a: /"; echo "b: ssh: connect to host b port
 def plan(folder: Path) -> LaunchPlan:
     script = ROOT / "launch" / "train.py"
     ranks = plan_ranks(HOSTS, "a", free_port())
-    return LaunchPlan(script, (), folder / "run", HOSTS, ranks, "id7", ssh_port=2222)
+    return LaunchPlan(script, (), folder / "run", HOSTS, ranks, "id7", hostfile=Path("hosts"), ssh_port=2222)
 
 
 def by(script: str) -> Command:
@@ -76,6 +76,11 @@ def test_a_port_in_use(tmp_path: Path) -> None:
             given = replace(plan(tmp_path), ranks=plan_ranks(HOSTS, master, port))
             with pytest.raises(RecipeError, match=f"port {port} of a,") if master == "a" else nullcontext():
                 check_hosts(by(EVERYWHERE), given, RECIPE)
+
+
+def test_a_job_needs_no_ssh(tmp_path: Path) -> None:
+    with pytest.raises(UnfitHostsError, match=r"  b: .*No route(.|\n)*\nEvery host must see the same files under"):
+        check_hosts(by(ONE_MISSING), replace(plan(tmp_path), hostfile=None), RECIPE)
 
 
 def test_hosts_with_fewer_devices_than_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,7 @@ def test_a_launch_goes_on_without_bad_hosts(tmp_path: Path, bad: list[str], capl
     assert names(second) == ["b", "c"] and second.plan.master_addr == "b" and second.plan.world_size == 2
     assert second.resolved.world_size == 2 and second.resolved.accumulation_steps == 4
     assert second.plan.launch_id == first.plan.launch_id, "the run directory is locked by this launch"
-    assert "a, d cannot take part\n--exclude-bad: going on with 2 ranks on b, c" in caplog.text
+    assert "a, d cannot take part\n--exclude-bad: going on with 2 ranks on b x 1, c x 1" in caplog.text
     bad[:] = ["d"]
     assert names(ready(first, wanted)) == ["a", "b"], "3 ranks do not divide the batch"
     with pytest.raises(TooFewHostsError, match=r"3 hosts are left \(a, b, c\), fewer than --min-hosts 4"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from launch import lock
+from launch import lock, status
 from launch.cli import app
 from launch.lock import Holder, hold, look
 from launch.output import Output
@@ -50,6 +50,19 @@ def test_progress_speed_and_silence() -> None:
     (a, b) = shown["hosts"]
     assert a["name"] == "a" and [rank["silent_seconds"] for rank in a["ranks"]] == [2.0, 9.0]
     assert b == {"name": "b", "ranks": [{"rank": 2, "phase": None, "step": None, "silent_seconds": None}]}
+
+
+def test_ranks_of_an_unknown_place_say_where_they_are() -> None:
+    pulses = Pulses()
+    pulses.take(beat(3, 5, 1.0))
+    assert [host["name"] for host in rank_states(pulses, {}, 2.0)["hosts"]] == ["h3"]
+
+
+def test_a_host_is_lost_once() -> None:
+    output = Output("^srun: error: Node failure on ([^ ,]+)")
+    for _ in range(2):
+        output.read("srun: error: Node failure on n2")
+    assert output.lost == ["n2"]
 
 
 def test_the_slowest_step_counts_once_it_has_ended() -> None:
@@ -139,16 +152,16 @@ def test_the_run_says_where_its_time_went(run_dir: Path) -> None:
 
 
 def test_a_launch_that_ended_and_one_that_died(run_dir: Path) -> None:
-    status = json.loads((run_dir / "logs" / "status.json").read_text())
-    status["written"] -= 300
-    (run_dir / "logs" / "status.json").write_text(json.dumps(status))
+    told = json.loads((run_dir / "logs" / "status.json").read_text())
+    told["written"] -= 300
+    (run_dir / "logs" / "status.json").write_text(json.dumps(told))
     assert shown(run_dir).splitlines()[0] == (
         "no launch runs here; launch abc died without a word, last heard of 5 min ago (running)"
     )
     with hold(run_dir, "abc"):
         assert "LAST HEARD OF 5 min ago: its launcher on " in shown(run_dir)
-    status |= {"state": "ended", "message": "launch finished (exit code 0)", "written": time.time() - 3 * 3600}
-    (run_dir / "logs" / "status.json").write_text(json.dumps(status))
+    told |= {"state": "ended", "message": "launch finished (exit code 0)", "written": time.time() - 3 * 3600}
+    (run_dir / "logs" / "status.json").write_text(json.dumps(told))
     first, *rest = shown(run_dir, "--watch").splitlines()
     assert first == "no launch runs here; the last one ended 3.0 h ago: launch finished (exit code 0)"
     assert not [line for line in rest if "rank 0" in line]
@@ -212,6 +225,18 @@ def test_stop_gives_up_waiting(run_dir: Path) -> None:
     request_stop(run_dir, now=False)
 
 
+def test_a_later_request_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "WRITE_SECONDS", 0.01)
+    journal = Journal(tmp_path, "abc")
+    with journal.keeping():
+        for now in (False, True):
+            request_stop(tmp_path, now=now)
+            end = time.monotonic() + 10
+            while journal.request is None or journal.request.now is not now:
+                assert time.monotonic() < end, "--now after a stop that takes too long"
+                time.sleep(0.01)
+
+
 def test_describe_needs_no_metrics() -> None:
-    status = {"state": "starting", "launch_id": "x", "running": True, "age_seconds": 0.0, "attempt": 1}
-    assert describe(status) == ["launch x: starting, attempt 1"]
+    start = {"state": "starting", "launch_id": "x", "running": True, "age_seconds": 0.0, "attempt": 1}
+    assert describe(start) == ["launch x: starting, attempt 1"]

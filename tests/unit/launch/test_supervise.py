@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from launch import processes
 from launch import supervise as supervision
 from launch.backends import Command
 from launch.output import Output
@@ -353,6 +354,24 @@ def test_what_a_dead_launcher_left_is_ended_and_its_ranks_save_first(tmp_path: P
     left.wait(timeout=10)
     assert {rank: report.code for rank, report in read_reports(tmp_path / "logs").items()} == {0: 75, 1: 75}
     assert not list(find_processes(launch_id))
+
+
+def test_ranks_that_a_dead_launcher_left_on_hosts_get_time_to_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are asked until they are gone; only what is left then is killed."""
+    asked: list[str] = []
+    there = [2, 1, 0]
+
+    def signalled(command: Command, module: tuple[str, ...], failure: str) -> str:
+        asked.append(module[2])
+        reached = there.pop(0) if module[2] == "SIGTERM" else 0
+        return "".join(f"{host}: SIGTERM sent to {n} processes of launch x\n" for host, n in (("a", reached), ("b", 0)))
+
+    monkeypatch.setattr(processes, "run_on_hosts", signalled)
+    patience = processes.Patience(grace_seconds=30, leftover_seconds=0.01)
+    end_orphans("x", Command(argv=(), remote=("pdsh", "{command}")), patience)
+    assert asked == ["SIGTERM", "SIGTERM", "SIGTERM", "SIGKILL"]
 
 
 def test_damaged_reports_count_as_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

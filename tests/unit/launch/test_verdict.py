@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,21 @@ def test_a_lost_host() -> None:
     outcome = ended(lost(0), evidence=seen(255, lost_hosts=("b",)))
     assert outcome.code == 3 and summary(outcome, PLAN) == "the connection to b was lost"
     assert report(outcome, PLAN)[1].startswith("  b: connection lost, or the launcher there was killed")
+
+
+def test_a_rank_that_a_rendezvous_has_numbered_says_where_it_is() -> None:
+    met = replace(PLAN, rendezvous=("a:1", "slt"), node_rank=0)
+    outcome = ended(lost(0), evidence=seen(1, beats={0: Beat(0, "trout", 1, "step", 1.0, 12, 20, 0.0)}))
+    assert report(outcome, met)[1:] == [
+        "  rank 1 on another host: no report; it was killed or never started",
+        "  rank 0 on trout: ended because of that",
+    ]
+
+
+def test_a_launcher_that_fails_after_all_ranks_were_done() -> None:
+    assert report(ended(Report(0, 0), Report(1, 0), evidence=seen(7)), PLAN)[0] == (
+        "launch failed: the launcher, see its output above (exit code 7)"
+    )
 
 
 @pytest.mark.parametrize("code", [0, 1])
