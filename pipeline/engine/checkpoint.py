@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +141,12 @@ def own_folders(run_dir: Path) -> list[Path]:
     return [path for path in complete_folders(run_dir) if not is_foreign(path)]
 
 
+def listed_for_all(folders: Callable[[Path], list[Path]], run_dir: Path) -> list[Path]:
+    """What rank 0 lists, on every rank: a network disk shows hosts a renamed folder at different times. All ranks must
+    call."""
+    return list(dist.broadcast_object(folders(run_dir) if dist.is_main() else []))
+
+
 def latest_checkpoint(run_dir: Path, damaged: Damaged | None = None) -> Checkpoint | None:
     """The newest checkpoint with every byte as written; None if no complete one of this format exists.
 
@@ -152,7 +159,7 @@ def latest_checkpoint(run_dir: Path, damaged: Damaged | None = None) -> Checkpoi
     Raises:
         DamagedCheckpointError: it is damaged and `damaged` is `stop`, or no complete checkpoint is intact.
     """
-    return _first_intact(complete_folders(run_dir)[::-1], damaged)
+    return _first_intact(listed_for_all(complete_folders, run_dir)[::-1], damaged)
 
 
 def best_checkpoint(run_dir: Path) -> Checkpoint:

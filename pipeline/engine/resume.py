@@ -14,6 +14,7 @@ from pipeline.engine.checkpoint import (
     checkpoint_folder,
     complete_folders,
     latest_checkpoint,
+    listed_for_all,
 )
 from pipeline.engine.saving.publish import finish_interrupted, remove_leftovers
 from pipeline.engine.saving.retention import mark_best, set_damaged_aside
@@ -52,7 +53,7 @@ def find_resume(run_dir: Path, resolved: ResolvedRecipe) -> Checkpoint | None:
         finish_interrupted(checkpoint_folder(run_dir))
         remove_leftovers(checkpoint_folder(run_dir))
     dist.barrier()
-    complete = complete_folders(run_dir)
+    complete = listed_for_all(complete_folders, run_dir)
     if complete and rules.resume == "never":
         raise CheckpointError(
             f"train.checkpoint.resume is `never` but {complete[-1]} exists; choose another run_dir or remove it"

@@ -15,6 +15,7 @@ from pipeline import dist
 from pipeline.engine.checkpoint import (
     Checkpoint,
     damage,
+    listed_for_all,
     load,
     open_checkpoint,
     own_folders,
@@ -80,7 +81,7 @@ def _why_not(training: Training, left: int) -> str:
 
 def _last_good(run_dir: Path) -> Checkpoint | None:
     """The newest intact checkpoint that was not saved amid skipped steps: those weights may be the trouble."""
-    for folder in own_folders(run_dir)[::-1]:
+    for folder in listed_for_all(own_folders, run_dir)[::-1]:
         problems = damage(folder)
         if problems:
             if dist.is_main():

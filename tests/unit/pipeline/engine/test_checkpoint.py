@@ -49,6 +49,18 @@ def test_only_complete_checkpoints_exist(tmp_path: Path) -> None:
         checkpoints.open_checkpoint(tmp_path / "nothing")
 
 
+def test_all_ranks_choose_from_the_list_of_rank_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network disk may show a host the newest folder later than another; ranks that verify different ones wait for
+    each other for ever."""
+    older, newest = make(tmp_path, 1), make(tmp_path, 2)
+    sent: list[list[Path]] = []
+    monkeypatch.setattr(checkpoints.dist, "rank", lambda: 1)
+    monkeypatch.setattr(checkpoints.dist, "broadcast_object", lambda mine: sent.append(mine) or [older])
+    found = checkpoints.latest_checkpoint(tmp_path)
+    assert found is not None and found.path == older and newest.is_dir()
+    assert sent == [[]], "what the others see does not count"
+
+
 def test_no_checkpoint_at_all(tmp_path: Path) -> None:
     assert checkpoints.latest_checkpoint(tmp_path) is None
     with pytest.raises(CheckpointError, match="no complete checkpoint in"):
