@@ -1,9 +1,10 @@
 """Checkpoints that are complete or do not exist.
 
 ``run_dir/checkpoints/step-000100/`` holds ``deepspeed/`` (ZeRO shards), ``rng-rank-N.pt``, ``state.json``,
-``recipe.resolved.yaml``, ``probe.safetensors`` (live outputs, the oracle of the export), ``manifest.json`` (size and
-sha256 of every part, versions, world size) and, written last, ``COMPLETE`` with the manifest's sha256. The newest one
-is the one with the highest step; no pointer file says so. ``checkpoints/best`` names the one with the best evaluation.
+``recipe.resolved.yaml``, ``manifest.json`` (size and sha256 of every part, versions, world size) and, written last,
+``COMPLETE`` with the manifest's sha256. The best one, the last one and one before a stop also hold
+``probe.safetensors``: live outputs, the oracle of the export. The newest checkpoint is the one with the highest step;
+no pointer file says so. ``checkpoints/best`` names the one with the best evaluation.
 A checkpoint is written to a temporary folder first, so a crash at any moment leaves the previous checkpoint untouched.
 DeepSpeed's own `latest` and tags are not used: it writes them before all ranks are done, and torch.load does not
 notice flipped bytes.
@@ -67,6 +68,17 @@ class Checkpoint:
         return ResolvedRecipe.from_yaml((self.path / "recipe.resolved.yaml").read_text(encoding="utf-8"))
 
     def probe(self) -> dict[str, torch.Tensor]:
+        """The live model's outputs and their inputs.
+
+        Raises:
+            CheckpointError: it was saved without them.
+        """
+        if not (self.path / "probe.safetensors").is_file():
+            raise CheckpointError(
+                f"{self.path} was saved amid training, without outputs of the live model to compare an export with: "
+                "only the best checkpoint, the last one and one before a stop hold them. Start the run again (stop it "
+                "after a step, and it saves one), choose another checkpoint, or export this one with --no-verify"
+            )
         return load_file(self.path / "probe.safetensors")
 
 

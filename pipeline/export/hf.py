@@ -70,10 +70,13 @@ def export(
         Largest absolute difference per compared output, empty without ``check``.
 
     Raises:
-        CheckpointError: the checkpoint is missing or damaged, a file that frozen parts come from has changed, the disk
-            has no room, another export to ``out`` runs, or the exported model does not equal the live one.
+        CheckpointError: the checkpoint is missing or damaged, or holds no live outputs to compare with, a file that
+            frozen parts come from has changed, the disk has no room, another export to ``out`` runs, or the exported
+            model does not equal the live one.
     """
     checkpoint = find_checkpoint(source, which)
+    if check:
+        checkpoint.probe()  # refuses before anything is written
     temporary = temporary_folder(out)
     try:
         with only_writer(out):

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from pipeline import dist
@@ -82,11 +83,16 @@ class Saver:
         """A checkpoint is on its way."""
         return self._pending is not None
 
-    def begin(self, best: bool) -> Metrics:
-        """Take a snapshot of this step and start to write it; first waits for the one before. Returns its metrics."""
+    def begin(self, best: bool, outputs: bool = True) -> Metrics:
+        """Take a snapshot of this step and start to write it; first waits for the one before. Returns its metrics.
+
+        Args:
+            best: the weights are the best so far.
+            outputs: also the live model's outputs, with which an export is compared; they cost a forward pass.
+        """
         metrics = self.finish()
         began = time.monotonic()
-        job, step = self._job(), self.training.state.step
+        job, step = self._job(outputs), self.training.state.step
         final = checkpoint_folder(self.training.run_dir) / f"step-{step:06d}"
         self._pending = _Pending(final, step, best, self._run(job))
         self._pending.stall_seconds = time.monotonic() - began
@@ -123,14 +129,16 @@ class Saver:
             metrics = self.advance()
         return metrics
 
-    def _job(self) -> Callable[[], Parts]:
+    def _job(self, outputs: bool) -> Callable[[], Parts]:
         """What this rank has to write, taken now."""
         training = self.training
         folder = temporary_folder(checkpoint_folder(training.run_dir) / f"step-{training.state.step:06d}")
-        module = training.engine.module
-        module.eval()
-        probe = training.stage.probe(training.engine.forward)
-        module.train()
+        probe: dict[str, torch.Tensor] = {}
+        if outputs:
+            module = training.engine.module
+            module.eval()
+            probe = training.stage.probe(training.engine.forward)
+            module.train()
         captured = self._capture(folder)
         small: dict[str, bytes] = {}
         if dist.is_main():

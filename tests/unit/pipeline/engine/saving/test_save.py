@@ -157,3 +157,17 @@ def test_a_foreign_checkpoint_of_the_same_step_is_moved_not_replaced(tmp_path: P
     saver.finish()
     assert steps(tmp_path) == [3]
     assert (tmp_path / "checkpoints" / "foreign-step-000003" / "part.bin").read_bytes() == b"weights"
+
+
+def test_a_checkpoint_amid_training_runs_no_forward_pass(tmp_path: Path) -> None:
+    class Stage(OneStage):
+        def probe(self, model: object) -> dict[str, torch.Tensor]:
+            raise AssertionError("costs a forward pass")
+
+    saver = saver_of(tmp_path, Engine(4), Stage(), 3)
+    saver.begin(best=False, outputs=False)
+    saver.finish()
+    (found,) = checkpoints.list_checkpoints(tmp_path)
+    assert "probe.safetensors" not in found.manifest["parts"]
+    with pytest.raises(CheckpointError, match=r"step-000003 was saved amid training, without outputs of the live mod"):
+        found.probe()
