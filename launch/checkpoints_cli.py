@@ -16,8 +16,11 @@ def ckpt_list(run_dir: Annotated[Path, typer.Argument(help="run folder")]) -> No
     """Checkpoints of a run, the best one marked; damaged and foreign ones by name."""
     from pipeline.engine.listing import listing
 
-    for line in listing(run_dir):
+    lines = listing(run_dir)
+    for line in lines:
         typer.echo(line)
+    if not lines:
+        typer.echo(f"{run_dir} holds no checkpoint; if it should, check the path", err=True)
 
 
 @app.command("inspect", epilog="Example: slt ckpt inspect runs/demo/connector/checkpoints/step-000100")

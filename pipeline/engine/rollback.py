@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import shutil
 from pathlib import Path
 
 from pipeline import dist
@@ -20,10 +19,9 @@ from pipeline.engine.checkpoint import (
     open_checkpoint,
     own_folders,
     step_of,
-    universal_folder,
 )
 from pipeline.engine.resume import restore_best
-from pipeline.engine.saving.publish import COMPLETE
+from pipeline.engine.saving.retention import remove
 from pipeline.engine.training import Training
 from pipeline.errors import DivergedError
 
@@ -98,7 +96,5 @@ def _discard_after(run_dir: Path, step: int) -> None:
     if dist.is_main():
         for folder in own_folders(run_dir):
             if step_of(folder) > step:
-                (folder / COMPLETE).unlink()  # no longer a checkpoint, before its parts go
-                shutil.rmtree(folder)
-                shutil.rmtree(universal_folder(folder), ignore_errors=True)
+                remove(folder)
     dist.barrier()

@@ -36,10 +36,15 @@ def prune(run_dir: Path, keep: int, keep_every_steps: int = 0) -> None:
     for old in own_folders(run_dir)[:-keep]:
         every = keep_every_steps and step_of(old) % keep_every_steps == 0
         if old.name != best and not every:
-            (old / COMPLETE).unlink()  # no longer a checkpoint, before its parts go
-            shutil.rmtree(old)
-            shutil.rmtree(universal_folder(old), ignore_errors=True)
+            remove(old)
     remove_leftovers(folder)
+
+
+def remove(checkpoint: Path) -> None:
+    """Remove a checkpoint and its copy for other programs; only one rank may call."""
+    (checkpoint / COMPLETE).unlink()  # no longer a checkpoint, before its parts go
+    shutil.rmtree(checkpoint)
+    shutil.rmtree(universal_folder(checkpoint), ignore_errors=True)
 
 
 def set_damaged_aside(run_dir: Path, resumed: Checkpoint) -> None:

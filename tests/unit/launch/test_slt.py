@@ -154,7 +154,10 @@ def test_listing_checkpoints(tmp_path: Path) -> None:
     assert fourth.startswith(f"{folder}/step-000115  SKIPPED checkpoint format 7, this version reads 1")
     assert fifth.startswith(f"{folder}/.tmp-step-000130  unfinished")
     assert sixth.startswith(f"{folder}/damaged-step-000050  set aside because it is damaged")
-    assert runner.invoke(app, ["ckpt", "list", str(tmp_path / "empty")]).output == ""
+    none = runner.invoke(app, ["ckpt", "list", str(tmp_path / "empty")])
+    assert (
+        none.stdout == "" and none.stderr == f"{tmp_path / 'empty'} holds no checkpoint; if it should, check the path\n"
+    )
 
 
 @pytest.mark.parametrize(
