@@ -31,18 +31,19 @@ _GO_ON = ("tokens_seen", "samples_seen", "data", "bad_samples", "skipped_total",
 """Fields of the state that a rollback leaves alone."""
 
 
-def roll_back(training: Training, reason: str) -> None:
+def roll_back(training: Training, reason: str, trouble_after: int | None = None) -> None:
     """Put a training back to its last good checkpoint. All ranks must call.
 
     Args:
         reason: what went wrong; a clause that names the step.
+        trouble_after: a checkpoint of a later step may hold the trouble, and is taken only if there is no other.
 
     Raises:
         DivergedError: no rollback is left, or there is nothing to return to.
     """
     state, health = training.state, training.recipe.train.health
     name, left = training.recipe.name, health.max_rollbacks - state.rollbacks
-    target = _last_good(training.run_dir) if left > 0 else None
+    target = _last_good(training.run_dir, trouble_after) if left > 0 else None
     if target is None:
         raise DivergedError(
             f"{name}: {reason}; lower train.optimizer.lr, lengthen warmup_steps, or check the data. "
@@ -77,9 +78,13 @@ def _why_not(training: Training, left: int) -> str:
     )
 
 
-def _last_good(run_dir: Path) -> Checkpoint | None:
-    """The newest intact checkpoint that was not saved amid skipped steps: those weights may be the trouble."""
-    for folder in listed_for_all(own_folders, run_dir)[::-1]:
+def _last_good(run_dir: Path, trouble_after: int | None) -> Checkpoint | None:
+    """The newest intact checkpoint that was saved neither amid skipped steps nor amid the trouble: those weights may be
+    it."""
+    newest_first = listed_for_all(own_folders, run_dir)[::-1]
+    if trouble_after is not None:
+        newest_first.sort(key=lambda folder: step_of(folder) > trouble_after)
+    for folder in newest_first:
         problems = damage(folder)
         if problems:
             if dist.is_main():
