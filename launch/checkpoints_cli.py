@@ -54,7 +54,10 @@ def ckpt_verify(path: Annotated[Path, typer.Argument(help="checkpoint folder, or
     for line in lines:
         typer.echo(line)
     if problems:
-        raise DamagedCheckpointError(f"{path} is damaged:\n  " + "\n  ".join(problems))
+        raise DamagedCheckpointError(
+            f"{path} is damaged:\n  " + "\n  ".join(problems)
+            + "\n  fix: restore these files from a copy; a run that resumes uses the newest intact checkpoint"
+        )  # fmt: skip
 
 
 @app.command("reshard", epilog="Example: slt ckpt reshard runs/demo/connector/checkpoints/step-000100 --out universal")

@@ -39,7 +39,10 @@ def find_checkpoint(source: Path, which: str) -> Checkpoint:
     if re.fullmatch(r"step-\d+", source.name) or (source / "manifest.json").is_file():
         problems = damage(source)
         if problems:
-            raise DamagedCheckpointError(f"checkpoint {source} is damaged:\n  " + "\n  ".join(problems))
+            raise DamagedCheckpointError(
+                f"checkpoint {source} is damaged:\n  " + "\n  ".join(problems)
+                + "\n  fix: restore these files from a copy, or choose another checkpoint (`slt ckpt list RUN_DIR`)"
+            )  # fmt: skip
         return open_checkpoint(source)
     if which == "best":
         return best_checkpoint(source)
