@@ -238,6 +238,20 @@ def test_verify_names_missing_short_and_flipped_parts(tmp_path: Path) -> None:
     assert "part.bin is missing" in checkpoints.verify(checkpoint)[0]
 
 
+def test_a_crash_while_one_is_removed_leaves_what_the_next_start_removes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not half a checkpoint under its old name, which nothing would ever look at again."""
+    older, newer = make(tmp_path, 1), make(tmp_path, 2)
+    with monkeypatch.context() as crash:
+        crash.setattr(retention.shutil, "rmtree", lambda *_, **__: None)
+        retention.remove(older)
+    assert checkpoints.complete_folders(tmp_path) == [newer] and not older.exists()
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+    retention.remove_leftovers(tmp_path / "checkpoints")
+    assert list((tmp_path / "checkpoints").iterdir()) == [newer]
+
+
 def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     folders = [make(tmp_path, step) for step in (1, 2, 3, 4)]
     leftover = tmp_path / "checkpoints" / ".tmp-step-000005"
