@@ -24,6 +24,7 @@ from torch import nn
 
 from pipeline import dist
 from pipeline.engine.checkpoint import TAG, checkpoint_folder
+from pipeline.engine.durable import named_if_unwritable
 from pipeline.engine.saving.files import Parts, RankFiles, complete, export_files
 from pipeline.engine.saving.publish import COMPLETE, temporary_folder
 from pipeline.engine.saving.retention import mark_best, prune
@@ -61,6 +62,7 @@ class Saver:
     """Saves checkpoints of one run, one at a time. All ranks call its methods at the same step borders.
 
     Raises:
+        StorageError: from `begin`, on one rank: state offloaded to NVMe could not be copied.
         CheckpointError: from `begin`, `advance` and `finish`, on every rank: a file could not be written (full disk,
             permissions). Nothing half-written is left, and earlier checkpoints are untouched.
     """
@@ -156,11 +158,12 @@ class Saver:
             exclude_frozen_parameters=bool(frozen_names(engine.module)),
         )  # fmt: skip
         lean = partial(_without_frozen, engine.module)
-        if not self.background:
-            return capture(engine.engine, save, lean)
-        self.buffers.begin()
-        captured = capture(engine.engine, save, lambda state: self.buffers.copy(lean(state)))
-        self.buffers.end()
+        with named_if_unwritable(folder):  # DeepSpeed copies what it has offloaded to NVMe at once
+            if not self.background:
+                return capture(engine.engine, save, lean)
+            self.buffers.begin()
+            captured = capture(engine.engine, save, lambda state: self.buffers.copy(lean(state)))
+            self.buffers.end()
         return captured
 
     def _same_always(self) -> dict[str, bytes]:

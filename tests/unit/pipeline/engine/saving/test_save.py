@@ -12,7 +12,7 @@ import torch
 
 from pipeline.engine import checkpoint as checkpoints
 from pipeline.engine.saving.save import Saver
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, StorageError
 from tests.unit.pipeline.engine.test_write_errors import Engine, OneStage, saver_of
 
 
@@ -146,6 +146,18 @@ def test_state_that_deepspeed_keeps_on_disks_is_a_part_too(tmp_path: Path) -> No
     (found,) = checkpoints.list_checkpoints(tmp_path)
     names = [name for name in found.manifest["parts"] if "offloaded" in name]
     assert names == ["deepspeed/offloaded_tensors/rank00/moments.swp"], "the other one is another rank's"
+
+
+def test_state_on_disks_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    class Offloading(Engine):
+        def save_checkpoint(self, folder: str, tag: str, **options: Any) -> None:
+            raise OSError(28, "No space left on device", f"{folder}/{tag}/offloaded_tensors/rank00/moments.swp")
+
+    saver = saver_of(tmp_path, Offloading(4), OneStage(), 3)
+    with pytest.raises(
+        StorageError, match=r"moments\.swp could not be written: No space left on device; free space or"
+    ):
+        saver.begin(best=False)
 
 
 def test_a_foreign_checkpoint_of_the_same_step_is_moved_not_replaced(tmp_path: Path) -> None:
