@@ -3,9 +3,10 @@
     python benchmarks/checkpoint_stall.py [--quick] [--rounds N] [--zero 1|3] [--out FILE]
 
 Two ranks on this machine's CPU train a language model of 25 million parameters, whose checkpoint has about 350 MB, with
-the real engine and the real observer. A stall is all the time the training thread spends on a checkpoint: the live
-outputs for the export, the snapshot, exchanges between ranks, and waits for the write. Disturbance of the steps by the
-writer, which shares the cores here, is told apart from it.
+the real engine and the real observer. A stall is all the time the training thread spends on a checkpoint: the
+snapshot, exchanges between ranks, and waits for the write. Checkpoints amid training hold no live outputs; only the
+last one does, whose forward pass is ``probe`` in the receipt. Disturbance of the steps by the writer, which shares the
+cores here, is told apart from it.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ def claims(figures: Figures, about: dict[str, Any]) -> list[Claim]:
     detail = {
         **about, "checkpoint_mb": round(megabytes, 1), "first_stall": first, "background_stalls": background,
         "stalls_at_once": at_once, "background_writes": figures.writes[True], "writes_at_once": figures.writes[False],
-        "probe_median": statistics.median(figures.probes), "export_files_once": figures.export_files_seconds,
+        "probe": statistics.median(figures.probes), "export_files_once": figures.export_files_seconds,
     }  # fmt: skip
     memory = figures.snapshot_bytes / figures.checkpoint_bytes
     name = f"stall per checkpoint of {megabytes:.0f} MB, background against at once"

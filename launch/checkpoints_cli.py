@@ -16,8 +16,11 @@ def ckpt_list(run_dir: Annotated[Path, typer.Argument(help="run folder")]) -> No
     """Checkpoints of a run, the best one marked; damaged and foreign ones by name."""
     from pipeline.engine.listing import listing
 
-    for line in listing(run_dir):
+    lines = listing(run_dir)
+    for line in lines:
         typer.echo(line)
+    if not lines:
+        typer.echo(f"{run_dir} holds no checkpoint; if it should, check the path", err=True)
 
 
 @app.command("inspect", epilog="Example: slt ckpt inspect runs/demo/connector/checkpoints/step-000100")
@@ -51,7 +54,10 @@ def ckpt_verify(path: Annotated[Path, typer.Argument(help="checkpoint folder, or
     for line in lines:
         typer.echo(line)
     if problems:
-        raise DamagedCheckpointError(f"{path} is damaged:\n  " + "\n  ".join(problems))
+        raise DamagedCheckpointError(
+            f"{path} is damaged:\n  " + "\n  ".join(problems)
+            + "\n  fix: restore these files from a copy; a run that resumes uses the newest intact checkpoint"
+        )  # fmt: skip
 
 
 @app.command("reshard", epilog="Example: slt ckpt reshard runs/demo/connector/checkpoints/step-000100 --out universal")

@@ -14,8 +14,9 @@ from pipeline.config.schema import Recipe
 from pipeline.config.source import Problem
 
 _GIB = 1024**3
-_STATE_BYTES = {"bf16": 14, "fp32": 16}
-"""Per trained weight in a checkpoint: the weight, and fp32 master weight and both moments of AdamW."""
+_STATE_BYTES = 12
+"""Per trained weight in a checkpoint at least: its master copy and both moments of AdamW in fp32. ZeRO-3 writes no
+more; other stages also write the weight itself."""
 
 
 def room_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -54,7 +55,7 @@ def _too_small(recipe: Recipe, there: Path, held: int) -> str:
 
 def checkpoint_bytes(recipe: Recipe) -> int:
     """Bytes of the training state in one checkpoint at least: only weights that files state are counted."""
-    return _trained_weights(recipe) * _STATE_BYTES[recipe.train.precision]
+    return _trained_weights(recipe) * _STATE_BYTES
 
 
 def _trained_weights(recipe: Recipe) -> int:

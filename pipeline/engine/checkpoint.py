@@ -1,9 +1,10 @@
 """Checkpoints that are complete or do not exist.
 
 ``run_dir/checkpoints/step-000100/`` holds ``deepspeed/`` (ZeRO shards), ``rng-rank-N.pt``, ``state.json``,
-``recipe.resolved.yaml``, ``probe.safetensors`` (live outputs, the oracle of the export), ``manifest.json`` (size and
-sha256 of every part, versions, world size) and, written last, ``COMPLETE`` with the manifest's sha256. The newest one
-is the one with the highest step; no pointer file says so. ``checkpoints/best`` names the one with the best evaluation.
+``recipe.resolved.yaml``, ``manifest.json`` (size and sha256 of every part, versions, world size) and, written last,
+``COMPLETE`` with the manifest's sha256. The best one, the last one and one before a stop also hold
+``probe.safetensors``: live outputs, the oracle of the export. The newest checkpoint is the one with the highest step;
+no pointer file says so. ``checkpoints/best`` names the one with the best evaluation.
 A checkpoint is written to a temporary folder first, so a crash at any moment leaves the previous checkpoint untouched.
 DeepSpeed's own `latest` and tags are not used: it writes them before all ranks are done, and torch.load does not
 notice flipped bytes.
@@ -15,6 +16,7 @@ import hashlib
 import json
 import logging
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +68,17 @@ class Checkpoint:
         return ResolvedRecipe.from_yaml((self.path / "recipe.resolved.yaml").read_text(encoding="utf-8"))
 
     def probe(self) -> dict[str, torch.Tensor]:
+        """The live model's outputs and their inputs.
+
+        Raises:
+            CheckpointError: it was saved without them.
+        """
+        if not (self.path / "probe.safetensors").is_file():
+            raise CheckpointError(
+                f"{self.path} was saved amid training, without outputs of the live model to compare an export with: "
+                "only the best checkpoint, the last one and one before a stop hold them. Start the run again (stop it "
+                "after a step, and it saves one), choose another checkpoint, or export this one with --no-verify"
+            )
         return load_file(self.path / "probe.safetensors")
 
 
@@ -140,6 +153,12 @@ def own_folders(run_dir: Path) -> list[Path]:
     return [path for path in complete_folders(run_dir) if not is_foreign(path)]
 
 
+def listed_for_all(folders: Callable[[Path], list[Path]], run_dir: Path) -> list[Path]:
+    """What rank 0 lists, on every rank: a network disk shows hosts a renamed folder at different times. All ranks must
+    call."""
+    return list(dist.broadcast_object(folders(run_dir) if dist.is_main() else []))
+
+
 def latest_checkpoint(run_dir: Path, damaged: Damaged | None = None) -> Checkpoint | None:
     """The newest checkpoint with every byte as written; None if no complete one of this format exists.
 
@@ -152,7 +171,7 @@ def latest_checkpoint(run_dir: Path, damaged: Damaged | None = None) -> Checkpoi
     Raises:
         DamagedCheckpointError: it is damaged and `damaged` is `stop`, or no complete checkpoint is intact.
     """
-    return _first_intact(complete_folders(run_dir)[::-1], damaged)
+    return _first_intact(listed_for_all(complete_folders, run_dir)[::-1], damaged)
 
 
 def best_checkpoint(run_dir: Path) -> Checkpoint:

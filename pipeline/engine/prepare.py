@@ -13,7 +13,7 @@ from pipeline.config.schema import Recipe
 from pipeline.engine import checkpoint as checkpoints
 from pipeline.engine.loaded import check_loaded
 from pipeline.engine.phases import Phases
-from pipeline.engine.resume import find_resume, restore_best
+from pipeline.engine.resume import check_frozen_sources, find_resume, restore_best
 from pipeline.engine.setup import start_engine
 from pipeline.engine.signals import StopFlag
 from pipeline.engine.state import TrainState, seed_everything
@@ -59,6 +59,7 @@ def prepare(
     state = TrainState()
     if resume is not None:
         state = checkpoints.load(engine, resume)
+        check_frozen_sources(resume, stage)
         restore_best(run_dir, state)
         logger.info("resumed %s at step %d", resume.path, state.step)
     loader = _loader(context, stage, plans.train, state)

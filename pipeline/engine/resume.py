@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from pipeline.engine.checkpoint import (
     checkpoint_folder,
     complete_folders,
     latest_checkpoint,
+    listed_for_all,
 )
 from pipeline.engine.saving.publish import finish_interrupted, remove_leftovers
 from pipeline.engine.saving.retention import mark_best, set_damaged_aside
 from pipeline.engine.state import TrainState
 from pipeline.errors import CheckpointError
+from pipeline.stages.base import AnyStage
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +53,7 @@ def find_resume(run_dir: Path, resolved: ResolvedRecipe) -> Checkpoint | None:
         finish_interrupted(checkpoint_folder(run_dir))
         remove_leftovers(checkpoint_folder(run_dir))
     dist.barrier()
-    complete = complete_folders(run_dir)
+    complete = listed_for_all(complete_folders, run_dir)
     if complete and rules.resume == "never":
         raise CheckpointError(
             f"train.checkpoint.resume is `never` but {complete[-1]} exists; choose another run_dir or remove it"
@@ -73,6 +76,24 @@ def find_resume(run_dir: Path, resolved: ResolvedRecipe) -> Checkpoint | None:
         )  # fmt: skip
     set_damaged_aside(run_dir, newest)
     return newest
+
+
+def check_frozen_sources(resumed: Checkpoint, stage: AnyStage) -> None:
+    """Frozen parts are in no checkpoint: they must still come from the files that the run has loaded so far. All ranks
+    must call.
+
+    Raises:
+        CheckpointError: on every rank: a file has changed; names it.
+    """
+    change = ""
+    if dist.is_main():
+        plan = json.loads((resumed.path / "hf" / "export.json").read_text(encoding="utf-8"))
+        change = stage.changed_source(plan.get("sources", {}))  # none in checkpoints of earlier releases
+    if change := dist.broadcast_object(change):
+        raise CheckpointError(
+            f"{change}: the run of {resumed.path} would go on with other frozen weights. Put the old files back, or "
+            "choose another run_dir for a new run"
+        )
 
 
 def restore_best(run_dir: Path, state: TrainState) -> None:

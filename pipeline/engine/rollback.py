@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import shutil
 from pathlib import Path
 
 from pipeline import dist
 from pipeline.engine.checkpoint import (
     Checkpoint,
     damage,
+    listed_for_all,
     load,
     open_checkpoint,
     own_folders,
     step_of,
-    universal_folder,
 )
 from pipeline.engine.resume import restore_best
-from pipeline.engine.saving.publish import COMPLETE
+from pipeline.engine.saving.retention import remove
 from pipeline.engine.training import Training
 from pipeline.errors import DivergedError
 
@@ -32,18 +31,19 @@ _GO_ON = ("tokens_seen", "samples_seen", "data", "bad_samples", "skipped_total",
 """Fields of the state that a rollback leaves alone."""
 
 
-def roll_back(training: Training, reason: str) -> None:
+def roll_back(training: Training, reason: str, trouble_after: int | None = None) -> None:
     """Put a training back to its last good checkpoint. All ranks must call.
 
     Args:
         reason: what went wrong; a clause that names the step.
+        trouble_after: a checkpoint of a later step may hold the trouble, and is taken only if there is no other.
 
     Raises:
         DivergedError: no rollback is left, or there is nothing to return to.
     """
     state, health = training.state, training.recipe.train.health
     name, left = training.recipe.name, health.max_rollbacks - state.rollbacks
-    target = _last_good(training.run_dir) if left > 0 else None
+    target = _last_good(training.run_dir, trouble_after) if left > 0 else None
     if target is None:
         raise DivergedError(
             f"{name}: {reason}; lower train.optimizer.lr, lengthen warmup_steps, or check the data. "
@@ -78,9 +78,13 @@ def _why_not(training: Training, left: int) -> str:
     )
 
 
-def _last_good(run_dir: Path) -> Checkpoint | None:
-    """The newest intact checkpoint that was not saved amid skipped steps: those weights may be the trouble."""
-    for folder in own_folders(run_dir)[::-1]:
+def _last_good(run_dir: Path, trouble_after: int | None) -> Checkpoint | None:
+    """The newest intact checkpoint that was saved neither amid skipped steps nor amid the trouble: those weights may be
+    it."""
+    newest_first = listed_for_all(own_folders, run_dir)[::-1]
+    if trouble_after is not None:
+        newest_first.sort(key=lambda folder: step_of(folder) > trouble_after)
+    for folder in newest_first:
         problems = damage(folder)
         if problems:
             if dist.is_main():
@@ -97,7 +101,5 @@ def _discard_after(run_dir: Path, step: int) -> None:
     if dist.is_main():
         for folder in own_folders(run_dir):
             if step_of(folder) > step:
-                (folder / COMPLETE).unlink()  # no longer a checkpoint, before its parts go
-                shutil.rmtree(folder)
-                shutil.rmtree(universal_folder(folder), ignore_errors=True)
+                remove(folder)
     dist.barrier()

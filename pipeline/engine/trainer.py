@@ -53,7 +53,7 @@ class Trainer:
                     wishes.metrics |= metrics
                     self._write(metrics)
                 if wishes.rollback:
-                    self._roll_back(wishes.rollback)
+                    self._roll_back(wishes)
             phases.enter("end")
             for sink in reversed(self.sinks):
                 sink.end()
@@ -73,9 +73,9 @@ class Trainer:
             yield from staged(training.loader, training.device, training.total_steps - state.step)
             training.loader.load_state_dict(state.data)
 
-    def _roll_back(self, reason: str) -> None:
+    def _roll_back(self, wishes: Wishes) -> None:
         training = self.training
-        roll_back(training, reason)
+        roll_back(training, wishes.rollback, wishes.trouble_after)
         training.phases.step = training.state.step
         for observer in self.observers:
             observer.on_rollback()

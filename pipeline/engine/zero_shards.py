@@ -133,7 +133,10 @@ class ZeroShards:
                     break  # before the first step: moments begin as zeros
                 stored = whole.reshape(-1)[piece.start + first : piece.start + last]
                 if len(stored) < last - first:
-                    raise CheckpointError(f"{self.folder} is damaged: the shard of rank {piece.rank} ends in {name}")
+                    raise CheckpointError(
+                        f"{self.folder} is damaged: the shard of rank {piece.rank} ends in {name}; choose another "
+                        "checkpoint, or restore its files"
+                    )
                 found[at + first - start : at + last - start].copy_(stored)
                 if whole.is_contiguous():  # else `stored` is a copy, whose pages are not the file's
                     _give_back_pages(stored)
@@ -179,7 +182,9 @@ def _mapped(file: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([(_Foreign, name) for name in _FOREIGN]):
             return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{file} is not a file of a ZeRO checkpoint: {error}") from error
+        raise CheckpointError(
+            f"{file} is not a file of a ZeRO checkpoint: {error}\n  fix: restore it, or choose another checkpoint"
+        ) from error
 
 
 def _optimizer_files(folder: Path) -> list[Path]:

@@ -39,7 +39,10 @@ def find_checkpoint(source: Path, which: str) -> Checkpoint:
     if re.fullmatch(r"step-\d+", source.name) or (source / "manifest.json").is_file():
         problems = damage(source)
         if problems:
-            raise DamagedCheckpointError(f"checkpoint {source} is damaged:\n  " + "\n  ".join(problems))
+            raise DamagedCheckpointError(
+                f"checkpoint {source} is damaged:\n  " + "\n  ".join(problems)
+                + "\n  fix: restore these files from a copy, or choose another checkpoint (`slt ckpt list RUN_DIR`)"
+            )  # fmt: skip
         return open_checkpoint(source)
     if which == "best":
         return best_checkpoint(source)
@@ -70,10 +73,13 @@ def export(
         Largest absolute difference per compared output, empty without ``check``.
 
     Raises:
-        CheckpointError: the checkpoint is missing or damaged, a file that frozen parts come from has changed, the disk
-            has no room, another export to ``out`` runs, or the exported model does not equal the live one.
+        CheckpointError: the checkpoint is missing or damaged, or holds no live outputs to compare with, a file that
+            frozen parts come from has changed, the disk has no room, another export to ``out`` runs, or the exported
+            model does not equal the live one.
     """
     checkpoint = find_checkpoint(source, which)
+    if check:
+        checkpoint.probe()  # refuses before anything is written
     temporary = temporary_folder(out)
     try:
         with only_writer(out):

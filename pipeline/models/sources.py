@@ -76,28 +76,32 @@ def digests_of(folders: Mapping[str, Path]) -> Digests:
 
 
 def check_unchanged(recorded: Digests, folders: Mapping[str, Path]) -> None:
-    """Compare the weight files of the parts with those a run loaded.
+    """Compare the weight files that an export takes frozen parts from with those the run loaded.
 
     Raises:
         CheckpointError: one is missing, new or has other bytes; names it.
     """
+    present = {
+        part: {path.name: _digest(path) if path.is_file() else {} for path in weight_files(folders[part])}
+        for part in recorded
+    }
+    if change := changed_file(recorded, present, folders):
+        raise CheckpointError(
+            f"{change}: an export would hold other weights than those trained with. Put the old files back, or export "
+            "where they still are"
+        )
+
+
+def changed_file(recorded: Digests, present: Digests, folders: Mapping[str, Path]) -> str:
+    """The first weight file that differs from what a run recorded, and how; empty if none does."""
     for part, files in recorded.items():
-        folder = folders[part]
-        present = {path.name: path for path in weight_files(folder)}
-        for name in sorted(files.keys() | present.keys()):
-            path, wanted = folder / name, files.get(name)
-            if wanted is None:
-                problem = "was not there"
-            elif name not in present or not path.is_file():
-                problem = "is missing"
-            elif path.stat().st_size != wanted["size"] or _digest(path) != wanted:
-                problem = "has changed"
-            else:
+        now = present.get(part, {})
+        for name in sorted(files.keys() | now.keys()):
+            if files.get(name) == now.get(name):
                 continue
-            raise CheckpointError(
-                f"{path} {problem} since the run that froze model.{part} loaded it: an export would hold other weights "
-                "than those trained with. Put the old files back, or export where they still are"
-            )
+            problem = "was not there" if name not in files else "is missing" if not now.get(name) else "has changed"
+            return f"{folders[part] / name} {problem} since the run that froze model.{part} loaded it"
+    return ""
 
 
 def _digest(path: Path) -> dict[str, Any]:

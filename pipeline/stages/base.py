@@ -16,7 +16,7 @@ from torch import nn
 
 from pipeline import dist
 from pipeline.config.schema import Recipe, SourceConfig
-from pipeline.models.sources import Digests, SourceDigests, source_folders
+from pipeline.models.sources import Digests, SourceDigests, changed_file, source_folders
 from pipeline.stages.batches import MicroBatch, to_device
 from pipeline.stages.data import Plans, StageContext, held_out_loader, open_plan
 from pipeline.stages.freezing import apply_freeze_plan, frozen_names
@@ -105,8 +105,8 @@ class Stage(abc.ABC, Generic[Batch]):
         self.recipe, self.device = context.recipe, context.device
         self.trainable = apply_freeze_plan(module, self.freeze_plan())
         """Names of the parameters that train."""
-        folders = source_folders(self.recipe.model, frozen_names(module)) if context.rank == 0 else {}
-        self._sources = SourceDigests(folders)
+        self._folders = source_folders(self.recipe.model, frozen_names(module)) if context.rank == 0 else {}
+        self._sources = SourceDigests(self._folders)
 
     # -- before there is a model -----------------------------------------------------------------------------------
     @classmethod
@@ -211,6 +211,11 @@ class Stage(abc.ABC, Generic[Batch]):
     def export_plan(self, prefix: str, tied: list[str]) -> ExportPlan:
         """Which parameters are exported, and where those come from that the checkpoint leaves out."""
         return ExportPlan(prefix, tied, frozen_names(self.module), self._sources.get())
+
+    def changed_source(self, recorded: Digests) -> str:
+        """The first file of frozen parts that is not what an earlier start of the run loaded; empty if there is none.
+        Only rank 0 calls. Waits until the files are read."""
+        return changed_file(recorded, self._sources.get(), self._folders)
 
     @classmethod
     @abc.abstractmethod

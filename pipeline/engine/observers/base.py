@@ -49,6 +49,8 @@ class Wishes:
     """The weights are the best so far."""
     rollback: str = ""
     """Why the run must return to its last good checkpoint; nothing is saved or evaluated then."""
+    trouble_after: int | None = None
+    """Of a rollback: the step behind which the trouble began; None = no checkpoint can hold it."""
     metrics: Metrics = field(default_factory=dict)
     """What observers with earlier turns report of this step."""
 

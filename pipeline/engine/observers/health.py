@@ -81,6 +81,7 @@ class LossSpikes(Observer):
         _name(self.training, what)
         if health.on_spike == "rollback":
             wishes.rollback = wishes.rollback or f"{what} at step {state.step}"
+            wishes.trouble_after = state.step - steps
         return {"train/spikes": state.spikes}
 
     def _follow(self) -> None:

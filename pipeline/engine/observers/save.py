@@ -1,4 +1,8 @@
-"""Checkpoints: by steps, by minutes, after the best evaluation, before a stop and at the end."""
+"""Checkpoints: by steps, by minutes, after the best evaluation, before a stop and at the end.
+
+Those by steps and minutes hold no live outputs: a forward pass would be most of what they cost the training, and they
+are there to resume from. The best, the last and those before a stop are the ones that are exported.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,7 @@ class Save(Observer):
             return {}
         self.training.stop.begin()  # from here on a request to stop waits for the save
         ends = wishes.stop or self.training.state.step == self.training.total_steps
-        return self._save(wishes.best, ends)
+        return self._save(wishes, ends)
 
     def on_rollback(self) -> None:
         self._saved()
@@ -52,13 +56,13 @@ class Save(Observer):
         self.due = self.due or minutes_due > 0 or bool(every and self.training.state.step % every == 0)
         # amid skipped steps a checkpoint would only push out the good one to which a rollback returns
         if ends or wishes.save or (self.due and step.applied):
-            metrics |= self._save(wishes.best, ends)
+            metrics |= self._save(wishes, ends)
         return metrics
 
-    def _save(self, best: bool, ends: bool) -> Metrics:
+    def _save(self, wishes: Wishes, ends: bool) -> Metrics:
         """Args: ends: no step follows, in which it could be written."""
         with self.training.phases.during("checkpoint"):
-            metrics = self.saver.begin(best)
+            metrics = self.saver.begin(wishes.best, outputs=wishes.save or ends)
             if ends:
                 metrics |= self.saver.finish()
         self._saved()

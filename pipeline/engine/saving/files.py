@@ -40,7 +40,7 @@ class RankFiles:
     """As `pipeline.engine.state.rng_state` gives it."""
     small: dict[str, bytes]
     probe: dict[str, torch.Tensor]
-    """Empty on all ranks but 0, like ``small``."""
+    """Empty on all ranks but 0, like ``small``, and in a checkpoint without live outputs."""
 
     def write(self) -> Parts:
         """Write, flush to the disk and hash; returns what was written.

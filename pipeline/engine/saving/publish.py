@@ -23,9 +23,14 @@ def temporary_folder(final: Path) -> Path:
     return final.with_name(f"{_TEMPORARY}{final.name}")
 
 
+def replaced_folder(final: Path) -> Path:
+    """Where a checkpoint is once it has lost its name, until it is removed."""
+    return final.with_name(f"{_REPLACED}{final.name}")
+
+
 def publish(final: Path) -> None:
     """Give the finished temporary folder its name; replaces a complete checkpoint of this name."""
-    temporary, replaced = temporary_folder(final), final.with_name(f"{_REPLACED}{final.name}")
+    temporary, replaced = temporary_folder(final), replaced_folder(final)
     write_durably(temporary / COMPLETE, sha256_of(temporary / "manifest.json"))
     shutil.rmtree(replaced, ignore_errors=True)
     if final.exists():

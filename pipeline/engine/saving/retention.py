@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from pipeline.engine.checkpoint import (
     universal_folder,
 )
 from pipeline.engine.durable import write_durably
-from pipeline.engine.saving.publish import COMPLETE, remove_leftovers
+from pipeline.engine.saving.publish import COMPLETE, remove_leftovers, replaced_folder
 
 
 def mark_best(run_dir: Path, checkpoint: Path) -> None:
@@ -36,10 +37,20 @@ def prune(run_dir: Path, keep: int, keep_every_steps: int = 0) -> None:
     for old in own_folders(run_dir)[:-keep]:
         every = keep_every_steps and step_of(old) % keep_every_steps == 0
         if old.name != best and not every:
-            (old / COMPLETE).unlink()  # no longer a checkpoint, before its parts go
-            shutil.rmtree(old)
-            shutil.rmtree(universal_folder(old), ignore_errors=True)
+            remove(old)
     remove_leftovers(folder)
+
+
+def remove(checkpoint: Path) -> None:
+    """Remove a checkpoint and its copy for other programs; only one rank may call.
+
+    It loses its name first: what a crash leaves of it is no checkpoint, and `remove_leftovers` finds it.
+    """
+    shutil.rmtree(universal_folder(checkpoint), ignore_errors=True)
+    nameless = replaced_folder(checkpoint)
+    shutil.rmtree(nameless, ignore_errors=True)
+    os.replace(checkpoint, nameless)
+    shutil.rmtree(nameless, ignore_errors=True)
 
 
 def set_damaged_aside(run_dir: Path, resumed: Checkpoint) -> None:

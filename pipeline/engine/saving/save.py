@@ -19,10 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from pipeline import dist
 from pipeline.engine.checkpoint import TAG, checkpoint_folder
+from pipeline.engine.durable import named_if_unwritable
 from pipeline.engine.saving.files import Parts, RankFiles, complete, export_files
 from pipeline.engine.saving.publish import COMPLETE, temporary_folder
 from pipeline.engine.saving.retention import mark_best, prune
@@ -60,6 +62,7 @@ class Saver:
     """Saves checkpoints of one run, one at a time. All ranks call its methods at the same step borders.
 
     Raises:
+        StorageError: from `begin`, on one rank: state offloaded to NVMe could not be copied.
         CheckpointError: from `begin`, `advance` and `finish`, on every rank: a file could not be written (full disk,
             permissions). Nothing half-written is left, and earlier checkpoints are untouched.
     """
@@ -82,11 +85,16 @@ class Saver:
         """A checkpoint is on its way."""
         return self._pending is not None
 
-    def begin(self, best: bool) -> Metrics:
-        """Take a snapshot of this step and start to write it; first waits for the one before. Returns its metrics."""
+    def begin(self, best: bool, outputs: bool = True) -> Metrics:
+        """Take a snapshot of this step and start to write it; first waits for the one before. Returns its metrics.
+
+        Args:
+            best: the weights are the best so far.
+            outputs: also the live model's outputs, with which an export is compared; they cost a forward pass.
+        """
         metrics = self.finish()
         began = time.monotonic()
-        job, step = self._job(), self.training.state.step
+        job, step = self._job(outputs), self.training.state.step
         final = checkpoint_folder(self.training.run_dir) / f"step-{step:06d}"
         self._pending = _Pending(final, step, best, self._run(job))
         self._pending.stall_seconds = time.monotonic() - began
@@ -123,14 +131,16 @@ class Saver:
             metrics = self.advance()
         return metrics
 
-    def _job(self) -> Callable[[], Parts]:
+    def _job(self, outputs: bool) -> Callable[[], Parts]:
         """What this rank has to write, taken now."""
         training = self.training
         folder = temporary_folder(checkpoint_folder(training.run_dir) / f"step-{training.state.step:06d}")
-        module = training.engine.module
-        module.eval()
-        probe = training.stage.probe(training.engine.forward)
-        module.train()
+        probe: dict[str, torch.Tensor] = {}
+        if outputs:
+            module = training.engine.module
+            module.eval()
+            probe = training.stage.probe(training.engine.forward)
+            module.train()
         captured = self._capture(folder)
         small: dict[str, bytes] = {}
         if dist.is_main():
@@ -148,11 +158,12 @@ class Saver:
             exclude_frozen_parameters=bool(frozen_names(engine.module)),
         )  # fmt: skip
         lean = partial(_without_frozen, engine.module)
-        if not self.background:
-            return capture(engine.engine, save, lean)
-        self.buffers.begin()
-        captured = capture(engine.engine, save, lambda state: self.buffers.copy(lean(state)))
-        self.buffers.end()
+        with named_if_unwritable(folder):  # DeepSpeed copies what it has offloaded to NVMe at once
+            if not self.background:
+                return capture(engine.engine, save, lean)
+            self.buffers.begin()
+            captured = capture(engine.engine, save, lambda state: self.buffers.copy(lean(state)))
+            self.buffers.end()
         return captured
 
     def _same_always(self) -> dict[str, bytes]:

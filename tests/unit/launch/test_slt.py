@@ -154,7 +154,10 @@ def test_listing_checkpoints(tmp_path: Path) -> None:
     assert fourth.startswith(f"{folder}/step-000115  SKIPPED checkpoint format 7, this version reads 1")
     assert fifth.startswith(f"{folder}/.tmp-step-000130  unfinished")
     assert sixth.startswith(f"{folder}/damaged-step-000050  set aside because it is damaged")
-    assert runner.invoke(app, ["ckpt", "list", str(tmp_path / "empty")]).output == ""
+    none = runner.invoke(app, ["ckpt", "list", str(tmp_path / "empty")])
+    assert (
+        none.stdout == "" and none.stderr == f"{tmp_path / 'empty'} holds no checkpoint; if it should, check the path\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,6 +183,7 @@ def test_verifying_one_or_all_checkpoints(tmp_path: Path) -> None:
     assert isinstance(result.exception, DamagedCheckpointError) and result.exception.exit_code == 6
     assert f"{damaged}/part.bin is damaged: its sha256 differs" in str(result.exception)
     assert f"{intact}/manifest.json is damaged" in str(result.exception)
+    assert "a run that resumes uses the newest intact checkpoint" in str(result.exception)
     assert runner.invoke(app, ["ckpt", "verify", str(other)]).exit_code == 0
     result = runner.invoke(app, ["ckpt", "verify", str(tmp_path / "empty")])
     assert "is no complete checkpoint and holds none in" in str(result.exception)
@@ -204,6 +208,7 @@ def test_inspecting_a_checkpoint(tmp_path: Path) -> None:
     result = runner.invoke(app, ["ckpt", "inspect", str(folder)])
     assert isinstance(result.exception, DamagedCheckpointError) and result.exception.exit_code == 6
     assert "is damaged:\n  " in str(result.exception) and "part.bin is damaged: its sha256" in str(result.exception)
+    assert "fix: restore these files from a copy, or choose another checkpoint" in str(result.exception)
 
 
 def test_inspecting_a_checkpoint_of_another_format_shows_its_manifest(tmp_path: Path) -> None:

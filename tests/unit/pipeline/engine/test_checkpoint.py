@@ -49,6 +49,18 @@ def test_only_complete_checkpoints_exist(tmp_path: Path) -> None:
         checkpoints.open_checkpoint(tmp_path / "nothing")
 
 
+def test_all_ranks_choose_from_the_list_of_rank_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network disk may show a host the newest folder later than another; ranks that verify different ones wait for
+    each other for ever."""
+    older, newest = make(tmp_path, 1), make(tmp_path, 2)
+    sent: list[list[Path]] = []
+    monkeypatch.setattr(checkpoints.dist, "rank", lambda: 1)
+    monkeypatch.setattr(checkpoints.dist, "broadcast_object", lambda mine: sent.append(mine) or [older])
+    found = checkpoints.latest_checkpoint(tmp_path)
+    assert found is not None and found.path == older and newest.is_dir()
+    assert sent == [[]], "what the others see does not count"
+
+
 def test_no_checkpoint_at_all(tmp_path: Path) -> None:
     assert checkpoints.latest_checkpoint(tmp_path) is None
     with pytest.raises(CheckpointError, match="no complete checkpoint in"):
@@ -224,6 +236,20 @@ def test_verify_names_missing_short_and_flipped_parts(tmp_path: Path) -> None:
     assert "part.bin has 3 bytes, the manifest says 7" in checkpoints.verify(checkpoint)[0]
     (folder / "part.bin").unlink()
     assert "part.bin is missing" in checkpoints.verify(checkpoint)[0]
+
+
+def test_a_crash_while_one_is_removed_leaves_what_the_next_start_removes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not half a checkpoint under its old name, which nothing would ever look at again."""
+    older, newer = make(tmp_path, 1), make(tmp_path, 2)
+    with monkeypatch.context() as crash:
+        crash.setattr(retention.shutil, "rmtree", lambda *_, **__: None)
+        retention.remove(older)
+    assert checkpoints.complete_folders(tmp_path) == [newer] and not older.exists()
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+    retention.remove_leftovers(tmp_path / "checkpoints")
+    assert list((tmp_path / "checkpoints").iterdir()) == [newer]
 
 
 def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from pipeline.config.load import load_recipe
 from pipeline.config.resolve import ResolvedRecipe, resolve
 from pipeline.engine import resume
-from pipeline.engine.checkpoint import best_name, complete_folders
+from pipeline.engine.checkpoint import best_name, complete_folders, open_checkpoint
 from pipeline.engine.saving.retention import mark_best, prune
 from pipeline.engine.state import TrainState
 from pipeline.errors import CheckpointError, DamagedCheckpointError
@@ -121,3 +123,22 @@ def test_a_damaged_newest_checkpoint_stops_a_run_that_asks_for_it(tmp_path: Path
 )
 def test_differences(before: Any, after: Any, found: list[str]) -> None:
     assert resume.differences(before, after) == found
+
+
+def test_a_run_goes_on_only_beside_the_frozen_weights_it_has_loaded_so_far(tmp_path: Path) -> None:
+    """They are in no checkpoint: a folder that another program wrote to meanwhile would change the model unseen."""
+    asked: list[Any] = []
+
+    def stage(change: str) -> Any:
+        return SimpleNamespace(changed_source=lambda recorded: asked.append(recorded) or change)
+
+    folder = saved(tmp_path)
+    (folder / "hf").mkdir()
+    (folder / "hf" / "export.json").write_text(json.dumps({"sources": {"llm": {"model.safetensors": {"size": 1}}}}))
+    resume.check_frozen_sources(open_checkpoint(folder), stage(""))
+    change = "llm/model.safetensors has changed since the run that froze model.llm loaded it"
+    with pytest.raises(CheckpointError, match=rf"{change}: the run of {folder} would go on with other frozen weights"):
+        resume.check_frozen_sources(open_checkpoint(folder), stage(change))
+    (folder / "hf" / "export.json").write_text("{}")  # of an earlier release
+    resume.check_frozen_sources(open_checkpoint(folder), stage(""))
+    assert asked == [{"llm": {"model.safetensors": {"size": 1}}}] * 2 + [{}]

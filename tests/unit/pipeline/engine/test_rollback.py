@@ -90,3 +90,19 @@ def test_the_newest_good_checkpoint_counts_and_later_ones_go(
     assert (tmp_path / "checkpoints" / "best").read_text() == "step-000004"
     assert f"ROLLING BACK 5 steps to {folders[4]}, and on with the samples that follow (2 of at most 2" in caplog.text
     assert f"checkpoint {folders[6]} is damaged" in caplog.text
+
+
+@pytest.mark.parametrize(("trouble_after", "back_at"), [(None, 8), (8, 8), (7, 4), (2, 2), (1, 8)])
+def test_a_checkpoint_from_amid_the_trouble_is_the_last_choice(
+    trouble_after: int | None, back_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss is known once per row of metrics, and a checkpoint may have been saved in between."""
+    states = {folder: TrainState(step=step) for step in (2, 4, 8) for folder in [tmp_path / f"step-{step:06d}"]}
+    monkeypatch.setattr(rollback, "own_folders", lambda run_dir: list(states))
+    monkeypatch.setattr(rollback, "damage", lambda folder: [])
+    monkeypatch.setattr(rollback, "open_checkpoint", lambda folder: saved(folder, states[folder]))
+    monkeypatch.setattr(rollback, "load", lambda engine, target: states[target.path])
+    monkeypatch.setattr(rollback, "remove", lambda folder: None)
+    run = training(tmp_path)
+    roll_back(run, REASON, trouble_after)
+    assert run.state.step == back_at

@@ -145,8 +145,8 @@ def test_a_due_evaluation_is_saved_before_anything_else(monkeypatch: pytest.Monk
     run.engine = SimpleNamespace(module=torch.nn.Identity(), forward=None)
     saved: list[tuple[bool, bool, bool]] = []
 
-    def note(save: Save, best: bool, ends: bool) -> dict[str, float]:
-        saved.append((best, ends, save.training.state.evaluation_due))
+    def note(save: Save, wishes: Wishes, ends: bool) -> dict[str, float]:
+        saved.append((wishes.best, ends, save.training.state.evaluation_due))
         return {}
 
     monkeypatch.setattr(Save, "_save", note)
@@ -186,8 +186,8 @@ def test_a_rollback_repeats_steps_on_other_samples(monkeypatch: pytest.MonkeyPat
         def rolled_back(self, step: int) -> None:
             turns.append(f"rows up to {step}")
 
-    def back(training: Any, reason: str) -> None:
-        assert reason == "trouble"
+    def back(training: Any, reason: str, trouble_after: int | None) -> None:
+        assert reason == "trouble" and trouble_after is None
         training.state.step = 1
 
     seen: list[tuple[int, int]] = []

@@ -69,6 +69,19 @@ def test_an_export_replaces_the_old_one_as_a_whole(tmp_path: Path, trained: dict
     assert not list((tmp_path / "run").glob(".tmp-*"))
 
 
+def test_what_cannot_be_compared_is_refused_before_anything_is_written(
+    tmp_path: Path, trained: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = finished_run(tmp_path, recipe_of("continued_pretraining"))
+    (checkpoint.path / "probe.safetensors").unlink()
+    monkeypatch.setattr(hf, "find_checkpoint", lambda source, which: checkpoint)
+    message = "Start the run again .*, choose another checkpoint, or export this one with --no-verify"
+    with pytest.raises(CheckpointError, match=message) as raised:
+        hf.export(tmp_path, tmp_path / "export")
+    assert raised.value.exit_code == 2 and not (tmp_path / "export").exists() and not list(tmp_path.glob(".*"))
+    assert hf.export(tmp_path, tmp_path / "export", check=False) == {}
+
+
 def test_a_failed_export_leaves_the_old_one(
     tmp_path: Path, trained: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,10 @@ def test_an_export_plan_names_the_files_that_frozen_parts_were_loaded_from(tmp_p
         stage = Frozen(StageContext(recipe, rank, 2, torch.device("cpu")), model())  # type: ignore[abstract]
         sources = stage.export_plan(prefix="", tied=[]).sources
         assert {part: list(files) for part, files in sources.items()} == ({"llm": ["model.safetensors"]}, {})[rank]
+        if rank == 0:
+            assert not stage.changed_source(sources)
+            before = {"llm": {"model.safetensors": {"size": 7, "sha256": "another"}}}
+            assert stage.changed_source(before).startswith(f"{tmp_path / 'model.safetensors'} has changed since")
 
 
 def test_a_plan_that_trains_nothing_is_refused() -> None:

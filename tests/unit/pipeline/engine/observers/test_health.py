@@ -82,6 +82,7 @@ def test_a_spike_of_the_loss_is_found_in_rows(on_spike: str, caplog: pytest.LogC
     assert metrics == {"train/spikes": 1} and run.state.spikes == 1
     what = "loss 7 is above 3 times its running mean of 2"
     assert wishes.rollback == (f"{what} at step 42" if on_spike == "rollback" else "")
+    assert wishes.trouble_after == (40 if on_spike == "rollback" else None), "two steps make the row"
     with caplog.at_level(logging.WARNING):
         assert f"{run.recipe.name} step 42: {what}" in caplog.text
 

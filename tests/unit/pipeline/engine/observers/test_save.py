@@ -24,8 +24,9 @@ class Saver:
     def __init__(self, training: Any) -> None:
         self.done_here, self.told = False, list[str]()
 
-    def begin(self, best: bool) -> dict[str, float]:
-        self.told.append("begin best" if best else "begin")
+    def begin(self, best: bool, outputs: bool) -> dict[str, float]:
+        self.told.append("begin best" if best else "begin with outputs" if outputs else "begin")
+        assert outputs or not best
         return {"began": 1.0}
 
     def advance(self) -> dict[str, float]:
@@ -68,20 +69,20 @@ def test_a_checkpoint_is_due_by_steps_votes_and_wishes() -> None:
     assert told(training(every_steps=3), Wishes()) == ["begin"]
     assert told(training(every_steps=4), Wishes()) == []
     assert told(training(), Wishes(), votes=3) == ["begin"]
-    assert told(training(), Wishes(save=True)) == ["begin"]
+    assert told(training(), Wishes(save=True)) == ["begin with outputs"]
     assert told(training(), Wishes(save=True, best=True)) == ["begin best"]
 
 
 def test_before_a_stop_and_at_the_end_it_waits_for_the_write() -> None:
-    assert told(training(), Wishes(), last=True) == ["begin", "finish"]
-    assert told(training(), Wishes(stop=True)) == ["begin", "finish"]
+    assert told(training(), Wishes(), last=True) == ["begin with outputs", "finish"]
+    assert told(training(), Wishes(stop=True)) == ["begin with outputs", "finish"]
     for wishes, step, waits in ((Wishes(save=True), 6, []), (Wishes(save=True, stop=True), 6, ["finish"]),
                                 (Wishes(save=True), 9, ["finish"])):  # fmt: skip
         run = training()
         run.state.step = step
         save = Save(run)
         assert save.on_start(wishes) == {"began": 1.0}
-        assert save.saver.told == ["begin", *waits]  # type: ignore[attr-defined]
+        assert save.saver.told == ["begin with outputs", *waits]  # type: ignore[attr-defined]
     assert Save(training()).on_start(Wishes()) == {}
 
 

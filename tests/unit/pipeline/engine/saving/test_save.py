@@ -12,7 +12,7 @@ import torch
 
 from pipeline.engine import checkpoint as checkpoints
 from pipeline.engine.saving.save import Saver
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, StorageError
 from tests.unit.pipeline.engine.test_write_errors import Engine, OneStage, saver_of
 
 
@@ -148,6 +148,18 @@ def test_state_that_deepspeed_keeps_on_disks_is_a_part_too(tmp_path: Path) -> No
     assert names == ["deepspeed/offloaded_tensors/rank00/moments.swp"], "the other one is another rank's"
 
 
+def test_state_on_disks_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    class Offloading(Engine):
+        def save_checkpoint(self, folder: str, tag: str, **options: Any) -> None:
+            raise OSError(28, "No space left on device", f"{folder}/{tag}/offloaded_tensors/rank00/moments.swp")
+
+    saver = saver_of(tmp_path, Offloading(4), OneStage(), 3)
+    with pytest.raises(
+        StorageError, match=r"moments\.swp could not be written: No space left on device; free space or"
+    ):
+        saver.begin(best=False)
+
+
 def test_a_foreign_checkpoint_of_the_same_step_is_moved_not_replaced(tmp_path: Path) -> None:
     from tests.unit.pipeline.engine.test_checkpoint import foreign, make
 
@@ -157,3 +169,17 @@ def test_a_foreign_checkpoint_of_the_same_step_is_moved_not_replaced(tmp_path: P
     saver.finish()
     assert steps(tmp_path) == [3]
     assert (tmp_path / "checkpoints" / "foreign-step-000003" / "part.bin").read_bytes() == b"weights"
+
+
+def test_a_checkpoint_amid_training_runs_no_forward_pass(tmp_path: Path) -> None:
+    class Stage(OneStage):
+        def probe(self, model: object) -> dict[str, torch.Tensor]:
+            raise AssertionError("costs a forward pass")
+
+    saver = saver_of(tmp_path, Engine(4), Stage(), 3)
+    saver.begin(best=False, outputs=False)
+    saver.finish()
+    (found,) = checkpoints.list_checkpoints(tmp_path)
+    assert "probe.safetensors" not in found.manifest["parts"]
+    with pytest.raises(CheckpointError, match=r"step-000003 was saved amid training, without outputs of the live mod"):
+        found.probe()
