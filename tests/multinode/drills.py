@@ -188,7 +188,7 @@ DRILLS = (
           starts=(PAIR,), restarts=True, options=SOON, env=SSH_NOTICES, bit_equal=False, in_ci=False),
     Drill("cut a link", "a host drops off the network", unplug, EXIT_OK, Truth("connection", host="host-b"),
           starts=(PAIR,), restarts=True, options=(*SOON, "--export", "SLT_ABANDONED_SECONDS=10"), env=SSH_NOTICES,
-          bit_equal=False),
+          bit_equal=False, in_ci=False),
     Drill("SIGTERM everywhere", "SIGTERM or SIGUSR1 (preemption)", terminate_everything, EXIT_PREEMPTED,
           Truth("stopped, saved at step"), in_ci=False),
     Drill("corrupt the newest checkpoint", "damaged newest checkpoint", terminate_launcher, EXIT_PREEMPTED,

@@ -195,7 +195,7 @@ def test_sigterm_saves_and_exits_75(world: World, tmp_path: Path) -> None:
     assert not (run_dir / "launch.lock").exists()
 
 
-@pytest.mark.parametrize("stage", ["contrastive", "connector"])
+@pytest.mark.parametrize("stage", ["connector"])
 def test_a_stopped_evaluation_is_done_again_bit_equal(stage: str, world: World, tmp_path: Path) -> None:
     """SIGTERM stops a held-out evaluation at its next batch; the run saves, and its curves are those of one piece."""
     settings = {**SETTINGS, "train__eval_every_steps": 2, "train__steps": 4, "train__micro_batch": 1}
