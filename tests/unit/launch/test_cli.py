@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from launch import attempts, options, ready
+from launch import attempts, cli, options, ready
 from launch.backends import Command
 from launch.cli import app
 from launch.hostfile import Host
@@ -21,7 +21,7 @@ from launch.report import report
 from launch.verdict import Outcome
 from pipeline.config.resolve import ResolvedRecipe
 from pipeline.config.schema import Recipe
-from pipeline.errors import ClusterError, RecipeError
+from pipeline.errors import EXIT_PREEMPTED, ClusterError, RecipeError
 from tests.light_start import MODELS, output_of_light_start
 from tests.source_tree import ROOT
 
@@ -196,3 +196,10 @@ def test_user_errors_have_no_traceback() -> None:
     argv += ["--set", "train.global_batch=16", "--set", "train.micro_batch=4"]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr and "= 12; 12 or 24 would be" in done.stderr
+
+
+def test_a_signal_while_the_launch_is_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "prepare", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    result = runner.invoke(app, ["run", "demo_connector", "--num-procs", "2", "--run-dir", str(tmp_path)])
+    assert result.exit_code == EXIT_PREEMPTED
+    assert "launch stopped by SIGTERM before the first step, nothing to save (exit code 75)" in result.stderr
