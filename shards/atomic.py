@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,6 +32,17 @@ def put_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def put_folder(written: Path, final: Path, older: Path) -> None:
+    """Give a finished folder its name, durably. What has the name until then waits under ``older`` and is removed: a
+    crash between the two renames leaves it there, and nothing under the name."""
+    shutil.rmtree(older, ignore_errors=True)
+    if final.exists():
+        os.replace(final, older)
+    os.replace(written, final)
+    sync_folder(final.parent)
+    shutil.rmtree(older, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from pipeline.errors import CheckpointError
-from shards.atomic import sync_folder
+from shards.atomic import put_folder, sync_folder
 
 
 def temporary_folder(out: Path) -> Path:
@@ -69,12 +68,7 @@ def publish(temporary: Path, out: Path) -> None:
         finally:
             os.close(descriptor)
     sync_folder(temporary)
-    shutil.rmtree(_replaced(out), ignore_errors=True)
-    if out.exists():
-        os.replace(out, _replaced(out))
-    os.replace(temporary, out)
-    sync_folder(out.parent)
-    shutil.rmtree(_replaced(out), ignore_errors=True)
+    put_folder(temporary, out, _replaced(out))
 
 
 def _replaced(out: Path) -> Path:

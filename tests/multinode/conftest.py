@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs import World, run_job
-from tests.multinode.cluster import STAGE, Cluster
+from tests.jobs import World, rows, run_job
+from tests.multinode.cluster import STAGE, STEPS, Cluster
 from tests.multinode.drill_runner import SETTINGS, data_settings
 from tests.multinode.hosts import SimulatedHost, three_hosts, why_not
 
@@ -38,6 +38,14 @@ def undisturbed(cluster_hosts: Hosts, corpus: World, tmp_path_factory: pytest.Te
     run_dir = tmp_path_factory.mktemp("undisturbed")
     run_job(STAGE, corpus.sets(STAGE, run_dir, 2, **SETTINGS, **data_settings(corpus)), 2)
     return run_dir
+
+
+@pytest.fixture(scope="session")
+def local(cluster_hosts: Hosts, corpus: World, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    """Losses per step of two ranks on one host, for launches of `STEPS` steps."""
+    run_dir = tmp_path_factory.mktemp("local")
+    run_job(STAGE, corpus.sets(STAGE, run_dir, 2, train__steps=STEPS), 2)
+    return rows(run_dir)
 
 
 @pytest.fixture

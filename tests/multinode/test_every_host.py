@@ -12,16 +12,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import EXIT_CLUSTER, EXIT_PREEMPTED
-from tests.jobs import World, rows, run_job
+from tests.jobs import World, rows
+from tests.multinode.cluster import ENV, SAVE, STAGE, STEPS
 from tests.multinode.hosts import SimulatedHost, until
 
 pytestmark = pytest.mark.multinode
 
-STAGE = "continued_pretraining"
-STEPS = 6
 SLT = str(Path(sys.executable).with_name("slt"))
-SAVE = {"train__checkpoint__every_steps": 2, "train__checkpoint__keep": 5}
-ENV = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0", "HF_HUB_OFFLINE": "1"}
 TORCHRUN = ("--backend", "torchrun", "--nnodes", "2", "--num-procs", "1", "--rdzv-endpoint", "host-a:29400")
 
 
@@ -62,14 +59,6 @@ def pair(hosts: tuple[SimulatedHost, SimulatedHost], corpus: World, tmp_path: Pa
     yield Pair(hosts[:2], corpus, tmp_path)
     for host in hosts:
         host.clear()
-
-
-@pytest.fixture(scope="module")
-def local(hosts: object, corpus: World, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
-    """Losses per step of two ranks on one host."""
-    run_dir = tmp_path_factory.mktemp("local")
-    run_job(STAGE, corpus.sets(STAGE, run_dir, 2, train__steps=STEPS), 2)
-    return rows(run_dir)
 
 
 def test_torchrun_on_two_hosts_stopped_and_continued(pair: Pair, local: dict[int, float]) -> None:

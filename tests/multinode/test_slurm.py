@@ -13,18 +13,15 @@ import pytest
 from launch.backends import get_backend
 from launch.hostfile import Host
 from launch.plan import LaunchPlan, plan_ranks
-from tests.jobs import World, rows, run_job
+from tests.jobs import World, rows
+from tests.multinode.cluster import ENV, SAVE, STAGE, STEPS
 from tests.multinode.hosts import SimulatedHost, until
 from tests.multinode.slurm import Slurm, slurm_on, why_no_slurm
 from tests.source_tree import ROOT
 
 pytestmark = pytest.mark.multinode
 
-STAGE = "continued_pretraining"
-STEPS = 6
 SLT = str(Path(sys.executable).with_name("slt"))
-SAVE = {"train__checkpoint__every_steps": 2, "train__checkpoint__keep": 5}
-ENV = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0", "HF_HUB_OFFLINE": "1"}
 
 
 @dataclass(frozen=True)
@@ -77,14 +74,6 @@ def slurm(hosts: tuple[SimulatedHost, SimulatedHost], tmp_path_factory: pytest.T
         yield cluster
     for host in hosts:
         host.clear()
-
-
-@pytest.fixture(scope="module")
-def local(slurm: Slurm, corpus: World, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
-    """Losses per step of two ranks on one host."""
-    run_dir = tmp_path_factory.mktemp("local")
-    run_job(STAGE, corpus.sets(STAGE, run_dir, 2, train__steps=STEPS), 2)
-    return rows(run_dir)
 
 
 @pytest.fixture

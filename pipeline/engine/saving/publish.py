@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from pipeline.engine.durable import sha256_of, write_durably
-from shards.atomic import sync_folder
+from shards.atomic import put_folder, sync_folder
 
 COMPLETE = "COMPLETE"
 """Its presence makes a folder a checkpoint; it holds the sha256 of the manifest."""
@@ -30,14 +30,9 @@ def replaced_folder(final: Path) -> Path:
 
 def publish(final: Path) -> None:
     """Give the finished temporary folder its name; replaces a complete checkpoint of this name."""
-    temporary, replaced = temporary_folder(final), replaced_folder(final)
+    temporary = temporary_folder(final)
     write_durably(temporary / COMPLETE, sha256_of(temporary / "manifest.json"))
-    shutil.rmtree(replaced, ignore_errors=True)
-    if final.exists():
-        os.replace(final, replaced)
-    os.replace(temporary, final)
-    sync_folder(final.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    put_folder(temporary, final, replaced_folder(final))
 
 
 def finish_interrupted(folder: Path) -> None:
