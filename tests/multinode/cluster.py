@@ -15,9 +15,9 @@ from tests.jobs import World
 from tests.multinode.hosts import PORT, SimulatedHost, until
 
 STAGE = "continued_pretraining"
-STEPS = 6
+STEPS = 60
 SAVE = {"train__checkpoint__every_steps": 2, "train__checkpoint__keep": 5}
-"""Of short launches that are stopped after their first checkpoint."""
+"""Of launches that are stopped after their first checkpoint, with enough steps left for the signal to arrive in."""
 PAIR = ("host-a", "host-b")
 BIN = Path(sys.executable).parent
 # the hosts disagree on what their own names resolve to, so gloo must be told which interface they share
