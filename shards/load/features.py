@@ -41,6 +41,6 @@ def read_views(reader: SampleReader, sample: int) -> NDArray[np.float16]:
     stored, views = reader.stored_frames(sample), max(1, reader.row(sample).height)
     payload = reader.payload(sample)
     if stored < 1 or len(payload) % (views * stored * DTYPE.itemsize):
-        rows = f"{stored} rows" if views == 1 else f"{views} views of {stored} rows"
-        raise reader.error(sample, f"{len(payload)} bytes are not {rows} of {DTYPE.name}")
+        of_views = f" in {views} views" if views > 1 else ""
+        raise reader.error(sample, f"{len(payload)} bytes are not {stored} rows of {DTYPE.name}{of_views}")
     return np.frombuffer(payload, DTYPE).reshape(views, stored, -1)
