@@ -9,7 +9,7 @@ worker count. docs/data-order.md defines the order exactly.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,6 +88,7 @@ class Plan:
         self.fingerprint = plan_options.fingerprint(self.identity)
         """32 hex digits: 8 for the options, 8 for the seed, 16 for the sources, so that a mismatch can be named."""
         self._cache = ChunkCache(self.chunks)
+        self._shown = lru_cache(maxsize=4)(self._make_shown)
         self._epoch: tuple[int, Items] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -117,18 +118,25 @@ class Plan:
             (epoch, chunk), item = self.chunks.after(epoch, chunk), item - size
         return Cursor(epoch, chunk, item, cursor.consumed + items)
 
-    def items(self, cursor: Cursor, count: int) -> tuple[Items, Cursor]:
-        """The next ``count`` items across chunks and epochs, and the cursor after them."""
+    def items(self, cursor: Cursor, count: int, showings: bool = False) -> tuple[Items, Cursor]:
+        """The next ``count`` items across chunks and epochs, and the cursor after them.
+
+        ``showings``: their elements say how often the run has shown their samples before (not for packs).
+        """
         parts: list[Items] = []
         place = self.advance(cursor, 0)
         while count or not parts:
             chunk = self._cache.chunk(place.epoch, place.chunk)
             stop = min(place.item + count, len(chunk))
-            parts.append(chunk.part(place.item, stop))
+            parts.append((self._shown(place.epoch, place.chunk) if showings else chunk).part(place.item, stop))
             count -= stop - place.item
             self._cache.begin_next(place.epoch, place.chunk)
             place = self.advance(place, stop - place.item)
         return joined(parts), place
+
+    def _make_shown(self, epoch: int, chunk: int) -> Items:
+        items = self._cache.chunk(epoch, chunk)
+        return items.shown(self.chunks.showings(epoch, chunk, items.elements["sample"]))
 
     def _size(self, epoch: int, chunk: int) -> int:
         """Items of a chunk."""
