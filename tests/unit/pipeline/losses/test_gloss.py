@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.losses.gloss import (
@@ -21,6 +20,7 @@ from pipeline.losses.gloss import (
     words_needed,
 )
 from pipeline.losses.similarity import Tokens
+from tests.contrast_reference import whole_ctc, whole_gloss_set
 from tests.unit.pipeline.losses.meeting import Meeting, Thread, mean_over_ranks
 
 CLASSES = 6
@@ -42,16 +42,6 @@ def share(logits_MV: Tensor, clips: range, criterion: GlossCriterion, *tiling: o
     return gloss_loss(Tokens(rows_MV, [WORDS[clip] for clip in clips]), glosses, criterion, *tiling)  # type: ignore[arg-type]
 
 
-def by_torch(logits_MV: Tensor, glosses: list[list[int]]) -> Tensor:
-    """torch's own loss on one padded batch, the mean over clips with glosses."""
-    there = [clip for clip, own in enumerate(glosses) if own]
-    rows = [logits_MV.split(WORDS)[clip] for clip in there]
-    padded_TBV = torch.nn.utils.rnn.pad_sequence(rows).log_softmax(-1)
-    targets = torch.tensor([gloss for clip in there for gloss in glosses[clip]])
-    lengths = (torch.tensor([WORDS[clip] for clip in there]), torch.tensor([len(glosses[clip]) for clip in there]))
-    return F.ctc_loss(padded_TBV, targets, *lengths, blank=BLANK, reduction="none").mean()
-
-
 def in_order_of_video(logits_MV: Tensor) -> list[list[int]]:
     """Each gloss at its most probable word token, equal places in the order given."""
     orders = []
@@ -60,20 +50,11 @@ def in_order_of_video(logits_MV: Tensor) -> list[list[int]]:
     return orders
 
 
-def set_by_definition(logits_MV: Tensor) -> Tensor:
-    clips = []
-    for rows_KV, own in zip(logits_MV.softmax(-1).split(WORDS), GLOSSES, strict=True):
-        if own:
-            occurs_V = 1 - (1 - rows_KV).prod(0)
-            target_V = torch.tensor([float(gloss in own) for gloss in range(CLASSES)], dtype=torch.float64)
-            clips.append(F.binary_cross_entropy(occurs_V[1:], target_V[1:], reduction="sum"))
-    return torch.stack(clips).mean()
-
-
 def expected(criterion: GlossCriterion, logits_MV: Tensor) -> Tensor:
+    logits = Tokens(logits_MV, WORDS)
     if criterion is gloss_set:
-        return set_by_definition(logits_MV)
-    return by_torch(logits_MV, GLOSSES if criterion is ctc else in_order_of_video(logits_MV))
+        return whole_gloss_set(logits, GLOSSES)
+    return whole_ctc(logits, GLOSSES if criterion is ctc else in_order_of_video(logits_MV))
 
 
 def assert_equal(found: Tensor, wanted: Tensor, logits_MV: Tensor) -> None:
