@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from pipeline.config.augment_schema import AugmentConfig
 from pipeline.config.section import Section
 from pipeline.config.stages import STAGES
+from pipeline.config.supervision_schema import AlignmentConfig, CtcConfig
 from pipeline.config.train_schema import TrainConfig
 
 if TYPE_CHECKING:
@@ -266,6 +267,10 @@ class ContrastiveConfig(Section):
     bias (SigLIP, arXiv 2303.15343, which starts from `initial_temperature: 0.1`)."""
     tile_mib: int = Field(default=0, ge=0)
     """Similarities in memory at once, rows and columns together; 0 = 4 on a CPU, 64 on a GPU."""
+    ctc: CtcConfig = CtcConfig()
+    """Glosses told to the word tokens, beside the objective (docs/gloss-supervision.md)."""
+    alignment: AlignmentConfig = AlignmentConfig()
+    """Glosses aligned with frames and word tokens, beside the objective (docs/gloss-supervision.md)."""
 
     @model_validator(mode="before")
     @classmethod

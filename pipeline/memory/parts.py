@@ -10,7 +10,10 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
 
+from pipeline.config.checks import is_remote
 from pipeline.config.schema import LlmConfig, Recipe, TextEncoderConfig, VisualConfig
+from pipeline.config.shard_sets import column_of
+from pipeline.config.source import Problem
 from pipeline.errors import RecipeError
 from pipeline.memory.stand_in import KEY, attend
 from pipeline.memory.zero import Weight
@@ -22,6 +25,9 @@ from pipeline.models.language import load_llm
 from pipeline.models.registry import new_encoder_config, tiny_vit
 from pipeline.models.text_encoder import without_zero3
 from pipeline.models.visual import HierarchicalVisualEncoder, VisualEncoderConfig
+
+UNKNOWN_GLOSSES = 20_000
+"""Vocabulary that is assumed where nobody can count it: more than published corpora have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +87,23 @@ def _contrastive(recipe: Recipe, dtype: torch.dtype) -> Parts:
     visual = _visual(recipe.model.visual, recipe.data.image_pixels, dtype)
     text = _text_config(recipe.model.text_encoder)
     width = text.get_text_config().hidden_size
-    return Parts({"model": ContrastiveModel(visual, width, recipe.contrastive)}, dtype, text)
+    model = ContrastiveModel(visual, width, recipe.contrastive, gloss_classes(recipe))
+    return Parts({"model": model}, dtype, text)
+
+
+def gloss_classes(recipe: Recipe) -> int:
+    """Classes of the gloss head, the blank included; 0 = there is none. Of `UNKNOWN_GLOSSES` if a source cannot be read
+    here."""
+    ctc = recipe.contrastive.ctc
+    if not ctc.used:
+        return 0
+    glosses: set[str] = set()
+    for source in recipe.data.train:
+        column = None if is_remote(source.shards) else column_of(source, ctc.source)
+        if column is None or isinstance(column, Problem):
+            return 1 + UNKNOWN_GLOSSES
+        glosses.update(gloss for text in column.unique().to_pylist() for gloss in text.split())
+    return 1 + len(glosses)
 
 
 def _connector(recipe: Recipe, dtype: torch.dtype) -> Parts:
