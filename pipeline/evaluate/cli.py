@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.errors import RecipeError
+from pipeline.evaluate.long_cli import SETS_HELP, LongSettings, translate_subtitles
+from shards.cli.common import with_settings
 from shards.cli.progress import progress
 from shards.errors import DataError
 
@@ -67,30 +70,38 @@ def evaluate(
         _show(scores, target)
 
 
+@with_settings(LongSettings)
 def translate(
     videos: Annotated[list[Path], typer.Argument(help="video files")],
     model: Annotated[Path, typer.Option("--model", help="folder written by `slt export` for a connector run")],
     prompt: Annotated[str | None, typer.Option(help="another prompt template, with {video} once")] = None,
     between: Annotated[str | None, typer.Option(help="translate only this part, in seconds: 12.5-20")] = None,
-    sets: Annotated[list[str], typer.Option("--set", help=_SETS_HELP.format(more=""))] = [],  # noqa: B006
+    sets: Annotated[list[str], typer.Option("--set", help=_SETS_HELP.format(more=SETS_HELP))] = [],  # noqa: B006
     as_json: _Json = False,
+    *,
+    settings: LongSettings,
 ) -> None:
     """Translate video files with an exported model; one line of text per file.
 
     A file that cannot be translated is named on stderr, the others go on,
-    and the exit code is 4.
+    and the exit code is 4. With --long, one broadcast becomes subtitles.
     """
     from pipeline.dist import Ranks, device_for
-    from pipeline.evaluate.options import PlaceOptions, parse_between, parse_sets
+    from pipeline.evaluate.options import LongOptions, PlaceOptions, parse_between, parse_sets
     from pipeline.inference.translate import Translator
     from shards.schema import VideoFile
 
-    generation, place = parse_sets(sets, PlaceOptions())
+    if settings.long and (len(videos) > 1 or between is not None):
+        raise RecipeError("--long takes one video, and all of it: give one file, without --between.")
+    generation, place = parse_sets(sets, LongOptions() if settings.long else PlaceOptions())
     start, end = parse_between(between)
     device = str(device_for(Ranks(0, 0, 1))) if place.device == "auto" else place.device
     translator = Translator.from_export(model, device, place.precision)
     if prompt is not None:
         translator = translator.with_prompt(prompt)
+    if isinstance(place, LongOptions):
+        translate_subtitles(translator, videos[0], settings, place, generation, as_json)
+        return
     failed: list[str] = []
     for path in videos:
         try:
