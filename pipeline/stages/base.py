@@ -117,7 +117,13 @@ class Stage(abc.ABC, Generic[Batch]):
     @classmethod
     def plan(cls, recipe: Recipe, sources: list[SourceConfig], train: bool) -> Plan:
         """The order of the given sources."""
-        return open_plan(recipe.data, sources, cls.plan_options(recipe, train))
+        return open_plan(recipe.data, sources, cls.plan_options(recipe, train), columns=cls.text_columns(recipe, train))
+
+    @classmethod
+    def text_columns(cls, recipe: Recipe, train: bool) -> tuple[str, ...]:
+        """The text columns that every source must have (`shards.format.text_columns`): `plan.samples.texts` gives
+        their texts, and a change of their content is a change of the data."""
+        return ()
 
     @classmethod
     def plans(cls, recipe: Recipe) -> Plans:

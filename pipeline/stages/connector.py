@@ -69,7 +69,8 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
     @classmethod
     def plan(cls, recipe: Recipe, sources: list[SourceConfig], train: bool) -> Plan:
         count = count_answers(recipe) if train and recipe.data.pack_tokens else None
-        return open_plan(recipe.data, sources, cls.plan_options(recipe, train), count)
+        columns = cls.text_columns(recipe, train)
+        return open_plan(recipe.data, sources, cls.plan_options(recipe, train), count, columns)
 
     @classmethod
     def build(cls, context: StageContext, plans: Plans) -> Self:

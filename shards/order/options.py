@@ -7,12 +7,14 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
 from shards.errors import DataError
 from shards.format.index import ShardSet
+from shards.format.text_columns import TextColumn, open_column
 from shards.order.mix import Schedule, Weight, as_schedule
 from shards.order.shuffle import Ints
 
@@ -42,6 +44,14 @@ class Source:
     """Passes per epoch (2.0 shows every sample twice, 0.5 half of them), or the proportion of an epoch when
     ``epoch_samples`` is set. A schedule is (epoch, weight) points, linear between them and constant outside; 0 leaves
     the source out."""
+    columns: tuple[str, ...] = ()
+    """Text columns of the shard set that the run reads (:mod:`shards.format.text_columns`): their content is part of
+    the order's identity, so that a changed one is noticed."""
+
+    @cached_property
+    def text_columns(self) -> dict[str, TextColumn]:
+        """The opened ``columns`` by name. Raises DataError for one that is missing or does not belong to the set."""
+        return {name: open_column(self.shard_set, name) for name in self.columns}
 
     @property
     def schedule(self) -> Schedule:
@@ -173,11 +183,22 @@ def _check_tokenizer(shard_set: ShardSet, options: PlanOptions) -> None:
 def identity(sources: Sequence[Source], options: PlanOptions) -> dict[str, Any]:
     """What the order depends on, readable: the options that are not at their default, and per source its content,
     selection and weight (shortened when there are many)."""
+    read = [{name: column.fingerprint for name, column in source.text_columns.items()} for source in sources]
     parts = [
         f"{source.shard_set.fingerprint[:16]} {source.split}/{source.corpus or '*'} x{source.named_weight()}"
-        for source in sources
+        + "".join(f" +{name}:{of[:8]}" for name, of in columns.items())
+        for source, columns in zip(sources, read, strict=True)
     ]
-    exact = [[source.shard_set.fingerprint, source.split, source.corpus, repr(source.schedule)] for source in sources]
+    exact = [
+        [
+            source.shard_set.fingerprint,
+            source.split,
+            source.corpus,
+            repr(source.schedule),
+            *([columns] if columns else []),
+        ]
+        for source, columns in zip(sources, read, strict=True)
+    ]
     digest = hashlib.sha256(json.dumps(exact).encode()).hexdigest()[:16]
     shown = parts if sum(map(len, parts)) <= _SHOWN_CHARACTERS else [f"{len(parts)} sources"]
     values = {**_defaults(), **dataclasses.asdict(options)}
@@ -201,7 +222,7 @@ def differing_parts(theirs: str, ours: str) -> list[str]:
     parts = {
         "plan options or version of the order": slice(0, 8),
         "seed": slice(8, 16),
-        "shards, split, corpus or weight": slice(16, 32),
+        "shards, split, corpus, weight or text columns": slice(16, 32),
     }
     different = [name for name, part in parts.items() if theirs[part] != ours[part]]
     return [f"different {', '.join(different)} (fingerprint was {theirs}, is {ours})"]

@@ -7,7 +7,6 @@ import json
 import pickle
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from shards.format.index import read_index
 from shards.order.figures import describe, stats
 from shards.order.options import PlanOptions, Source, kept_frames
 from shards.order.plan import Cursor, Plan
+from shards.order.samples import Samples
 from tests.unit.shards.shard_sets import in_memory, write_videos
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=80)
@@ -203,8 +203,8 @@ def test_a_plan_counts_the_texts_of_its_sequences_itself() -> None:
         Source(in_memory("video", [4], "two", text=["d e f"])),
     ]
 
-    def count(texts: Sequence[str]) -> np.ndarray:
-        return np.array([10 * len(text.split()) for text in texts])
+    def count(samples: Samples) -> np.ndarray:
+        return np.array([10 * len(text.split()) for text in samples.column("text").to_pylist()])
 
     plan = Plan(sources, OPTIONS["sequence"], count)
     elements = plan.epoch(0).elements
@@ -251,7 +251,7 @@ def test_a_state_of_other_shards_is_refused_by_name() -> None:
     state = make("clip", [5, 6, 7]).state(Cursor())
     with pytest.raises(DataError, match=r"sources: was \['.* train/\* x1'\], is"):
         make("clip", [5, 6, 8]).restore(state)
-    with pytest.raises(DataError, match="different shards, split, corpus or weight"):
+    with pytest.raises(DataError, match="different shards, split, corpus, weight or text columns"):
         make("clip", [5, 6, 8]).restore({name: value for name, value in state.items() if name != "identity"})
     many = [Source(in_memory("video", [5] * 4, f"corpus-{n}")) for n in range(40)]
     state = Plan(many, PlanOptions("clip")).state(Cursor())
