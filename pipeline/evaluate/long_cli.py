@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from dataclasses import dataclass, field
@@ -11,10 +12,14 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from pipeline.errors import RecipeError
+from shards.cli.progress import progress
 from shards.schema import Crop
 
 if TYPE_CHECKING:
+    from pipeline.evaluate.broadcasts import BroadcastScores
+    from pipeline.evaluate.metrics import Scores
     from pipeline.evaluate.options import LongOptions
+    from pipeline.evaluate.run import EvalRanks
     from pipeline.inference.generate import GenerationOptions
     from pipeline.inference.long_video import LongReport
     from pipeline.inference.translate import Translator
@@ -45,6 +50,46 @@ class LongSettings:
     def __post_init__(self) -> None:
         if not self.long and (self.out, self.segments, self.tiers, self.crop) != (None, None, [], None):
             raise RecipeError("--out, --segments, --tier and --crop belong to --long: add it, or leave them out.")
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """The options of `slt evaluate`."""
+
+    shards: Annotated[
+        list[Path],
+        typer.Option("--shards", help="shard set of videos, or of the model's own frozen features; repeat for several"),
+    ] = field(default_factory=list)
+    split: Annotated[str, typer.Option(help="split to translate")] = "test"
+    protocol: Annotated[str, typer.Option(help="how BLEU and ROUGE are computed: phoenix14t, csl_daily, ...")] = (
+        "default"
+    )
+    out: Annotated[
+        Path | None, typer.Option(help="folder to write; default MODEL/evaluation/SPLIT, or .../long for --long")
+    ] = None
+    long: Annotated[
+        Path | None, typer.Option(help="instead of --shards: folder of whole videos with subtitle files of their names")
+    ] = None
+    subtitles: Annotated[Path | None, typer.Option(help="with --long: folder of the subtitles; default beside")] = None
+    tracks: Annotated[list[str], typer.Option("--track", help="with --long: de of video.de.vtt; repeat")] = field(
+        default_factory=list
+    )
+    tiers: Annotated[list[str], typer.Option("--tier", help="with --long: tier of ELAN files; repeat")] = field(
+        default_factory=list
+    )
+    given_times: Annotated[
+        bool, typer.Option("--given-times", help="with --long: translate at the true times instead of finding them")
+    ] = False
+    crop: Annotated[str | None, typer.Option(help="with --long: left,top,right,bottom as fractions")] = None
+
+    def __post_init__(self) -> None:
+        if (self.long is None) == (not self.shards):
+            raise RecipeError(
+                "slt evaluate scores either the samples of --shards or the whole videos of --long: give one."
+            )
+        others = (self.subtitles, self.tracks, self.tiers, self.given_times, self.crop)
+        if self.long is None and others != (None, [], [], False, None):
+            raise RecipeError("--subtitles, --track, --tier, --given-times and --crop belong to --long.")
 
 
 def parse_crop(text: str | None) -> Crop | None:
@@ -105,3 +150,68 @@ def report_line(report: LongReport, given: bool) -> str:
     """What became of the video, in one line."""
     short = "given spans outside the video" if given else "moments of motion too short for a sentence"
     return f"{report.cues} subtitles; left out: {report.skipped} {short}, {report.without_text} without text"
+
+
+def evaluate_videos(
+    model: Path, settings: EvaluateSettings, sets: list[str], ranks: EvalRanks, default_device: str, as_json: bool
+) -> None:
+    """Subtitle the videos of `settings.long` and score them; show the scores on rank 0."""
+    from pipeline.evaluate.options import LongOptions, parse_sets
+    from pipeline.evaluate.run_long import Videos, evaluate_long
+    from pipeline.inference.translate import Translator
+
+    assert settings.long is not None
+    generation, options = parse_sets(sets, LongOptions())
+    crop, target = parse_crop(settings.crop), settings.out or model / "evaluation" / "long"
+    device = default_device if options.device == "auto" else options.device
+    translator = Translator.from_export(model, device, options.precision)
+    videos = Videos(
+        settings.long,
+        settings.subtitles or settings.long,
+        settings.tracks,
+        settings.tiers,
+        settings.given_times,
+        crop,
+    )
+    quiet = as_json or ranks.rank != 0
+    with contextlib.nullcontext() if quiet else progress("subtitling videos") as on_progress:
+        scores = evaluate_long(translator, videos, target, (options, generation, settings.protocol), ranks, on_progress)
+    if scores is not None and as_json:
+        typer.echo(json.dumps(scores.to_dict(), ensure_ascii=False, indent=1))
+    elif scores is not None:
+        _show_long(scores, target)
+
+
+def show_table(title: str, rows: dict[str, Scores]) -> None:
+    """Translation scores, one row each."""
+    from rich.table import Table
+
+    from shards.terminal import table_console
+
+    names = ("bleu1", "bleu2", "bleu3", "bleu4", "chrf", "rouge_l", "rouge_l_mscoco")
+    table = Table(title=title)
+    if len(rows) > 1:
+        table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right")
+    for label, scores in rows.items():
+        table.add_row(*([label] if len(rows) > 1 else []), *(f"{getattr(scores, name):.2f}" for name in names))
+    table_console().print(table)
+
+
+def _show_long(scores: BroadcastScores, target: Path) -> None:
+    from shards.terminal import table_console
+
+    found = scores.segmentation
+    show_table(
+        f"{scores.number_of_videos} videos, protocol {scores.sentences.protocol}",
+        {"sentence by sentence": scores.sentences, "whole videos": scores.videos},
+    )
+    lines = (
+        f"{found.hypothesis_segments} subtitles for {found.reference_segments} sentences"
+        f" ({found.segments_per_reference:.2f} each): F1 {found.segment_f1:.1f} at IoU above 0.5 (precision"
+        f" {found.segment_precision:.1f}, recall {found.segment_recall:.1f})",
+        f"signing and rest: IoU {found.iou:.1f}, F1 {found.frame_f1:.1f}; files in {target}",
+    )
+    for line in lines:
+        table_console().print(line, highlight=False, soft_wrap=True)
