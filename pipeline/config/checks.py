@@ -224,6 +224,11 @@ def is_remote(shards: str) -> bool:
     return "://" in shards and not shards.startswith("file://")
 
 
+def _augment(recipe: Recipe) -> Iterator[Problem]:
+    for name, text in recipe.data.augment.wrong_pairs():
+        yield Problem(f"data.augment.{name} {text}", (f"data.augment.{name}",))
+
+
 def _remote(recipe: Recipe) -> Iterator[Problem]:
     data = recipe.data
     remote = next((s.shards for s in (*data.train, *data.eval) if is_remote(s.shards)), None)
@@ -332,7 +337,7 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
 
 RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _length, _parts, _one_of_path_and_tiny, _heads, _images, _batch, _long_text, _data, _precision, _zero_choice,
-    _texts, _paths,
+    _texts, _paths, _augment,
 )  # fmt: skip
 
 __all__ = ["RULES", "batch_problem", "cross_field_problems", "heads_problem", "is_remote", "notes"]

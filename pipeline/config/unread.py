@@ -42,6 +42,8 @@ def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
     elif visual is not None and visual.backbone is not None and visual.backbone.train != "lora":
         for name in ("lora_rank", "lora_alpha"):
             yield f"model.visual.backbone.{name}", f"model.visual.backbone.train is {visual.backbone.train}, not lora"
+    if not data.augment.erase:
+        yield "data.augment.erase_area", "data.augment.erase is 0"
     if objective != "both":
         yield "contrastive.token_weight", f"contrastive.objective is {objective}, not both"
     if objective == "sentence":

@@ -148,8 +148,11 @@ class Stage(abc.ABC, Generic[Batch]):
 
     # -- data ------------------------------------------------------------------------------------------------------
     @abc.abstractmethod
-    def fetch(self) -> Callable[..., Any]:
-        """Picklable ``fetch(reader, item)`` run in loader workers: item -> list of raw samples."""
+    def fetch(self, train: bool) -> Callable[..., Any]:
+        """Picklable ``fetch(reader, item)`` run in loader workers: item -> list of raw samples.
+
+        ``train``: whether for training, which may change samples, or for held-out data.
+        """
 
     @abc.abstractmethod
     def collate(self) -> Callable[[list[list[Any]]], Batch]:
@@ -176,7 +179,7 @@ class Stage(abc.ABC, Generic[Batch]):
             EvaluationStopped: on all ranks before the same batch.
         """
         plan = self.plan(self.recipe, sources, train=False)
-        loader = held_out_loader(self.context, plan, self.fetch(), collate, max_samples)
+        loader = held_out_loader(self.context, plan, self.fetch(train=False), collate, max_samples)
         for batch, samples in loader.padded():
             if dist.any_rank(stop_requested()):
                 raise EvaluationStopped
