@@ -86,6 +86,8 @@ class BackboneConfig(Section):
     """Rank of the adapters with `train: lora`."""
     lora_alpha: float = Field(default=16.0, gt=0)
     """Their scale: outputs are multiplied by `lora_alpha / lora_rank`."""
+    lora_targets: list[str] = []
+    """Layers that get them, as in `train.parts`; empty = every linear layer."""
     pool: Literal["cls", "mean", "cls_mean"] = "cls"
     """How patch tokens become one frame token; `cls_mean` concatenates both."""
     frames_per_pass: int = Field(default=0, ge=0)

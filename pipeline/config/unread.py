@@ -40,7 +40,7 @@ def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
         for name in _NEW_ENCODER:
             yield f"model.visual.{name}", "it comes from the exported encoder in model.visual.path"
     elif visual is not None and visual.backbone is not None and visual.backbone.train != "lora":
-        for name in ("lora_rank", "lora_alpha"):
+        for name in ("lora_rank", "lora_alpha", "lora_targets"):
             yield f"model.visual.backbone.{name}", f"model.visual.backbone.train is {visual.backbone.train}, not lora"
     if not data.augment.erase:
         yield "data.augment.erase_area", "data.augment.erase is 0"

@@ -125,7 +125,8 @@ def _llm(recipe: Recipe, parts: Parts, tokens: int, fields: tuple[str, ...]) -> 
     passes = "" if trains else ", the model frozen and gradients passing through"
     rule = f"{tokens} tokens, {how}{passes}"
     yield Line("activations of the LLM", size, rule, _BACKWARD, ("model.gradient_checkpointing", *fields))
-    yield from _head(recipe, parts.llm, tokens, trains)
+    head = any(parameter.requires_grad for parameter in parts.llm.get_output_embeddings().parameters())
+    yield from _head(recipe, parts.llm, tokens, head)
 
 
 def how_recomputed(share: float) -> str:
@@ -203,7 +204,7 @@ def _frames(recipe: Recipe, parts: Parts, trains: bool) -> Iterator[Line]:
 
 
 def _translation(recipe: Recipe, parts: Parts) -> Iterator[Line]:
-    yield from _frames(recipe, parts, trains=False)
+    yield from _frames(recipe, parts, trains=any(p.requires_grad for p in parts.visual.parameters()))
     micro, stride, packed = recipe.train.micro_batch, _stride(recipe, parts), recipe.data.pack_tokens
     tokens = -(-clip_frames(recipe, stride) // stride) + micro
     # a prompt has hardly more tokens than half its characters
