@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -327,17 +327,24 @@ def _transcode_pass(pieces: Sequence[VideoFile], options: VideoOptions, back: fl
 
 def _encode(frames: Iterator[av.VideoFrame], fps: float, pictures: Pictures, options: VideoOptions) -> bytes:
     """Encode frames with x264, one thread."""
+    return encode_pictures(map(pictures, frames), fps, options, pictures.where)
+
+
+def encode_pictures(pictures: Iterable[av.VideoFrame], fps: float, options: VideoOptions, where: str) -> bytes:
+    """Stored pictures (:class:`shards.media.picture.Pictures`) as the mp4 file of :func:`transcode`.
+
+    Raises DataError when there is none.
+    """
     rate = Fraction(fps).limit_denominator(1001)
     buffer, stream = io.BytesIO(), None
     with av.open(buffer, "w", format="mp4", options={"fflags": "bitexact"}) as output:
-        for number, frame in enumerate(frames):
-            picture = pictures(frame)
+        for number, picture in enumerate(pictures):
             if stream is None:
                 stream = _new_stream(output, rate, options, picture)
             picture.pts, picture.time_base = number, 1 / rate
             output.mux(stream.encode(picture))
         if stream is None:
-            raise DataError("no frame between the two times", where=pictures.where, fix="check start and end")
+            raise DataError("no frame between the two times", where=where, fix="check start and end")
         output.mux(stream.encode())
     return buffer.getvalue()
 

@@ -29,6 +29,8 @@ CASES = [
     (CONTRASTIVE, ["model.visual.word.heads=5"], "model.visual.word.heads=5 does not divide model.visual.width=128"),
     (CONTRASTIVE, ["model.visual.sentence.heads=5"], "model.visual.sentence.heads=5 does not divide"),
     (CONTRASTIVE, ["model.visual.backbone.tiny.heads=5"], "backbone.tiny.heads=5 does not divide"),
+    (CONTRASTIVE, ["contrastive.ctc={weight: 1, order: video}"], "contrastive.ctc.order=video needs"
+     " contrastive.ctc.set_weight above 0: what tells the order is a classifier"),
     (CONTRASTIVE, ["data.image_pixels=60"], "data.image_pixels=60 is not a multiple of"),
     (CONTRASTIVE, ["data.max_frames=600"], "data.max_frames=600 is more than the positions of"),
     (CONNECTOR, ["train.world_sizes=[]"], "train.world_sizes is empty; list at least one"),
