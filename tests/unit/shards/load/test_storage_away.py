@@ -63,5 +63,5 @@ def test_reading_several_samples_stops(tmp_path: Path, monkeypatch: pytest.Monke
 def test_features_that_are_not_whole_frames_are_named(tmp_path: Path) -> None:
     folder = write_videos(tmp_path / "set", [b"1234567"], [4])
     reader = Reader(Plan([Source(read_index(folder))], PlanOptions("clip")))
-    with pytest.raises(DataError, match=r"7 bytes are not 4 rows of float16 in 64 views\n  fix: run `slt shards lint DIR`"):
+    with pytest.raises(DataError, match=r"7 bytes are not 4 rows of float16\n  fix: run `slt shards lint DIR`"):
         read_features(reader, 0, 0, 1)
