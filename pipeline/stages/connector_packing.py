@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from pipeline.config.schema import Recipe
+from pipeline.inference.references import most_of_texts
 from pipeline.models.language import load_tokenizer
 from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.registry import build_processor, word_stride
@@ -31,7 +31,8 @@ def sequence_options(options: PlanOptions, recipe: Recipe) -> PlanOptions:
 
 
 def count_answers(recipe: Recipe) -> CountTokens:
-    """``count(samples)``: tokens of each one's text as an answer, eos included, exactly as the collator makes them.
+    """``count(samples)``: tokens of each one's text as an answer, eos included, exactly as the collator makes them; of
+    several texts the longest one's.
 
     The count that an index may hold is that of the text alone, whose first word a tokenizer can cut otherwise than
     behind the space that follows the prompt.
@@ -39,11 +40,17 @@ def count_answers(recipe: Recipe) -> CountTokens:
     processor = _processor(recipe)
 
     def count(samples: Samples) -> Ints:
-        texts = samples.column("text").to_pylist()
-        of_text = {text: len(processor.answer_ids(text)) for text in dict.fromkeys(texts)}
-        return np.fromiter(map(of_text.__getitem__, texts), dtype=np.int64, count=len(texts))
+        return answer_tokens(processor, samples, recipe.data.references.train)
 
     return count
+
+
+def answer_tokens(processor: LlavaSltProcessor, samples: Samples, references: Sequence[str]) -> Ints:
+    """[n_samples] tokens of the longest answer that a sample is trained with, its end included.
+
+    ``references``: text columns with further answers.
+    """
+    return most_of_texts(samples, references, lambda text: len(processor.answer_ids(text)))
 
 
 def _processor(recipe: Recipe) -> LlavaSltProcessor:
