@@ -269,6 +269,9 @@ class ContrastiveConfig(Section):
     bias (SigLIP, arXiv 2303.15343, which starts from `initial_temperature: 0.1`)."""
     tile_mib: int = Field(default=0, ge=0)
     """Similarities in memory at once, rows and columns together; 0 = 4 on a CPU, 64 on a GPU."""
+    glosses: str = Field(default="gloss", pattern="^[a-z][a-z0-9_]*$")
+    """Where a clip's glosses are, for `ctc` and `alignment`: words between spaces, in the index (`gloss`) or in a text
+    column of this name, such as pseudo-glosses (docs/data-format.md)."""
     ctc: CtcConfig = CtcConfig()
     """Glosses told to the word tokens, beside the objective (docs/gloss-supervision.md)."""
     alignment: AlignmentConfig = AlignmentConfig()
