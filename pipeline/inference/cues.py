@@ -1,7 +1,7 @@
 """What a prompt shows of each sample of a plan: from its index row and its text columns, in loader processes.
 
 In training a cue may be left out, and examples change, by random numbers that (seed, sample, showing) decide
-(:mod:`shards.load.draws`). An item without showings is an evaluation's: nothing is drawn.
+(:mod:`shards.load.draws`). In evaluations nothing is drawn.
 """
 
 from __future__ import annotations
@@ -126,14 +126,16 @@ class FetchPrompted:
     clips: Callable[[SampleReader, Elements], list[Any]]
     """Gives the clips of an item."""
     cues: CueReader
+    train: bool = False
+    """Whether cues are left out and examples drawn."""
 
     @property
     def draws(self) -> bool:
-        """Training tells how often each sample was shown (:mod:`shards.load.substitute`)."""
-        return True
+        """Whether it has to know how often each sample was shown before (:mod:`shards.load.substitute`)."""
+        return self.train
 
     def __call__(self, reader: SampleReader, item: Elements) -> list[Prompted]:
-        shown = item["showing"].tolist() if "showing" in (item.dtype.names or ()) else None
+        shown = item["showing"].tolist() if self.train else None
         prompted: list[Prompted] = []
         for number, (sample, clip) in enumerate(zip(item["sample"].tolist(), self.clips(reader, item), strict=True)):
             draw = None
@@ -143,9 +145,11 @@ class FetchPrompted:
         return prompted
 
 
-def with_cues(clips: Callable[[SampleReader, Elements], list[Any]], processor: LlavaSltProcessor) -> Callable[..., Any]:
+def with_cues(
+    clips: Callable[[SampleReader, Elements], list[Any]], processor: LlavaSltProcessor, train: bool = False
+) -> Callable[..., Any]:
     """A fetch of clips as the processor's collate functions take it: with cues, where its prompt shows any."""
-    return FetchPrompted(clips, CueReader(processor.options)) if processor.cues else clips
+    return FetchPrompted(clips, CueReader(processor.options), train) if processor.cues else clips
 
 
 def apart(items: list[list[Any]], processor: LlavaSltProcessor) -> tuple[list[list[Any]], list[Cues] | None]:

@@ -141,6 +141,10 @@ class LlavaSltProcessor:
         """The same processor with what `{example}` chooses from."""
         return LlavaSltProcessor(self.tokenizer, replace(self.options, examples=tuple(examples)))
 
+    def stand_ins(self, count: int) -> list[Cues]:
+        """Cues of clips without a sample, as those of a probe: a word in every field."""
+        return [dict.fromkeys(self.cues, STAND_IN)] * count
+
     def visual_tokens(self, frames: int) -> int:
         """Placeholders for a clip of ``frames`` frames: ceil(frames / stride), or frames for connector_tokens=frame."""
         return frames if self.options.connector_tokens == "frame" else -(-frames // self.options.stride)

@@ -98,6 +98,8 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
             kernels.fuse_layers(llava.llm)
         check_answers(llava.llm, processor, plans)
         stage = cls(context, llava, processor, generation_key(llava.llm, backend))
+        if llava.visual.backbone.trains:
+            llava.visual.config.backbone_fingerprint = ""  # of weights that change from now on
         # an encoder that trained its backbone takes stored features, too, now that it is frozen
         check_video(context, plans, llava.visual, model.llm.path if model.llm is not None else None)
         return stage
@@ -105,8 +107,8 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
     def freeze_plan(self) -> dict[str, bool]:
         return {"visual": False, "connector": True, "llm": False}
 
-    def fetch(self) -> Callable[..., Any]:
-        return with_cues(super().fetch(), self.processor)
+    def fetch(self, train: bool) -> Callable[..., Any]:
+        return with_cues(super().fetch(train), self.processor, train)
 
     def collate(self) -> TranslationCollate:
         return TranslationCollate(self.processor, self.module.config.visual_config.clip_sizes())
@@ -148,7 +150,7 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
     def outputs(
         self, model: Callable[..., Any], frames_NHWC: torch.Tensor, lengths_B: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        tokens = self.processor(frame_lengths=lengths_B.tolist(), texts=["a b", "c"])
+        tokens = self.processor(frame_lengths=lengths_B.tolist(), texts=["a b", "c"], cues=self.processor.stand_ins(2))
         ids_BL, mask_BL = tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)
         with switched(self.module.llm, "sdpa"):  # flash kernels leave zeros at padding, where sdpa computes something
             output = model(frames=frames_NHWC, frame_lengths=lengths_B, input_ids=ids_BL, attention_mask=mask_BL)

@@ -109,7 +109,7 @@ def read(plan: Plan, fetch: Any, steps: int, workers: int = 0, state: Any = None
 
 def test_cues_are_the_same_for_any_worker_count_and_after_resume(folder: Path) -> None:
     plan = plan_of(folder)
-    fetch = FetchPrompted(fetch_sample, CueReader(options_of(plan)))
+    fetch = FetchPrompted(fetch_sample, CueReader(options_of(plan)), train=True)
     whole, _ = read(plan, fetch, steps=8)
     assert read(plan, fetch, steps=8, workers=2)[0] == whole
     first, state = read(plan, fetch, steps=3)
@@ -159,7 +159,7 @@ def test_packed_items_are_never_longer_than_planned_and_equal_without_dropout(fo
         context = StageContext(recipe, 0, 1, torch.device("cpu"))
         plans = ConnectorStage.plans(recipe)
         stage = ConnectorStage.build(context, plans)
-        fetch = FetchPrompted(fetch_frames, CueReader(stage.processor.options))
+        fetch = FetchPrompted(fetch_frames, CueReader(stage.processor.options), train=True)
         loader = StepLoader(plans.train, fetch, stage.collate(), LoaderOptions(0, 1, 1, 1))
         planned = {n: length for n, _, length in plans.train.epoch(0).elements.tolist()}
         lengths = []
