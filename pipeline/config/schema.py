@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.augment_schema import AugmentConfig
+from pipeline.config.prompt_schema import PromptsConfig
 from pipeline.config.section import Section
 from pipeline.config.stages import STAGES
 from pipeline.config.supervision_schema import AlignmentConfig, CtcConfig
@@ -286,7 +287,10 @@ class ContrastiveConfig(Section):
 
 class ConnectorStageConfig(Section):
     prompt: str = "{video}"
-    """Text around the word tokens; must contain `{video}` once. Control tokens in it are those tokens."""
+    """Text around the word tokens; must contain `{video}` once. Control tokens in it are those tokens. It may show
+    `{language}`, `{sign_language}`, `{previous}`, `{gloss}` and `{example}` of each sample (docs/prompts.md)."""
+    prompts: PromptsConfig = PromptsConfig()
+    """Where these fields get their texts from."""
     max_new_tokens: int = Field(default=64, gt=0)
     """Longest translation during training's evaluations."""
     num_beams: int = Field(default=1, gt=0)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from pipeline.inference.clips import Clip, Clips, pack_clips
+from pipeline.inference.cues import apart
 from pipeline.losses import IGNORE_LABEL
 from pipeline.models.attention import Packed, packed_kwargs
 from pipeline.models.clip_layout import ClipSizes
@@ -144,9 +145,11 @@ class TranslationCollate:
     processor: LlavaSltProcessor
     sizes: ClipSizes
 
-    def __call__(self, items: list[list[Clip]]) -> TranslationBatch:
+    def __call__(self, items: list[list[Any]]) -> TranslationBatch:
+        """``items``: what the fetch of `with_cues` gives."""
+        items, cues = apart(items, self.processor)
         clips = pack_clips(items, self.sizes)
-        row = self.processor.pack(clips["frame_lengths_B"].tolist(), [row.text for row in clips["rows"]])
+        row = self.processor.pack(clips["frame_lengths_B"].tolist(), [row.text for row in clips["rows"]], cues)
         valid = len(row["answers"]["targets_N"])
         return {**clips, **row, "valid_tokens": valid, "samples": len(clips["rows"]), "maxima": {}}
 
