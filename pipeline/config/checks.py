@@ -304,6 +304,13 @@ def _texts(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(text, ("model.text_encoder.pooling", "model.text_encoder.kind"))
 
 
+def _rewards(recipe: Recipe) -> Iterator[Problem]:
+    config = recipe.sequence_tuning
+    if recipe.stage == "sequence_tuning" and not config.bleu_weight and not config.rouge_l_weight:
+        names = ("sequence_tuning.bleu_weight", "sequence_tuning.rouge_l_weight")
+        yield Problem(f"{' and '.join(names)} are both 0: every translation has the reward 0; raise one", names)
+
+
 def _paths(recipe: Recipe) -> Iterator[Problem]:
     """Paths mean the same on every host: no variables, no home folders."""
     model = recipe.model
@@ -332,7 +339,7 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
 
 RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _length, _parts, _one_of_path_and_tiny, _heads, _images, _batch, _long_text, _data, _precision, _zero_choice,
-    _texts, _paths,
+    _texts, _rewards, _paths,
 )  # fmt: skip
 
 __all__ = ["RULES", "batch_problem", "cross_field_problems", "heads_problem", "is_remote", "notes"]

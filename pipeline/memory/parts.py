@@ -64,7 +64,8 @@ def parts_of(recipe: Recipe) -> Parts:
     # a rank that plans after it ran out of memory may have ZeRO-3 configured, which would partition these models, too
     with without_zero3(), torch.device("meta"):
         return {
-            "continued_pretraining": _continued_pretraining, "contrastive": _contrastive, "connector": _connector
+            "continued_pretraining": _continued_pretraining, "contrastive": _contrastive, "connector": _connector,
+            "sequence_tuning": _connector,
         }[recipe.stage](recipe, dtype)  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from pipeline.config.schema import Recipe
 from pipeline.config.stages import STAGES
 from tests.source_tree import LIBRARY, FunctionNode, Source, imported_modules, sources, within
 
-SCHEMA = ("pipeline/config/schema.py", "pipeline/config/train_schema.py")
+SCHEMA = ("pipeline/config/schema.py", "pipeline/config/train_schema.py", "pipeline/config/sequence_schema.py")
 NOT_READ_YET: frozenset[str] = frozenset()
 """`Section.field` entries that wait for their code; must end empty."""
 

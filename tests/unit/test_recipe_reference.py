@@ -10,12 +10,11 @@ from pipeline.config import schema
 from tests.source_tree import ROOT, sources
 
 PAGE = ROOT / "docs" / "recipe-reference.md"
-FILES = ("pipeline/config/schema.py", "pipeline/config/train_schema.py")
+FILES = ("pipeline/config/schema.py", "pipeline/config/train_schema.py", "pipeline/config/sequence_schema.py")
 HEAD = """# Recipe reference
 
-Every setting, from the types in [`schema.py`](../pipeline/config/schema.py) and
-[`train_schema.py`](../pipeline/config/train_schema.py). Written by
-`make reference`; how settings are combined and checked is in [recipes](recipes.md).
+Every setting, from the types in [`schema.py`](../pipeline/config/schema.py) and the `*_schema.py` files beside it.
+Written by `make reference`; how settings are combined and checked is in [recipes](recipes.md).
 """
 
 

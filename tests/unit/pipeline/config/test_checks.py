@@ -73,6 +73,8 @@ CASES = [
     (PRETRAINING, ["model.attention=fa2"], "model.attention=fa2 computes in 16 bits only, but train.precision=fp32"),
     (CONNECTOR, ["train.optimizer.betas=[0.9, 1.0]"], "train.optimizer.betas.1=1.0 must be at least 0 and below 1"),
     (CONNECTOR, ["connector.prompt='{video}{video}'"], "connector.prompt must contain {video} exactly once"),
+    (CONNECTOR, ["stage=sequence_tuning", "sequence_tuning.bleu_weight=0", "sequence_tuning.rouge_l_weight=0"],
+     "sequence_tuning.bleu_weight and sequence_tuning.rouge_l_weight are both 0: every translation has the reward 0"),
     (CONTRASTIVE, ["model.text_encoder.kind=llm", "model.text_encoder.pooling=cls"], "which has seen no text in a"),
     (CONNECTOR, ["run_dir=$HOME/x"], "run_dir='$HOME/x': recipes do not expand variables"),
     (CONNECTOR, ["model.llm.path=~/llm"], "model.llm.path='~/llm': recipes do not expand variables"),
