@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.config.schema import Recipe
 from pipeline.models.pretrained import check_positions, position_limit
 from pipeline.models.processing import LlavaSltProcessor
-from pipeline.stages.connector_packing import answer_tokens
+from pipeline.stages.connector_packing import answer_tokens, most_prompt_tokens
 from pipeline.stages.data import Plans
 
 
@@ -31,9 +31,13 @@ def check_answers(llm: Any, processor: LlavaSltProcessor, plans: Plans, referenc
         return
     samples, options = plans.train.samples, plans.train.options
     kept = options.most_frames(samples.column("frames").to_numpy())
-    answers = answer_tokens(processor, samples, references)
+    prompts, answers = (
+        most_prompt_tokens(processor, samples, options.seed),
+        answer_tokens(processor, samples, references),
+    )
     lengths = [
-        len(processor.prompt_ids(int(frames))) + int(answer) for frames, answer in zip(kept, answers, strict=True)
+        processor.visual_tokens(int(frames)) + int(prompt) + int(answer)
+        for frames, prompt, answer in zip(kept, prompts, answers, strict=True)
     ]
     longest = lengths.index(max(lengths))
     row = samples.row(longest)

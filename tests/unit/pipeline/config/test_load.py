@@ -52,8 +52,8 @@ def test_rules_are_silent_about_settings_that_are_wrong_themselves(tmp_path: Pat
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("stage: connector", "stage: conector", "stage must be 'continued_pretraining', 'contrastive' or 'connector',"
-         " got 'conector'; did you mean connector?"),
+        ("stage: connector", "stage: conector", "stage must be 'continued_pretraining', 'contrastive', 'connector' or"
+         " 'sequence_tuning', got 'conector'; did you mean connector?"),
         ("    - shards: shards/video", "    - shard: x", "data.train.0.shards is missing"),
         ("data:\n  train:\n    - shards: shards/video\n", "", "data is missing"),
         ("train:\n    - shards: shards/video", "train: []", "data.train: list should have at least 1 item"),
@@ -168,8 +168,8 @@ UNREAD_CASES = [
     (CONNECTOR, "data.block_tokens=99", "is not read by the connector stage"),
     (PRETRAINING, "data.augment.flip=0.5", "is not read by the continued_pretraining stage"),
     (PRETRAINING, "data.references.train=[paraphrase]", "is not read by the continued_pretraining stage"),
-    (CONTRASTIVE, "data.references.eval=[paraphrase]", "is not read by the contrastive stage"),
-    (CONNECTOR, "data.references.eval=[paraphrase]", "is not read: data.eval is empty"),
+    (CONTRASTIVE, "data.references.scored=[paraphrase]", "is not read by the contrastive stage"),
+    (CONNECTOR, "data.references.scored=[paraphrase]", "is not read: data.eval is empty"),
     (CONTRASTIVE, "data.augment.erase_area=[0.1, 0.2]", "is not read: data.augment.erase is 0"),
     (CONTRASTIVE, "data.pack_tokens=99", "is not read by the contrastive stage"),
     (CONNECTOR, "model.visual.centre_clips=false", "is not read: it comes from the exported encoder in model.visual"),
