@@ -36,7 +36,7 @@ _FRAME_FIELDS = ("train.micro_batch", "data.max_frames", "data.frame_stride")
 
 def activation_lines(recipe: Recipe, parts: Parts) -> list[Line]:
     """What a micro-batch takes beside the weights."""
-    rule = {"continued_pretraining": _packs, "contrastive": _contrastive, "connector": _translation}[recipe.stage]
+    rule = {"continued_pretraining": _packs, "contrastive": _contrastive}.get(recipe.stage, _translation)
     return [line for line in rule(recipe, parts) if line.bytes]
 
 
@@ -209,12 +209,18 @@ def _translation(recipe: Recipe, parts: Parts) -> Iterator[Line]:
     tokens = -(-clip_frames(recipe, stride) // stride) + micro
     # a prompt has hardly more tokens than half its characters
     answers = micro * (len(recipe.connector.prompt) // 2 + recipe.connector.max_new_tokens)
-    in_row = micro * packed if packed else tokens + answers
-    yield from _llm(recipe, parts, in_row, ("data.pack_tokens", *_FRAME_FIELDS))
+    in_row = (micro * packed if packed else tokens + answers) * _candidates(recipe)
+    own = ("sequence_tuning.samples",) if recipe.stage == "sequence_tuning" else ()
+    yield from _llm(recipe, parts, in_row, ("data.pack_tokens", *own, *_FRAME_FIELDS))
     size = 2 if parts.dtype == torch.bfloat16 else 4
     hidden = tokens * recipe.model.connector.hidden * 3 * size
     yield Line("connector", hidden, f"{tokens} tokens, before and after GELU", _BACKWARD, _FRAME_FIELDS)
     yield _cache(recipe, parts.llm, tokens + answers, size)
+
+
+def _candidates(recipe: Recipe) -> int:
+    """Texts behind the same clip in a row: when whole translations are compared, each of them and the reference."""
+    return recipe.sequence_tuning.samples + 1 if recipe.stage == "sequence_tuning" else 1
 
 
 def _stride(recipe: Recipe, parts: Parts) -> int:
@@ -227,9 +233,11 @@ def _cache(recipe: Recipe, llm: Any, tokens: int, size: int) -> Line:
     channels = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     beams = recipe.connector.num_beams
     # while beams are reordered, the old cache and the new one exist
-    copies = 2 if beams > 1 else 1
-    total = tokens * beams * config.num_hidden_layers * 2 * heads * channels * size * copies
-    rule = f"{tokens} tokens x {beams} beams x {config.num_hidden_layers} layers x 2 x {heads * channels} numbers"
+    copies, what = beams * (2 if beams > 1 else 1), f"{beams} beams"
+    if recipe.stage == "sequence_tuning" and recipe.sequence_tuning.samples > copies:
+        copies, what = recipe.sequence_tuning.samples, f"{recipe.sequence_tuning.samples} samples"
+    total = tokens * config.num_hidden_layers * 2 * heads * channels * size * copies
+    rule = f"{tokens} tokens x {what} x {config.num_hidden_layers} layers x 2 x {heads * channels} numbers"
     fields = ("connector.num_beams", "connector.max_new_tokens", "train.micro_batch")
     return Line("cache of generation", total, rule, frozenset({GENERATION}), fields)
 
@@ -240,14 +248,23 @@ def _contrastive(recipe: Recipe, parts: Parts) -> Iterator[Line]:
     train, config = recipe.train, recipe.contrastive
     words = -(-recipe.data.max_frames // parts.visual.config.stride)
     sentence, tokens = config.objective != "token", config.objective != "sentence"
-    rows = (1 if sentence else 0) * 2 + (words + _TEXT_TOKENS if tokens else 0)
+    framed, segmented = config.alignment.frame_weight > 0, config.alignment.segment_weight > 0
+    rows = (1 if sentence else 0) * 2 + (words + _TEXT_TOKENS if tokens or segmented else 0)
+    rows += (recipe.data.max_frames if framed else 0) + (_TEXT_TOKENS if config.alignment.used else 0)
     own = train.global_batch * rows * config.embed * 4
     rule = f"{train.global_batch} pairs, normalised in fp32, with their gradient; with more ranks, each its share"
     yield Line("features of the global batch", 2 * own, rule, _BACKWARD, ("train.global_batch",))
     mib = config.tile_mib or TILE_MIB["cuda"]
-    whole = 4 * train.global_batch**2 * (words * _TEXT_TOKENS if tokens else 1)
+    longest = recipe.data.max_frames if framed else words if tokens or segmented else 0
+    whole = 4 * train.global_batch**2 * max(longest * _TEXT_TOKENS, 1)
     rule = f"a tile of at most {mib} MiB: cosines, weights and gradients of both directions"
     yield Line("similarities", _TILE_COPIES * min(mib * 2**20, whole), rule, _BACKWARD, ("contrastive.tile_mib",))
+    head = parts.modules["model"].gloss_head
+    if isinstance(head, nn.Linear):
+        logits = train.global_batch * words * head.out_features
+        rule = f"{train.global_batch} clips x {words} word tokens x {head.out_features} classes, with their gradient"
+        size = 2 if parts.dtype == torch.bfloat16 else 4
+        yield Line("gloss logits", 2 * logits * size, rule, _BACKWARD, ("train.global_batch",))
 
 
 def _text_encoder(parts: Parts) -> Iterator[Line]:

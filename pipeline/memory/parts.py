@@ -10,10 +10,13 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
 
+from pipeline.config.checks import is_remote
 from pipeline.config.parts_rules import unreached
 from pipeline.config.parts_schema import PartConfig
 from pipeline.config.rates import rates_of
 from pipeline.config.schema import LlmConfig, Recipe, TextEncoderConfig, VisualConfig
+from pipeline.config.shard_sets import column_of
+from pipeline.config.source import Problem
 from pipeline.errors import RecipeError
 from pipeline.memory.stand_in import KEY, attend
 from pipeline.memory.zero import Weight
@@ -26,6 +29,9 @@ from pipeline.models.parts import apply_parts
 from pipeline.models.registry import new_encoder_config, tiny_vit
 from pipeline.models.text_encoder import without_zero3
 from pipeline.models.visual import HierarchicalVisualEncoder, VisualEncoderConfig
+
+UNKNOWN_GLOSSES = 20_000
+"""Vocabulary that is assumed where nobody can count it: more than published corpora have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +81,11 @@ def parts_of(recipe: Recipe) -> Parts:
     # a rank that plans after it ran out of memory may have ZeRO-3 configured, which would partition these models, too
     with without_zero3(), torch.device("meta"):
         found = {
-            "continued_pretraining": _continued_pretraining, "contrastive": _contrastive, "connector": _connector
+            "continued_pretraining": _continued_pretraining, "contrastive": _contrastive, "connector": _connector,
+            "sequence_tuning": _connector,
         }[recipe.stage](recipe, dtype)  # fmt: skip
         whole = found.modules.get("model") or nn.ModuleDict(found.modules)
-        frozen = ("visual", "llm") if recipe.stage == "connector" else ()
+        frozen = ("visual", "llm") if recipe.stage in ("connector", "sequence_tuning") else ()
         plan = {name: name not in frozen for name in (name.split(".")[0] for name, _ in whole.named_parameters())}
         apply_parts(whole, plan, recipe.train.parts, unreached(recipe))
     for part in found.modules.values():
@@ -105,7 +112,24 @@ def _contrastive(recipe: Recipe, dtype: torch.dtype) -> Parts:
     visual = _visual(recipe.model.visual, recipe.data.image_pixels, dtype)
     text = _text_config(recipe.model.text_encoder)
     width = text.get_text_config().hidden_size
-    return Parts({"model": ContrastiveModel(visual, width, recipe.contrastive)}, dtype, text)
+    model = ContrastiveModel(visual, width, recipe.contrastive, gloss_classes(recipe))
+    return Parts({"model": model}, dtype, text)
+
+
+def gloss_classes(recipe: Recipe) -> int:
+    """Classes of the gloss head, the blank included; 0 = there is none. Of `UNKNOWN_GLOSSES` if a source cannot be read
+    here, or its glosses are in a text column."""
+    ctc = recipe.contrastive.ctc
+    if not ctc.used:
+        return 0
+    glosses: set[str] = set()
+    for source in recipe.data.train:
+        unknown = is_remote(source.shards) or recipe.contrastive.glosses != "gloss"
+        column = None if unknown else column_of(source, "gloss")
+        if column is None or isinstance(column, Problem):
+            return 1 + UNKNOWN_GLOSSES
+        glosses.update(gloss for text in column.unique().to_pylist() for gloss in text.split())
+    return 1 + len(glosses)
 
 
 def _connector(recipe: Recipe, dtype: torch.dtype) -> Parts:

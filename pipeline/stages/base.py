@@ -48,6 +48,8 @@ class Normaliser:
     world_size: int
     maxima: Mapping[str, int] = field(default_factory=dict)
     """The largest of each of `MicroBatch.maxima`, over all micro-batches and ranks."""
+    step: int = 0
+    """Optimizer steps before this one."""
 
     def scale(self, loss_sum: torch.Tensor) -> torch.Tensor:
         """Local sum -> this micro-batch's part of the global mean, given that gradients are averaged over ranks."""
@@ -154,8 +156,11 @@ class Stage(abc.ABC, Generic[Batch]):
 
     # -- data ------------------------------------------------------------------------------------------------------
     @abc.abstractmethod
-    def fetch(self) -> Callable[..., Any]:
-        """Picklable ``fetch(reader, item)`` run in loader workers: item -> list of raw samples."""
+    def fetch(self, train: bool) -> Callable[..., Any]:
+        """Picklable ``fetch(reader, item)`` run in loader workers: item -> list of raw samples.
+
+        ``train``: whether for training, which may change samples, or for held-out data.
+        """
 
     @abc.abstractmethod
     def collate(self) -> Callable[[list[list[Any]]], Batch]:
@@ -182,7 +187,7 @@ class Stage(abc.ABC, Generic[Batch]):
             EvaluationStopped: on all ranks before the same batch.
         """
         plan = self.plan(self.recipe, sources, train=False)
-        loader = held_out_loader(self.context, plan, self.fetch(), collate, max_samples)
+        loader = held_out_loader(self.context, plan, self.fetch(train=False), collate, max_samples)
         for batch, samples in loader.padded():
             if dist.any_rank(stop_requested()):
                 raise EvaluationStopped

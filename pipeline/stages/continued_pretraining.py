@@ -93,7 +93,8 @@ class ContinuedPretraining(SummedStage[PackedBatch]):
     def freeze_plan(self) -> dict[str, bool]:
         return {"llm": True}
 
-    def fetch(self) -> Callable[..., Any]:
+    def fetch(self, train: bool) -> Callable[..., Any]:
+        del train  # documents are read as they are
         return fetch_pack
 
     def collate(self) -> PackCollate | SliceCollate:
