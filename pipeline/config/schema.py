@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.augment_schema import AugmentConfig
+from pipeline.config.augment_schema import AugmentConfig, ReferencesConfig
 from pipeline.config.prompt_schema import PromptsConfig
 from pipeline.config.section import Section
 from pipeline.config.sequence_schema import SequenceTuningConfig
@@ -227,6 +227,8 @@ class DataConfig(Section):
     """Samples per epoch over all sources, their weights being proportions; 0 = weights count passes."""
     augment: AugmentConfig = AugmentConfig()
     """What training changes in clips."""
+    references: ReferencesConfig = ReferencesConfig()
+    """Further texts of the samples."""
     access: Literal["auto", "ranged", "cache"] = "auto"
     """How shards in object stores are read: only the bytes wanted (`ranged`), or whole ones through the `cache` of the
     host; `auto`: cache when cache_gib is set."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _SETS_HELP = (
     "num_beams=4, max_new_tokens=64, length_penalty=1.0, device=auto|cpu|cuda:N, precision=auto|fp32|bf16{more}; repeat"
 )
-_EVALUATE_SETS = ", corpus=NAME, micro_batch=8, max_samples=0, workers=0"
+_EVALUATE_SETS = ", corpus=NAME, references=COLUMN,COLUMN, micro_batch=8, max_samples=0, workers=0"
 _Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 

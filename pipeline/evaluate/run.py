@@ -17,8 +17,9 @@ from pipeline.evaluate.metrics import Scores, score
 from pipeline.evaluate.protocols import get_protocol
 from pipeline.evaluate.report import merge_predictions, write_part, write_predictions, write_scores
 from pipeline.inference.clips import CollatePrompts, FetchFrames, PromptBatch, check_fingerprints
-from pipeline.inference.generate import GenerationOptions, check_fits, translate
+from pipeline.inference.generate import GenerationOptions, Prediction, check_fits, translate
 from pipeline.inference.load import Precision, load_export
+from pipeline.inference.references import texts_of_sample
 from pipeline.models.training_texts import warn_of_known_texts
 from shards.format.index import ShardSet, open_index
 from shards.load.loader import EvalLoader
@@ -35,6 +36,8 @@ class EvaluateOptions:
     split: str = "test"
     corpus: str | None = None
     """Only samples of this corpus; default all."""
+    references: str | None = None
+    """Text columns of the shard sets, separated by commas, whose texts are references too (`slt shards texts`)."""
     protocol: str = "default"
     """Name in `pipeline.evaluate.protocols`."""
     micro_batch: int = 8
@@ -110,7 +113,7 @@ def evaluate_export(
     if ranks.rank != 0:
         return None
     merged = merge_predictions(out_dir, ranks.world_size, expected_keys(loader))
-    scores = score([p.hypothesis for p in merged], [p.reference for p in merged], protocol)
+    scores = score([p.hypothesis for p in merged], references_of(loader, merged), protocol)
     write_predictions(out_dir, merged, protocol)
     known = warn_of_known_texts(export_dir, [p.reference for p in merged])
     about = {"model": str(export_dir), "known_texts": known, **_about(sets, loader, options)}
@@ -119,11 +122,20 @@ def evaluate_export(
     return scores
 
 
+def references_of(loader: EvalLoader, predictions: Sequence[Prediction]) -> list[list[str]]:
+    """All references of the predictions, which are in the order of the split."""
+    samples = loader.plan.samples
+    columns = loader.plan.sources[0].columns
+    numbers = loader.plan.epoch(0).elements["sample"].tolist()
+    return [texts_of_sample(samples, n, p.reference, columns) for n, p in zip(numbers, predictions, strict=False)]
+
+
 def _loader(sets: list[ShardSet], collate: CollatePrompts, options: EvaluateOptions, ranks: EvalRanks) -> EvalLoader:
     """This rank's batches of the split, in the order of the shard sets."""
     sizes = collate.processor.options
+    columns = tuple(options.references.split(",")) if options.references else ()
     plan = Plan(
-        [Source(shard_set, options.split, options.corpus) for shard_set in sets],
+        [Source(shard_set, options.split, options.corpus, columns=columns) for shard_set in sets],
         PlanOptions("clip", shuffle=False, max_frames=sizes.max_frames, frame_stride=sizes.frame_stride),
     )
     return EvalLoader(
@@ -150,6 +162,7 @@ def _about(sets: list[ShardSet], loader: EvalLoader, options: EvaluateOptions) -
         "shards": {str(shard_set.dir): shard_set.fingerprint for shard_set in sets},
         "split": options.split,
         "corpus": options.corpus,
+        "references": options.references,
         "samples_in_split": loader.plan.items_per_epoch,
         "generation": options.generation.to_dict(),
         "environment": {name: version(name) for name in ("torch", "transformers")},
