@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from pipeline.config.augment_schema import AugmentConfig
 from pipeline.config.prompt_schema import PromptsConfig
 from pipeline.config.section import Section
+from pipeline.config.sequence_schema import SequenceTuningConfig
 from pipeline.config.stages import STAGES
 from pipeline.config.supervision_schema import AlignmentConfig, CtcConfig
 from pipeline.config.train_schema import TrainConfig
@@ -270,6 +271,9 @@ class ContrastiveConfig(Section):
     bias (SigLIP, arXiv 2303.15343, which starts from `initial_temperature: 0.1`)."""
     tile_mib: int = Field(default=0, ge=0)
     """Similarities in memory at once, rows and columns together; 0 = 4 on a CPU, 64 on a GPU."""
+    glosses: str = Field(default="gloss", pattern="^[a-z][a-z0-9_]*$")
+    """Where a clip's glosses are, for `ctc` and `alignment`: words between spaces, in the index (`gloss`) or in a text
+    column of this name, such as pseudo-glosses (docs/data-format.md)."""
     ctc: CtcConfig = CtcConfig()
     """Glosses told to the word tokens, beside the objective (docs/gloss-supervision.md)."""
     alignment: AlignmentConfig = AlignmentConfig()
@@ -316,7 +320,7 @@ class Recipe(Section):
     name: str
     """Shown in logs."""
     stage: StageName
-    """Which of the three stages this is."""
+    """Which of the stages this is."""
     seed: int = 0
     """Of data order, new weights and dropout."""
     run_dir: str
@@ -334,4 +338,6 @@ class Recipe(Section):
     contrastive: ContrastiveConfig = ContrastiveConfig()
     """Of this stage only."""
     connector: ConnectorStageConfig = ConnectorStageConfig()
+    """Of this stage, and of sequence_tuning, which goes on with it."""
+    sequence_tuning: SequenceTuningConfig = SequenceTuningConfig()
     """Of this stage only."""

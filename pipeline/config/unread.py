@@ -51,12 +51,11 @@ def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if objective == "sentence" and not alignment.used:
         yield "model.text_encoder.token_features", "contrastive.objective is sentence"
     if not ctc.used:
-        for name in ("source", "unusable"):
-            yield f"contrastive.ctc.{name}", "contrastive.ctc.weight and set_weight are 0"
+        yield "contrastive.ctc.unusable", "contrastive.ctc.weight and set_weight are 0"
     if not ctc.weight:
         yield "contrastive.ctc.order", "contrastive.ctc.weight is 0"
-    if not alignment.used:
-        yield "contrastive.alignment.source", "the weights of contrastive.alignment are 0"
+    if not ctc.used and not alignment.used:
+        yield "contrastive.glosses", "the weights of contrastive.ctc and contrastive.alignment are 0"
     if objective == "token":
         for name in ("model.text_encoder.pooling", "contrastive.sentence_loss"):
             yield name, "contrastive.objective is token"
