@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from pipeline.config.names import is_secret
+from pipeline.config.parts_rules import parts_problems
+from pipeline.config.prompt_schema import VIDEO, cue_problems, fields_of, prompt_problem
 from pipeline.config.schema import AUTO, Recipe, SourceConfig
 from pipeline.config.source import Problem
 from pipeline.config.stages import STAGES
 from pipeline.config.unread import unread
-
-VIDEO_PLACEHOLDER = "{video}"
 
 
 def cross_field_problems(recipe: Recipe) -> list[Problem]:
@@ -224,6 +224,11 @@ def is_remote(shards: str) -> bool:
     return "://" in shards and not shards.startswith("file://")
 
 
+def _augment(recipe: Recipe) -> Iterator[Problem]:
+    for name, text in recipe.data.augment.wrong_pairs():
+        yield Problem(f"data.augment.{name} {text}", (f"data.augment.{name}",))
+
+
 def _remote(recipe: Recipe) -> Iterator[Problem]:
     data = recipe.data
     remote = next((s.shards for s in (*data.train, *data.eval) if is_remote(s.shards)), None)
@@ -293,9 +298,13 @@ def _zero_choice(recipe: Recipe) -> Iterator[Problem]:
 
 def _texts(recipe: Recipe) -> Iterator[Problem]:
     prompt = recipe.connector.prompt
-    if prompt.count(VIDEO_PLACEHOLDER) != 1:
-        text = f"connector.prompt must contain {VIDEO_PLACEHOLDER} exactly once, got {prompt!r}"
+    if fields_of(prompt).count(VIDEO) != 1:
+        text = f"connector.prompt must contain {{{VIDEO}}} exactly once, got {prompt!r}"
         yield Problem(text, ("connector.prompt",))
+    elif problem := prompt_problem(prompt):
+        yield Problem(f"connector.prompt: {problem}", ("connector.prompt",))
+    for name, problem in cue_problems(prompt, recipe.connector.prompts):
+        yield Problem(f"connector.prompts.{problem}", (f"connector.prompts.{name}", "connector.prompt"))
     encoder = recipe.model.text_encoder
     if encoder is not None and encoder.kind == "llm" and encoder.pooling == "cls":
         text = (
@@ -312,6 +321,13 @@ def _gloss_order(recipe: Recipe) -> Iterator[Problem]:
             " that learns which glosses occur"
         )
         yield Problem(text, ("contrastive.ctc.order", "contrastive.ctc.set_weight"))
+
+
+def _rewards(recipe: Recipe) -> Iterator[Problem]:
+    config = recipe.sequence_tuning
+    if recipe.stage == "sequence_tuning" and not config.bleu_weight and not config.rouge_l_weight:
+        names = ("sequence_tuning.bleu_weight", "sequence_tuning.rouge_l_weight")
+        yield Problem(f"{' and '.join(names)} are both 0: every translation has the reward 0; raise one", names)
 
 
 def _paths(recipe: Recipe) -> Iterator[Problem]:
@@ -342,7 +358,7 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
 
 RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _length, _parts, _one_of_path_and_tiny, _heads, _images, _batch, _long_text, _data, _precision, _zero_choice,
-    _texts, _gloss_order, _paths,
+    _texts, _gloss_order, _rewards, _paths, _augment, parts_problems,
 )  # fmt: skip
 
 __all__ = ["RULES", "batch_problem", "cross_field_problems", "heads_problem", "is_remote", "notes"]

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.config.augment_schema import AugmentConfig
+from pipeline.config.prompt_schema import PromptsConfig
 from pipeline.config.section import Section
+from pipeline.config.sequence_schema import SequenceTuningConfig
 from pipeline.config.stages import STAGES
 from pipeline.config.supervision_schema import AlignmentConfig, CtcConfig
 from pipeline.config.train_schema import TrainConfig
@@ -85,6 +88,8 @@ class BackboneConfig(Section):
     """Rank of the adapters with `train: lora`."""
     lora_alpha: float = Field(default=16.0, gt=0)
     """Their scale: outputs are multiplied by `lora_alpha / lora_rank`."""
+    lora_targets: list[str] = []
+    """Layers that get them, as in `train.parts`; empty = every linear layer."""
     pool: Literal["cls", "mean", "cls_mean"] = "cls"
     """How patch tokens become one frame token; `cls_mean` concatenates both."""
     frames_per_pass: int = Field(default=0, ge=0)
@@ -220,6 +225,8 @@ class DataConfig(Section):
     """No text occurs twice in a global batch (contrastive)."""
     epoch_samples: int = Field(default=0, ge=0)
     """Samples per epoch over all sources, their weights being proportions; 0 = weights count passes."""
+    augment: AugmentConfig = AugmentConfig()
+    """What training changes in clips."""
     access: Literal["auto", "ranged", "cache"] = "auto"
     """How shards in object stores are read: only the bytes wanted (`ranged`), or whole ones through the `cache` of the
     host; `auto`: cache when cache_gib is set."""
@@ -281,7 +288,10 @@ class ContrastiveConfig(Section):
 
 class ConnectorStageConfig(Section):
     prompt: str = "{video}"
-    """Text around the word tokens; must contain `{video}` once. Control tokens in it are those tokens."""
+    """Text around the word tokens; must contain `{video}` once. Control tokens in it are those tokens. It may show
+    `{language}`, `{sign_language}`, `{previous}`, `{gloss}` and `{example}` of each sample (docs/prompts.md)."""
+    prompts: PromptsConfig = PromptsConfig()
+    """Where these fields get their texts from."""
     max_new_tokens: int = Field(default=64, gt=0)
     """Longest translation during training's evaluations."""
     num_beams: int = Field(default=1, gt=0)
@@ -310,7 +320,7 @@ class Recipe(Section):
     name: str
     """Shown in logs."""
     stage: StageName
-    """Which of the three stages this is."""
+    """Which of the stages this is."""
     seed: int = 0
     """Of data order, new weights and dropout."""
     run_dir: str
@@ -328,4 +338,6 @@ class Recipe(Section):
     contrastive: ContrastiveConfig = ContrastiveConfig()
     """Of this stage only."""
     connector: ConnectorStageConfig = ConnectorStageConfig()
+    """Of this stage, and of sequence_tuning, which goes on with it."""
+    sequence_tuning: SequenceTuningConfig = SequenceTuningConfig()
     """Of this stage only."""

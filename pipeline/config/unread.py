@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipeline.config.prompt_schema import cues_of
 from pipeline.config.schema import Recipe
 from pipeline.config.stages import STAGES
 
@@ -40,8 +41,10 @@ def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
         for name in _NEW_ENCODER:
             yield f"model.visual.{name}", "it comes from the exported encoder in model.visual.path"
     elif visual is not None and visual.backbone is not None and visual.backbone.train != "lora":
-        for name in ("lora_rank", "lora_alpha"):
+        for name in ("lora_rank", "lora_alpha", "lora_targets"):
             yield f"model.visual.backbone.{name}", f"model.visual.backbone.train is {visual.backbone.train}, not lora"
+    if not data.augment.erase:
+        yield "data.augment.erase_area", "data.augment.erase is 0"
     if objective != "both":
         yield "contrastive.token_weight", f"contrastive.objective is {objective}, not both"
     ctc, alignment = recipe.contrastive.ctc, recipe.contrastive.alignment
@@ -56,6 +59,12 @@ def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if objective == "token":
         for name in ("model.text_encoder.pooling", "contrastive.sentence_loss"):
             yield name, "contrastive.objective is token"
+    for name in ("previous", "gloss", "example"):
+        if name not in cues_of(recipe.connector.prompt):
+            yield f"connector.prompts.{name}", f"connector.prompt does not contain {{{name}}}"
+    for name in ("language", "sign_language"):
+        if name not in cues_of(recipe.connector.prompt):
+            yield f"connector.prompts.{name}s", f"connector.prompt does not contain {{{name}}}"
     if optimizer.schedule != "wsd":
         yield "train.optimizer.decay_fraction", f"train.optimizer.schedule is {optimizer.schedule}, not wsd"
     if optimizer.schedule == "constant":

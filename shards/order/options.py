@@ -96,6 +96,9 @@ class PlanOptions:
     """sequence: tokens every sample has besides its frames and its text."""
     tokenizer: str = ""
     """sequence: fingerprint of the tokenizer that counted the text tokens."""
+    slowest: float = 1.0
+    """clip, group, sequence: the lowest speed at which a clip may be shown. Below 1 it may have more frames, for which
+    there must be room, though never more than ``max_frames``."""
     drop_longer: bool = False
     """sequence: leave out samples longer than ``block_tokens``, counted in the stats; else they are an error."""
 
@@ -107,11 +110,18 @@ class PlanOptions:
         """
         if self.kind == "pack":
             return np.asarray(columns["tokens"], dtype=np.int64)
-        frames = np.asarray(columns["frames"], dtype=np.int64)
-        kept: Ints = kept_frames(frames, self.max_frames, self.frame_stride)
+        kept = self.most_frames(np.asarray(columns["frames"], dtype=np.int64))
         if self.kind != "sequence":
             return kept
         return self.visual_tokens(kept) + np.asarray(columns["tokens"], dtype=np.int64) + self.prompt_tokens
+
+    def most_frames(self, frames: Any) -> Ints:
+        """clip, group, sequence: frames that clips of so many stored ones deliver at most."""
+        if self.slowest == 1.0:
+            kept: Ints = kept_frames(frames, self.max_frames, self.frame_stride)
+            return kept
+        slowed = np.ceil(kept_frames(frames, 0, self.frame_stride) / self.slowest).astype(np.int64)
+        return np.asarray(kept_frames(slowed, self.max_frames, 1))
 
     def visual_tokens(self, kept: Any) -> Any:
         """sequence: tokens that a clip's kept frames become, an incomplete last one included."""
@@ -142,6 +152,8 @@ def check_options(options: PlanOptions, sources: Sequence[Source], counted: bool
     ]
     if options.kind in ("pack", "sequence") and options.unique_texts_window:
         problems.append(f"unique_texts_window has no meaning for kind {options.kind!r}: packs mix many texts")
+    if not 0 < options.slowest <= 1:
+        problems.append(f"slowest must be above 0 and at most 1, it is {options.slowest}")
     problems += [] if sources else ["no source is given"]
     if problems:
         raise DataError("; ".join(problems), where="plan options", fix="correct the data section")

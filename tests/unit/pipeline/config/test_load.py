@@ -52,8 +52,8 @@ def test_rules_are_silent_about_settings_that_are_wrong_themselves(tmp_path: Pat
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("stage: connector", "stage: conector", "stage must be 'continued_pretraining', 'contrastive' or 'connector',"
-         " got 'conector'; did you mean connector?"),
+        ("stage: connector", "stage: conector", "stage must be 'continued_pretraining', 'contrastive', 'connector' or"
+         " 'sequence_tuning', got 'conector'; did you mean connector?"),
         ("    - shards: shards/video", "    - shard: x", "data.train.0.shards is missing"),
         ("data:\n  train:\n    - shards: shards/video\n", "", "data is missing"),
         ("train:\n    - shards: shards/video", "train: []", "data.train: list should have at least 1 item"),
@@ -166,6 +166,8 @@ UNREAD_CASES = [
     (PRETRAINING, "data.length_window=8", "is not read by the continued_pretraining stage"),
     (CONTRASTIVE, "train.peak_tflops=100.0", "is not read by the contrastive stage"),
     (CONNECTOR, "data.block_tokens=99", "is not read by the connector stage"),
+    (PRETRAINING, "data.augment.flip=0.5", "is not read by the continued_pretraining stage"),
+    (CONTRASTIVE, "data.augment.erase_area=[0.1, 0.2]", "is not read: data.augment.erase is 0"),
     (CONTRASTIVE, "data.pack_tokens=99", "is not read by the contrastive stage"),
     (CONNECTOR, "model.visual.centre_clips=false", "is not read: it comes from the exported encoder in model.visual"),
     (CONNECTOR, "model.visual.word.stride=2", "is not read: it comes from the exported encoder in model.visual.path"),

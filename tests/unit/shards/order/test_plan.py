@@ -137,6 +137,14 @@ def test_lengths_are_the_frames_a_clip_delivers() -> None:
     assert kept_frames(101, 0, 4) == 26
 
 
+def test_a_slower_clip_has_room_for_its_frames_and_no_more_than_the_most() -> None:
+    options = PlanOptions("clip", max_frames=10, frame_stride=2, slowest=0.5)
+    frames = np.array([1, 5, 7, 30])
+    assert options.lengths({"frames": frames, "tokens": frames}).tolist() == [2, 6, 8, 10]
+    assert make("clip", [4], slowest=0.5).fingerprint != make("clip", [4]).fingerprint
+    assert "slowest" not in make("clip", [4]).identity
+
+
 def test_sources_are_selected_weighted_and_mixed() -> None:
     first = in_memory("video", [5] * 10, "a", split=["train"] * 6 + ["dev"] * 4)
     second = in_memory("video", [5] * 4, "b", corpus=["x", "y", "y", "y"])
@@ -298,6 +306,7 @@ def test_sources_that_match_nothing_name_what_there_is() -> None:
         (PlanOptions("clip", epoch_samples=-1), "epoch_samples must not be negative"),
         (PlanOptions("clip", seed=-1), "seed must not be negative"),
         (PlanOptions("clip", frame_stride=0), "frame_stride must be positive"),
+        (PlanOptions("clip", slowest=0.0), "slowest must be above 0 and at most 1, it is 0.0"),
     ],
 )
 def test_impossible_options_are_refused(options: PlanOptions, problem: str) -> None:
