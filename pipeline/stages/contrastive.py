@@ -64,6 +64,7 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         "eval/video_to_text/r1",
         "eval/text_to_video/r1",
         "eval/video_to_text/median_rank",
+        "eval/wer",
     )
     module: ContrastiveModel
 
