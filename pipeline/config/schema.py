@@ -14,6 +14,7 @@ from pipeline.config.augment_schema import AugmentConfig
 from pipeline.config.section import Section
 from pipeline.config.stages import STAGES
 from pipeline.config.train_schema import TrainConfig
+from pipeline.config.weak_schema import JitterConfig
 
 if TYPE_CHECKING:
     StageName = str
@@ -222,6 +223,8 @@ class DataConfig(Section):
     """Samples per epoch over all sources, their weights being proportions; 0 = weights count passes."""
     augment: AugmentConfig = AugmentConfig()
     """What training changes in clips."""
+    jitter: JitterConfig = JitterConfig()
+    """How far training moves the cuts of weakly aligned clips."""
     access: Literal["auto", "ranged", "cache"] = "auto"
     """How shards in object stores are read: only the bytes wanted (`ranged`), or whole ones through the `cache` of the
     host; `auto`: cache when cache_gib is set."""

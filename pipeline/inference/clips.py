@@ -14,11 +14,12 @@ import torch
 
 from pipeline.errors import RecipeError
 from pipeline.inference.augment import Augment
+from pipeline.inference.jitter import Jitter
 from pipeline.models.clip_layout import ClipLayout, ClipSizes
 from pipeline.models.processing import LlavaSltProcessor, Prompts
 from shards.format.index import MANIFEST_NAME
 from shards.load.features import read_features
-from shards.load.reader import SampleReader
+from shards.load.reader import SampleReader, wanted_frames
 from shards.order.plan import Plan
 from shards.schema import IndexRow
 
@@ -87,22 +88,34 @@ class FetchFrames:
     image_pixels: int
     augment: Augment | None = None
     """What training changes in clips; None = nothing."""
+    jitter: Jitter | None = None
+    """How training moves their cuts; None = not at all."""
 
     @property
     def draws(self) -> bool:
         """Whether it has to know how often a sample was shown before."""
-        return self.augment is not None
+        return self.augment is not None or self.jitter is not None
 
     def __call__(self, reader: SampleReader, item: np.ndarray) -> list[Clip]:
-        if self.augment is not None:
+        if self.draws:
             samples, showings = item["sample"].tolist(), item["showing"].tolist()
-            frames = map(partial(self._augmented, self.augment, reader), samples, showings)
+            frames = map(partial(self._drawn, reader), samples, showings)
             return [(found, reader.row(sample)) for found, sample in zip(frames, samples, strict=True)]
         return [(self._frames(reader, int(sample)), reader.row(int(sample))) for sample in item["sample"]]
 
-    def _augmented(self, augment: Augment, reader: SampleReader, sample: int, showing: int) -> np.ndarray:
-        stored = reader.stored_frames(sample)
-        numbers = augment.frame_numbers(sample, showing, stored, self.max_frames, self.frame_stride)
+    def _drawn(self, reader: SampleReader, sample: int, showing: int) -> np.ndarray:
+        stored, augment = reader.stored_frames(sample), self.augment
+        offset = 0 if self.jitter is None else self.jitter.offset(reader, sample, showing)
+        if augment is None and not offset:
+            return self._frames(reader, sample)
+        if augment is None:
+            chosen = wanted_frames(stored, self.max_frames, self.frame_stride)
+            numbers = list(range(stored)) if chosen is None else chosen
+        else:
+            numbers = augment.frame_numbers(sample, showing, stored, self.max_frames, self.frame_stride)
+        numbers = [number + offset for number in numbers]
+        if augment is None:
+            return reader.decoded(sample, numbers, self.image_pixels)
         if holds_features(reader.plan):
             return augment.features(reader, sample, showing, numbers)
         return augment.frames(reader, sample, showing, numbers, self.image_pixels)

@@ -27,6 +27,7 @@ from shards.format.index import ShardSet, fingerprint, read_index, rows_to_table
 from shards.format.writer import TarWriter, dump_json
 from shards.load.features import DTYPE
 from shards.load.reader import wanted_frames
+from shards.media.margin import margin_frames
 from shards.media.video import decode
 from shards.schema import ANNOTATION, IndexRow, Manifest
 from shards.storage.store import open_folder
@@ -123,7 +124,10 @@ class _Extraction:
     def _write_shards(self) -> None:
         missing = [name for name in self.ranges if self.work.read_part(name) is None]
         self.done = len(self.source) - sum(self.ranges[name][1] for name in missing)
-        read = functools.partial(_decoded, str(self.source.dir), self.encoder.image_pixels, self.options.frame_stride)
+        read = functools.partial(
+            _decoded, str(self.source.dir), self.encoder.image_pixels, self.options.frame_stride,
+            self.source.manifest.margin_seconds,
+        )  # fmt: skip
         units = ((name, row) for name in missing for row in self._rows(name))
         with contextlib.closing(ordered_map(read, units, self.options.workers)) as decoded:
             for name in missing:
@@ -213,13 +217,17 @@ class _Extraction:
         self.work.finish(table, manifest, lines.encode())
 
 
-def _decoded(location: str, size: int, frame_stride: int, row: IndexRow) -> Decoded:
-    """The frames [T, H, W, 3] of a clip, or the error; runs in a builder process."""
+def _decoded(location: str, size: int, frame_stride: int, margin_seconds: float, row: IndexRow) -> Decoded:
+    """The frames [T, H, W, 3] of a clip without its margins, or the error; runs in a builder process."""
     where = f"{location}/{row.shard}:{row.key}"
     try:
         payload = open_folder(location).read_range(row.shard, row.offset, row.size)
         if zlib.crc32(payload) != row.crc32:
             raise DataError("the bytes do not match the CRC-32 in the index", where=where, fix="run `slt shards lint`")
-        return decode(payload, row.frames, wanted_frames(row.frames, 0, frame_stride), size, where)
+        margin = margin_frames(margin_seconds, row.fps)
+        wanted = wanted_frames(row.frames, 0, frame_stride)
+        if margin:
+            wanted = [margin + number for number in (range(row.frames) if wanted is None else wanted)]
+        return decode(payload, row.frames + 2 * margin, wanted, size, where)
     except DataError as error:
         return error

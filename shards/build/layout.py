@@ -16,13 +16,15 @@ import av
 
 from shards.build.prepare import EXCLUDED, Skip
 from shards.errors import DataError, OptionError
+from shards.media.margin import check_margin
 from shards.media.video import VideoOptions
 from shards.names import located, same_name
-from shards.schema import SPLIT_NAME, Corpus, Crop, FrameFolder, Kind, Segment, VideoFile
+from shards.schema import MARGIN_SECONDS, SPLIT_NAME, Corpus, Crop, FrameFolder, Kind, Segment, VideoFile
 from shards.text import load_tokenizer, token_dtype, tokenizer_fingerprint
 from shards.text_tokens import TextTokens
 
 DEFAULT_SKIPPED_FRACTION = 0.05
+MOST_MARGIN_SECONDS = 30.0
 _SEGMENTS_PER_UNIT, _OVERLAP_SECONDS, _DOCUMENTS_PER_UNIT = 8, 1.0, 512
 
 
@@ -38,6 +40,8 @@ class BuildOptions:
     documents_per_shard: int = 65536
     tokens_per_member: int = 1_000_000
     """Documents are concatenated into members of about this many token ids."""
+    margin_seconds: float = 0.0
+    """Kept before and after every segment, for ``data.jitter``; the clip itself is the same."""
     max_skipped_fraction: float | None = None
     """A build that skips a larger part of the segments fails. None = the corpus's usual value, or 0.05. Segments
     excluded by a published filter do not count."""
@@ -51,6 +55,9 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if min(self.samples_per_shard, self.documents_per_shard, self.tokens_per_member) < 1:
             raise OptionError("shard and member sizes must be >= 1", where="build options", fix="correct the option")
+        if not 0 <= self.margin_seconds <= MOST_MARGIN_SECONDS:
+            what = f"margin_seconds {self.margin_seconds:g} is not between 0 and {MOST_MARGIN_SECONDS:g}"
+            raise OptionError(what, where="build options", fix="correct the option")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +106,8 @@ def survey_corpus(corpus: Corpus, options: BuildOptions) -> Survey:
             survey.excluded += 1
         else:
             survey.total += 1
+            if options.margin_seconds:
+                check_margin(segment)
             kinds.setdefault("text" if segment.media is None else "video", segment.origin)
         identity = segment_identity(segment)
         if identity in seen:
@@ -236,6 +245,7 @@ def build_identity(corpus: Corpus, options: BuildOptions, survey: Survey) -> dic
     versions: dict[str, str] = {}
     if survey.kind == "video":
         stored |= {"samples_per_shard": options.samples_per_shard, "video": options.video.record()}
+        stored |= {MARGIN_SECONDS: options.margin_seconds} if options.margin_seconds else {}
         versions |= {"av": av.__version__, "libavcodec": ".".join(map(str, av.library_versions["libavcodec"]))}
         if options.tokenizer:
             stored |= {"text_tokenizer": tokenizer_fingerprint(load_tokenizer(options.tokenizer))}

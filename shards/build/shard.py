@@ -36,7 +36,7 @@ class Finished:
 def preparer(options: BuildOptions, kind: Kind) -> Callable[[list[Segment]], list[Any]]:
     """The function that prepares one unit of segments; picklable."""
     if kind == "video":
-        return functools.partial(prepare_videos, options=options.video)
+        return functools.partial(prepare_videos, options=options.video, margin_seconds=options.margin_seconds)
     return functools.partial(prepare_documents, tokenizer=options.tokenizer)
 
 
@@ -78,7 +78,7 @@ def _store_videos(
         if isinstance(result, Skip):
             stored.skips.append(result)
         else:
-            stored.rows.append(add_video(tar, segment, result.payload, result.info, number))
+            stored.rows.append(add_video(tar, segment, result.payload, result.info, number, result.margin_frames))
             stored.tallies.update(tally(segment, result))
     return stored
 

@@ -192,7 +192,7 @@ def _work(shard_set: ShardSet, location: str) -> Iterator[tuple[ShardWork, Shard
     adopted = bool(shard_set.manifest.options.get("adopted"))
     for entry in shard_set.manifest.shards:
         rows = shard_set.table.take(pa.array(rows_of.get(entry["name"], order[:0]))).to_pylist()
-        work = ShardWork(location, shard_set.manifest.kind, entry, rows, adopted)
+        work = ShardWork(location, shard_set.manifest.kind, entry, rows, shard_set.manifest.margin_seconds, adopted)
         yield work, work
 
 
