@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from pipeline.config.names import is_secret
+from pipeline.config.parts_rules import parts_problems
+from pipeline.config.prompt_schema import VIDEO, cue_problems, fields_of, prompt_problem
 from pipeline.config.schema import AUTO, Recipe, SourceConfig
 from pipeline.config.source import Problem
 from pipeline.config.stages import STAGES
 from pipeline.config.unread import unread
-
-VIDEO_PLACEHOLDER = "{video}"
 
 
 def cross_field_problems(recipe: Recipe) -> list[Problem]:
@@ -298,15 +298,29 @@ def _zero_choice(recipe: Recipe) -> Iterator[Problem]:
 
 def _texts(recipe: Recipe) -> Iterator[Problem]:
     prompt = recipe.connector.prompt
-    if prompt.count(VIDEO_PLACEHOLDER) != 1:
-        text = f"connector.prompt must contain {VIDEO_PLACEHOLDER} exactly once, got {prompt!r}"
+    if fields_of(prompt).count(VIDEO) != 1:
+        text = f"connector.prompt must contain {{{VIDEO}}} exactly once, got {prompt!r}"
         yield Problem(text, ("connector.prompt",))
+    elif problem := prompt_problem(prompt):
+        yield Problem(f"connector.prompt: {problem}", ("connector.prompt",))
+    for name, problem in cue_problems(prompt, recipe.connector.prompts):
+        yield Problem(f"connector.prompts.{problem}", (f"connector.prompts.{name}", "connector.prompt"))
     encoder = recipe.model.text_encoder
     if encoder is not None and encoder.kind == "llm" and encoder.pooling == "cls":
         text = (
             "model.text_encoder.pooling=cls is the first token, which has seen no text in a causal LM; use last or mean"
         )
         yield Problem(text, ("model.text_encoder.pooling", "model.text_encoder.kind"))
+
+
+def _gloss_order(recipe: Recipe) -> Iterator[Problem]:
+    ctc = recipe.contrastive.ctc
+    if ctc.weight and ctc.order == "video" and not ctc.set_weight:
+        text = (
+            "contrastive.ctc.order=video needs contrastive.ctc.set_weight above 0: what tells the order is a classifier"
+            " that learns which glosses occur"
+        )
+        yield Problem(text, ("contrastive.ctc.order", "contrastive.ctc.set_weight"))
 
 
 def _paths(recipe: Recipe) -> Iterator[Problem]:
@@ -337,7 +351,7 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
 
 RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _length, _parts, _one_of_path_and_tiny, _heads, _images, _batch, _long_text, _data, _precision, _zero_choice,
-    _texts, _paths, _augment,
+    _texts, _gloss_order, _paths, _augment, parts_problems,
 )  # fmt: skip
 
 __all__ = ["RULES", "batch_problem", "cross_field_problems", "heads_problem", "is_remote", "notes"]

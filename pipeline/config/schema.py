@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.augment_schema import AugmentConfig
+from pipeline.config.prompt_schema import PromptsConfig
 from pipeline.config.section import Section
 from pipeline.config.stages import STAGES
+from pipeline.config.supervision_schema import AlignmentConfig, CtcConfig
 from pipeline.config.train_schema import TrainConfig
 from pipeline.config.weak_schema import JitterConfig
 
@@ -86,6 +88,8 @@ class BackboneConfig(Section):
     """Rank of the adapters with `train: lora`."""
     lora_alpha: float = Field(default=16.0, gt=0)
     """Their scale: outputs are multiplied by `lora_alpha / lora_rank`."""
+    lora_targets: list[str] = []
+    """Layers that get them, as in `train.parts`; empty = every linear layer."""
     pool: Literal["cls", "mean", "cls_mean"] = "cls"
     """How patch tokens become one frame token; `cls_mean` concatenates both."""
     frames_per_pass: int = Field(default=0, ge=0)
@@ -269,6 +273,13 @@ class ContrastiveConfig(Section):
     bias (SigLIP, arXiv 2303.15343, which starts from `initial_temperature: 0.1`)."""
     tile_mib: int = Field(default=0, ge=0)
     """Similarities in memory at once, rows and columns together; 0 = 4 on a CPU, 64 on a GPU."""
+    glosses: str = Field(default="gloss", pattern="^[a-z][a-z0-9_]*$")
+    """Where a clip's glosses are, for `ctc` and `alignment`: words between spaces, in the index (`gloss`) or in a text
+    column of this name, such as pseudo-glosses (docs/data-format.md)."""
+    ctc: CtcConfig = CtcConfig()
+    """Glosses told to the word tokens, beside the objective (docs/gloss-supervision.md)."""
+    alignment: AlignmentConfig = AlignmentConfig()
+    """Glosses aligned with frames and word tokens, beside the objective (docs/gloss-supervision.md)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -279,7 +290,10 @@ class ContrastiveConfig(Section):
 
 class ConnectorStageConfig(Section):
     prompt: str = "{video}"
-    """Text around the word tokens; must contain `{video}` once. Control tokens in it are those tokens."""
+    """Text around the word tokens; must contain `{video}` once. Control tokens in it are those tokens. It may show
+    `{language}`, `{sign_language}`, `{previous}`, `{gloss}` and `{example}` of each sample (docs/prompts.md)."""
+    prompts: PromptsConfig = PromptsConfig()
+    """Where these fields get their texts from."""
     max_new_tokens: int = Field(default=64, gt=0)
     """Longest translation during training's evaluations."""
     num_beams: int = Field(default=1, gt=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipeline.config.prompt_schema import cues_of
 from pipeline.config.schema import Recipe
 from pipeline.config.stages import STAGES
 
@@ -40,7 +41,7 @@ def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
         for name in _NEW_ENCODER:
             yield f"model.visual.{name}", "it comes from the exported encoder in model.visual.path"
     elif visual is not None and visual.backbone is not None and visual.backbone.train != "lora":
-        for name in ("lora_rank", "lora_alpha"):
+        for name in ("lora_rank", "lora_alpha", "lora_targets"):
             yield f"model.visual.backbone.{name}", f"model.visual.backbone.train is {visual.backbone.train}, not lora"
     if not data.jitter.most_seconds:
         for name in ("probability", "corpora"):
@@ -49,11 +50,24 @@ def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "data.augment.erase_area", "data.augment.erase is 0"
     if objective != "both":
         yield "contrastive.token_weight", f"contrastive.objective is {objective}, not both"
-    if objective == "sentence":
+    ctc, alignment = recipe.contrastive.ctc, recipe.contrastive.alignment
+    if objective == "sentence" and not alignment.used:
         yield "model.text_encoder.token_features", "contrastive.objective is sentence"
+    if not ctc.used:
+        yield "contrastive.ctc.unusable", "contrastive.ctc.weight and set_weight are 0"
+    if not ctc.weight:
+        yield "contrastive.ctc.order", "contrastive.ctc.weight is 0"
+    if not ctc.used and not alignment.used:
+        yield "contrastive.glosses", "the weights of contrastive.ctc and contrastive.alignment are 0"
     if objective == "token":
         for name in ("model.text_encoder.pooling", "contrastive.sentence_loss"):
             yield name, "contrastive.objective is token"
+    for name in ("previous", "gloss", "example"):
+        if name not in cues_of(recipe.connector.prompt):
+            yield f"connector.prompts.{name}", f"connector.prompt does not contain {{{name}}}"
+    for name in ("language", "sign_language"):
+        if name not in cues_of(recipe.connector.prompt):
+            yield f"connector.prompts.{name}s", f"connector.prompt does not contain {{{name}}}"
     if optimizer.schedule != "wsd":
         yield "train.optimizer.decay_fraction", f"train.optimizer.schedule is {optimizer.schedule}, not wsd"
     if optimizer.schedule == "constant":

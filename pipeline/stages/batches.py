@@ -14,12 +14,14 @@ import numpy as np
 import torch
 
 from pipeline.inference.clips import Clip, Clips, pack_clips
+from pipeline.inference.cues import apart
 from pipeline.losses import IGNORE_LABEL
 from pipeline.models.attention import Packed, packed_kwargs
 from pipeline.models.clip_layout import ClipSizes
 from pipeline.models.packed_row import PackedRow
 from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.text_cache import TextFeatureCache
+from pipeline.stages.glosses import AlignedGlosses, GlossBatch, GlossTargets
 from shards.load.documents import Pack
 from shards.load.reader import SampleReader
 
@@ -47,8 +49,8 @@ class PackedBatch(MicroBatch):
     """int64 [documents of all rows]."""
 
 
-class ContrastiveBatch(Clips, MicroBatch):
-    """Clips with the identity of their texts."""
+class ContrastiveBatch(Clips, MicroBatch, GlossBatch):
+    """Clips with the identity of their texts, and with their glosses where the recipe uses them."""
 
     text_ids_B: torch.Tensor
     """int64, `shards.schema.text_hash`."""
@@ -105,22 +107,31 @@ class PackCollate:
 
 @dataclass(frozen=True, slots=True)
 class ContrastiveCollate:
-    """Clips with the frozen features of their texts."""
+    """Clips with the frozen features of their texts; in training with what is told of their glosses."""
 
     sizes: ClipSizes
     texts: TextFeatureCache
+    targets: GlossTargets | None = None
+    aligned: AlignedGlosses | None = None
 
     def __call__(self, items: list[list[Clip]]) -> ContrastiveBatch:
         clips = pack_clips(items, self.sizes)
         hashes = [row.text_hash for row in clips["rows"]]
         texts = self.texts.lookup(hashes)
+        words = clips["layout"].word_lengths_B.tolist()
+        glosses: GlossBatch = {}
+        if self.targets is not None:
+            glosses |= self.targets.batch(clips["rows"], words)
+        if self.aligned is not None:
+            glosses |= self.aligned.batch(clips["rows"], clips)
         return {
             **clips,
+            **glosses,
             "text_ids_B": torch.tensor(hashes, dtype=torch.int64),
             "text_BD": texts.text_BD,
             "tokens_ND": texts.tokens_ND,
             "token_lengths": texts.lengths,
-            "word_lengths": clips["layout"].word_lengths_B.tolist(),
+            "word_lengths": words,
             "valid_tokens": len(hashes),
             "samples": len(hashes),
             "maxima": {},
@@ -134,9 +145,11 @@ class TranslationCollate:
     processor: LlavaSltProcessor
     sizes: ClipSizes
 
-    def __call__(self, items: list[list[Clip]]) -> TranslationBatch:
+    def __call__(self, items: list[list[Any]]) -> TranslationBatch:
+        """``items``: what the fetch of `with_cues` gives."""
+        items, cues = apart(items, self.processor)
         clips = pack_clips(items, self.sizes)
-        row = self.processor.pack(clips["frame_lengths_B"].tolist(), [row.text for row in clips["rows"]])
+        row = self.processor.pack(clips["frame_lengths_B"].tolist(), [row.text for row in clips["rows"]], cues)
         valid = len(row["answers"]["targets_N"])
         return {**clips, **row, "valid_tokens": valid, "samples": len(clips["rows"]), "maxima": {}}
 
