@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from pipeline.config.augment_schema import AugmentConfig
 from pipeline.config.prompt_schema import PromptsConfig
 from pipeline.config.section import Section
+from pipeline.config.sequence_schema import SequenceTuningConfig
 from pipeline.config.stages import STAGES
 from pipeline.config.supervision_schema import AlignmentConfig, CtcConfig
 from pipeline.config.train_schema import TrainConfig
@@ -322,7 +323,7 @@ class Recipe(Section):
     name: str
     """Shown in logs."""
     stage: StageName
-    """Which of the three stages this is."""
+    """Which of the stages this is."""
     seed: int = 0
     """Of data order, new weights and dropout."""
     run_dir: str
@@ -340,4 +341,6 @@ class Recipe(Section):
     contrastive: ContrastiveConfig = ContrastiveConfig()
     """Of this stage only."""
     connector: ConnectorStageConfig = ConnectorStageConfig()
+    """Of this stage, and of sequence_tuning, which goes on with it."""
+    sequence_tuning: SequenceTuningConfig = SequenceTuningConfig()
     """Of this stage only."""

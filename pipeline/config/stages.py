@@ -31,7 +31,7 @@ STAGES = {
         parts=("llm",),
         shards=("text",),
         unread=(
-            "contrastive", "connector", "model.visual", "model.text_encoder", "model.connector",
+            "contrastive", "connector", "sequence_tuning", "model.visual", "model.text_encoder", "model.connector",
             "data.max_frames", "data.frame_stride", "data.image_pixels", "data.frame_budget", "data.pack_tokens",
             "data.length_window", "data.unique_texts", "data.augment", "data.jitter",
         ),
@@ -41,13 +41,22 @@ STAGES = {
         parts=("visual", "text_encoder"),
         shards=("video", "features"),
         unread=(
-            "continued_pretraining", "connector", "model.llm", "model.connector", "model.kernels",
+            "continued_pretraining", "connector", "sequence_tuning", "model.llm", "model.connector", "model.kernels",
             "data.block_tokens", "data.frame_budget", "data.pack_tokens", "train.peak_tflops",
         ),
         contrasts=True,
     ),
     "connector": StageEntry(
         "pipeline.stages.connector:ConnectorStage",
+        parts=("llm", "visual"),
+        shards=("video", "features"),
+        unread=(
+            "continued_pretraining", "contrastive", "sequence_tuning", "model.text_encoder", "data.block_tokens",
+            "data.unique_texts", "train.peak_tflops",
+        ),
+    ),
+    "sequence_tuning": StageEntry(
+        "pipeline.stages.sequence_tuning:SequenceTuning",
         parts=("llm", "visual"),
         shards=("video", "features"),
         unread=(

@@ -92,10 +92,18 @@ def score(hypotheses: Sequence[str], references: Sequence[str | Sequence[str]], 
     )
 
 
-def sentence_bleu(hypothesis: str, references: Sequence[str], protocol: Protocol) -> float:
+def sentence_bleu(hypothesis: str, references: Sequence[str], protocol: Protocol | str) -> float:
     """BLEU-4 of one sentence with effective order (to sort examples; the corpus score is not its mean)."""
+    protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
     metric = _bleu(protocol, effective_order=True)
     return metric.sentence_score(protocol.prepare(hypothesis), [protocol.prepare(text) for text in references]).score
+
+
+def sentence_rouge_l(hypothesis: str, references: Sequence[str], protocol: Protocol | str) -> float:
+    """ROUGE-L of one sentence in percent, as `Scores.rouge_l` is the mean of."""
+    protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
+    words, _ = _rouge_tokenizers(protocol)
+    return _mean_rouge([protocol.prepare(hypothesis)], [[protocol.prepare(text) for text in references]], words, 1.0)
 
 
 def versions() -> dict[str, str]:

@@ -81,10 +81,11 @@ def parts_of(recipe: Recipe) -> Parts:
     # a rank that plans after it ran out of memory may have ZeRO-3 configured, which would partition these models, too
     with without_zero3(), torch.device("meta"):
         found = {
-            "continued_pretraining": _continued_pretraining, "contrastive": _contrastive, "connector": _connector
+            "continued_pretraining": _continued_pretraining, "contrastive": _contrastive, "connector": _connector,
+            "sequence_tuning": _connector,
         }[recipe.stage](recipe, dtype)  # fmt: skip
         whole = found.modules.get("model") or nn.ModuleDict(found.modules)
-        frozen = ("visual", "llm") if recipe.stage == "connector" else ()
+        frozen = ("visual", "llm") if recipe.stage in ("connector", "sequence_tuning") else ()
         plan = {name: name not in frozen for name in (name.split(".")[0] for name, _ in whole.named_parameters())}
         apply_parts(whole, plan, recipe.train.parts, unreached(recipe))
     for part in found.modules.values():

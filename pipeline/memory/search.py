@@ -136,7 +136,7 @@ def _options(recipe: Recipe, world_size: int) -> Iterator[tuple[str, list[Any]]]
         yield "deepspeed.base", [BASES[-1]]
     smaller = (with_settings(recipe, {"train.micro_batch": size}) for size in range(train.micro_batch - 1, 0, -1))
     yield "train.micro_batch", [found.train.micro_batch for found in smaller if not batch_problem(found, world_size)]
-    if recipe.stage == "connector":
+    if recipe.stage in ("connector", "sequence_tuning"):
         yield "connector.num_beams", list(range(recipe.connector.num_beams - 1, 0, -1))
     if recipe.stage != "continued_pretraining":
         yield "data.max_frames", _smaller(recipe.data.max_frames)[:2]

@@ -13,7 +13,7 @@ from typing import Any, TypedDict, TypeVar
 import numpy as np
 import torch
 
-from pipeline.inference.clips import Clip, Clips, pack_clips
+from pipeline.inference.clips import Clip, Clips, PromptBatch, pack_clips
 from pipeline.inference.cues import apart
 from pipeline.losses import IGNORE_LABEL
 from pipeline.models.attention import Packed, packed_kwargs
@@ -64,6 +64,15 @@ class ContrastiveBatch(Clips, MicroBatch, GlossBatch):
 
 class TranslationBatch(Clips, PackedRow, MicroBatch):
     """Clips, and their tokenised prompts and answers packed into one row."""
+
+
+class SequenceBatch(PromptBatch, MicroBatch):
+    """Clips with prompts to translate from, and their references."""
+
+    prompts: list[list[int]]
+    """Ids of each clip's prompt, without padding."""
+    references: list[list[int]]
+    """Ids of each clip's text as an answer, with its eos."""
 
 
 def fetch_pack(reader: SampleReader, item: np.ndarray) -> list[Pack]:
@@ -152,6 +161,30 @@ class TranslationCollate:
         row = self.processor.pack(clips["frame_lengths_B"].tolist(), [row.text for row in clips["rows"]], cues)
         valid = len(row["answers"]["targets_N"])
         return {**clips, **row, "valid_tokens": valid, "samples": len(clips["rows"]), "maxima": {}}
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceCollate:
+    """Clips with left padded prompts, and the tokens of their texts."""
+
+    processor: LlavaSltProcessor
+    sizes: ClipSizes
+
+    def __call__(self, items: list[list[Any]]) -> SequenceBatch:
+        """``items``: what the fetch of `with_cues` gives."""
+        items, cues = apart(items, self.processor)
+        clips = pack_clips(items, self.sizes)
+        lengths = clips["frame_lengths_B"].tolist()
+        each = [None] * len(lengths) if cues is None else cues
+        return {
+            **clips,
+            **self.processor(lengths, cues=cues),
+            "prompts": [self.processor.prompt_ids(*pair) for pair in zip(lengths, each, strict=True)],
+            "references": [self.processor.answer_ids(row.text) for row in clips["rows"]],
+            "valid_tokens": len(lengths),
+            "samples": len(lengths),
+            "maxima": {},
+        }
 
 
 def map_tensors(batch: T, function: Callable[[torch.Tensor], Any]) -> T:

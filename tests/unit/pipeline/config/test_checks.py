@@ -86,6 +86,8 @@ CASES = [
     (CONNECTOR, ["connector.prompt='{video} {example}'", "connector.prompts.example.template='{gloss}'"],
      "connector.prompts.example.template='{gloss}' must contain {text}, and no field but {gloss} besides"),
     (CONNECTOR, ["connector.prompts.system=hi"], "connector.prompts.system is a turn of a chat; set chat to true"),
+    (CONNECTOR, ["stage=sequence_tuning", "sequence_tuning.bleu_weight=0", "sequence_tuning.rouge_l_weight=0"],
+     "sequence_tuning.bleu_weight and sequence_tuning.rouge_l_weight are both 0: every translation has the reward 0"),
     (CONTRASTIVE, ["model.text_encoder.kind=llm", "model.text_encoder.pooling=cls"], "which has seen no text in a"),
     (CONNECTOR, ["run_dir=$HOME/x"], "run_dir='$HOME/x': recipes do not expand variables"),
     (CONNECTOR, ["model.llm.path=~/llm"], "model.llm.path='~/llm': recipes do not expand variables"),

@@ -52,8 +52,8 @@ def test_rules_are_silent_about_settings_that_are_wrong_themselves(tmp_path: Pat
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("stage: connector", "stage: conector", "stage must be 'continued_pretraining', 'contrastive' or 'connector',"
-         " got 'conector'; did you mean connector?"),
+        ("stage: connector", "stage: conector", "stage must be 'continued_pretraining', 'contrastive', 'connector' or"
+         " 'sequence_tuning', got 'conector'; did you mean connector?"),
         ("    - shards: shards/video", "    - shard: x", "data.train.0.shards is missing"),
         ("data:\n  train:\n    - shards: shards/video\n", "", "data is missing"),
         ("train:\n    - shards: shards/video", "train: []", "data.train: list should have at least 1 item"),

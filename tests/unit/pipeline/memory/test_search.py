@@ -38,7 +38,7 @@ def _recipe(folder: Path, stage: str, *sets: str) -> Recipe:
     tiny = json.dumps(llm_config(folder).model_dump(mode="json"))
     backbone = {"backbone": {"tiny": {"width": 24, "layers": 1, "heads": 2, "feed_forward": 32}}, "width": 32}
     sets = (f"model.llm={tiny}", f"model.visual={json.dumps(backbone)}", *sets)
-    return load_recipe(write(folder, CONNECTOR), list(sets))
+    return load_recipe(write(folder, CONNECTOR), [f"stage={stage}", *sets])
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def no_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plans, "RESERVED_GIB", 0.0)
 
 
-@pytest.mark.parametrize("stage", ["continued_pretraining", "contrastive", "connector"])
+@pytest.mark.parametrize("stage", ["continued_pretraining", "contrastive", "connector", "sequence_tuning"])
 def test_a_plan_of_every_stage(stage: str, tmp_path: Path) -> None:
     """Frozen and trained weights are those of the stage's own freeze plan."""
     recipe = _recipe(tmp_path, stage)
@@ -68,6 +68,7 @@ def test_a_plan_of_every_stage(stage: str, tmp_path: Path) -> None:
         "contrastive": {"frame backbone", "text encoder", "similarities", "features of the global batch"},
         "connector": {"weights, frozen", "activations of the LLM", "cache of generation", "frame backbone"},
     }
+    wanted["sequence_tuning"] = wanted["connector"]
     assert wanted[stage] <= items
     assert plan.largest(2)[0].bytes >= plan.largest(2)[1].bytes
     # a setting that the stage does not read would be proposed in vain
