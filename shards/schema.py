@@ -118,6 +118,8 @@ ANNOTATION = ("split", "corpus", "text", "language", "sign_language", "signer", 
 """What a sample's ``.json`` member says about it besides its id: fields of a Segment and of an IndexRow."""
 
 
+UNLABELLED = "unlabelled"
+"""Option in a manifest: samples may have no text."""
 MARGIN_SECONDS, MARGIN_FRAMES = "margin_seconds", "margin_frames"
 """Kept around every clip: the option in a manifest, and its frames on each side in a sample's ``.json``. ``frames`` of
 the index are those of the clip alone."""

@@ -196,6 +196,9 @@ class SourceConfig(Section):
     """Samples of this split."""
     corpus: str | None = None
     """Only samples of this corpus; default all."""
+    text: str = ""
+    """Text column that holds the texts to learn, such as pseudo-labels; samples without one are left out. Empty: the
+    samples' own texts."""
     weight: float | list[tuple[int, float]] = 1.0
     """Passes over this source per epoch (2.0 shows every sample twice, 0.5 half of them, the other half next); with
     `data.epoch_samples` its proportion of an epoch. A list of [epoch, weight] points is a curriculum: linear between

@@ -20,7 +20,18 @@ from shards.media.margin import check_margin
 from shards.media.rows import RowsForm
 from shards.media.video import VideoOptions
 from shards.names import located, same_name
-from shards.schema import MARGIN_SECONDS, SPLIT_NAME, Corpus, Crop, Kind, Media, RowsFile, Segment, VideoFile
+from shards.schema import (
+    MARGIN_SECONDS,
+    SPLIT_NAME,
+    UNLABELLED,
+    Corpus,
+    Crop,
+    Kind,
+    Media,
+    RowsFile,
+    Segment,
+    VideoFile,
+)
 from shards.text import load_tokenizer, token_dtype, tokenizer_fingerprint
 from shards.text_tokens import TextTokens
 
@@ -45,6 +56,8 @@ class BuildOptions:
     """Documents are concatenated into members of about this many token ids."""
     margin_seconds: float = 0.0
     """Kept before and after every segment, for ``data.jitter``; the clip itself is the same."""
+    unlabelled: bool = False
+    """Segments without a text are stored, too, for pseudo-labels."""
     max_skipped_fraction: float | None = None
     """A build that skips a larger part of the segments fails. None = the corpus's usual value, or 0.05. Segments
     excluded by a published filter do not count."""
@@ -162,7 +175,7 @@ def shard_tasks(corpus: Corpus, options: BuildOptions, kind: Kind) -> Iterator[S
         digest = hashlib.sha256(b"".join(_segment_digest(segment) for segment in segments)).hexdigest()
         name, number = f"{split}-{numbers[split]:06d}.tar", numbers.total()
         numbers[split] += 1
-        judged = [(segment, *skip_reason(segment)) for segment in segments]
+        judged = [(segment, *skip_reason(segment, options.unlabelled)) for segment in segments]
         skips = [Skip(s.id, s.split, reason, detail, s.origin) for s, reason, detail in judged if reason]
         return ShardTask(
             name, number, [_located(segment) for segment, reason, _ in judged if not reason], skips, digest
@@ -182,11 +195,11 @@ def _located(segment: Segment) -> Segment:
     return segment if segment.media is None else dataclasses.replace(segment, media=located(segment.media))
 
 
-def skip_reason(segment: Segment) -> tuple[str, str]:
+def skip_reason(segment: Segment, unlabelled: bool = False) -> tuple[str, str]:
     """(reason, detail) why a segment is skipped by its annotation alone; empty if it is not."""
     if segment.excluded:
         return f"{EXCLUDED}{segment.excluded}", ""
-    if not segment.text.strip():
+    if not segment.text.strip() and not unlabelled:
         return "empty_text", ""
     wrong = wrong_times(segment)
     return ("wrong_times", wrong) if wrong else ("", "")
@@ -252,6 +265,7 @@ def build_identity(corpus: Corpus, options: BuildOptions, survey: Survey) -> dic
     versions: dict[str, str] = {}
     if survey.kind != "text":
         stored["samples_per_shard"] = options.samples_per_shard
+        stored |= {UNLABELLED: True} if options.unlabelled else {}
         if survey.kind == "features":
             assert options.rows is not None  # `Placed` and its form come together
             stored["features"] = options.rows.record()

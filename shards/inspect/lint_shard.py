@@ -66,6 +66,8 @@ class ShardWork:
     rows: list[dict[str, Any]]
     margin_seconds: float
     """Kept around every clip."""
+    unlabelled: bool
+    """Samples may have no text."""
     adopted: bool
     """Made elsewhere: the index completes fields that a json lacks or writes as another type."""
 
@@ -101,7 +103,8 @@ def lint_shard(work: ShardWork, options: LintOptions) -> ShardResult:
 def _lint_file(path: Path, work: ShardWork, options: LintOptions) -> ShardResult:
     result = ShardResult(verify_shard(path, work.entry, work.rows))
     for row in work.rows:
-        result.add(row, row_problems(row, options))
+        named = row_problems(row, options)
+        result.add(row, [problem for problem in named if not (work.unlabelled and problem[0] == "empty_text")])
     if not path.is_file():
         return result
     damaged = {problem.key for problem in result.problems if problem.rule == "crc32"}
