@@ -261,9 +261,9 @@ def _secret_options(options: Mapping[str, object], prefix: str = "") -> Iterator
 
 
 def _repeated_sources(sources: Iterable[SourceConfig], name: str, fix: str) -> Iterator[Problem]:
-    seen: dict[tuple[str, str, str | None], int] = {}
+    seen: dict[tuple[str, str, str | None, str], int] = {}
     for number, source in enumerate(sources):
-        identity = (source.shards, source.split, source.corpus)
+        identity = (source.shards, source.split, source.corpus, source.text)
         if identity in seen:
             text = f"{name}.{number} is the same source as {name}.{seen[identity]} ({source.shards}); {fix}"
             yield Problem(text, (f"{name}.{number}",))

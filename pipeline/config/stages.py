@@ -34,6 +34,7 @@ STAGES = {
             "contrastive", "connector", "sequence_tuning", "model.visual", "model.text_encoder", "model.connector",
             "data.max_frames", "data.frame_stride", "data.image_pixels", "data.frame_budget", "data.pack_tokens",
             "data.length_window", "data.unique_texts", "data.augment", "data.references",
+            "data.jitter",
         ),
     ),
     "contrastive": StageEntry(

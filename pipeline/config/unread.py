@@ -43,6 +43,9 @@ def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
     elif visual is not None and visual.backbone is not None and visual.backbone.train != "lora":
         for name in ("lora_rank", "lora_alpha", "lora_targets"):
             yield f"model.visual.backbone.{name}", f"model.visual.backbone.train is {visual.backbone.train}, not lora"
+    if not data.jitter.most_seconds:
+        for name in ("probability", "corpora"):
+            yield f"data.jitter.{name}", "data.jitter moves no cut: before_seconds and after_seconds are 0"
     if not data.augment.erase:
         yield "data.augment.erase_area", "data.augment.erase is 0"
     if objective != "both":
