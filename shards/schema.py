@@ -63,6 +63,20 @@ class FrameFolder:
 
 
 @dataclass(frozen=True, slots=True)
+class RowsFile:
+    """A file (or folder of one file per frame) of frame features or keypoints, or the part between two times."""
+
+    path: Path
+    start_seconds: float | None = None
+    """Where the piece begins, in seconds from the first row; None = at the first row."""
+    end_seconds: float | None = None
+    """The first moment that is not part of it; None = the end."""
+
+
+Media = VideoFile | FrameFolder | RowsFile
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A timed piece of signing with its text, or a text alone; what a corpus yields."""
 
@@ -71,7 +85,7 @@ class Segment:
     """Unique within the corpus; any characters. The shard key is derived from it."""
     split: str
     text: str
-    media: VideoFile | FrameFolder | None = None
+    media: Media | None = None
     """None for text-only documents."""
     language: str = ""
     """Language of the text, BCP-47 (``de``)."""

@@ -16,9 +16,10 @@ import av
 
 from shards.build.prepare import EXCLUDED, Skip
 from shards.errors import DataError, OptionError
+from shards.media.rows import RowsForm
 from shards.media.video import VideoOptions
 from shards.names import located, same_name
-from shards.schema import SPLIT_NAME, Corpus, Crop, FrameFolder, Kind, Segment, VideoFile
+from shards.schema import SPLIT_NAME, Corpus, Crop, Kind, Media, RowsFile, Segment, VideoFile
 from shards.text import load_tokenizer, token_dtype, tokenizer_fingerprint
 from shards.text_tokens import TextTokens
 
@@ -31,6 +32,8 @@ class BuildOptions:
     """How samples are stored. All fields but ``max_skipped_fraction`` decide bytes."""
 
     video: VideoOptions = field(default_factory=VideoOptions)
+    rows: RowsForm | None = None
+    """How files of frame features or keypoints are read; required where a corpus names such files (`Placed`)."""
     tokenizer: str = ""
     """Hugging Face tokenizer folder; required for text corpora. With video, it counts the tokens of the texts."""
     samples_per_shard: int = 256
@@ -99,7 +102,7 @@ def survey_corpus(corpus: Corpus, options: BuildOptions) -> Survey:
             survey.excluded += 1
         else:
             survey.total += 1
-            kinds.setdefault("text" if segment.media is None else "video", segment.origin)
+            kinds.setdefault(_kind_of(segment.media), segment.origin)
         identity = segment_identity(segment)
         if identity in seen:
             first = next(other.origin for other in corpus.segments() if segment_identity(other) == identity)
@@ -113,7 +116,7 @@ def survey_corpus(corpus: Corpus, options: BuildOptions) -> Survey:
         digest.update(_segment_digest(segment))
     if len(kinds) != 1:
         raise DataError(
-            nothing_to_build(survey.excluded) if not kinds else f"video and text segments are mixed ({kinds})",
+            nothing_to_build(survey.excluded) if not kinds else f"{' and '.join(kinds)} segments are mixed ({kinds})",
             where=corpus.name,
             fix="check the corpus options" if not kinds else "build two shard sets",
         )
@@ -121,6 +124,10 @@ def survey_corpus(corpus: Corpus, options: BuildOptions) -> Survey:
     if survey.kind == "text" and not options.tokenizer:
         raise OptionError("a text corpus needs a tokenizer", where=corpus.name, fix="add --tokenizer FOLDER")
     return survey
+
+
+def _kind_of(media: Media | None) -> Kind:
+    return "text" if media is None else "features" if isinstance(media, RowsFile) else "video"
 
 
 def nothing_to_build(excluded: int) -> str:
@@ -135,7 +142,7 @@ def segment_identity(segment: Segment) -> bytes:
 
 def shard_tasks(corpus: Corpus, options: BuildOptions, kind: Kind) -> Iterator[ShardTask]:
     """The shards of a build in the order they fill up: a pure function of annotations and options."""
-    size = options.samples_per_shard if kind == "video" else options.documents_per_shard
+    size = options.documents_per_shard if kind == "text" else options.samples_per_shard
     waiting: dict[str, list[Segment]] = {}
     filled: collections.Counter[str] = collections.Counter()
     numbers: collections.Counter[str] = collections.Counter()
@@ -178,7 +185,7 @@ def skip_reason(segment: Segment) -> tuple[str, str]:
 
 def wrong_times(segment: Segment) -> str:
     """What is wrong with the annotated times of a segment; empty if they are right."""
-    if not isinstance(segment.media, VideoFile) or segment.media.end_seconds is None:
+    if not isinstance(segment.media, VideoFile | RowsFile) or segment.media.end_seconds is None:
         return ""
     start, end = segment.media.start_seconds or 0.0, segment.media.end_seconds
     if end > start:
@@ -207,7 +214,7 @@ def work_units(task: ShardTask, kind: Kind) -> Iterator[list[Segment]]:
         yield unit
 
 
-def _shares_decoding(first: VideoFile | FrameFolder | None, second: VideoFile | FrameFolder | None) -> bool:
+def _shares_decoding(first: Media | None, second: Media | None) -> bool:
     """Whether the second piece begins after the first one begins, and at most a little before it ends."""
     if not (isinstance(first, VideoFile) and isinstance(second, VideoFile) and first.path == second.path):
         return False
@@ -234,9 +241,14 @@ def build_identity(corpus: Corpus, options: BuildOptions, survey: Survey) -> dic
     """Everything that decides the bytes: kept in the manifest and compared before anything is reused."""
     stored: dict[str, Any] = {"corpora": survey.corpora, "segments": survey.digest, **getattr(corpus, "settings", {})}
     versions: dict[str, str] = {}
-    if survey.kind == "video":
-        stored |= {"samples_per_shard": options.samples_per_shard, "video": options.video.record()}
-        versions |= {"av": av.__version__, "libavcodec": ".".join(map(str, av.library_versions["libavcodec"]))}
+    if survey.kind != "text":
+        stored["samples_per_shard"] = options.samples_per_shard
+        if survey.kind == "features":
+            assert options.rows is not None  # `Placed` and its form come together
+            stored["features"] = options.rows.record()
+        else:
+            stored["video"] = options.video.record()
+            versions |= {"av": av.__version__, "libavcodec": ".".join(map(str, av.library_versions["libavcodec"]))}
         if options.tokenizer:
             stored |= {"text_tokenizer": tokenizer_fingerprint(load_tokenizer(options.tokenizer))}
             versions |= {"tokenizers": version("tokenizers")}

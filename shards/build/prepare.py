@@ -18,6 +18,7 @@ import numpy as np
 
 from shards.errors import DataError
 from shards.media.frame_folder import MissingFrames, is_frame
+from shards.media.rows import RowsForm
 from shards.media.source import OutsideVideo, no_file
 from shards.media.video import (
     VideoInfo,
@@ -28,7 +29,7 @@ from shards.media.video import (
     transcode_pieces,
 )
 from shards.names import located
-from shards.schema import FrameFolder, Segment, VideoFile
+from shards.schema import FrameFolder, Media, RowsFile, Segment, VideoFile
 from shards.text import load_tokenizer, tokenise
 
 logger = logging.getLogger(__name__)
@@ -67,9 +68,21 @@ class PreparedVideo:
     """Size of that file."""
 
 
-def has_media(media: VideoFile | FrameFolder) -> bool:
+@dataclass(frozen=True, slots=True)
+class PreparedRows:
+    """Frame features or keypoints of a segment."""
+
+    rows: np.ndarray
+    """float16 [T, W]."""
+    rate: float
+    """Rows per second."""
+
+
+def has_media(media: Media) -> bool:
     """Whether the file exists, in any spelling of its name, or the folder holds at least one frame."""
     media = located(media)
+    if isinstance(media, RowsFile):
+        return media.path.exists()
     if isinstance(media, VideoFile):
         return media.path.is_file()
     return media.path.is_dir() and any(map(is_frame, media.path.glob(media.pattern)))
@@ -90,7 +103,7 @@ def prepare_videos(segments: Sequence[Segment], options: VideoOptions) -> list[P
 
 def prepare_video(segment: Segment, options: VideoOptions) -> PreparedVideo | Skip:
     """Transcode one segment; unusable media becomes a Skip with its reason."""
-    assert segment.media is not None
+    assert segment.media is not None and not isinstance(segment.media, RowsFile)
     media = located(segment.media)
     if not has_media(media):
         return Skip(segment.id, segment.split, "missing_media", _absent(media), segment.origin)
@@ -106,7 +119,7 @@ def prepare_video(segment: Segment, options: VideoOptions) -> PreparedVideo | Sk
         return _prepared(segment, error)
 
 
-def _absent(media: VideoFile | FrameFolder) -> str:
+def _absent(media: Media) -> str:
     path = media.path
     if isinstance(media, FrameFolder) and path.is_dir():
         return f"{path} holds no image that matches {media.pattern}"
@@ -119,6 +132,23 @@ def _prepared(segment: Segment, result: bytes | DataError) -> PreparedVideo | Sk
     reason = "missing_frames" if isinstance(result, MissingFrames) else "unreadable_media"
     reason = "outside_video" if isinstance(result, OutsideVideo) else reason
     return Skip(segment.id, segment.split, reason, f"{result.where}: {result.what}", segment.origin)
+
+
+def prepare_rows(segments: Sequence[Segment], form: RowsForm) -> list[PreparedRows | Skip]:
+    """Read the files of segments; unusable ones become a Skip with its reason."""
+    return [_prepare_rows(segment, form) for segment in segments]
+
+
+def _prepare_rows(segment: Segment, form: RowsForm) -> PreparedRows | Skip:
+    assert isinstance(segment.media, RowsFile)
+    media = located(segment.media)
+    if not media.path.exists():
+        return Skip(segment.id, segment.split, "missing_media", f"{media.path} does not exist", segment.origin)
+    try:
+        return PreparedRows(form.read(media), form.rate)
+    except DataError as error:
+        detail = f"{error.where}: {error.what}"
+        return Skip(segment.id, segment.split, "unreadable_media", detail, segment.origin)
 
 
 def prepare_documents(segments: Sequence[Segment], tokenizer: str) -> list[np.ndarray]:

@@ -240,6 +240,26 @@ def add_video(tar: TarWriter, segment: Segment, payload: bytes, info: VideoInfo,
     return _row(segment, tar.path.name, key, video, meta, tokens=tokens, **stored)
 
 
+def add_rows(tar: TarWriter, segment: Segment, rows_TW: np.ndarray, rate: float, tokens: int = 0) -> IndexRow:
+    """Append ``<key>.npy`` (float16 [T, W]) and ``<key>.json`` and return the index row, which addresses the numbers.
+
+    Args:
+        rate: rows per second.
+        tokens: those of the text.
+    """
+    key = shard_key(segment.id)
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(rows_TW), version=(1, 0), allow_pickle=False)
+    payload = buffer.getvalue()
+    header = len(payload) - rows_TW.nbytes
+    frames, width = rows_TW.shape
+    stored = {"frames": frames, "fps": rate, "duration_seconds": frames / rate, "width": width, "height": 1}
+    member = tar.add(f"{key}.npy", payload)
+    numbers = MemberLocation(member.offset + header, rows_TW.nbytes, crc32(payload[header:]))
+    meta = tar.add(f"{key}.json", dump_json({"id": segment.id, **_annotation(segment), **stored}))
+    return _row(segment, tar.path.name, key, numbers, meta, tokens=tokens, **stored)
+
+
 def add_documents(
     tar: TarWriter, key: str, segments: Sequence[Segment], tokens: Sequence[np.ndarray]
 ) -> list[IndexRow]:
