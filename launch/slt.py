@@ -38,6 +38,9 @@ def features(
     sets: Annotated[list[str], typer.Option("--set", help="override a field of the recipe")] = [],  # noqa: B006
     frame_stride: Annotated[int, typer.Option(min=1, help="store every n-th frame")] = 1,
     workers: Annotated[int, typer.Option(min=0, help="processes that decode")] = 1,
+    views: Annotated[
+        int, typer.Option(min=1, help="views per clip: as it is, and changed as the recipe's data.augment says")
+    ] = 1,
 ) -> None:
     """Compute the features of a frozen backbone once and store them as shards.
 
@@ -48,7 +51,7 @@ def features(
     from shards.build.features import FeatureOptions
     from shards.cli.progress import progress
 
-    options = FeatureOptions(frame_stride, workers)
+    options = FeatureOptions(frame_stride, workers, views=views)
     with progress(f"features {out.name}") as show:
         manifest = extract(recipe, sets, shards, out, options, lambda done, total: show(done, total, ""))
     typer.echo(f"{out}: {manifest.counts['samples']} samples, {manifest.options['features']}")

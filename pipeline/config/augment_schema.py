@@ -60,8 +60,9 @@ class AugmentConfig(Section):
                 yield name, f"must be [lowest, highest] between {low:g} and {high:g}, got {list(value)}"
 
     def changed(self) -> dict[str, Any]:
-        """The settings that are not at their default."""
-        return self.model_dump(mode="json", exclude_defaults=True)
+        """The settings that are not at their default and change something."""
+        unread = set() if self.erase else {"erase_area"}
+        return self.model_dump(mode="json", exclude_defaults=True, exclude=unread)
 
     def of_pictures(self) -> dict[str, Any]:
         """Those that change pictures: stored frame features were made with or without them."""

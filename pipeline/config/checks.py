@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from pipeline.config.names import is_secret
 from pipeline.config.parts_rules import parts_problems
+from pipeline.config.prompt_schema import VIDEO, cue_problems, fields_of, prompt_problem
 from pipeline.config.schema import AUTO, Recipe, SourceConfig
 from pipeline.config.sequence_checks import sequence_problems
 from pipeline.config.source import Problem
 from pipeline.config.stages import STAGES
 from pipeline.config.unread import unread
-
-VIDEO_PLACEHOLDER = "{video}"
 
 
 def cross_field_problems(recipe: Recipe) -> list[Problem]:
@@ -300,9 +299,13 @@ def _zero_choice(recipe: Recipe) -> Iterator[Problem]:
 
 def _texts(recipe: Recipe) -> Iterator[Problem]:
     prompt = recipe.connector.prompt
-    if prompt.count(VIDEO_PLACEHOLDER) != 1:
-        text = f"connector.prompt must contain {VIDEO_PLACEHOLDER} exactly once, got {prompt!r}"
+    if fields_of(prompt).count(VIDEO) != 1:
+        text = f"connector.prompt must contain {{{VIDEO}}} exactly once, got {prompt!r}"
         yield Problem(text, ("connector.prompt",))
+    elif problem := prompt_problem(prompt):
+        yield Problem(f"connector.prompt: {problem}", ("connector.prompt",))
+    for name, problem in cue_problems(prompt, recipe.connector.prompts):
+        yield Problem(f"connector.prompts.{problem}", (f"connector.prompts.{name}", "connector.prompt"))
     encoder = recipe.model.text_encoder
     if encoder is not None and encoder.kind == "llm" and encoder.pooling == "cls":
         text = (

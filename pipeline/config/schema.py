@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.augment_schema import AugmentConfig
+from pipeline.config.prompt_schema import PromptsConfig
 from pipeline.config.section import Section
 from pipeline.config.sequence_schema import SequenceTuningConfig
 from pipeline.config.stages import STAGES
@@ -270,6 +271,9 @@ class ContrastiveConfig(Section):
     bias (SigLIP, arXiv 2303.15343, which starts from `initial_temperature: 0.1`)."""
     tile_mib: int = Field(default=0, ge=0)
     """Similarities in memory at once, rows and columns together; 0 = 4 on a CPU, 64 on a GPU."""
+    glosses: str = Field(default="gloss", pattern="^[a-z][a-z0-9_]*$")
+    """Where a clip's glosses are, for `ctc` and `alignment`: words between spaces, in the index (`gloss`) or in a text
+    column of this name, such as pseudo-glosses (docs/data-format.md)."""
     ctc: CtcConfig = CtcConfig()
     """Glosses told to the word tokens, beside the objective (docs/gloss-supervision.md)."""
     alignment: AlignmentConfig = AlignmentConfig()
@@ -284,7 +288,10 @@ class ContrastiveConfig(Section):
 
 class ConnectorStageConfig(Section):
     prompt: str = "{video}"
-    """Text around the word tokens; must contain `{video}` once. Control tokens in it are those tokens."""
+    """Text around the word tokens; must contain `{video}` once. Control tokens in it are those tokens. It may show
+    `{language}`, `{sign_language}`, `{previous}`, `{gloss}` and `{example}` of each sample (docs/prompts.md)."""
+    prompts: PromptsConfig = PromptsConfig()
+    """Where these fields get their texts from."""
     max_new_tokens: int = Field(default=64, gt=0)
     """Longest translation during training's evaluations."""
     num_beams: int = Field(default=1, gt=0)

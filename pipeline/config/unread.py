@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipeline.config.prompt_schema import cues_of
 from pipeline.config.schema import Recipe
 from pipeline.config.stages import STAGES
 
@@ -50,15 +51,20 @@ def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if objective == "sentence" and not alignment.used:
         yield "model.text_encoder.token_features", "contrastive.objective is sentence"
     if not ctc.used:
-        for name in ("source", "unusable"):
-            yield f"contrastive.ctc.{name}", "contrastive.ctc.weight and set_weight are 0"
+        yield "contrastive.ctc.unusable", "contrastive.ctc.weight and set_weight are 0"
     if not ctc.weight:
         yield "contrastive.ctc.order", "contrastive.ctc.weight is 0"
-    if not alignment.used:
-        yield "contrastive.alignment.source", "the weights of contrastive.alignment are 0"
+    if not ctc.used and not alignment.used:
+        yield "contrastive.glosses", "the weights of contrastive.ctc and contrastive.alignment are 0"
     if objective == "token":
         for name in ("model.text_encoder.pooling", "contrastive.sentence_loss"):
             yield name, "contrastive.objective is token"
+    for name in ("previous", "gloss", "example"):
+        if name not in cues_of(recipe.connector.prompt):
+            yield f"connector.prompts.{name}", f"connector.prompt does not contain {{{name}}}"
+    for name in ("language", "sign_language"):
+        if name not in cues_of(recipe.connector.prompt):
+            yield f"connector.prompts.{name}s", f"connector.prompt does not contain {{{name}}}"
     if optimizer.schedule != "wsd":
         yield "train.optimizer.decay_fraction", f"train.optimizer.schedule is {optimizer.schedule}, not wsd"
     if optimizer.schedule == "constant":

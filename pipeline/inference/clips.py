@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 
 from pipeline.errors import RecipeError
 from pipeline.inference.augment import Augment
+from pipeline.inference.cues import apart
 from pipeline.models.clip_layout import ClipLayout, ClipSizes
 from pipeline.models.processing import LlavaSltProcessor, Prompts
 from shards.format.index import MANIFEST_NAME
@@ -136,6 +137,8 @@ class CollatePrompts:
     processor: LlavaSltProcessor
     sizes: ClipSizes
 
-    def __call__(self, items: list[list[Clip]]) -> PromptBatch:
+    def __call__(self, items: list[list[Any]]) -> PromptBatch:
+        """``items``: what the fetch of `with_cues` gives."""
+        items, cues = apart(items, self.processor)
         clips = pack_clips(items, self.sizes)
-        return {**clips, **self.processor(clips["frame_lengths_B"].tolist())}
+        return {**clips, **self.processor(clips["frame_lengths_B"].tolist(), cues=cues)}

@@ -119,13 +119,14 @@ def _contrastive(recipe: Recipe, dtype: torch.dtype) -> Parts:
 
 def gloss_classes(recipe: Recipe) -> int:
     """Classes of the gloss head, the blank included; 0 = there is none. Of `UNKNOWN_GLOSSES` if a source cannot be read
-    here."""
+    here, or its glosses are in a text column."""
     ctc = recipe.contrastive.ctc
     if not ctc.used:
         return 0
     glosses: set[str] = set()
     for source in recipe.data.train:
-        column = None if is_remote(source.shards) else column_of(source, ctc.source)
+        unknown = is_remote(source.shards) or recipe.contrastive.glosses != "gloss"
+        column = None if unknown else column_of(source, "gloss")
         if column is None or isinstance(column, Problem):
             return 1 + UNKNOWN_GLOSSES
         glosses.update(gloss for text in column.unique().to_pylist() for gloss in text.split())

@@ -13,7 +13,8 @@ from typing import Any, TypedDict, TypeVar
 import numpy as np
 import torch
 
-from pipeline.inference.clips import Clip, Clips, PromptBatch, pack_clips
+from pipeline.inference.clips import Clip, Clips, CollatePrompts, PromptBatch, pack_clips
+from pipeline.inference.cues import apart
 from pipeline.losses import IGNORE_LABEL
 from pipeline.models.attention import Packed, packed_kwargs
 from pipeline.models.clip_layout import ClipSizes
@@ -153,9 +154,11 @@ class TranslationCollate:
     processor: LlavaSltProcessor
     sizes: ClipSizes
 
-    def __call__(self, items: list[list[Clip]]) -> TranslationBatch:
+    def __call__(self, items: list[list[Any]]) -> TranslationBatch:
+        """``items``: what the fetch of `with_cues` gives."""
+        items, cues = apart(items, self.processor)
         clips = pack_clips(items, self.sizes)
-        row = self.processor.pack(clips["frame_lengths_B"].tolist(), [row.text for row in clips["rows"]])
+        row = self.processor.pack(clips["frame_lengths_B"].tolist(), [row.text for row in clips["rows"]], cues)
         valid = len(row["answers"]["targets_N"])
         return {**clips, **row, "valid_tokens": valid, "samples": len(clips["rows"]), "maxima": {}}
 
@@ -167,16 +170,16 @@ class SequenceCollate:
     processor: LlavaSltProcessor
     sizes: ClipSizes
 
-    def __call__(self, items: list[list[Clip]]) -> SequenceBatch:
-        clips = pack_clips(items, self.sizes)
-        lengths = clips["frame_lengths_B"].tolist()
+    def __call__(self, items: list[list[Any]]) -> SequenceBatch:
+        """``items``: what the fetch of `with_cues` gives."""
+        batch = CollatePrompts(self.processor, self.sizes)(items)
+        padded = zip(batch["input_ids"], batch["attention_mask"], strict=True)
         return {
-            **clips,
-            **self.processor(lengths),
-            "prompts": [self.processor.prompt_ids(length) for length in lengths],
-            "references": [self.processor.answer_ids(row.text) for row in clips["rows"]],
-            "valid_tokens": len(lengths),
-            "samples": len(lengths),
+            **batch,
+            "prompts": [ids_L[mask_L > 0].tolist() for ids_L, mask_L in padded],
+            "references": [self.processor.answer_ids(row.text) for row in batch["rows"]],
+            "valid_tokens": len(batch["rows"]),
+            "samples": len(batch["rows"]),
             "maxima": {},
         }
 

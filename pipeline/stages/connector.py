@@ -12,10 +12,12 @@ from typing import Any, Self
 
 import torch
 
+from pipeline.config.prompt_schema import text_columns as prompt_columns
 from pipeline.config.schema import ConnectorStageConfig, Recipe, SourceConfig
 from pipeline.evaluate.metrics import score
 from pipeline.inference.clips import CollatePrompts
-from pipeline.inference.generate import GenerationOptions, translate_batch
+from pipeline.inference.cues import prepare_cues, with_cues
+from pipeline.inference.generate import GenerationOptions, translate_batch, with_end
 from pipeline.inference.load import VIDEO_FORM
 from pipeline.models import attention, kernels
 from pipeline.models.generation_attention import generation_key, switched
@@ -67,6 +69,10 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
         return replace(options, kind="group" if train and data.frame_budget else "clip", frame_budget=data.frame_budget)
 
     @classmethod
+    def text_columns(cls, recipe: Recipe, train: bool) -> tuple[str, ...]:
+        return prompt_columns(recipe.connector.prompt, recipe.connector.prompts, train)
+
+    @classmethod
     def plan(cls, recipe: Recipe, sources: list[SourceConfig], train: bool) -> Plan:
         count = count_answers(recipe) if train and recipe.data.pack_tokens else None
         columns = cls.text_columns(recipe, train)
@@ -75,13 +81,15 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
     @classmethod
     def build(cls, context: StageContext, plans: Plans) -> Self:
         recipe, model = context.recipe, context.recipe.model
+        prompt, prompts = recipe.connector.prompt, recipe.connector.prompts
         llava, processor = build_llava_slt(
-            model, recipe.data, recipe.connector.prompt, context.dtype, attention.implementation("sdpa")
+            model, recipe.data, prompt, context.dtype, attention.implementation("sdpa"), prompts
         )
+        processor = prepare_cues(processor, plans.train, plans.held_out)
         backend = attention.choose_for(llava.llm, model.attention, context.device)
         llava.visual.choose_attention(model.attention, context.device)
         check_prompt(llava.llm, processor, recipe)
-        ends = llava.generation_config.eos_token_id
+        ends = with_end(llava.generation_config.eos_token_id, processor.end_id)
         llava.generation_config = generation(recipe.connector).config(ends, processor.pad_id)
         checkpoint_gradients(llava, share_of(model))
         fused = kernels.choose(model.kernels, llava.llm, context.device)
@@ -98,6 +106,9 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
 
     def freeze_plan(self) -> dict[str, bool]:
         return {"visual": False, "connector": True, "llm": False}
+
+    def fetch(self, train: bool) -> Callable[..., Any]:
+        return with_cues(super().fetch(train), self.processor, train)
 
     def collate(self) -> TranslationCollate:
         return TranslationCollate(self.processor, self.module.config.visual_config.clip_sizes())
@@ -139,7 +150,7 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
     def outputs(
         self, model: Callable[..., Any], frames_NHWC: torch.Tensor, lengths_B: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        tokens = self.processor(frame_lengths=lengths_B.tolist(), texts=["a b", "c"])
+        tokens = self.processor(frame_lengths=lengths_B.tolist(), texts=["a b", "c"], cues=self.processor.stand_ins(2))
         ids_BL, mask_BL = tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)
         with switched(self.module.llm, "sdpa"):  # flash kernels leave zeros at padding, where sdpa computes something
             output = model(frames=frames_NHWC, frame_lengths=lengths_B, input_ids=ids_BL, attention_mask=mask_BL)

@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.config.schema import Recipe
 from pipeline.models.pretrained import check_positions, position_limit
 from pipeline.models.processing import LlavaSltProcessor
+from pipeline.stages.connector_packing import most_prompt_tokens
 from pipeline.stages.data import Plans
 
 
@@ -29,9 +30,10 @@ def check_answers(llm: Any, processor: LlavaSltProcessor, plans: Plans) -> None:
         return
     samples, options = plans.train.samples, plans.train.options
     kept = options.most_frames(samples.column("frames").to_numpy())
+    prompts = most_prompt_tokens(processor, samples, options.seed)
     lengths = [
-        len(processor.prompt_ids(int(frames))) + len(processor.answer_ids(text))
-        for frames, text in zip(kept, samples.column("text").to_pylist(), strict=True)
+        processor.visual_tokens(int(frames)) + int(prompt) + len(processor.answer_ids(text))
+        for frames, prompt, text in zip(kept, prompts, samples.column("text").to_pylist(), strict=True)
     ]
     longest = lengths.index(max(lengths))
     row = samples.row(longest)

@@ -14,7 +14,7 @@ import torch
 from pipeline import dist
 from pipeline.config.schema import Recipe
 from pipeline.errors import RecipeError
-from pipeline.inference.augment import Augment
+from pipeline.inference.augment import Augment, check_augment
 from pipeline.inference.clips import FetchFrames, check_fingerprints, holds_features
 from pipeline.models.training_texts import warn_of_known_texts
 from pipeline.models.visual import HierarchicalVisualEncoder
@@ -72,8 +72,9 @@ def check_video(
         text_model: folder of the model that reads or writes the scored texts; None if there is none.
 
     Raises:
-        RecipeError: as `check_features` and `check_passes`.
+        RecipeError: as `check_augment`, `check_features` and `check_passes`.
     """
+    check_augment(plans.train, context.recipe.data.augment)
     for plan in plans.all():
         check_features(plan, encoder)
         if context.world_size > 1:

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from shards.atomic import put_file
 from shards.errors import DataError, OptionError
@@ -55,6 +56,11 @@ class TextColumn:
         """The texts of one row, possibly none."""
         found: list[str] = self.table.column(0)[row].as_py()
         return found
+
+    def counts(self) -> NDArray[np.int64]:
+        """[rows] how many texts each row has."""
+        offsets: NDArray[np.int64] = self.table.column(0).offsets.to_numpy()
+        return np.diff(offsets)
 
     def scores(self, row: int) -> list[float]:
         """The scores of the row's texts, or none."""

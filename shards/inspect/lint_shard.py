@@ -209,10 +209,11 @@ def _video_problems(handle: BinaryIO, row: dict[str, Any]) -> Iterator[tuple[str
 
 
 def _feature_problems(handle: BinaryIO, row: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Frozen features: float16 [frames, width], no NaN and no infinity."""
+    """Frozen features: float16 [frames, width], or one of them per view, no NaN and no infinity."""
     handle.seek(row["offset"])
     payload = handle.read(row["size"])
-    if len(payload) != 2 * row["frames"] * row["width"]:
+    view = 2 * row["frames"] * row["width"]
+    if len(payload) not in (view, row["height"] * view):  # a clip with views has their number for a height
         yield "features", f"{len(payload)} bytes are not {row['frames']} rows of {row['width']} float16"
     elif not np.isfinite(np.frombuffer(payload, "<f2")).all():
         yield "features", "NaN or infinite values"
