@@ -114,10 +114,10 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         heads = ("frame_head", "gloss_head")
         return {part: True for part in (*towers, *heads, "log_scale", "log_token_scale", "sentence_bias")}
 
-    def fetch(self) -> Callable[..., Any]:
+    def fetch(self, train: bool) -> Callable[..., Any]:
         """Clips whose rows hold the glosses that the recipe names."""
-        source = self.recipe.contrastive.glosses
-        return super().fetch() if source == IN_INDEX else FetchWithGlosses(super().fetch(), source)
+        source, clips = self.recipe.contrastive.glosses, super().fetch(train)
+        return clips if source == IN_INDEX else FetchWithGlosses(clips, source)
 
     def collate(self) -> ContrastiveCollate:
         aligned = AlignedGlosses(self.texts) if self.recipe.contrastive.alignment.used else None

@@ -185,6 +185,11 @@ class FetchWithGlosses:
     fetch: Callable[[SampleReader, np.ndarray], list[Clip]]
     column: str
 
+    @property
+    def draws(self) -> bool:
+        """Whether the clips draw random numbers (:mod:`shards.load.substitute`)."""
+        return bool(getattr(self.fetch, "draws", False))
+
     def __call__(self, reader: SampleReader, item: np.ndarray) -> list[Clip]:
         texts = [" ".join(reader.plan.samples.texts(self.column, int(sample))) for sample in item["sample"]]
         clips = zip(self.fetch(reader, item), texts, strict=True)
