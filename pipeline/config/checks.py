@@ -12,6 +12,7 @@ from pipeline.config.names import is_secret
 from pipeline.config.parts_rules import parts_problems
 from pipeline.config.prompt_schema import VIDEO, cue_problems, fields_of, prompt_problem
 from pipeline.config.schema import AUTO, Recipe, SourceConfig
+from pipeline.config.sequence_checks import sequence_problems
 from pipeline.config.source import Problem
 from pipeline.config.stages import STAGES
 from pipeline.config.unread import unread
@@ -328,13 +329,6 @@ def _gloss_order(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(text, ("contrastive.ctc.order", "contrastive.ctc.set_weight"))
 
 
-def _rewards(recipe: Recipe) -> Iterator[Problem]:
-    config = recipe.sequence_tuning
-    if recipe.stage == "sequence_tuning" and not config.bleu_weight and not config.rouge_l_weight:
-        names = ("sequence_tuning.bleu_weight", "sequence_tuning.rouge_l_weight")
-        yield Problem(f"{' and '.join(names)} are both 0: every translation has the reward 0; raise one", names)
-
-
 def _paths(recipe: Recipe) -> Iterator[Problem]:
     """Paths mean the same on every host: no variables, no home folders."""
     model = recipe.model
@@ -363,7 +357,7 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
 
 RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _length, _parts, _one_of_path_and_tiny, _heads, _images, _batch, _long_text, _data, _precision, _zero_choice,
-    _texts, _gloss_order, _rewards, _paths, _augment, parts_problems,
+    _texts, _gloss_order, _paths, _augment, parts_problems, sequence_problems,
 )  # fmt: skip
 
 __all__ = ["RULES", "batch_problem", "cross_field_problems", "heads_problem", "is_remote", "notes"]

@@ -15,6 +15,9 @@ _HELD_OUT = (
     "train.eval_batches", "connector.eval_samples", "connector.num_beams", "connector.max_new_tokens",
     "connector.score_protocol", "data.references.eval",
 )  # fmt: skip
+_OF_SAMPLES = ("connector.max_new_tokens", "connector.score_protocol")
+"""Those of held-out texts that hold for the texts a stage samples in training, too."""
+_OF_OBJECTIVE = {"minimum_risk": ("sharpness", "include_reference"), "grpo": ("clip",)}
 
 
 def unread(recipe: Recipe, origins: Mapping[str, str]) -> Iterator[str]:
@@ -77,7 +80,12 @@ def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield f"data.{name}", "no source is in an object store"
     if not data.eval:
         for name in _HELD_OUT:
-            yield name, "data.eval is empty"
+            if recipe.stage != "sequence_tuning" or name not in _OF_SAMPLES:
+                yield name, "data.eval is empty"
+    tuning = recipe.sequence_tuning.objective
+    for other, names in _OF_OBJECTIVE.items():
+        for name in names if other != tuning else ():
+            yield f"sequence_tuning.{name}", f"sequence_tuning.objective is {tuning}"
 
 
 def _where_changed(recipe: Recipe, origins: Mapping[str, str], name: str) -> str:
