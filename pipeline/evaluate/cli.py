@@ -35,7 +35,10 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="folder written by `slt export` for a connector run")],
     shards: Annotated[
         list[Path],
-        typer.Option("--shards", help="shard set of videos, or of the model's own frozen features; repeat for several"),
+        typer.Option(
+            "--shards",
+            help="shard set of what the model reads: videos, features, keypoints; repeat",
+        ),
     ],
     split: Annotated[str, typer.Option(help="split to translate")] = "test",
     protocol: Annotated[
@@ -68,7 +71,7 @@ def evaluate(
 
 
 def translate(
-    videos: Annotated[list[Path], typer.Argument(help="video files")],
+    videos: Annotated[list[Path], typer.Argument(help="videos, or files of the keypoints or features a model reads")],
     model: Annotated[Path, typer.Option("--model", help="folder written by `slt export` for a connector run")],
     prompt: Annotated[str | None, typer.Option(help="another prompt template, with {video} once")] = None,
     between: Annotated[str | None, typer.Option(help="translate only this part, in seconds: 12.5-20")] = None,

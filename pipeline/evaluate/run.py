@@ -16,7 +16,7 @@ from typing import cast
 from pipeline.evaluate.metrics import Scores, score
 from pipeline.evaluate.protocols import get_protocol
 from pipeline.evaluate.report import merge_predictions, write_part, write_predictions, write_scores
-from pipeline.inference.clips import CollatePrompts, FetchFrames, PromptBatch, check_fingerprints
+from pipeline.inference.clips import CollatePrompts, FetchFrames, PromptBatch, check_rows
 from pipeline.inference.generate import GenerationOptions, check_fits, translate
 from pipeline.inference.load import Precision, load_export
 from pipeline.models.training_texts import warn_of_known_texts
@@ -94,7 +94,7 @@ def evaluate_export(
     check_fits(model, processor, options.generation, str(export_dir))
     sets = [open_index(path) for path in shards]
     loader = _loader(sets, CollatePrompts(processor, model.visual.config.clip_sizes()), options, ranks)
-    check_fingerprints(loader.plan, model.visual.config.backbone_fingerprint)
+    check_rows(loader.plan, model.visual.config)
     done = 0
 
     def count(samples: int) -> None:
