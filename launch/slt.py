@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -72,9 +72,9 @@ def export(
     which: Annotated[str, typer.Option(help="best or latest checkpoint of a run folder")] = "best",
     verify: Annotated[bool, typer.Option(help="compare with the live model's stored outputs")] = True,
     max_shard_gib: Annotated[float, typer.Option(help="largest safetensors file, GiB")] = 4.0,
-    merge_lora: Annotated[
-        bool, typer.Option("--merge-lora/--keep-lora", help="add adapters to the weights they adapt")
-    ] = False,
+    lora: Annotated[
+        Literal["merge", "keep"], typer.Option(help="add adapters to the weights they adapt, or keep them")
+    ] = "merge",
 ) -> None:
     """Export a checkpoint to a Hugging Face folder and prove that it equals the live model.
 
@@ -86,7 +86,7 @@ def export(
 
     target = out or source / "export"
     with progress(f"export {target.name}") as show:
-        differences = run(source, target, which, verify, int(max_shard_gib * 1024**3), merge_lora, show)
+        differences = run(source, target, which, verify, int(max_shard_gib * 1024**3), lora, show)
     for name, value in differences.items():
         typer.echo(f"{name}: largest difference to the live model {value:.3g}")
     typer.echo(str(target))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from pipeline.config.names import is_secret
+from pipeline.config.parts_rules import parts_problems
 from pipeline.config.schema import AUTO, Recipe, SourceConfig
 from pipeline.config.source import Problem
 from pipeline.config.stages import STAGES
@@ -241,6 +242,11 @@ def is_remote(shards: str) -> bool:
     return "://" in shards and not shards.startswith("file://")
 
 
+def _augment(recipe: Recipe) -> Iterator[Problem]:
+    for name, text in recipe.data.augment.wrong_pairs():
+        yield Problem(f"data.augment.{name} {text}", (f"data.augment.{name}",))
+
+
 def _remote(recipe: Recipe) -> Iterator[Problem]:
     data = recipe.data
     remote = next((s.shards for s in (*data.train, *data.eval) if is_remote(s.shards)), None)
@@ -321,6 +327,16 @@ def _texts(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(text, ("model.text_encoder.pooling", "model.text_encoder.kind"))
 
 
+def _gloss_order(recipe: Recipe) -> Iterator[Problem]:
+    ctc = recipe.contrastive.ctc
+    if ctc.weight and ctc.order == "video" and not ctc.set_weight:
+        text = (
+            "contrastive.ctc.order=video needs contrastive.ctc.set_weight above 0: what tells the order is a classifier"
+            " that learns which glosses occur"
+        )
+        yield Problem(text, ("contrastive.ctc.order", "contrastive.ctc.set_weight"))
+
+
 def _paths(recipe: Recipe) -> Iterator[Problem]:
     """Paths mean the same on every host: no variables, no home folders."""
     model = recipe.model
@@ -349,7 +365,7 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
 
 RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _length, _parts, _one_of_path_and_tiny, _visual_inputs, _heads, _images, _batch, _long_text, _data, _precision,
-    _zero_choice, _texts, _paths,
+    _zero_choice, _texts, _gloss_order, _paths, _augment, parts_problems,
 )  # fmt: skip
 
 __all__ = ["RULES", "batch_problem", "cross_field_problems", "heads_problem", "is_remote", "notes"]

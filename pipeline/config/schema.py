@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.config.augment_schema import AugmentConfig
 from pipeline.config.inputs_schema import FeaturesConfig, PoseConfig
 from pipeline.config.section import Section
 from pipeline.config.stages import STAGES
+from pipeline.config.supervision_schema import AlignmentConfig, CtcConfig
 from pipeline.config.train_schema import TrainConfig
 
 if TYPE_CHECKING:
@@ -85,6 +87,8 @@ class BackboneConfig(Section):
     """Rank of the adapters with `train: lora`."""
     lora_alpha: float = Field(default=16.0, gt=0)
     """Their scale: outputs are multiplied by `lora_alpha / lora_rank`."""
+    lora_targets: list[str] = []
+    """Layers that get them, as in `train.parts`; empty = every linear layer."""
     pool: Literal["cls", "mean", "cls_mean"] = "cls"
     """How patch tokens become one frame token; `cls_mean` concatenates both."""
     frames_per_pass: int = Field(default=0, ge=0)
@@ -224,6 +228,8 @@ class DataConfig(Section):
     """No text occurs twice in a global batch (contrastive)."""
     epoch_samples: int = Field(default=0, ge=0)
     """Samples per epoch over all sources, their weights being proportions; 0 = weights count passes."""
+    augment: AugmentConfig = AugmentConfig()
+    """What training changes in clips."""
     access: Literal["auto", "ranged", "cache"] = "auto"
     """How shards in object stores are read: only the bytes wanted (`ranged`), or whole ones through the `cache` of the
     host; `auto`: cache when cache_gib is set."""
@@ -268,6 +274,10 @@ class ContrastiveConfig(Section):
     bias (SigLIP, arXiv 2303.15343, which starts from `initial_temperature: 0.1`)."""
     tile_mib: int = Field(default=0, ge=0)
     """Similarities in memory at once, rows and columns together; 0 = 4 on a CPU, 64 on a GPU."""
+    ctc: CtcConfig = CtcConfig()
+    """Glosses told to the word tokens, beside the objective (docs/gloss-supervision.md)."""
+    alignment: AlignmentConfig = AlignmentConfig()
+    """Glosses aligned with frames and word tokens, beside the objective (docs/gloss-supervision.md)."""
 
     @model_validator(mode="before")
     @classmethod

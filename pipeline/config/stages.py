@@ -33,7 +33,7 @@ STAGES = {
         unread=(
             "contrastive", "connector", "model.visual", "model.text_encoder", "model.connector",
             "data.max_frames", "data.frame_stride", "data.image_pixels", "data.frame_budget", "data.pack_tokens",
-            "data.length_window", "data.unique_texts",
+            "data.length_window", "data.unique_texts", "data.augment",
         ),
     ),
     "contrastive": StageEntry(

@@ -42,12 +42,22 @@ def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
     elif visual is not None and visual.backbone is None:
         yield "data.image_pixels", "model.visual has no backbone that reads images"
     elif visual is not None and visual.backbone is not None and visual.backbone.train != "lora":
-        for name in ("lora_rank", "lora_alpha"):
+        for name in ("lora_rank", "lora_alpha", "lora_targets"):
             yield f"model.visual.backbone.{name}", f"model.visual.backbone.train is {visual.backbone.train}, not lora"
+    if not data.augment.erase:
+        yield "data.augment.erase_area", "data.augment.erase is 0"
     if objective != "both":
         yield "contrastive.token_weight", f"contrastive.objective is {objective}, not both"
-    if objective == "sentence":
+    ctc, alignment = recipe.contrastive.ctc, recipe.contrastive.alignment
+    if objective == "sentence" and not alignment.used:
         yield "model.text_encoder.token_features", "contrastive.objective is sentence"
+    if not ctc.used:
+        for name in ("source", "unusable"):
+            yield f"contrastive.ctc.{name}", "contrastive.ctc.weight and set_weight are 0"
+    if not ctc.weight:
+        yield "contrastive.ctc.order", "contrastive.ctc.weight is 0"
+    if not alignment.used:
+        yield "contrastive.alignment.source", "the weights of contrastive.alignment are 0"
     if objective == "token":
         for name in ("model.text_encoder.pooling", "contrastive.sentence_loss"):
             yield name, "contrastive.objective is token"

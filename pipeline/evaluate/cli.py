@@ -10,6 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.errors import RecipeError
+from pipeline.evaluate.long_cli import (
+    SETS_HELP,
+    EvaluateSettings,
+    LongSettings,
+    evaluate_videos,
+    show_table,
+    translate_subtitles,
+)
+from shards.cli.common import with_settings
 from shards.cli.progress import progress
 from shards.errors import DataError
 
@@ -20,6 +30,7 @@ if TYPE_CHECKING:
 _SETS_HELP = (
     "num_beams=4, max_new_tokens=64, length_penalty=1.0, device=auto|cpu|cuda:N, precision=auto|fp32|bf16{more}; repeat"
 )
+_EVALUATE_SETS = ", corpus=NAME, micro_batch=8, max_samples=0, workers=0"
 _Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 
@@ -31,69 +42,73 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: slt translate video.mp4 --model runs/demo/connector/export")(translate)
 
 
+@with_settings(EvaluateSettings)
 def evaluate(
     model: Annotated[Path, typer.Argument(help="folder written by `slt export` for a connector run")],
-    shards: Annotated[
-        list[Path],
-        typer.Option(
-            "--shards",
-            help="shard set of what the model reads: videos, features, keypoints; repeat",
-        ),
-    ],
-    split: Annotated[str, typer.Option(help="split to translate")] = "test",
-    protocol: Annotated[
-        str, typer.Option(help="how BLEU and ROUGE are computed: phoenix14t, csl_daily, ...")
-    ] = "default",
-    out: Annotated[Path | None, typer.Option(help="folder to write; default MODEL/evaluation/SPLIT")] = None,
-    sets: Annotated[
-        list[str],
-        typer.Option("--set", help=_SETS_HELP.format(more=", corpus=NAME, micro_batch=8, max_samples=0, workers=0")),
-    ] = [],  # noqa: B006
+    sets: Annotated[list[str], typer.Option("--set", help=_SETS_HELP.format(more=_EVALUATE_SETS))] = [],  # noqa: B006
     as_json: _Json = False,
+    *,
+    settings: EvaluateSettings,
 ) -> None:
-    """Translate a split with an exported model and score it. Ranks of a launcher share the samples."""
+    """Translate a split with an exported model and score it. Ranks of a launcher share the samples.
+
+    With --long, whole videos with subtitle files of the same names are
+    subtitled and scored instead of the samples of a shard set.
+    """
+    ranks, default_device = _join()
+    if settings.long is not None:
+        evaluate_videos(model, settings, sets, ranks, default_device, as_json)
+        return
     from pipeline.evaluate.options import parse_sets
     from pipeline.evaluate.run import EvaluateOptions, evaluate_export
 
-    defaults = EvaluateOptions(split=split, protocol=protocol, device="auto")
+    split = settings.split
+    defaults = EvaluateOptions(split=split, protocol=settings.protocol, device="auto")
     generation, options = parse_sets(sets, defaults, reserved=("split", "protocol", "generation"))
-    ranks, default_device = _join()
     device = default_device if options.device == "auto" else options.device
     options = dataclasses.replace(options, device=device, generation=generation)
-    target = out or model / "evaluation" / split
+    target = settings.out or model / "evaluation" / split
     quiet = as_json or ranks.rank != 0
     with contextlib.nullcontext() if quiet else progress("translating samples") as on_progress:
-        scores = evaluate_export(model, shards, target, options, ranks, on_progress)
+        scores = evaluate_export(model, settings.shards, target, options, ranks, on_progress)
     if scores is not None and as_json:
         typer.echo(json.dumps(scores.to_dict(), ensure_ascii=False, indent=1))
     elif scores is not None:
         _show(scores, target)
 
 
+@with_settings(LongSettings)
 def translate(
     videos: Annotated[list[Path], typer.Argument(help="videos, or files of the keypoints or features a model reads")],
     model: Annotated[Path, typer.Option("--model", help="folder written by `slt export` for a connector run")],
     prompt: Annotated[str | None, typer.Option(help="another prompt template, with {video} once")] = None,
     between: Annotated[str | None, typer.Option(help="translate only this part, in seconds: 12.5-20")] = None,
-    sets: Annotated[list[str], typer.Option("--set", help=_SETS_HELP.format(more=""))] = [],  # noqa: B006
+    sets: Annotated[list[str], typer.Option("--set", help=_SETS_HELP.format(more=SETS_HELP))] = [],  # noqa: B006
     as_json: _Json = False,
+    *,
+    settings: LongSettings,
 ) -> None:
     """Translate video files with an exported model; one line of text per file.
 
     A file that cannot be translated is named on stderr, the others go on,
-    and the exit code is 4.
+    and the exit code is 4. With --long, one broadcast becomes subtitles.
     """
     from pipeline.dist import Ranks, device_for
-    from pipeline.evaluate.options import PlaceOptions, parse_between, parse_sets
+    from pipeline.evaluate.options import LongOptions, PlaceOptions, parse_between, parse_sets
     from pipeline.inference.translate import Translator
     from shards.schema import VideoFile
 
-    generation, place = parse_sets(sets, PlaceOptions())
+    if settings.long and (len(videos) > 1 or between is not None):
+        raise RecipeError("--long takes one video, and all of it: give one file, without --between.")
+    generation, place = parse_sets(sets, LongOptions() if settings.long else PlaceOptions())
     start, end = parse_between(between)
     device = str(device_for(Ranks(0, 0, 1))) if place.device == "auto" else place.device
     translator = Translator.from_export(model, device, place.precision)
     if prompt is not None:
         translator = translator.with_prompt(prompt)
+    if isinstance(place, LongOptions):
+        translate_subtitles(translator, videos[0], settings, place, generation, as_json)
+        return
     failed: list[str] = []
     for path in videos:
         try:
@@ -127,17 +142,10 @@ def _join() -> tuple[EvalRanks, str]:
 
 
 def _show(scores: Scores, target: Path) -> None:
-    from rich.table import Table
-
     from shards.terminal import table_console
 
-    table = Table(title=f"{scores.samples} samples, protocol {scores.protocol}")
-    names = ("bleu1", "bleu2", "bleu3", "bleu4", "chrf", "rouge_l", "rouge_l_mscoco")
-    for name in names:
-        table.add_column(name, justify="right")
-    table.add_row(*(f"{getattr(scores, name):.2f}" for name in names))
+    show_table(f"{scores.samples} samples, protocol {scores.protocol}", {"": scores})
     console = table_console()
-    console.print(table)
     for metric, signature in scores.signatures.items():
         console.print(f"{metric}: {signature}", highlight=False, soft_wrap=True)
     console.print(f"brevity penalty {scores.brevity_penalty:.3f}; files in {target}", highlight=False, soft_wrap=True)

@@ -57,10 +57,13 @@ def frozen_entries(
     for part, load in _loaders(resolved, dtype, folders).items():
         if not any(name.startswith(f"{part}.") for name in missing):
             continue
+        # a layer that got an adapter has another name in the model than in the folder
+        wanted = {name.replace(".base_layer.", "."): name for name in missing}
         for name, tensor in load().state_dict().items():
-            if f"{part}.{name}" in missing:
-                missing.discard(f"{part}.{name}")
-                yield _entry(f"{part}.{name}", tensor, dtype)
+            full = wanted.get(f"{part}.{name.replace('.base_layer.', '.')}", "")
+            if full in missing:
+                missing.discard(full)
+                yield _entry(full, tensor, dtype)
     if missing:
         raise CheckpointError(
             f"{len(missing)} frozen parameters were not found where the recipe loads them from, first "

@@ -6,12 +6,14 @@ Legend: N packed frames, T frames, H W C image.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TypedDict
 
 import numpy as np
 import torch
 
 from pipeline.errors import RecipeError
+from pipeline.inference.augment import Augment
 from pipeline.models.clip_layout import ClipLayout, ClipSizes
 from pipeline.models.processing import LlavaSltProcessor, Prompts
 from pipeline.models.streams import Inputs
@@ -102,9 +104,27 @@ class FetchFrames:
     max_frames: int
     frame_stride: int
     image_pixels: int
+    augment: Augment | None = None
+    """What training changes in clips; None = nothing."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether it has to know how often a sample was shown before."""
+        return self.augment is not None
 
     def __call__(self, reader: SampleReader, item: np.ndarray) -> list[Clip]:
+        if self.augment is not None:
+            samples, showings = item["sample"].tolist(), item["showing"].tolist()
+            frames = map(partial(self._augmented, self.augment, reader), samples, showings)
+            return [(found, reader.row(sample)) for found, sample in zip(frames, samples, strict=True)]
         return [(self._frames(reader, int(sample)), reader.row(int(sample))) for sample in item["sample"]]
+
+    def _augmented(self, augment: Augment, reader: SampleReader, sample: int, showing: int) -> np.ndarray:
+        stored = reader.stored_frames(sample)
+        numbers = augment.frame_numbers(sample, showing, stored, self.max_frames, self.frame_stride)
+        if holds_features(reader.plan):
+            return augment.features(reader, sample, showing, numbers)
+        return augment.frames(reader, sample, showing, numbers, self.image_pixels)
 
     def _frames(self, reader: SampleReader, sample: int) -> np.ndarray:
         if holds_features(reader.plan):

@@ -117,25 +117,35 @@ class Translator:
         Raises:
             DataError: missing or damaged media, or nothing between the two times.
         """
-        sizes = self.processor.options
         if self.reads_rows:
+            sizes = self.processor.options
             rows_TW = self._form().read(RowsFile(media.path, media.start_seconds, media.end_seconds))
             chosen = wanted_frames(len(rows_TW), sizes.max_frames, sizes.frame_stride)
             return rows_TW if chosen is None else rows_TW[chosen]
-        payload = transcode(media, self.form)
-        stored = probe(payload).frames
+        return self.frames(transcode(media, self.form), str(media.path))
+
+    def frames(self, payload: bytes, where: str) -> np.ndarray:
+        """Frames uint8 [T, H, W, 3] of a video in the stored form, as the encoder sees them in training."""
+        stored, sizes = probe(payload).frames, self.processor.options
         frame_numbers = wanted_frames(stored, sizes.max_frames, sizes.frame_stride)
-        return decode(payload, stored, frame_numbers, sizes.image_pixels, where=str(media.path))
+        return decode(payload, stored, frame_numbers, sizes.image_pixels, where=where)
 
     def translate(self, media: Sequence[VideoFile], options: GenerationOptions | None = None) -> list[Translation]:
         """Translate videos (or parts of them) as one batch. Raises as `read`, and RecipeError for more new tokens than
         the LLM has positions for."""
         options = options or GenerationOptions()
-        if options != self._fitting:  # checked once, not for every video
-            check_fits(self.model, self.processor, options, "the export")
-            self._fitting = options
+        self.check(options)
         media = [located(video) for video in media]
         clips = [self.read(video) for video in media]
+        texts = self.translate_clips(clips, options)
+        return [
+            Translation(video.path, text, len(clip), self._seconds(video))
+            for video, text, clip in zip(media, texts, clips, strict=True)
+        ]
+
+    def translate_clips(self, clips: Sequence[np.ndarray], options: GenerationOptions) -> list[str]:
+        """Texts of clips uint8 [T, H, W, 3] as `frames` gives them, translated as one batch. Raises as `check`."""
+        self.check(options)
         lengths = [len(frames_THWC) for frames_THWC in clips]
         batch: VideoPrompts = {
             "frames_NHWC": torch.from_numpy(np.concatenate(clips)),
@@ -143,11 +153,13 @@ class Translator:
             "layout": ClipLayout.of(lengths, self.model.visual.config.clip_sizes()),
             **self.processor(lengths),
         }
-        texts = translate_batch(self.model, self.processor, batch, options)
-        return [
-            Translation(video.path, text, length, self._seconds(video))
-            for video, text, length in zip(media, texts, lengths, strict=True)
-        ]
+        return translate_batch(self.model, self.processor, batch, options)
+
+    def check(self, options: GenerationOptions) -> None:
+        """Raises RecipeError for more new tokens than the LLM has positions for."""
+        if options != self._fitting:  # checked once, not for every video
+            check_fits(self.model, self.processor, options, "the export")
+            self._fitting = options
 
     def _form(self) -> RowsForm:
         assert self.rows.alone is not None  # checked when the translator was made

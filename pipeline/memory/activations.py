@@ -125,7 +125,8 @@ def _llm(recipe: Recipe, parts: Parts, tokens: int, fields: tuple[str, ...]) -> 
     passes = "" if trains else ", the model frozen and gradients passing through"
     rule = f"{tokens} tokens, {how}{passes}"
     yield Line("activations of the LLM", size, rule, _BACKWARD, ("model.gradient_checkpointing", *fields))
-    yield from _head(recipe, parts.llm, tokens, trains)
+    head = any(parameter.requires_grad for parameter in parts.llm.get_output_embeddings().parameters())
+    yield from _head(recipe, parts.llm, tokens, head)
 
 
 def how_recomputed(share: float) -> str:
@@ -223,7 +224,7 @@ def _images(recipe: Recipe, parts: Parts, frames: int, phases: frozenset[str]) -
 
 
 def _translation(recipe: Recipe, parts: Parts) -> Iterator[Line]:
-    yield from _frames(recipe, parts, trains=False)
+    yield from _frames(recipe, parts, trains=any(p.requires_grad for p in parts.visual.parameters()))
     micro, stride, packed = recipe.train.micro_batch, _stride(recipe, parts), recipe.data.pack_tokens
     tokens = -(-clip_frames(recipe, stride) // stride) + micro
     # a prompt has hardly more tokens than half its characters
@@ -259,14 +260,23 @@ def _contrastive(recipe: Recipe, parts: Parts) -> Iterator[Line]:
     train, config = recipe.train, recipe.contrastive
     words = -(-recipe.data.max_frames // parts.visual.config.stride)
     sentence, tokens = config.objective != "token", config.objective != "sentence"
-    rows = (1 if sentence else 0) * 2 + (words + _TEXT_TOKENS if tokens else 0)
+    framed, segmented = config.alignment.frame_weight > 0, config.alignment.segment_weight > 0
+    rows = (1 if sentence else 0) * 2 + (words + _TEXT_TOKENS if tokens or segmented else 0)
+    rows += (recipe.data.max_frames if framed else 0) + (_TEXT_TOKENS if config.alignment.used else 0)
     own = train.global_batch * rows * config.embed * 4
     rule = f"{train.global_batch} pairs, normalised in fp32, with their gradient; with more ranks, each its share"
     yield Line("features of the global batch", 2 * own, rule, _BACKWARD, ("train.global_batch",))
     mib = config.tile_mib or TILE_MIB["cuda"]
-    whole = 4 * train.global_batch**2 * (words * _TEXT_TOKENS if tokens else 1)
+    longest = recipe.data.max_frames if framed else words if tokens or segmented else 0
+    whole = 4 * train.global_batch**2 * max(longest * _TEXT_TOKENS, 1)
     rule = f"a tile of at most {mib} MiB: cosines, weights and gradients of both directions"
     yield Line("similarities", _TILE_COPIES * min(mib * 2**20, whole), rule, _BACKWARD, ("contrastive.tile_mib",))
+    head = parts.modules["model"].gloss_head
+    if isinstance(head, nn.Linear):
+        logits = train.global_batch * words * head.out_features
+        rule = f"{train.global_batch} clips x {words} word tokens x {head.out_features} classes, with their gradient"
+        size = 2 if parts.dtype == torch.bfloat16 else 4
+        yield Line("gloss logits", 2 * logits * size, rule, _BACKWARD, ("train.global_batch",))
 
 
 def _text_encoder(parts: Parts) -> Iterator[Line]:

@@ -32,6 +32,7 @@ from pipeline.losses import TokenLoss
 from pipeline.models.clip_layout import ClipLayout
 from pipeline.models.connector import Connector, ConnectorLinear
 from pipeline.models.language import decoder, output_head
+from pipeline.models.lora import add_described
 from pipeline.models.packed_row import PackedAnswers
 from pipeline.models.streams import Inputs
 from pipeline.models.visual import HierarchicalVisualEncoder, VisualEncoderConfig
@@ -55,6 +56,7 @@ class LlavaSltConfig(PreTrainedConfig):
         prompt: template around the visual tokens, with `{video}` once.
         video_token_id: placeholder id in `input_ids`.
         loss_chunk_tokens: labelled positions whose logits exist at once.
+        adapters: adapters present in the weights outside the encoder, as `pipeline.models.lora.described`.
     """
 
     model_type = "llava_slt"
@@ -68,6 +70,7 @@ class LlavaSltConfig(PreTrainedConfig):
     prompt: str = ConnectorStageConfig().prompt
     video_token_id: int = VIDEO_TOKEN_ID
     loss_chunk_tokens: int = 1024
+    adapters: Any = ()
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -132,6 +135,7 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
             config.text_config.get_text_config().hidden_size,
             config.connector_rms,
         )
+        add_described(self, config.adapters)
         self.token_loss = TokenLoss(config.loss_chunk_tokens)
         self.post_init()
 

@@ -52,7 +52,7 @@ def build_visual(config: VisualConfig, image_pixels: int, dtype: torch.dtype) ->
     loaded = {} if weights is None else {"backbone": _mark_loaded(weights)}
     encoder = AutoModel.from_config(encoder_config, dtype=dtype, **loaded)
     if config.backbone.train == "lora":
-        encoder.add_lora(config.backbone.lora_rank, config.backbone.lora_alpha)
+        encoder.add_lora(config.backbone.lora_rank, config.backbone.lora_alpha, config.backbone.lora_targets)
     encoder.freeze_backbone()
     if config.backbone.path is not None and encoder.backbone.trains:
         log_dropout(backbone_config, config.backbone.path)

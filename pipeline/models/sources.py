@@ -41,6 +41,18 @@ def source_folders(model: ModelConfig, names: Iterable[str]) -> dict[str, Path]:
     return {part: _folder(path) for part, path in paths.items() if part in parts and path is not None}
 
 
+def source_prefixes(model: ModelConfig) -> tuple[str, ...]:
+    """Beginnings of the names of all parameters whose weights come from a folder."""
+    visual = model.visual
+    backbone = None if visual is None or visual.backbone is None else visual.backbone.path
+    paths = {
+        "llm.": None if model.llm is None else model.llm.path,
+        "visual.": None if visual is None else visual.path,
+        "visual.backbone.": backbone,
+    }
+    return tuple(prefix for prefix, path in paths.items() if path is not None)
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The weight files that transformers loads from a folder, sorted; empty if there are none."""
     found = next((folder / name for name in _NAMES if (folder / name).is_file()), None)

@@ -28,6 +28,7 @@ from pipeline.errors import RecipeError
 from pipeline.models import frame_level
 from pipeline.models.attention import Reach, choose, ragged_attention
 from pipeline.models.clip_layout import ClipLayout, ClipSizes
+from pipeline.models.lora import add_described
 from pipeline.models.pose_level import CHANNELS, PoseLevel
 from pipeline.models.streams import Inputs, Streams, frames_of
 from pipeline.models.visual_inputs import Expected, check_inputs
@@ -49,7 +50,8 @@ class VisualEncoderConfig(PreTrainedConfig):
         max_frames: longest clip accepted; positions are relative, so this is a guard and not a table.
         image_pixels, image_mean, image_std: what the backbone expects.
         backbone_train: frozen | lora | full; which backbone weights `freeze_backbone` leaves trainable.
-        lora_rank, lora_alpha: adapters present in the weights (rank 0 = none).
+        lora_rank, lora_alpha, lora_targets: the backbone's adapters present in the weights (rank 0 = none).
+        adapters: all other adapters present in the weights, as `pipeline.models.lora.described`.
         frames_per_pass: frames per backbone forward, 0 = all.
         centre_clips: subtract every clip's mean frame feature: what signer, clothes and background add to
             all of its frames (as cepstral mean normalisation does for a speaker's channel). Still clips keep theirs.
@@ -80,6 +82,8 @@ class VisualEncoderConfig(PreTrainedConfig):
     backbone_train: str = _BACKBONE.train
     lora_rank: int = 0
     lora_alpha: float = _BACKBONE.lora_alpha
+    lora_targets: Sequence[str] = ()
+    adapters: Any = ()
     frames_per_pass: int = _BACKBONE.frames_per_pass
     centre_clips: bool = _RECIPE.centre_clips
     backbone_fingerprint: str = ""
@@ -224,6 +228,7 @@ class HierarchicalVisualEncoder(PreTrainedModel):
         )
         self.sentence_norm = nn.LayerNorm(width)
         self.sentence_pool = AttentionPooling(width, config.sentence_heads)
+        add_described(self, config.adapters)
         self.post_init()
 
     def _frames(self, backbone: PreTrainedModel | None) -> frame_level.FrameBackbone:
@@ -231,7 +236,7 @@ class HierarchicalVisualEncoder(PreTrainedModel):
         model = frame_level.new_backbone(config.backbone_config) if backbone is None else backbone
         config.backbone_config = model.config
         if config.lora_rank:
-            frame_level.add_lora(model, config.lora_rank, config.lora_alpha)
+            frame_level.add_adapters(model, config.lora_rank, config.lora_alpha, config.lora_targets)
         return frame_level.FrameBackbone(model, config.pool, config.image_pixels)
 
     def stored_width(self) -> int:
@@ -252,13 +257,13 @@ class HierarchicalVisualEncoder(PreTrainedModel):
         if isinstance(module, AttentionPooling):
             init.normal_(module.query, std=self.config.initializer_range)
 
-    def add_lora(self, rank: int, alpha: float) -> None:
+    def add_lora(self, rank: int, alpha: float, targets: Sequence[str] = ()) -> None:
         """Adds backbone adapters to a built encoder and records them in the config, so that exports carry them."""
-        frame_level.add_lora(self.backbone.model, rank, alpha)
-        self.config.lora_rank, self.config.lora_alpha = rank, alpha
+        frame_level.add_adapters(self.backbone.model, rank, alpha, targets)
+        self.config.lora_rank, self.config.lora_alpha, self.config.lora_targets = rank, alpha, list(targets)
 
     def freeze_backbone(self) -> None:
-        """Sets requires_grad of the backbone as ``config.backbone_train`` says."""
+        """Sets requires_grad of the backbone as ``config.backbone_train`` says; a stage may plan otherwise."""
         mode = self.config.backbone_train
         for name, parameter in self.backbone.named_parameters():
             parameter.requires_grad_(mode == "full" or (mode == "lora" and "lora_" in name))

@@ -20,6 +20,7 @@ from pipeline.models.clip_layout import ClipSizes
 from pipeline.models.packed_row import PackedRow
 from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.text_cache import TextFeatureCache
+from pipeline.stages.glosses import AlignedGlosses, GlossBatch, GlossTargets
 from shards.load.documents import Pack
 from shards.load.reader import SampleReader
 
@@ -47,8 +48,8 @@ class PackedBatch(MicroBatch):
     """int64 [documents of all rows]."""
 
 
-class ContrastiveBatch(Clips, MicroBatch):
-    """Clips with the identity of their texts."""
+class ContrastiveBatch(Clips, MicroBatch, GlossBatch):
+    """Clips with the identity of their texts, and with their glosses where the recipe uses them."""
 
     text_ids_B: torch.Tensor
     """int64, `shards.schema.text_hash`."""
@@ -105,22 +106,31 @@ class PackCollate:
 
 @dataclass(frozen=True, slots=True)
 class ContrastiveCollate:
-    """Clips with the frozen features of their texts."""
+    """Clips with the frozen features of their texts; in training with what is told of their glosses."""
 
     sizes: ClipSizes
     texts: TextFeatureCache
+    targets: GlossTargets | None = None
+    aligned: AlignedGlosses | None = None
 
     def __call__(self, items: list[list[Clip]]) -> ContrastiveBatch:
         clips = pack_clips(items, self.sizes)
         hashes = [row.text_hash for row in clips["rows"]]
         texts = self.texts.lookup(hashes)
+        words = clips["layout"].word_lengths_B.tolist()
+        glosses: GlossBatch = {}
+        if self.targets is not None:
+            glosses |= self.targets.batch(clips["rows"], words)
+        if self.aligned is not None:
+            glosses |= self.aligned.batch(clips["rows"], clips)
         return {
             **clips,
+            **glosses,
             "text_ids_B": torch.tensor(hashes, dtype=torch.int64),
             "text_BD": texts.text_BD,
             "tokens_ND": texts.tokens_ND,
             "token_lengths": texts.lengths,
-            "word_lengths": clips["layout"].word_lengths_B.tolist(),
+            "word_lengths": words,
             "valid_tokens": len(hashes),
             "samples": len(hashes),
             "maxima": {},

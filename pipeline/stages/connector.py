@@ -71,7 +71,8 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
     @classmethod
     def plan(cls, recipe: Recipe, sources: list[SourceConfig], train: bool) -> Plan:
         count = count_answers(recipe) if train and recipe.data.pack_tokens else None
-        return open_plan(recipe.data, sources, cls.plan_options(recipe, train), count)
+        columns = cls.text_columns(recipe, train)
+        return open_plan(recipe.data, sources, cls.plan_options(recipe, train), count, columns)
 
     @classmethod
     def build(cls, context: StageContext, plans: Plans) -> Self:
@@ -91,6 +92,8 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
             kernels.fuse_layers(llava.llm)
         check_answers(llava.llm, processor, plans)
         stage = cls(context, llava, processor, generation_key(llava.llm, backend))
+        if llava.visual.backbone.trains:
+            llava.visual.config.backbone_fingerprint = ""  # of weights that change from now on
         # an encoder that trained its backbone takes stored features, too, now that it is frozen
         check_video(context, plans, llava.visual, model.llm.path if model.llm is not None else None)
         return stage

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +12,7 @@ from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.registry import build_processor, word_stride
 from shards.order.options import PlanOptions
 from shards.order.plan import CountTokens
+from shards.order.samples import Samples
 from shards.order.shuffle import Ints
 from shards.text import tokenizer_fingerprint
 
@@ -31,14 +31,15 @@ def sequence_options(options: PlanOptions, recipe: Recipe) -> PlanOptions:
 
 
 def count_answers(recipe: Recipe) -> CountTokens:
-    """``count(texts)``: tokens that each text is as an answer, its eos included, exactly as the collator makes them.
+    """``count(samples)``: tokens of each one's text as an answer, eos included, exactly as the collator makes them.
 
     The count that an index may hold is that of the text alone, whose first word a tokenizer can cut otherwise than
     behind the space that follows the prompt.
     """
     processor = _processor(recipe)
 
-    def count(texts: Sequence[str]) -> Ints:
+    def count(samples: Samples) -> Ints:
+        texts = samples.column("text").to_pylist()
         of_text = {text: len(processor.answer_ids(text)) for text in dict.fromkeys(texts)}
         return np.fromiter(map(of_text.__getitem__, texts), dtype=np.int64, count=len(texts))
 

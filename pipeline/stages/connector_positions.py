@@ -8,7 +8,6 @@ from pipeline.config.schema import Recipe
 from pipeline.models.pretrained import check_positions, position_limit
 from pipeline.models.processing import LlavaSltProcessor
 from pipeline.stages.data import Plans
-from shards.order.options import kept_frames
 
 
 def check_prompt(llm: Any, processor: LlavaSltProcessor, recipe: Recipe) -> None:
@@ -29,7 +28,7 @@ def check_answers(llm: Any, processor: LlavaSltProcessor, plans: Plans) -> None:
     if position_limit(llm) is None:
         return
     samples, options = plans.train.samples, plans.train.options
-    kept = kept_frames(samples.column("frames").to_numpy(), options.max_frames, options.frame_stride)
+    kept = options.most_frames(samples.column("frames").to_numpy())
     lengths = [
         len(processor.prompt_ids(int(frames))) + len(processor.answer_ids(text))
         for frames, text in zip(kept, samples.column("text").to_pylist(), strict=True)

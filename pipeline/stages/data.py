@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,9 +58,9 @@ class Plans:
         return [self.train, *self.held_out]
 
 
-def open_set(data: DataConfig, location: str) -> ShardSet:
-    """A shard set of the recipe, local or in an object store."""
-    return open_shards(location, data.cache_dir, data.storage_options)
+def open_set(data: DataConfig, location: str, columns: Sequence[str] = ()) -> ShardSet:
+    """A shard set of the recipe, local or in an object store, with the named text columns."""
+    return open_shards(location, data.cache_dir, data.storage_options, columns)
 
 
 def remote(data: DataConfig) -> Remote:
@@ -69,10 +69,17 @@ def remote(data: DataConfig) -> Remote:
 
 
 def open_plan(
-    data: DataConfig, sources: list[SourceConfig], options: PlanOptions, count: CountTokens | None = None
+    data: DataConfig,
+    sources: list[SourceConfig],
+    options: PlanOptions,
+    count: CountTokens | None = None,
+    columns: Sequence[str] = (),
 ) -> Plan:
-    """The order of the given sources; ``count`` as in `Plan`."""
-    return Plan([Source(open_set(data, s.shards), s.split, s.corpus, s.weight) for s in sources], options, count)
+    """The order of the given sources; ``count`` as in `Plan`, ``columns`` as in `Source`."""
+    read = tuple(dict.fromkeys(columns))
+    return Plan(
+        [Source(open_set(data, s.shards, read), s.split, s.corpus, s.weight, read) for s in sources], options, count
+    )
 
 
 def held_out_loader(

@@ -14,6 +14,7 @@ import torch
 from pipeline import dist
 from pipeline.config.schema import Recipe
 from pipeline.errors import RecipeError
+from pipeline.inference.augment import Augment
 from pipeline.inference.clips import FetchFrames, check_rows, holds_features
 from pipeline.models.streams import Inputs, Streams, frames_of
 from pipeline.models.training_texts import warn_of_known_texts
@@ -47,11 +48,13 @@ class VideoStage(Stage[Batch]):
             shuffle=train,
             max_frames=data.max_frames,
             frame_stride=data.frame_stride,
+            slowest=data.augment.slowest if train else 1.0,
         )
 
-    def fetch(self) -> Callable[..., Any]:
+    def fetch(self, train: bool) -> Callable[..., Any]:
         data = self.recipe.data
-        return FetchFrames(data.max_frames, data.frame_stride, data.image_pixels)
+        augment = Augment(data.augment, self.recipe.seed) if train and data.augment.changed() else None
+        return FetchFrames(data.max_frames, data.frame_stride, data.image_pixels, augment)
 
     def probe(self, model: Callable[..., Any]) -> dict[str, torch.Tensor]:
         inputs, lengths_B = probe_inputs(self.visual.config, self.device)

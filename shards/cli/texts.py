@@ -1,17 +1,67 @@
-"""``slt shards`` verb that compares texts of finished shard sets: contamination."""
+"""``slt shards`` verbs on texts of finished shard sets: further texts of every sample, contamination."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shards.cli.common import Json, app, data_errors
+from shards.cli.common import Json, app, data_errors, pairs
+from shards.errors import OptionError
 
 if TYPE_CHECKING:
     from shards.filter.overlap import ContaminationReport
+    from shards.format.text_columns import TextColumn
+
+
+@app.command(epilog="Example: slt shards texts data/ph14t paraphrase --table paraphrases.tsv --columns text=sentence")
+@data_errors
+def texts(
+    location: Annotated[Path, typer.Argument(help="shard set on a disk")],
+    name: Annotated[str, typer.Argument(help="of the text column; without it the columns are listed")] = "",
+    table: Annotated[
+        Path | None, typer.Option(help=".tsv, .csv, .psv, .jsonl, .json or .parquet, one row per text")
+    ] = None,
+    from_set: Annotated[Path | None, typer.Option(help="take the column of that name over from another set")] = None,
+    columns: Annotated[
+        str, typer.Option(help="which column of the table says what: id=name,text=translation,score=probability")
+    ] = "",
+    replace: Annotated[bool, typer.Option("--replace", help="an existing column of that name goes")] = False,
+) -> None:
+    """Keep further texts of every sample beside a shard set: references, paraphrases, glosses.
+
+    Shards and index stay as they are. Several rows of one sample are its
+    texts in the order of the table.
+    """
+    from shards.exchange.text_table import TableColumns, column_from_set, column_from_table
+    from shards.format.index import read_index
+    from shards.format.text_columns import column_names, open_column
+
+    if name and (table is None) == (from_set is None):
+        raise OptionError("give one of --table and --from-set", where="slt shards texts", fix="add it")
+    if table is not None:
+        known = {field.name for field in dataclasses.fields(TableColumns)}
+        named = pairs(columns.split(","), "--columns") if columns else {}
+        if unknown := sorted(set(named) - known):
+            raise OptionError(f"unknown {unknown[0]!r}", where="--columns", fix=f"known: {', '.join(sorted(known))}")
+        column_from_table(location, name, table, TableColumns(**named), replace)
+    elif from_set is not None:
+        column_from_set(location, name, from_set, replace)
+    shard_set = read_index(location)
+    for each in [name] if name else column_names(location):
+        typer.echo(f"{location}: {column_line(open_column(shard_set, each))}")
+
+
+def column_line(column: TextColumn) -> str:
+    """What a text column holds, in a line."""
+    numbers = [len(column.texts(row)) for row in range(len(column))]
+    return (
+        f"{column.name}: {sum(numbers)} texts of {sum(map(bool, numbers))} of {len(numbers)} samples, "
+        f"at most {max(numbers, default=0)} of one; fingerprint {column.fingerprint[:12]}"
+    )
 
 
 @app.command(epilog="Example: slt shards contamination data/ph14t --against data/how2sign --against extra.txt")

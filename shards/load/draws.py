@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     KEYPOINTS = 20
     CUES = 21
     JITTER = 22
+    PLACE = 23
 
 
 class Draw:
@@ -68,3 +69,9 @@ class Draw:
     def chance(self, probability: float) -> bool:
         """True with this probability: never at 0, always at 1."""
         return self.random() < probability
+
+
+def turn(purpose: Purpose, seed: int, sample: int, showing: int, count: int) -> int:
+    """One of ``range(count)``: each once in every ``count`` showings of a sample, in an order drawn anew each time."""
+    again, place = divmod(showing, count)
+    return int(np.argsort(Draw(purpose, seed, sample, again).randoms(count), kind="stable")[place])

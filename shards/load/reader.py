@@ -15,6 +15,7 @@ from shards.errors import DataError
 from shards.format.annotations import parse_annotation
 from shards.format.checksums import Joiner
 from shards.load.documents import Documents, Pack, Tokens, in_order
+from shards.media.square import USUAL, Placement
 from shards.media.video import decode
 from shards.order.items import ELEMENT, Elements, Items
 from shards.order.options import kept_frames
@@ -74,9 +75,25 @@ class SampleReader(ABC):
             frame_stride: keep every n-th stored frame, before the limit.
             size: side of the square image in pixels (short side resized, then centre crop); None = as stored.
         """
-        stored = int(self.plan.samples.columns["frames"][sample])
-        wanted = wanted_frames(stored, max_frames, frame_stride)
-        return decode(bytes(self.payload(sample)), stored, wanted, size, self.where(sample))
+        return self.decoded(sample, wanted_frames(self.stored_frames(sample), max_frames, frame_stride), size)
+
+    def decoded(
+        self, sample: int, wanted: Sequence[int] | None, size: int | None = None, placement: Placement = USUAL
+    ) -> NDArray[np.uint8]:
+        """Decoded frames [T, H, W, 3] RGB of a clip, chosen by number.
+
+        Args:
+            sample: number in the plan.
+            wanted: increasing numbers of stored frames; None = all.
+            size: as for ``frames``.
+            placement: with ``size``: which square of the frames.
+        """
+        stored = self.stored_frames(sample)
+        return decode(bytes(self.payload(sample)), stored, wanted, size, self.where(sample), placement)
+
+    def stored_frames(self, sample: int) -> int:
+        """Frames of a clip, or rows of its features, as the index says."""
+        return int(self.plan.samples.columns["frames"][sample])
 
     def where(self, sample: int) -> str:
         """``shard:key (corpus/id)`` of a sample, for messages."""

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import av
 
@@ -58,15 +58,16 @@ class OutsideVideo(DataError):
 
 
 class OpenVideo:
-    """Open a path or bytes for strict single-threaded decoding: ``(container, stream, where)``; FFmpeg errors become
-    DataErrors."""
+    """Open a path, bytes or an open stream for strict single-threaded decoding: ``(container, stream, where)``; FFmpeg
+    errors become DataErrors."""
 
-    def __init__(self, source: Path | bytes, where: str) -> None:
+    def __init__(self, source: Path | bytes | BinaryIO, where: str) -> None:
         self.source, self.where = source, where
         self.container: Any = None
 
     def __enter__(self) -> tuple[Any, Any, str]:
-        source = io.BytesIO(self.source) if isinstance(self.source, bytes) else str(self.source)
+        source: Any = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source
+        source = str(source) if isinstance(source, Path) else source
         try:
             if isinstance(self.source, Path) and not self.source.stat().st_size:
                 raise DataError("the file is empty", where=self.where, fix=FIX_MEDIA)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,7 +22,7 @@ from av.video.reformatter import VideoReformatter
 
 from shards.errors import DataError, OptionError
 from shards.media.frame_folder import folder_frames
-from shards.media.picture import Pictures, stored_size, tag_colours, upright
+from shards.media.picture import Pictures, stored_size, upright
 from shards.media.source import (
     FIX_MEDIA,
     DecodingPass,
@@ -34,6 +34,7 @@ from shards.media.source import (
     no_file_error,
     packets,
 )
+from shards.media.square import USUAL, Placement, rgb
 from shards.schema import FrameFolder, VideoFile
 
 _FURTHER_BACK_SECONDS = 30.0
@@ -156,7 +157,12 @@ def transcode_pieces(pieces: Sequence[VideoFile], options: VideoOptions) -> list
 
 
 def decode(
-    payload: bytes, frames: int, wanted: Sequence[int] | None = None, size: int | None = None, where: str = ""
+    payload: bytes,
+    frames: int,
+    wanted: Sequence[int] | None = None,
+    size: int | None = None,
+    where: str = "",
+    placement: Placement = USUAL,
 ) -> np.ndarray:
     """Decode a stored video to RGB.
 
@@ -166,6 +172,7 @@ def decode(
         wanted: increasing frame numbers to return; None = all.
         size: resize the short side to this many pixels (fast bilinear) and crop the centre square; None = stored size.
         where: shard and key for error messages.
+        placement: with ``size``: another square than the one at the centre, the same in all frames.
 
     Returns:
         uint8 [T, H, W, 3] with T = number of wanted frames.
@@ -183,7 +190,12 @@ def decode(
             raise _count_error(stream.frames, frames, where)
         early = stream.frames > 0 and order[-1] < frames - 1
         first = _seek(container, stream, order[0]) if early else 0
-        images, count = _collect(decoded(container, stream, where), first, order, size, early)
+        reformatter = VideoReformatter()
+
+        def image(frame: av.VideoFrame) -> np.ndarray:
+            return rgb(frame, reformatter, size, placement)
+
+        images, count = _collect(decoded(container, stream, where), first, order, image, early)
     if not early and count != frames:
         raise _count_error(count, frames, where)
     if len(images) != len(order):
@@ -192,14 +204,18 @@ def decode(
 
 
 def _collect(
-    frames: Iterator[av.VideoFrame], first: int, order: list[int], size: int | None, early: bool
+    frames: Iterator[av.VideoFrame],
+    first: int,
+    order: list[int],
+    image: Callable[[av.VideoFrame], np.ndarray],
+    early: bool,
 ) -> tuple[list[np.ndarray], int]:
-    """The wanted frames as RGB arrays, and the number of decoded frames; ``early`` stops after the last wanted one."""
+    """The wanted frames as images, and the number of decoded frames; ``early`` stops after the last wanted one."""
     images: list[np.ndarray] = []
-    reformatter, number = VideoReformatter(), first
+    number = first
     for frame in frames:
         if len(images) < len(order) and number == order[len(images)]:
-            images.append(_to_rgb(frame, reformatter, size))
+            images.append(image(frame))
         number += 1
         if early and len(images) == len(order):
             break
@@ -226,19 +242,6 @@ def _seek(container: Any, stream: Any, frame: int) -> int:
             container.seek(start, stream=stream, backward=True, any_frame=False)
             return round((start - stream.start_time) / ticks)
     return 0
-
-
-def _to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter, size: int | None) -> np.ndarray:
-    tag_colours(frame)
-    if size is None:
-        return reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-    scale = size / min(frame.width, frame.height)
-    width, height = max(size, round(frame.width * scale)), max(size, round(frame.height * scale))
-    image = reformatter.reformat(
-        frame, width=width, height=height, format="rgb24", interpolation="FAST_BILINEAR", threads=1
-    ).to_ndarray()
-    top, left = (height - size) // 2, (width - size) // 2
-    return image[top : top + size, left : left + size]
 
 
 def ready_payload(media: VideoFile, options: VideoOptions) -> tuple[bytes, VideoInfo] | None:
@@ -324,17 +327,24 @@ def _transcode_pass(pieces: Sequence[VideoFile], options: VideoOptions, back: fl
 
 def _encode(frames: Iterator[av.VideoFrame], fps: float, pictures: Pictures, options: VideoOptions) -> bytes:
     """Encode frames with x264, one thread."""
+    return encode_pictures(map(pictures, frames), fps, options, pictures.where)
+
+
+def encode_pictures(pictures: Iterable[av.VideoFrame], fps: float, options: VideoOptions, where: str) -> bytes:
+    """Stored pictures (:class:`shards.media.picture.Pictures`) as the mp4 file of :func:`transcode`.
+
+    Raises DataError when there is none.
+    """
     rate = Fraction(fps).limit_denominator(1001)
     buffer, stream = io.BytesIO(), None
     with av.open(buffer, "w", format="mp4", options={"fflags": "bitexact"}) as output:
-        for number, frame in enumerate(frames):
-            picture = pictures(frame)
+        for number, picture in enumerate(pictures):
             if stream is None:
                 stream = _new_stream(output, rate, options, picture)
             picture.pts, picture.time_base = number, 1 / rate
             output.mux(stream.encode(picture))
         if stream is None:
-            raise DataError("no frame between the two times", where=pictures.where, fix="check start and end")
+            raise DataError("no frame between the two times", where=where, fix="check start and end")
         output.mux(stream.encode())
     return buffer.getvalue()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,12 +20,12 @@ from shards.order import options as plan_options
 from shards.order.chunk_cache import ChunkCache
 from shards.order.chunks import Chunks, all_lengths
 from shards.order.items import Items, joined
-from shards.order.mix import Mixture, Weight
+from shards.order.mix import Mixture
 from shards.order.options import PlanOptions, Source
 from shards.order.samples import Choose, Samples
 from shards.order.shuffle import Ints
 
-CountTokens = Callable[[Sequence[str]], Ints]
+CountTokens = Callable[[Samples], Ints]
 
 
 class Cursor(NamedTuple):
@@ -61,7 +60,7 @@ class Plan:
     Args:
         sources: shard sets and their weights; sample numbers run through them one after another.
         options: how items are made.
-        count: for sequences, the tokens of every given text; without it they are those of the index.
+        count: for sequences, the text tokens of every sample; without it they are those of the index.
 
     Raises:
         DataError: no sample matches a source, a shard set is of the wrong kind, an option or weight is out of range,
@@ -75,8 +74,9 @@ class Plan:
         selections = [(source.shard_set, source.split, source.corpus) for source in sources]
         self.samples = Samples(selections, _choose(options))
         """What the index knows of every sample."""
+        self.samples.text_columns = [source.text_columns for source in sources]
         if count is not None:
-            self.samples.text_tokens = count(self.samples.column("text").to_pylist())
+            self.samples.text_tokens = count(self.samples)
         if options.kind == "sequence" and (count is not None or not options.drop_longer):
             _refuse_longer(self.samples, options)
         self.mixture = Mixture(self.samples.counts, schedules, options.epoch_samples)
@@ -93,10 +93,7 @@ class Plan:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A worker process opens the index again: cheaper than a pipe for millions of rows, and it proves equality.
-        specs = [
-            (source.shard_set.dir, source.shard_set.cache, source.split, source.corpus, source.weight)
-            for source in self.sources
-        ]
+        specs = [(s.shard_set.dir, s.shard_set.cache, s.split, s.corpus, s.weight, s.columns) for s in self.sources]
         return _reopen, (specs, self.options, self.identity, self.samples.text_tokens)
 
     # -- items ---------------------------------------------------------------------------------------------------
@@ -202,14 +199,9 @@ def _refuse_longer(samples: Samples, options: PlanOptions) -> None:
         )
 
 
-def _reopen(
-    specs: list[tuple[Path, Path | None, str, str | None, Weight]],
-    options: PlanOptions,
-    identity: dict[str, Any],
-    counted: Ints | None,
-) -> Plan:
-    sources = [Source(open_index(folder, cache), *selected) for folder, cache, *selected in specs]  # type: ignore[arg-type]
-    plan = Plan(sources, options, None if counted is None else lambda texts: counted)
+def _reopen(specs: list[tuple[Any, ...]], options: PlanOptions, identity: dict[str, Any], counted: Ints | None) -> Plan:
+    sources = [Source(open_index(folder, cache), *selected) for folder, cache, *selected in specs]
+    plan = Plan(sources, options, None if counted is None else lambda samples: counted)
     if changes := plan_options.differences(identity, plan.identity):
         raise DataError(
             "the shards changed while the run was reading them: " + "; ".join(changes),

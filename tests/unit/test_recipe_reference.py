@@ -10,18 +10,17 @@ from pipeline.config import schema
 from tests.source_tree import ROOT, sources
 
 PAGE = ROOT / "docs" / "recipe-reference.md"
-FILES = ("pipeline/config/schema.py", "pipeline/config/train_schema.py")
+FILES = tuple(source.path for source in sources("pipeline/config") if source.module.endswith("schema"))
 HEAD = """# Recipe reference
 
-Every setting, from the types in [`schema.py`](../pipeline/config/schema.py) and
-[`train_schema.py`](../pipeline/config/train_schema.py). Written by
-`make reference`; how settings are combined and checked is in [recipes](recipes.md).
+Every setting, from the types in [`schema.py`](../pipeline/config/schema.py) and the files beside it whose names end
+in `_schema.py`. Written by `make reference`; how settings are combined and checked is in [recipes](recipes.md).
 """
 
 
 def render() -> str:
     """The page: one table per section of the recipe, in the order a reader meets them."""
-    files = [source for source in sources("pipeline") if source.path in FILES]
+    files = [source for source in sources("pipeline/config") if source.path in FILES]
     classes = {node.name: node for file in files for node in file.tree.body if isinstance(node, ast.ClassDef)}
     parts = [HEAD]
     for path, name in _sections(classes, "Recipe", ""):
@@ -42,7 +41,8 @@ def _sections(classes: dict[str, ast.ClassDef], name: str, path: str) -> Iterato
         )
         if inner is not None and field.target.id != "eval":  # type: ignore[union-attr]
             dotted = f"{path}.{field.target.id}".lstrip(".")  # type: ignore[union-attr]
-            yield from _sections(classes, inner, f"{dotted}.N" if "list[" in annotation else dotted)
+            item = ".N" if "list[" in annotation else ".NAME" if "dict[" in annotation else ""
+            yield from _sections(classes, inner, dotted + item)
 
 
 def _fields(section: ast.ClassDef) -> list[tuple[ast.AnnAssign, str]]:

@@ -47,6 +47,7 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
             *("pipeline.models", "pipeline.losses", "pipeline.dist", "pipeline.config", "pipeline.errors", "shards"),
             # held-out scores during training come from the very code that `slt evaluate` runs
             *("pipeline.inference", "pipeline.evaluate.metrics", "pipeline.evaluate.retrieval"),
+            "pipeline.evaluate.word_errors",
         ),
     ),
     # puts the stage of the recipe and the trainer together

@@ -33,6 +33,8 @@ CASES = [
     (CONTRASTIVE, ["model.visual.word.heads=5"], "model.visual.word.heads=5 does not divide model.visual.width=128"),
     (CONTRASTIVE, ["model.visual.sentence.heads=5"], "model.visual.sentence.heads=5 does not divide"),
     (CONTRASTIVE, ["model.visual.backbone.tiny.heads=5"], "backbone.tiny.heads=5 does not divide"),
+    (CONTRASTIVE, ["contrastive.ctc={weight: 1, order: video}"], "contrastive.ctc.order=video needs"
+     " contrastive.ctc.set_weight above 0: what tells the order is a classifier"),
     (CONTRASTIVE, ["data.image_pixels=60"], "data.image_pixels=60 is not a multiple of"),
     (CONTRASTIVE, ["data.max_frames=600"], "data.max_frames=600 is more than the positions of"),
     (CONNECTOR, ["train.world_sizes=[]"], "train.world_sizes is empty; list at least one"),
@@ -60,6 +62,10 @@ CASES = [
     (CONNECTOR, ["data.pack_tokens=99", "data.frame_budget=999"], "two ways to make items; set frame_budget to its"),
     (CONNECTOR, ["data.pack_tokens=99", "data.length_window=9"], "two ways to make items; set length_window to its"),
     (CONNECTOR, ["data.frame_budget=9"], "data.frame_budget=9 cannot hold one clip of data.max_frames=256"),
+    (CONNECTOR, ["data.augment.speed=[1.2, 0.8]"], "data.augment.speed must be [lowest, highest] between 0.25 and 4,"
+     " got [1.2, 0.8]"),
+    (CONTRASTIVE, ["data.augment.crop_area=[0.5, 1.5]"], "data.augment.crop_area must be [lowest, highest] between 0.05"
+     " and 1"),
     (PRETRAINING, ["data.block_tokens=600"], "data.block_tokens=600 exceeds model.llm.tiny.max_positions=512"),
     (CONNECTOR, ["train.eval_every_steps=5"], "train.eval_every_steps=5 but data.eval is empty"),
     (CONNECTOR, ["data.train=[{shards: a}, {shards: a, weight: 2}]"], "data.train.1 is the same source as data.train.0"

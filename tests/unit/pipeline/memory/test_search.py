@@ -14,11 +14,14 @@ from pipeline.config.stages import STAGES
 from pipeline.memory import plan as plans
 from pipeline.memory.answer import answer
 from pipeline.memory.lines import GIB, PHASES
-from pipeline.memory.parts import parts_of
+from pipeline.memory.parts import UNKNOWN_GLOSSES, gloss_classes, parts_of
 from pipeline.memory.search import _options, choose, plan_of
 from pipeline.stages.registry import stage_class
+from shards.format.index import write_index
+from shards.schema import Manifest
 from tests.unit.pipeline.config.recipes import CONNECTOR, CONTRASTIVE, PRETRAINING, write
 from tests.unit.pipeline.models.tiny import bpe_tokenizer, llm_config
+from tests.unit.shards.shard_sets import in_memory
 
 
 def _recipe(folder: Path, stage: str, *sets: str) -> Recipe:
@@ -72,6 +75,30 @@ def test_a_plan_of_every_stage(stage: str, tmp_path: Path) -> None:
     assert not unread
     offered = {name for name, _ in _options(recipe, 2)}
     assert not {name for name in offered if name.startswith(STAGES[stage].unread)}
+
+
+def test_a_gloss_head_counts_by_its_vocabulary(tmp_path: Path) -> None:
+    """Of the training split; where no index can be read, by a large one."""
+    recipe = _recipe(tmp_path, "contrastive", "contrastive.ctc.weight=1", "train.global_batch=8", "data.max_frames=16")
+    assert gloss_classes(recipe) == 1 + UNKNOWN_GLOSSES
+    (tmp_path / "shards").mkdir()
+    write_index(tmp_path / "shards", in_memory("video", [8, 8], gloss=["A B", "C A"]).table, Manifest(kind="video"))
+    sources = [recipe.data.train[0].model_copy(update={"shards": str(tmp_path / "shards")})]
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": sources})})
+    assert gloss_classes(recipe) == 4
+    (line,) = [line for line in plan_of(recipe, 1, parts_of(recipe)).lines if line.item == "gloss logits"]
+    assert line.bytes == 2 * 4 * 8 * (16 // 4) * 4, "fp32, and their gradient: 8 clips of 4 word tokens, 4 classes"
+
+
+def test_alignment_with_glosses_counts_frames(tmp_path: Path) -> None:
+    def features(*sets: str) -> int:
+        recipe = _recipe(tmp_path, "contrastive", "contrastive.objective=sentence", *sets)
+        lines = plan_of(recipe, 1, parts_of(recipe)).lines
+        return next(line.bytes for line in lines if line.item == "features of the global batch")
+
+    clip = features() // 2
+    rows = (features("contrastive.alignment.frame_weight=1") - features()) // clip
+    assert rows == 256 + 64, "data.max_frames, and the longest glosses that are counted"
 
 
 def test_a_rank_under_zero3_plans_too(tmp_path: Path) -> None:

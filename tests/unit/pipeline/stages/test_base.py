@@ -43,7 +43,7 @@ def test_a_stage_is_frozen_as_planned_once_it_is_constructed() -> None:
             return {"visual": True, "llm": False}
 
     Frozen.__abstractmethods__ = frozenset()
-    recipe: Any = SimpleNamespace(model=ModelConfig())
+    recipe: Any = SimpleNamespace(model=ModelConfig(), train=SimpleNamespace(parts={}), stage="contrastive")
     stage = Frozen(StageContext(recipe, 0, 1, torch.device("cpu")), model())  # type: ignore[abstract]
     assert stage.trainable == ["visual.head.weight"]
     assert frozen_names(stage.module) == ["visual.backbone.weight", "llm.weight"]
@@ -63,7 +63,9 @@ def test_an_export_plan_names_the_files_that_frozen_parts_were_loaded_from(tmp_p
 
     Frozen.__abstractmethods__ = frozenset()
     (tmp_path / "model.safetensors").write_bytes(b"weights")
-    recipe: Any = SimpleNamespace(model=ModelConfig(llm=LlmConfig(path=str(tmp_path))))
+    recipe: Any = SimpleNamespace(
+        model=ModelConfig(llm=LlmConfig(path=str(tmp_path))), train=SimpleNamespace(parts={}), stage="contrastive"
+    )
     for rank in (0, 1):
         stage = Frozen(StageContext(recipe, rank, 2, torch.device("cpu")), model())  # type: ignore[abstract]
         sources = stage.export_plan(prefix="", tied=[]).sources

@@ -138,3 +138,24 @@ def test_help_ends_with_an_example(verb: str) -> None:
 def test_missing_sets(verb: str, tmp_path: Path) -> None:
     result = run(verb, tmp_path)
     assert result.exit_code == 4 and result.stderr.startswith(f"error: {tmp_path}: no manifest.json: not a shard set")
+
+
+def test_texts_keeps_a_column_beside_the_set_and_lists_it(built: Path, tmp_path: Path) -> None:
+    keys = read_index(built).table["sample_id"].to_pylist()
+    table = tmp_path / "said.csv"
+    table.write_text(f'name,text\n{keys[1]},"one, two"\n{keys[1]},three\n')
+    words = ("texts", built, "said", "--table", table, "--columns", "id=name")
+    assert "said: 2 texts of 1 of 3 samples, at most 2 of one; fingerprint" in run(*words).stdout
+    assert run("texts", built).stdout.startswith(f"{built}: said: 2 texts")
+    assert run(*words).exit_code == 2 and "said: 2 texts" in run(*words, "--replace").stdout
+    copy = tmp_path / "copy"
+    run("head", built, "--out", copy, "--samples", 2)
+    assert "said: 2 texts of 1 of 2 samples" in run("texts", copy, "said", "--from-set", built).stdout
+    (built / "column-said.arrow").unlink()
+
+
+def test_texts_names_a_wrong_option(built: Path, tmp_path: Path) -> None:
+    both = run("texts", built, "said")
+    assert both.exit_code == 2 and "give one of --table and --from-set" in both.stderr
+    unknown = run("texts", built, "said", "--table", tmp_path / "a.tsv", "--columns", "key=name")
+    assert unknown.exit_code == 2 and "unknown 'key'" in unknown.stderr and "known: id, score, text" in unknown.stderr

@@ -12,7 +12,7 @@ import pytest
 
 from shards.errors import DataError
 from shards.format.index import read_index
-from shards.load.draws import Draw, Purpose
+from shards.load.draws import Draw, Purpose, turn
 from shards.load.loader import EvalLoader, LoaderOptions, StepBatch, StepLoader
 from shards.load.reader import SampleReader
 from shards.order.items import Elements
@@ -125,3 +125,12 @@ def test_the_ledger_reads_what_was_shown() -> None:
     items, _ = plan.items(Cursor(), 4)
     assert step.read() == items.elements.tolist()
     assert np.frombuffer(step.elements, dtype=items.elements.dtype).tolist() == items.elements.tolist()
+
+
+def test_every_one_has_its_turn_once_before_any_comes_again() -> None:
+    for sample in range(5):
+        turns = [turn(Purpose.VIEW, 3, sample, showing, 4) for showing in range(12)]
+        assert all(sorted(turns[at : at + 4]) == [0, 1, 2, 3] for at in (0, 4, 8))
+    firsts = {tuple(turn(Purpose.VIEW, 3, sample, showing, 4) for showing in range(4)) for sample in range(40)}
+    assert len(firsts) > 10, "each sample has an order of its own"
+    assert turn(Purpose.VIEW, 3, 0, 9, 1) == 0
