@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.augment_schema import AugmentConfig, ReferencesConfig
+from pipeline.config.inputs_schema import FeaturesConfig, PoseConfig
 from pipeline.config.prompt_schema import PromptsConfig
 from pipeline.config.section import Section
 from pipeline.config.sequence_schema import SequenceTuningConfig
@@ -126,6 +127,10 @@ class VisualConfig(Section):
     """Folder exported by the contrastive stage; the remaining fields then come from it."""
     backbone: BackboneConfig | None = None
     """Frame level of a new encoder."""
+    features: FeaturesConfig | None = None
+    """In place of a backbone: features that another program computed."""
+    pose: PoseConfig | None = None
+    """Keypoints, alone or beside backbone or features."""
     width: int = Field(default=128, gt=0)
     """Width of word and sentence level."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
