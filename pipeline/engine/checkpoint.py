@@ -67,6 +67,11 @@ class Checkpoint:
     def resolved(self) -> ResolvedRecipe:
         return ResolvedRecipe.from_yaml((self.path / "recipe.resolved.yaml").read_text(encoding="utf-8"))
 
+    def export_plan(self) -> dict[str, Any]:
+        """The `pipeline.stages.base.ExportPlan` of the run, as plain values."""
+        plan: dict[str, Any] = json.loads((self.path / "hf" / "export.json").read_text(encoding="utf-8"))
+        return plan
+
     def probe(self) -> dict[str, torch.Tensor]:
         """The live model's outputs and their inputs.
 

@@ -10,18 +10,17 @@ from pipeline.config import schema
 from tests.source_tree import ROOT, sources
 
 PAGE = ROOT / "docs" / "recipe-reference.md"
-FILES = ("pipeline/config/schema.py", "pipeline/config/train_schema.py")
+FILES = tuple(source.path for source in sources("pipeline/config") if source.module.endswith("schema"))
 HEAD = """# Recipe reference
 
-Every setting, from the types in [`schema.py`](../pipeline/config/schema.py) and
-[`train_schema.py`](../pipeline/config/train_schema.py). Written by
-`make reference`; how settings are combined and checked is in [recipes](recipes.md).
+Every setting, from the types in [`schema.py`](../pipeline/config/schema.py) and the files beside it whose names end
+in `_schema.py`. Written by `make reference`; how settings are combined and checked is in [recipes](recipes.md).
 """
 
 
 def render() -> str:
     """The page: one table per section of the recipe, in the order a reader meets them."""
-    files = [source for source in sources("pipeline") if source.path in FILES]
+    files = [source for source in sources("pipeline/config") if source.path in FILES]
     classes = {node.name: node for file in files for node in file.tree.body if isinstance(node, ast.ClassDef)}
     parts = [HEAD]
     for path, name in _sections(classes, "Recipe", ""):
