@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from pipeline.config.section import Section
+from pipeline.config.transfer_schema import AveragingConfig
 
 
 class OptimizerConfig(Section):
@@ -98,6 +99,8 @@ class TrainConfig(Section):
     """Consecutive steps that are not applied, because loss or gradients are not finite, before the run rolls back."""
     health: HealthConfig = HealthConfig()
     """Rollbacks, spikes and slow ranks."""
+    averaging: AveragingConfig = AveragingConfig()
+    """A mean of the weights over the steps, to evaluate and export."""
     wandb_project: str | None = None
     """Also log to this Weights & Biases project."""
     sample_ledger: bool = False

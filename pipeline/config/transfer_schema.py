@@ -1,6 +1,10 @@
-"""Recipe sections that carry learned weights over from earlier runs."""
+"""Recipe sections that carry learned weights over: from an earlier export, and over the steps of a run."""
 
 from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
 
 from pipeline.config.section import Section
 
@@ -20,4 +24,15 @@ class InitFromConfig(Section):
     """Projections, logit scales and text statistics, from `heads.safetensors` (contrastive)."""
 
 
-__all__ = ["InitFromConfig"]
+class AveragingConfig(Section):
+    """A running mean of the trained weights, which is evaluated and exported in their place."""
+
+    kind: Literal["none", "ema"] = "none"
+    """`ema`: after every step that is applied, mean = decay * mean + (1 - decay) * weights."""
+    decay: float = Field(default=0.999, gt=0, lt=1)
+    """Part of the mean that a step keeps: it looks back about 1 / (1 - decay) steps."""
+    start: int = Field(default=0, ge=0)
+    """The mean follows the weights exactly up to this step."""
+
+
+__all__ = ["AveragingConfig", "InitFromConfig"]

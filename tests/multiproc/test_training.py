@@ -13,9 +13,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.engine.checkpoint import TAG, Checkpoint, latest_checkpoint, list_checkpoints
-from pipeline.engine.zero_shards import KINDS, ZeroShards
+from pipeline.engine.zero_shards import AVERAGE, ZeroShards
 from pipeline.errors import EXIT_DAMAGED, EXIT_DATA, EXIT_DIVERGED, EXIT_PREEMPTED, EXIT_USER
 from pipeline.inference.extract_features import extract
 from shards.build.features import FeatureOptions
@@ -26,6 +27,8 @@ pytestmark = pytest.mark.multiproc
 
 STAGES = ("continued_pretraining", "contrastive", "connector")
 SETTINGS = {"train__steps": 6, "train__checkpoint__every_steps": 3, "train__checkpoint__keep": 5}
+AVERAGED: dict[str, dict[str, object]] = {"contrastive": {"train__averaging": "{kind: ema, decay: 0.5}"}}
+"""By stage: the runs of the others keep no mean of the weights."""
 METRICS = {"continued_pretraining": "eval/loss", "contrastive": "eval/video_to_text/r1", "connector": "eval/bleu4"}
 TO_ROUNDING = 3e-4
 """fp32 sums in another order: what another world size or micro-batch may change."""
@@ -47,7 +50,7 @@ def whole(world: World, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     @cache
     def run(stage: str) -> Path:
         run_dir = tmp_path_factory.mktemp("whole") / stage
-        run_job(stage, world.sets(stage, run_dir, 2, **SETTINGS), 2)
+        run_job(stage, world.sets(stage, run_dir, 2, **settings_of(stage)), 2)
         return run_dir
 
     return run
@@ -60,7 +63,7 @@ def killed(world: World, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     @cache
     def run(stage: str) -> Path:
         run_dir = tmp_path_factory.mktemp("killed") / stage
-        ranks = start_ranks(stage, world.sets(stage, run_dir, 2, **SETTINGS), 2)
+        ranks = start_ranks(stage, world.sets(stage, run_dir, 2, **settings_of(stage)), 2)
         wait_for(lambda: (run_dir / "checkpoints" / "step-000003" / "COMPLETE").is_file(), ranks)
         for rank in ranks:
             os.killpg(rank.pid, signal.SIGKILL)
@@ -94,14 +97,18 @@ def alone(world: World, killed: Runs, tmp_path_factory: pytest.TempPathFactory) 
         shutil.copytree(killed(stage), made.resumed)
         big = {"train__micro_batch": 8, "train__peak_tflops": 1.0}
         jobs = [
-            start_ranks(stage, world.sets(stage, made.big, 1, **SETTINGS, **big), 1),
-            start_ranks(stage, world.sets(stage, made.resumed, 1, **SETTINGS, **OTHERWISE[stage]), 1),
+            start_ranks(stage, world.sets(stage, made.big, 1, **settings_of(stage), **big), 1),
+            start_ranks(stage, world.sets(stage, made.resumed, 1, **settings_of(stage), **OTHERWISE[stage]), 1),
         ]
         for codes, output in [finish(job) for job in jobs]:
             assert codes == [0], output[-6000:]
         return made
 
     return run
+
+
+def settings_of(stage: str) -> dict[str, object]:
+    return {**SETTINGS, **AVERAGED.get(stage, {})}
 
 
 def newest(run_dir: Path) -> Checkpoint:
@@ -117,10 +124,17 @@ def weights(run_dir: Path) -> dict[str, str]:
     digests = {
         f"{name} {kind}": hashlib.sha256(shards.tensor(name, kind).numpy().tobytes()).hexdigest()
         for name in shards.parameters
-        for kind in KINDS
+        for kind in shards.kinds
     }
     parts = checkpoint.manifest["parts"]
     return digests | {name: parts[name]["sha256"] for name in parts if name.startswith("rng-")}
+
+
+def means(run_dir: Path) -> dict[str, torch.Tensor]:
+    """Of the newest checkpoint's weights over the steps, where the run keeps them."""
+    shards = ZeroShards.open(newest(run_dir).path / TAG)
+    kept = shards.parameters if AVERAGE in shards.kinds else ()
+    return {name: shards.tensor(name, AVERAGE) for name in kept}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -128,7 +142,7 @@ def test_killed_run_resumes_bit_equal(stage: str, world: World, whole: Runs, kil
     """6 steps == 3 steps + kill -9 + resume + 3 steps: losses, weights and random numbers to the last bit."""
     run_dir = tmp_path / "resumed"
     shutil.copytree(killed(stage), run_dir)
-    output = run_job(stage, world.sets(stage, run_dir, 2, **SETTINGS), 2)
+    output = run_job(stage, world.sets(stage, run_dir, 2, **settings_of(stage)), 2)
     assert "step-000003 at step 3" in output
     assert sorted(rows(run_dir)) == [1, 2, 3, 4, 5, 6]
     assert rows(run_dir) == rows(whole(stage))
@@ -150,6 +164,9 @@ def test_one_big_batch_is_the_oracle(stage: str, whole: Runs, alone: Callable[[s
     assert one_state.data == two_state.data
     assert (one_state.tokens_seen, one_state.samples_seen) == (two_state.tokens_seen, two_state.samples_seen)
     assert one_state.tokens_seen > 0
+    assert means(run_dir).keys() == (means(two).keys() if stage in AVERAGED else set())
+    for name, mean in means(run_dir).items():
+        assert torch.allclose(mean, means(two)[name], atol=TO_ROUNDING), name
 
 
 @pytest.mark.parametrize("stage", STAGES)

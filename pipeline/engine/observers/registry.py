@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.engine.observers.attempt import Attempt
+from pipeline.engine.observers.average import Average
 from pipeline.engine.observers.base import Observer
 from pipeline.engine.observers.evaluate import Evaluate
 from pipeline.engine.observers.frozen import FrozenParts
@@ -18,6 +19,7 @@ OBSERVERS: tuple[type[Observer], ...] = (
     Log,
     LossSpikes,  # reads the row
     Ledger,
+    Average,
     Evaluate,
     Attempt,
 )

@@ -11,6 +11,7 @@ import torch
 
 from pipeline import dist
 from pipeline.config.train_schema import CheckpointConfig
+from pipeline.config.transfer_schema import AveragingConfig
 from pipeline.engine import trainer as trainers
 from pipeline.engine.gate import Gate
 from pipeline.engine.observers import registry
@@ -38,7 +39,7 @@ class Loader:
 
 def training(steps: int = 2, done: int = 0) -> Any:
     """A run without a model."""
-    train = SimpleNamespace(checkpoint=CheckpointConfig())
+    train = SimpleNamespace(checkpoint=CheckpointConfig(), averaging=AveragingConfig())
     recipe = SimpleNamespace(name="a-run", data=SimpleNamespace(max_bad_samples=0), train=train)
     return SimpleNamespace(
         recipe=recipe, ranks=dist.Ranks(0, 0, 1), device=torch.device("cpu"), loader=Loader(), stop=StopFlag(),
