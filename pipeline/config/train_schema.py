@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from pipeline.config.section import Section
-from pipeline.config.transfer_schema import AveragingConfig
+from pipeline.config.transfer_schema import AveragingConfig, EarlyStopConfig
 
 
 class OptimizerConfig(Section):
@@ -101,6 +101,8 @@ class TrainConfig(Section):
     """Rollbacks, spikes and slow ranks."""
     averaging: AveragingConfig = AveragingConfig()
     """A mean of the weights over the steps, to evaluate and export."""
+    early_stop: EarlyStopConfig | None = None
+    """End before the last step once the held-out metric stays where it is; None = never."""
     wandb_project: str | None = None
     """Also log to this Weights & Biases project."""
     sample_ledger: bool = False

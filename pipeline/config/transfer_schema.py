@@ -1,4 +1,4 @@
-"""Recipe sections that carry learned weights over: from an earlier export, and over the steps of a run."""
+"""Recipe sections that carry learned weights over: from an earlier export, over the steps of a run, and to its end."""
 
 from __future__ import annotations
 
@@ -35,4 +35,17 @@ class AveragingConfig(Section):
     """The mean follows the weights exactly up to this step."""
 
 
-__all__ = ["AveragingConfig", "InitFromConfig"]
+class EarlyStopConfig(Section):
+    """Ends the run, with exit code 0, when a held-out metric no longer improves."""
+
+    metric: str | None = None
+    """Name of a held-out metric (`eval/loss`); None = the one that names the best checkpoint."""
+    direction: Literal["min", "max"] | None = None
+    """Which way the metric improves; needed with `metric`."""
+    patience: int = Field(gt=0)
+    """Evaluations in a row without improvement after which the run ends."""
+    min_delta: float = Field(default=0.0, ge=0)
+    """A change counts as an improvement if it is larger than this."""
+
+
+__all__ = ["AveragingConfig", "EarlyStopConfig", "InitFromConfig"]

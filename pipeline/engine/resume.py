@@ -33,7 +33,7 @@ FREE_FIELDS = (
     "continued_pretraining.mlp_chunk_tokens", "continued_pretraining.offload_activations", "contrastive.tile_mib",
     "model.visual.backbone.frames_per_pass",
     "train.log_every_steps", "train.eval_every_steps", "train.eval_batches", "train.max_skipped_steps",
-    "train.health",
+    "train.early_stop", "train.health",
     "train.wandb_project", "train.sample_ledger", "train.tensorboard", "train.peak_tflops",
 )  # fmt: skip
 

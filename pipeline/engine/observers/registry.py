@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipeline.engine.observers.attempt import Attempt
 from pipeline.engine.observers.average import Average
 from pipeline.engine.observers.base import Observer
+from pipeline.engine.observers.early_stop import EarlyStop
 from pipeline.engine.observers.evaluate import Evaluate
 from pipeline.engine.observers.frozen import FrozenParts
 from pipeline.engine.observers.health import Health, LossSpikes
@@ -21,6 +22,7 @@ OBSERVERS: tuple[type[Observer], ...] = (
     Ledger,
     Average,
     Evaluate,
+    EarlyStop,  # reads what was evaluated
     Attempt,
 )
 
