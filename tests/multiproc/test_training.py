@@ -14,10 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipeline.engine.checkpoint import TAG, Checkpoint, latest_checkpoint, list_checkpoints
+from pipeline.engine.saving.mean import mean_of_last
 from pipeline.engine.zero_shards import AVERAGE, ZeroShards
 from pipeline.errors import EXIT_DAMAGED, EXIT_DATA, EXIT_DIVERGED, EXIT_PREEMPTED, EXIT_USER
+from pipeline.export.hf import export
 from pipeline.inference.extract_features import extract
 from shards.build.features import FeatureOptions
 from shards.format.index import read_index
@@ -130,13 +133,6 @@ def weights(run_dir: Path) -> dict[str, str]:
     return digests | {name: parts[name]["sha256"] for name in parts if name.startswith("rng-")}
 
 
-def means(run_dir: Path) -> dict[str, torch.Tensor]:
-    """Of the newest checkpoint's weights over the steps, where the run keeps them."""
-    shards = ZeroShards.open(newest(run_dir).path / TAG)
-    kept = shards.parameters if AVERAGE in shards.kinds else ()
-    return {name: shards.tensor(name, AVERAGE) for name in kept}
-
-
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_run_resumes_bit_equal(stage: str, world: World, whole: Runs, killed: Runs, tmp_path: Path) -> None:
     """6 steps == 3 steps + kill -9 + resume + 3 steps: losses, weights and random numbers to the last bit."""
@@ -164,9 +160,6 @@ def test_one_big_batch_is_the_oracle(stage: str, whole: Runs, alone: Callable[[s
     assert one_state.data == two_state.data
     assert (one_state.tokens_seen, one_state.samples_seen) == (two_state.tokens_seen, two_state.samples_seen)
     assert one_state.tokens_seen > 0
-    assert means(run_dir).keys() == (means(two).keys() if stage in AVERAGED else set())
-    for name, mean in means(run_dir).items():
-        assert torch.allclose(mean, means(two)[name], atol=TO_ROUNDING), name
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -176,6 +169,20 @@ def test_resume_at_another_world_size_and_zero_stage(stage: str, whole: Runs, al
     assert rows(run_dir) == pytest.approx(rows(whole(stage)), rel=TO_ROUNDING)
     assert newest(run_dir).world_size == 1
     assert newest(run_dir).state().data == newest(whole(stage)).state().data
+
+
+def test_an_export_holds_the_mean_of_the_weights(whole: Runs, tmp_path: Path) -> None:
+    """As the live model computed with it when it was saved; and `slt ckpt average` averages these means."""
+    run_dir = whole("contrastive")
+    assert max(export(run_dir, tmp_path / "export", which="latest").values()) < 1e-4
+    name, found = "visual.word_norm.bias", load_file(tmp_path / "export" / "model.safetensors")
+    of_steps = [ZeroShards.open(checkpoint.path / TAG) for checkpoint in list_checkpoints(run_dir)]
+    means = [shards.tensor(name, AVERAGE) for shards in of_steps]
+    assert torch.equal(found["word_norm.bias"], means[-1]) and not torch.equal(means[-1], of_steps[-1].tensor(name))
+    mean_of_last(run_dir, 2, tmp_path / "mean")
+    export(tmp_path / "mean", tmp_path / "averaged", check=False)
+    averaged = load_file(tmp_path / "averaged" / "model.safetensors")
+    assert torch.allclose(averaged["word_norm.bias"], (means[0] + means[1]) / 2) and averaged.keys() == found.keys()
 
 
 def test_filled_items_train_alike_at_any_world_size_and_resume_bit_equal(world: World, tmp_path: Path) -> None:
