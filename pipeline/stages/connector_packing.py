@@ -58,14 +58,6 @@ def count_answers(recipe: Recipe) -> CountTokens:
     return count
 
 
-def answer_tokens(processor: LlavaSltProcessor, samples: Samples, references: Sequence[str]) -> Ints:
-    """[n_samples] tokens of the longest answer that a sample is trained with, its end included.
-
-    ``references``: text columns with further answers.
-    """
-    return most_of_texts(samples, references, lambda text: len(processor.answer_ids(text)))
-
-
 def most_prompt_tokens(processor: LlavaSltProcessor, samples: Samples, seed: int) -> Ints:
     """[n_samples] tokens of each sample's prompt around the video, at most: whichever cues are left out, and whichever
     examples are drawn."""
@@ -85,6 +77,14 @@ def most_prompt_tokens(processor: LlavaSltProcessor, samples: Samples, seed: int
         return max(sum(map(len, processor.around_video(each))) for each in prompts)
 
     return np.fromiter(map(most, range(len(samples))), dtype=np.int64, count=len(samples))
+
+
+def answer_tokens(processor: LlavaSltProcessor, samples: Samples, references: Sequence[str]) -> Ints:
+    """[n_samples] tokens of the longest answer that a sample is trained with, its end included.
+
+    ``references``: text columns with further answers.
+    """
+    return most_of_texts(samples, references, lambda text: len(processor.answer_ids(text)))
 
 
 def _processor(recipe: Recipe) -> LlavaSltProcessor:

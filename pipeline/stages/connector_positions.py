@@ -31,10 +31,8 @@ def check_answers(llm: Any, processor: LlavaSltProcessor, plans: Plans, referenc
         return
     samples, options = plans.train.samples, plans.train.options
     kept = options.most_frames(samples.column("frames").to_numpy())
-    prompts, answers = (
-        most_prompt_tokens(processor, samples, options.seed),
-        answer_tokens(processor, samples, references),
-    )
+    prompts = most_prompt_tokens(processor, samples, options.seed)
+    answers = answer_tokens(processor, samples, references)
     lengths = [
         processor.visual_tokens(int(frames)) + int(prompt) + int(answer)
         for frames, prompt, answer in zip(kept, prompts, answers, strict=True)
