@@ -22,6 +22,10 @@ CASES = [
     (CONNECTOR, ["model.llm.path=null"], "model.llm needs exactly one of path and tiny, got neither"),
     (CONTRASTIVE, ["model.visual.path=x"], "model.visual takes exactly one of path and backbone, got both"),
     (CONNECTOR, ["model.visual.path=null"], "model.visual needs exactly one of path and backbone, got neither"),
+    (CONTRASTIVE, ["model.visual.features={fingerprint: f, width: 4}"],
+     "model.visual takes exactly one of backbone and features: stored features stand where a backbone would"),
+    (CONTRASTIVE, ["model.visual.backbone=null", "model.visual.path=x", "model.visual.pose={layout: openpose}"],
+     "model.visual takes exactly one of path and pose, got both; an export brings what it reads"),
     (CONTRASTIVE, ["model.visual.backbone={}"], "model.visual.backbone needs exactly one of path and tiny"),
     (PRETRAINING, ["model.llm.tokenizer=null"], "model.llm.tokenizer is missing: random (tiny) weights"),
     (PRETRAINING, ["model.llm.tiny.heads=3"], "model.llm.tiny.heads=3 does not divide model.llm.tiny.width=64"),
@@ -52,6 +56,16 @@ CASES = [
      "model.llm.tiny: 4 attention heads and 4 key heads cannot be shared by train.sequence_parallel=3 ranks"),
     (PRETRAINING, ["continued_pretraining.offload_activations=true"], "offload_activations moves what"
      " model.gradient_checkpointing keeps; set both"),
+    (PRETRAINING, ["model.init_from.visual=x"], "model.init_from.visual: the model of the continued_pretraining stage"
+     " has only llm; remove it"),
+    (CONNECTOR, ["model.init_from.heads=x"], "stage has only visual, llm, connector; remove it"),
+    (CONTRASTIVE, ["model.init_from.llm=x"], "stage has only visual, heads; remove it"),
+    (CONNECTOR, ["model.init_from.model=~/x"], "model.init_from.model='~/x': recipes do not expand variables or ~"),
+    (CONNECTOR, ["train.early_stop={patience: 3}"], "train.early_stop needs evaluations during training: set"
+     " train.eval_every_steps and data.eval"),
+    (CONNECTOR, ["train.early_stop={patience: 3, metric: eval/rouge_l}", "train.eval_every_steps=5",
+     "data.eval=[{shards: x}]"], "train.early_stop: give metric and direction"
+     " (min or max) together, or neither for the stage's own"),
     (CONNECTOR, ["data.unique_texts=true"], "data.unique_texts belongs to the contrastive stage, not to connector"),
     (CONTRASTIVE, ["data.frame_budget=999"], "in-batch negatives need a fixed batch; set it to null"),
     (PRETRAINING, ["data.frame_budget=999"], "data.frame_budget has no meaning for text"),
@@ -62,6 +76,8 @@ CASES = [
      " got [1.2, 0.8]"),
     (CONTRASTIVE, ["data.augment.crop_area=[0.5, 1.5]"], "data.augment.crop_area must be [lowest, highest] between 0.05"
      " and 1"),
+    (CONTRASTIVE, ["data.augment.drop_frames=0.1", "contrastive.ctc.weight=1"], "data.augment makes clips shorter"
+     " (speed, drop_frames or keep_part), so that their glosses may not fit any more; set contrastive.ctc.unusable"),
     (PRETRAINING, ["data.block_tokens=600"], "data.block_tokens=600 exceeds model.llm.tiny.max_positions=512"),
     (CONNECTOR, ["train.eval_every_steps=5"], "train.eval_every_steps=5 but data.eval is empty"),
     (CONNECTOR, ["data.train=[{shards: a}, {shards: a, weight: 2}]"], "data.train.1 is the same source as data.train.0"
@@ -79,6 +95,8 @@ CASES = [
     (PRETRAINING, ["model.attention=fa2"], "model.attention=fa2 computes in 16 bits only, but train.precision=fp32"),
     (CONNECTOR, ["train.optimizer.betas=[0.9, 1.0]"], "train.optimizer.betas.1=1.0 must be at least 0 and below 1"),
     (CONNECTOR, ["connector.prompt='{video}{video}'"], "connector.prompt must contain {video} exactly once"),
+    (CONNECTOR, ["stage=sequence_tuning", "sequence_tuning.bleu_weight=0", "sequence_tuning.rouge_l_weight=0"],
+     "sequence_tuning.bleu_weight and sequence_tuning.rouge_l_weight are both 0: every translation has the reward 0"),
     (CONNECTOR, ["connector.prompt='{video} {langage}'"], "{langage} is no field; did you mean {language}?"),
     (CONNECTOR, ["connector.prompt='{video} {gloss}'"], "connector.prompts.gloss.held_out=empty needs a text"),
     (CONNECTOR, ["connector.prompt='{video} {previous}'", "connector.prompts.previous.dropout=0.5"],
@@ -86,8 +104,6 @@ CASES = [
     (CONNECTOR, ["connector.prompt='{video} {example}'", "connector.prompts.example.template='{gloss}'"],
      "connector.prompts.example.template='{gloss}' must contain {text}, and no field but {gloss} besides"),
     (CONNECTOR, ["connector.prompts.system=hi"], "connector.prompts.system is a turn of a chat; set chat to true"),
-    (CONNECTOR, ["stage=sequence_tuning", "sequence_tuning.bleu_weight=0", "sequence_tuning.rouge_l_weight=0"],
-     "sequence_tuning.bleu_weight and sequence_tuning.rouge_l_weight are both 0: every translation has the reward 0"),
     (CONTRASTIVE, ["model.text_encoder.kind=llm", "model.text_encoder.pooling=cls"], "which has seen no text in a"),
     (CONNECTOR, ["run_dir=$HOME/x"], "run_dir='$HOME/x': recipes do not expand variables"),
     (CONNECTOR, ["model.llm.path=~/llm"], "model.llm.path='~/llm': recipes do not expand variables"),

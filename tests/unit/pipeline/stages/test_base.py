@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
+from pipeline.config.parts_schema import PartConfig
 from pipeline.config.schema import LlmConfig, ModelConfig, Recipe
 from pipeline.config.stages import STAGES
+from pipeline.config.transfer_schema import InitFromConfig
 from pipeline.errors import RecipeError
+from pipeline.stages import base
 from pipeline.stages.base import Normaliser, Stage
 from pipeline.stages.batches import MicroBatch, to_device
 from pipeline.stages.data import StageContext, held_out_loader
-from pipeline.stages.freezing import apply_freeze_plan, frozen_names
+from pipeline.stages.freezing import apply_freeze_plan, check_held, frozen_names
 from pipeline.stages.video import probe_frames
 from shards.order.options import PlanOptions, Source
 from shards.order.plan import Plan
@@ -76,11 +81,54 @@ def test_an_export_plan_names_the_files_that_frozen_parts_were_loaded_from(tmp_p
             assert stage.changed_source(before).startswith(f"{tmp_path / 'model.safetensors'} has changed since")
 
 
+def test_an_export_plan_names_what_the_run_started_with_also_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained parts are in the checkpoint and not loaded again; a frozen one is."""
+
+    class Frozen(Stage[MicroBatch]):
+        def freeze_plan(self) -> dict[str, bool]:
+            return {"visual": False, "llm": True}
+
+    Frozen.__abstractmethods__ = frozenset()
+    (tmp_path / "config.json").write_text('{"model_type": "llava_slt"}')
+    module = model()
+    save_file({name: value + 1 for name, value in module.state_dict().items()}, tmp_path / "model.safetensors")
+
+    def load(module: nn.Module, config: ModelConfig, only: set[str] | None) -> dict[str, Path]:
+        return dict.fromkeys(("visual", "llm") if only is None else sorted(only), tmp_path)
+
+    monkeypatch.setattr(base, "warm_start", load)
+    recipe: Any = SimpleNamespace(model=ModelConfig(init_from=InitFromConfig(model=str(tmp_path))))
+    stage = Frozen(StageContext(recipe, 0, 1, torch.device("cpu")), model())  # type: ignore[abstract]
+    assert stage.started_from == {"visual": tmp_path, "llm": tmp_path}
+    plan = stage.export_plan(prefix="", tied=[])
+    assert plan.initial.keys() == {"visual", "llm"} and plan.sources.keys() == {"visual"}
+    resumed = StageContext(recipe, 0, 1, torch.device("cpu"), resumed=dataclasses.asdict(plan))
+    again = Frozen(resumed, model())  # type: ignore[abstract]
+    assert again.started_from == {"visual": tmp_path}
+    assert again.export_plan(prefix="", tied=[]) == plan
+
+
 def test_a_plan_that_trains_nothing_is_refused() -> None:
     with pytest.raises(
         RecipeError, match=r"the freeze plan \{'visual': False, 'llm': False\} leaves no parameter to train"
     ):
         apply_freeze_plan(model(), {"visual": False, "llm": False})
+
+
+def test_what_no_folder_holds_may_not_be_frozen_by_a_recipe() -> None:
+    """By its stage it may: only the recipe says what is new."""
+    module = model()
+    apply_freeze_plan(module, {"visual": True, "llm": False})
+    check_held(module, {}, ())
+    parts = {"llm": PartConfig(mode="lora", lora_rank=1)}
+    module = nn.ModuleDict({"visual": model()["visual"], "llm": nn.ModuleDict({"q": nn.Linear(2, 2)})})
+    apply_freeze_plan(module, {"visual": True, "llm": False}, parts)
+    check_held(module, parts, ("llm.", "visual."))
+    message = r"train\.parts\.llm\.mode=lora leaves llm\.q\.base_layer\.weight as it is, but its weights are new"
+    with pytest.raises(RecipeError, match=message):
+        check_held(module, parts, ("visual.",))
 
 
 def test_every_part_must_be_decided() -> None:
