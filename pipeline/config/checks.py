@@ -12,6 +12,7 @@ from pipeline.config.names import is_secret
 from pipeline.config.parts_rules import parts_problems
 from pipeline.config.prompt_schema import VIDEO, cue_problems, fields_of, prompt_problem
 from pipeline.config.schema import AUTO, Recipe, SourceConfig
+from pipeline.config.sequence_checks import sequence_problems
 from pipeline.config.source import Problem
 from pipeline.config.stages import STAGES
 from pipeline.config.unread import unread
@@ -227,6 +228,11 @@ def is_remote(shards: str) -> bool:
 def _augment(recipe: Recipe) -> Iterator[Problem]:
     for name, text in recipe.data.augment.wrong_pairs():
         yield Problem(f"data.augment.{name} {text}", (f"data.augment.{name}",))
+    ctc = recipe.contrastive.ctc
+    if recipe.stage == "contrastive" and ctc.used and ctc.unusable == "error" and recipe.data.augment.shortens:
+        text = "data.augment makes clips shorter (speed, drop_frames or keep_part), so that their glosses may not fit"
+        text += " any more; set contrastive.ctc.unusable to leave_out, or leave the length of clips alone"
+        yield Problem(text, ("data.augment", "contrastive.ctc.unusable"))
 
 
 def _remote(recipe: Recipe) -> Iterator[Problem]:
@@ -256,9 +262,9 @@ def _secret_options(options: Mapping[str, object], prefix: str = "") -> Iterator
 
 
 def _repeated_sources(sources: Iterable[SourceConfig], name: str, fix: str) -> Iterator[Problem]:
-    seen: dict[tuple[str, str, str | None], int] = {}
+    seen: dict[tuple[str, str, str | None, str], int] = {}
     for number, source in enumerate(sources):
-        identity = (source.shards, source.split, source.corpus)
+        identity = (source.shards, source.split, source.corpus, source.text)
         if identity in seen:
             text = f"{name}.{number} is the same source as {name}.{seen[identity]} ({source.shards}); {fix}"
             yield Problem(text, (f"{name}.{number}",))
@@ -323,13 +329,6 @@ def _gloss_order(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(text, ("contrastive.ctc.order", "contrastive.ctc.set_weight"))
 
 
-def _rewards(recipe: Recipe) -> Iterator[Problem]:
-    config = recipe.sequence_tuning
-    if recipe.stage == "sequence_tuning" and not config.bleu_weight and not config.rouge_l_weight:
-        names = ("sequence_tuning.bleu_weight", "sequence_tuning.rouge_l_weight")
-        yield Problem(f"{' and '.join(names)} are both 0: every translation has the reward 0; raise one", names)
-
-
 def _paths(recipe: Recipe) -> Iterator[Problem]:
     """Paths mean the same on every host: no variables, no home folders."""
     model = recipe.model
@@ -358,7 +357,7 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
 
 RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _length, _parts, _one_of_path_and_tiny, _heads, _images, _batch, _long_text, _data, _precision, _zero_choice,
-    _texts, _gloss_order, _rewards, _paths, _augment, parts_problems,
+    _texts, _gloss_order, _paths, _augment, parts_problems, sequence_problems,
 )  # fmt: skip
 
 __all__ = ["RULES", "batch_problem", "cross_field_problems", "heads_problem", "is_remote", "notes"]

@@ -13,8 +13,11 @@ _NEW_ENCODER = ("width", "dropout", "max_frames", "centre_clips", "word", "sente
 _REMOTE = ("access", "cache_gib", "storage_options")
 _HELD_OUT = (
     "train.eval_batches", "connector.eval_samples", "connector.num_beams", "connector.max_new_tokens",
-    "connector.score_protocol",
+    "connector.score_protocol", "data.references.eval",
 )  # fmt: skip
+_OF_SAMPLES = ("connector.max_new_tokens", "connector.score_protocol")
+"""Those of held-out texts that hold for the texts a stage samples in training, too."""
+_OF_OBJECTIVE = {"minimum_risk": ("sharpness", "include_reference"), "grpo": ("clip",)}
 
 
 def unread(recipe: Recipe, origins: Mapping[str, str]) -> Iterator[str]:
@@ -43,6 +46,9 @@ def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
     elif visual is not None and visual.backbone is not None and visual.backbone.train != "lora":
         for name in ("lora_rank", "lora_alpha", "lora_targets"):
             yield f"model.visual.backbone.{name}", f"model.visual.backbone.train is {visual.backbone.train}, not lora"
+    if not data.jitter.most_seconds:
+        for name in ("probability", "corpora"):
+            yield f"data.jitter.{name}", "data.jitter moves no cut: before_seconds and after_seconds are 0"
     if not data.augment.erase:
         yield "data.augment.erase_area", "data.augment.erase is 0"
     if objective != "both":
@@ -75,7 +81,12 @@ def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield f"data.{name}", "no source is in an object store"
     if not data.eval:
         for name in _HELD_OUT:
-            yield name, "data.eval is empty"
+            if recipe.stage != "sequence_tuning" or name not in _OF_SAMPLES:
+                yield name, "data.eval is empty"
+    tuning = recipe.sequence_tuning.objective
+    for other, names in _OF_OBJECTIVE.items():
+        for name in names if other != tuning else ():
+            yield f"sequence_tuning.{name}", f"sequence_tuning.objective is {tuning}"
 
 
 def _where_changed(recipe: Recipe, origins: Mapping[str, str], name: str) -> str:

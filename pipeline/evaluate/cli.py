@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 _SETS_HELP = (
     "num_beams=4, max_new_tokens=64, length_penalty=1.0, device=auto|cpu|cuda:N, precision=auto|fp32|bf16{more}; repeat"
 )
-_EVALUATE_SETS = ", corpus=NAME, micro_batch=8, max_samples=0, workers=0"
+_EVALUATE_SETS = (
+    ", corpus=NAME, references=COLUMN,COLUMN, micro_batch=8, max_samples=0, workers=0, previous=reference|predicted"
+)
+_LABEL_SETS = ", split=train, corpus=NAME, micro_batch=8, workers=0"
 _Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 
@@ -43,6 +46,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: slt recognise runs/phoenix/contrastive/export --shards data/phoenix --split dev")(
         recognise
     )
+    app.command(epilog="Example: slt pseudo-label data/news --model runs/phoenix/export --min-score 0.5")(pseudo_label)
 
 
 @with_settings(EvaluateSettings)
@@ -98,6 +102,7 @@ def translate(
     """
     from pipeline.dist import Ranks, device_for
     from pipeline.evaluate.options import LongOptions, PlaceOptions, parse_between, parse_sets
+    from pipeline.inference.cues import StatedCues
     from pipeline.inference.translate import Translator
     from shards.schema import VideoFile
 
@@ -109,6 +114,8 @@ def translate(
     translator = Translator.from_export(model, device, place.precision)
     if prompt is not None:
         translator = translator.with_prompt(prompt)
+    said = tuple(settings.previous)
+    translator = translator.with_cues(StatedCues(settings.language, settings.sign_language, said))
     if isinstance(place, LongOptions):
         translate_subtitles(translator, videos[0], settings, place, generation, as_json)
         return
@@ -158,6 +165,38 @@ def recognise(
     else:
         counted = f"{errors.errors} errors in {errors.words} glosses of {errors.samples} clips"
         typer.echo(f"WER {errors.wer:.2f} % ({counted}); table: {target}")
+
+
+def pseudo_label(
+    shards: Annotated[Path, typer.Argument(help="shard set on disk, with texts or built with --store unlabelled=true")],
+    model: Annotated[Path, typer.Option("--model", help="folder written by `slt export` for a connector run")],
+    min_score: Annotated[float, typer.Option(help="least confidence, 0 to 1; below it a sample gets no label")] = 0.0,
+    column: Annotated[str, typer.Option(help="name of the text column to write")] = "pseudo_label",
+    replace: Annotated[bool, typer.Option("--replace", help="replace a column of this name")] = False,
+    sets: Annotated[list[str], typer.Option("--set", help=_SETS_HELP.format(more=_LABEL_SETS))] = [],  # noqa: B006
+    as_json: _Json = False,
+) -> None:
+    """Translate a split and keep the translations as a text column with confidences, to train on (`text: COLUMN` of a
+    source in data.train). Ranks of a launcher share the samples.
+    """
+    from pipeline.evaluate import pseudo_label as labels
+    from pipeline.evaluate.options import parse_sets
+
+    reserved = ("column", "min_score", "replace", "generation")
+    defaults = labels.LabelOptions(column, min_score=min_score, replace=replace, device="auto")
+    generation, options = parse_sets(sets, defaults, reserved)
+    ranks, default_device = _join()
+    device = default_device if options.device == "auto" else options.device
+    options = dataclasses.replace(options, device=device, generation=generation)
+    with contextlib.nullcontext() if as_json or ranks.rank else progress("labelling samples") as on_progress:
+        report = labels.pseudo_label(model, shards, options, ranks, on_progress)
+    if report is not None and as_json:
+        typer.echo(json.dumps(dataclasses.asdict(report)))
+    elif report is not None:
+        typer.echo(
+            f"{shards}: column {column}: {report.labelled} of {report.samples} samples labelled (mean confidence"
+            f" {report.mean_score:.3f}), {report.below_min_score} below {min_score:g}, {report.without_text} empty"
+        )
 
 
 def _join() -> tuple[EvalRanks, str]:

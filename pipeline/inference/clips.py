@@ -6,7 +6,6 @@ Legend: N packed frames, T frames, H W C image.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypedDict
 
 import numpy as np
@@ -15,11 +14,13 @@ import torch
 from pipeline.errors import RecipeError
 from pipeline.inference.augment import Augment
 from pipeline.inference.cues import apart
+from pipeline.inference.jitter import Jitter
+from pipeline.inference.references import shown_text, texts_of_sample
 from pipeline.models.clip_layout import ClipLayout, ClipSizes
 from pipeline.models.processing import LlavaSltProcessor, Prompts
 from shards.format.index import MANIFEST_NAME
 from shards.load.features import read_features
-from shards.load.reader import SampleReader
+from shards.load.reader import SampleReader, wanted_frames
 from shards.order.plan import Plan
 from shards.schema import IndexRow
 
@@ -88,22 +89,40 @@ class FetchFrames:
     image_pixels: int
     augment: Augment | None = None
     """What training changes in clips; None = nothing."""
+    references: tuple[str, ...] = ()
+    """Text columns of which training takes the place of a row's text at times; its `text_hash` stays."""
+    jitter: Jitter | None = None
+    """How training moves their cuts; None = not at all."""
 
     @property
     def draws(self) -> bool:
         """Whether it has to know how often a sample was shown before."""
-        return self.augment is not None
+        return self.augment is not None or self.jitter is not None or bool(self.references)
 
     def __call__(self, reader: SampleReader, item: np.ndarray) -> list[Clip]:
-        if self.augment is not None:
-            samples, showings = item["sample"].tolist(), item["showing"].tolist()
-            frames = map(partial(self._augmented, self.augment, reader), samples, showings)
-            return [(found, reader.row(sample)) for found, sample in zip(frames, samples, strict=True)]
+        if self.draws:
+            shown = zip(item["sample"].tolist(), item["showing"].tolist(), strict=True)
+            return [(self._drawn(reader, *each), self._row(reader, *each)) for each in shown]
         return [(self._frames(reader, int(sample)), reader.row(int(sample))) for sample in item["sample"]]
 
-    def _augmented(self, augment: Augment, reader: SampleReader, sample: int, showing: int) -> np.ndarray:
-        stored = reader.stored_frames(sample)
-        numbers = augment.frame_numbers(sample, showing, stored, self.max_frames, self.frame_stride)
+    def _row(self, reader: SampleReader, sample: int, showing: int) -> IndexRow:
+        row, plan = reader.row(sample), reader.plan
+        texts = texts_of_sample(plan.samples, sample, row.text, self.references)
+        return row._replace(text=shown_text(texts, plan.options.seed, sample, showing))
+
+    def _drawn(self, reader: SampleReader, sample: int, showing: int) -> np.ndarray:
+        stored, augment = reader.stored_frames(sample), self.augment
+        offset = 0 if self.jitter is None else self.jitter.offset(reader, sample, showing)
+        if augment is None and not offset:
+            return self._frames(reader, sample)
+        if augment is None:
+            chosen = wanted_frames(stored, self.max_frames, self.frame_stride)
+            numbers = list(range(stored)) if chosen is None else chosen
+        else:
+            numbers = augment.frame_numbers(sample, showing, stored, self.max_frames, self.frame_stride)
+        numbers = [number + offset for number in numbers]
+        if augment is None:
+            return reader.decoded(sample, numbers, self.image_pixels)
         if holds_features(reader.plan):
             return augment.features(reader, sample, showing, numbers)
         return augment.frames(reader, sample, showing, numbers, self.image_pixels)

@@ -219,8 +219,9 @@ def _translation(recipe: Recipe, parts: Parts) -> Iterator[Line]:
 
 
 def _candidates(recipe: Recipe) -> int:
-    """Texts behind the same clip in a row: when whole translations are compared, each of them and the reference."""
-    return recipe.sequence_tuning.samples + 1 if recipe.stage == "sequence_tuning" else 1
+    """Texts behind the same clip in a row: when whole translations are compared, each of them."""
+    config = recipe.sequence_tuning
+    return config.samples + config.with_reference if recipe.stage == "sequence_tuning" else 1
 
 
 def _stride(recipe: Recipe, parts: Parts) -> int:

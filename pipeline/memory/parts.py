@@ -17,6 +17,7 @@ from pipeline.config.rates import rates_of
 from pipeline.config.schema import LlmConfig, Recipe, TextEncoderConfig, VisualConfig
 from pipeline.config.shard_sets import column_of
 from pipeline.config.source import Problem
+from pipeline.config.stages import STAGES
 from pipeline.errors import RecipeError
 from pipeline.memory.stand_in import KEY, attend
 from pipeline.memory.zero import Weight
@@ -85,7 +86,7 @@ def parts_of(recipe: Recipe) -> Parts:
             "sequence_tuning": _connector,
         }[recipe.stage](recipe, dtype)  # fmt: skip
         whole = found.modules.get("model") or nn.ModuleDict(found.modules)
-        frozen = ("visual", "llm") if recipe.stage in ("connector", "sequence_tuning") else ()
+        frozen = ("visual", "llm") if STAGES[recipe.stage].translates else ()
         plan = {name: name not in frozen for name in (name.split(".")[0] for name, _ in whole.named_parameters())}
         apply_parts(whole, plan, recipe.train.parts, unreached(recipe))
     for part in found.modules.values():

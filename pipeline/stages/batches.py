@@ -13,7 +13,7 @@ from typing import Any, TypedDict, TypeVar
 import numpy as np
 import torch
 
-from pipeline.inference.clips import Clip, Clips, PromptBatch, pack_clips
+from pipeline.inference.clips import Clip, Clips, CollatePrompts, PromptBatch, pack_clips
 from pipeline.inference.cues import apart
 from pipeline.losses import IGNORE_LABEL
 from pipeline.models.attention import Packed, packed_kwargs
@@ -24,6 +24,7 @@ from pipeline.models.text_cache import TextFeatureCache
 from pipeline.stages.glosses import AlignedGlosses, GlossBatch, GlossTargets
 from shards.load.documents import Pack
 from shards.load.reader import SampleReader
+from shards.schema import text_hash
 
 T = TypeVar("T")
 
@@ -122,11 +123,13 @@ class ContrastiveCollate:
     texts: TextFeatureCache
     targets: GlossTargets | None = None
     aligned: AlignedGlosses | None = None
+    several: bool = False
+    """Whether rows may hold another text of their sample than the index does."""
 
     def __call__(self, items: list[list[Clip]]) -> ContrastiveBatch:
         clips = pack_clips(items, self.sizes)
         hashes = [row.text_hash for row in clips["rows"]]
-        texts = self.texts.lookup(hashes)
+        texts = self.texts.lookup([text_hash(row.text) for row in clips["rows"]] if self.several else hashes)
         words = clips["layout"].word_lengths_B.tolist()
         glosses: GlossBatch = {}
         if self.targets is not None:
@@ -172,17 +175,14 @@ class SequenceCollate:
 
     def __call__(self, items: list[list[Any]]) -> SequenceBatch:
         """``items``: what the fetch of `with_cues` gives."""
-        items, cues = apart(items, self.processor)
-        clips = pack_clips(items, self.sizes)
-        lengths = clips["frame_lengths_B"].tolist()
-        each = [None] * len(lengths) if cues is None else cues
+        batch = CollatePrompts(self.processor, self.sizes)(items)
+        padded = zip(batch["input_ids"], batch["attention_mask"], strict=True)
         return {
-            **clips,
-            **self.processor(lengths, cues=cues),
-            "prompts": [self.processor.prompt_ids(*pair) for pair in zip(lengths, each, strict=True)],
-            "references": [self.processor.answer_ids(row.text) for row in clips["rows"]],
-            "valid_tokens": len(lengths),
-            "samples": len(lengths),
+            **batch,
+            "prompts": [ids_L[mask_L > 0].tolist() for ids_L, mask_L in padded],
+            "references": [self.processor.answer_ids(row.text) for row in batch["rows"]],
+            "valid_tokens": len(batch["rows"]),
+            "samples": len(batch["rows"]),
             "maxima": {},
         }
 

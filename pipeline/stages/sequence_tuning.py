@@ -81,8 +81,7 @@ class SequenceTuning(ConnectorStage):
             self.module.train(was_training)
 
     def _groups(self, batch: SequenceBatch, samples: list[list[Candidate]]) -> list[Group]:
-        config = self.recipe.sequence_tuning
-        learned = config.cross_entropy_weight > 0 or (config.objective == "minimum_risk" and config.include_reference)
+        learned = self.recipe.sequence_tuning.with_reference
         return [
             Group.of(drawn, tuple(reference) if learned else None)
             for drawn, reference in zip(samples, batch["references"], strict=True)

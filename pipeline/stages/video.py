@@ -16,6 +16,7 @@ from pipeline.config.schema import Recipe
 from pipeline.errors import RecipeError
 from pipeline.inference.augment import Augment, check_augment
 from pipeline.inference.clips import FetchFrames, check_fingerprints, holds_features
+from pipeline.inference.jitter import Jitter, check_margins
 from pipeline.models.training_texts import warn_of_known_texts
 from pipeline.models.visual import HierarchicalVisualEncoder
 from pipeline.stages.base import Batch, Stage
@@ -43,10 +44,16 @@ class VideoStage(Stage[Batch]):
             slowest=data.augment.slowest if train else 1.0,
         )
 
+    @classmethod
+    def text_columns(cls, recipe: Recipe, train: bool) -> tuple[str, ...]:
+        return tuple(recipe.data.references.train) if train else ()
+
     def fetch(self, train: bool) -> Callable[..., Any]:
         data = self.recipe.data
         augment = Augment(data.augment, self.recipe.seed) if train and data.augment.changed() else None
-        return FetchFrames(data.max_frames, data.frame_stride, data.image_pixels, augment)
+        references = tuple(data.references.train) if train else ()
+        jitter = Jitter(data.jitter, self.recipe.seed) if train and data.jitter.most_seconds else None
+        return FetchFrames(data.max_frames, data.frame_stride, data.image_pixels, augment, references, jitter)
 
     def probe(self, model: Callable[..., Any]) -> dict[str, torch.Tensor]:
         frames_NHWC, lengths_B = probe_frames(self.recipe.data.image_pixels, self.device)
@@ -72,8 +79,9 @@ def check_video(
         text_model: folder of the model that reads or writes the scored texts; None if there is none.
 
     Raises:
-        RecipeError: as `check_augment`, `check_features` and `check_passes`.
+        RecipeError: as `check_margins`, `check_augment`, `check_features` and `check_passes`.
     """
+    check_margins(plans.train, context.recipe.data.jitter)
     check_augment(plans.train, context.recipe.data.augment)
     for plan in plans.all():
         check_features(plan, encoder)
