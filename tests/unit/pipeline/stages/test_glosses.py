@@ -175,7 +175,8 @@ def test_a_text_column_takes_the_place_of_the_index(tmp_path: Path) -> None:
      ({"glosses": "pseudo", "alignment": AlignmentConfig(frame_weight=1)}, ("pseudo",))],
 )  # fmt: skip
 def test_a_column_is_opened_where_it_is_read(section: dict[str, Any], columns: tuple[str, ...]) -> None:
-    recipe: Any = SimpleNamespace(contrastive=ContrastiveConfig(**section))
+    references = SimpleNamespace(train=[], eval=[])
+    recipe: Any = SimpleNamespace(contrastive=ContrastiveConfig(**section), data=SimpleNamespace(references=references))
     assert Contrastive.text_columns(recipe, train=True) == Contrastive.text_columns(recipe, train=False) == columns
 
 
