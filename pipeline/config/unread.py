@@ -43,6 +43,8 @@ def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if visual is not None and visual.path is not None:
         for name in _NEW_ENCODER:
             yield f"model.visual.{name}", "it comes from the exported encoder in model.visual.path"
+    elif visual is not None and visual.backbone is None:
+        yield "data.image_pixels", "model.visual has no backbone that reads images"
     elif visual is not None and visual.backbone is not None and visual.backbone.train != "lora":
         for name in ("lora_rank", "lora_alpha", "lora_targets"):
             yield f"model.visual.backbone.{name}", f"model.visual.backbone.train is {visual.backbone.train}, not lora"
@@ -79,6 +81,9 @@ def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if not any("://" in source.shards for source in (*data.train, *data.eval)):
         for name in _REMOTE:
             yield f"data.{name}", "no source is in an object store"
+    if recipe.train.averaging.kind == "none":
+        for name in ("decay", "start"):
+            yield f"train.averaging.{name}", "train.averaging.kind is none"
     if not data.eval:
         for name in _HELD_OUT:
             if recipe.stage != "sequence_tuning" or name not in _OF_SAMPLES:

@@ -86,7 +86,7 @@ def evaluate(
 
 @with_settings(LongSettings)
 def translate(
-    videos: Annotated[list[Path], typer.Argument(help="video files")],
+    videos: Annotated[list[Path], typer.Argument(help="videos, or files of the keypoints or features a model reads")],
     model: Annotated[Path, typer.Option("--model", help="folder written by `slt export` for a connector run")],
     prompt: Annotated[str | None, typer.Option(help="another prompt template, with {video} once")] = None,
     between: Annotated[str | None, typer.Option(help="translate only this part, in seconds: 12.5-20")] = None,
