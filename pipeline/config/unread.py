@@ -61,7 +61,8 @@ def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if not ctc.used:
         yield "contrastive.ctc.unusable", "contrastive.ctc.weight and set_weight are 0"
     if not ctc.weight:
-        yield "contrastive.ctc.order", "contrastive.ctc.weight is 0"
+        for name in ("order", "start_step"):
+            yield f"contrastive.ctc.{name}", "contrastive.ctc.weight is 0"
     if not ctc.used and not alignment.used:
         yield "contrastive.glosses", "the weights of contrastive.ctc and contrastive.alignment are 0"
     if objective == "token":
