@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 _SETS_HELP = (
     "num_beams=4, max_new_tokens=64, length_penalty=1.0, device=auto|cpu|cuda:N, precision=auto|fp32|bf16{more}; repeat"
 )
-_EVALUATE_SETS = ", corpus=NAME, micro_batch=8, max_samples=0, workers=0"
 _LABEL_SETS = ", split=train, corpus=NAME, micro_batch=8, workers=0"
+_EVALUATE_SETS = ", corpus=NAME, micro_batch=8, max_samples=0, workers=0, previous=reference|predicted"
 _Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 
@@ -97,6 +97,7 @@ def translate(
     """
     from pipeline.dist import Ranks, device_for
     from pipeline.evaluate.options import LongOptions, PlaceOptions, parse_between, parse_sets
+    from pipeline.inference.cues import StatedCues
     from pipeline.inference.translate import Translator
     from shards.schema import VideoFile
 
@@ -108,6 +109,8 @@ def translate(
     translator = Translator.from_export(model, device, place.precision)
     if prompt is not None:
         translator = translator.with_prompt(prompt)
+    said = tuple(settings.previous)
+    translator = translator.with_cues(StatedCues(settings.language, settings.sign_language, said))
     if isinstance(place, LongOptions):
         translate_subtitles(translator, videos[0], settings, place, generation, as_json)
         return

@@ -14,6 +14,7 @@ import torch
 
 from pipeline.errors import CheckpointError
 from pipeline.inference.clips import VideoPrompts
+from pipeline.inference.cues import StatedCues, stated_cues
 from pipeline.inference.generate import GenerationOptions, check_fits, translate_batch
 from pipeline.inference.load import VIDEO_FORM, Precision, load_export
 from pipeline.models.clip_layout import ClipLayout
@@ -77,6 +78,8 @@ class Translator:
         self, model: LlavaSltForConditionalGeneration, processor: LlavaSltProcessor, form: VideoOptions
     ) -> None:
         self.model, self.processor, self.form = model, processor, form
+        self.stated = StatedCues()
+        """What the prompt shows of every video, beyond the sentences that were translated before."""
         self._fitting: GenerationOptions | None = None
 
     @classmethod
@@ -90,7 +93,17 @@ class Translator:
     def with_prompt(self, prompt: str) -> Translator:
         """The same model with another prompt template. Raises RecipeError when it lacks ``{video}``."""
         options = dataclasses.replace(self.processor.options, prompt=prompt)
-        return Translator(self.model, LlavaSltProcessor(self.processor.tokenizer, options), self.form)
+        other = Translator(self.model, LlavaSltProcessor(self.processor.tokenizer, options), self.form)
+        other.stated = self.stated
+        return other
+
+    def with_cues(self, stated: StatedCues) -> Translator:
+        """The same model with what its prompt shall show. Raises DataError for a language without a name, or a cue that
+        is neither stated nor may be empty."""
+        other = Translator(self.model, self.processor, self.form)
+        other.stated = stated
+        stated_cues(self.processor, stated)
+        return other
 
     def read(self, media: VideoFile) -> np.ndarray:
         """Frames uint8 [T, H, W, 3] as the encoder sees them in training: stored form, stride, limit, square crop.
@@ -119,15 +132,28 @@ class Translator:
             for video, text, clip in zip(media, texts, clips, strict=True)
         ]
 
-    def translate_clips(self, clips: Sequence[np.ndarray], options: GenerationOptions) -> list[str]:
-        """Texts of clips uint8 [T, H, W, 3] as `frames` gives them, translated as one batch. Raises as `check`."""
+    def translate_clips(
+        self, clips: Sequence[np.ndarray], options: GenerationOptions, before: Sequence[str] = ()
+    ) -> list[str]:
+        """Texts of clips uint8 [T, H, W, 3] as `frames` gives them, translated as one batch.
+
+        Args:
+            clips: their frames.
+            options: search options.
+            before: the sentences before all of them, the nearest last; without any, those that are stated.
+
+        Raises:
+            RecipeError: as `check`.
+            DataError: the prompt shows a cue that is not stated.
+        """
+        cues = stated_cues(self.processor, self.stated, before)
         self.check(options)
         lengths = [len(frames_THWC) for frames_THWC in clips]
         batch: VideoPrompts = {
             "frames_NHWC": torch.from_numpy(np.concatenate(clips)),
             "frame_lengths_B": torch.tensor(lengths),
             "layout": ClipLayout.of(lengths, self.model.visual.config.clip_sizes()),
-            **self.processor(lengths),
+            **self.processor(lengths, cues=[cues] * len(lengths)),
         }
         return translate_batch(self.model, self.processor, batch, options)
 
@@ -149,6 +175,7 @@ def translate_file(
     options: GenerationOptions | None = None,
     prompt: str | None = None,
     device: torch.device | str = "cpu",
+    cues: StatedCues | None = None,
 ) -> str:
     """Translate one video file with an exported model.
 
@@ -158,14 +185,16 @@ def translate_file(
         options: search options; default greedy.
         prompt: template instead of the trained one; must contain ``{video}`` once.
         device: where to run.
+        cues: what the prompt shows besides the video, where it does.
 
     Raises:
         CheckpointError: the export cannot be used.
-        DataError: the video cannot be read.
+        DataError: the video cannot be read, or the prompt shows a cue that is not stated.
         RecipeError: the prompt has no ``{video}``.
     """
     translator = Translator.from_export(export_dir, device)
     if prompt is not None:
         translator = translator.with_prompt(prompt)
+    translator = translator.with_cues(cues or StatedCues())
     media = VideoFile(video) if isinstance(video, Path) else video
     return translator.translate([media], options)[0].text

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.errors import RecipeError
 from pipeline.inference.generate import GenerationOptions
 from pipeline.inference.load import VIDEO_FORM
 from pipeline.inference.long_video import LongReport, LongVideo, clips, translate_long, without_overlap
@@ -46,15 +47,15 @@ def test_a_subtitle_is_the_translation_of_its_part(
 ) -> None:
     path, gold = film
     report = LongReport()
-    cues = list(translate_long(translator, LongVideo(path), FAST, report))
-    assert len(cues) == len(gold) == report.cues
-    for cue, (start, end) in zip(cues, gold, strict=True):
-        assert abs(cue.start_seconds - start) < 0.4 and abs(cue.end_seconds - end) < 0.4
-        part = VideoFile(path, cue.start_seconds, cue.end_seconds - 1 / (8 * FPS))
+    subtitles = list(translate_long(translator, LongVideo(path), FAST, report))
+    assert len(subtitles) == len(gold) == report.subtitles
+    for subtitle, (start, end) in zip(subtitles, gold, strict=True):
+        assert abs(subtitle.start_seconds - start) < 0.4 and abs(subtitle.end_seconds - end) < 0.4
+        part = VideoFile(path, subtitle.start_seconds, subtitle.end_seconds - 1 / (8 * FPS))
         (alone,) = translator.translate([part], FAST)
-        assert (cue.text, cue.frames) == (alone.text, alone.frames)
+        assert (subtitle.text, subtitle.frames) == (alone.text, alone.frames)
     together = list(translate_long(translator, LongVideo(path, batch=3), FAST))
-    assert together == cues
+    assert together == subtitles
 
 
 def test_the_frames_are_those_of_the_part(translator: Translator, film: tuple[Path, list[tuple[float, float]]]) -> None:
@@ -72,9 +73,11 @@ def test_given_spans_are_taken_as_they_are(
     path, gold = film
     video = LongVideo(path, make_spans=lambda playback: GivenSpans([*gold, (900.0, 901.0)], 0.0, playback.rate))
     report = LongReport()
-    cues = list(translate_long(translator, video, FAST, report))
-    assert [(cue.start_seconds, cue.end_seconds) for cue in cues] == [(round(a, 3), round(b, 3)) for a, b in gold]
-    assert (report.cues, report.skipped) == (4, 1)
+    subtitles = list(translate_long(translator, video, FAST, report))
+    assert [(subtitle.start_seconds, subtitle.end_seconds) for subtitle in subtitles] == [
+        (round(a, 3), round(b, 3)) for a, b in gold
+    ]
+    assert (report.subtitles, report.skipped) == (4, 1)
 
 
 def test_pictures_of_finished_spans_are_given_up(
@@ -109,11 +112,13 @@ def test_a_text_that_repeats_the_one_before_gives_no_subtitle(
     translator: Translator, film: tuple[Path, list[tuple[float, float]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Around a cut both clips see the same frames; words that both texts hold there come once."""
-    monkeypatch.setattr(Translator, "translate_clips", lambda self, batch, options: ["the rain comes"] * len(batch))
+    monkeypatch.setattr(
+        Translator, "translate_clips", lambda self, batch, options, before: ["the rain comes"] * len(batch)
+    )
     options = SpanOptions(max_seconds=2.0, overlap_seconds=0.4)
     report = LongReport()
-    cues = list(translate_long(translator, LongVideo(film[0], options), FAST, report))
-    assert report.without_text > 0 and report.cues == len(cues) >= 4
+    subtitles = list(translate_long(translator, LongVideo(film[0], options), FAST, report))
+    assert report.without_text > 0 and report.subtitles == len(subtitles) >= 4
 
 
 def test_a_damaged_video_gives_its_subtitles_until_then(
@@ -126,8 +131,8 @@ def test_a_damaged_video_gives_its_subtitles_until_then(
     damaged.write_bytes(payload)
     found = []
     with pytest.raises(DataError, match="damaged"):
-        for cue in translate_long(translator, LongVideo(damaged), FAST):
-            found.append(cue)
+        for subtitle in translate_long(translator, LongVideo(damaged), FAST):
+            found.append(subtitle)
     assert 1 <= len(found) < 4
 
 
@@ -144,3 +149,11 @@ def test_a_damaged_video_gives_its_subtitles_until_then(
 )
 def test_words_of_the_overlap_come_once(before: str, text: str, fresh: str) -> None:
     assert without_overlap(before, text) == fresh
+
+
+def test_sentences_that_need_the_one_before_come_one_by_one(
+    translator: Translator, film: tuple[Path, list[tuple[float, float]]]
+) -> None:
+    waiting = translator.with_prompt("{previous} {video} text:")
+    with pytest.raises(RecipeError, match=r"--set batch=2: this model's prompt shows \{previous\}"):
+        list(translate_long(waiting, LongVideo(film[0], batch=2), FAST))
