@@ -227,6 +227,11 @@ def is_remote(shards: str) -> bool:
 def _augment(recipe: Recipe) -> Iterator[Problem]:
     for name, text in recipe.data.augment.wrong_pairs():
         yield Problem(f"data.augment.{name} {text}", (f"data.augment.{name}",))
+    ctc = recipe.contrastive.ctc
+    if recipe.stage == "contrastive" and ctc.used and ctc.unusable == "error" and recipe.data.augment.shortens:
+        text = "data.augment makes clips shorter (speed, drop_frames or keep_part), so that their glosses may not fit"
+        text += " any more; set contrastive.ctc.unusable to leave_out, or leave the length of clips alone"
+        yield Problem(text, ("data.augment", "contrastive.ctc.unusable"))
 
 
 def _remote(recipe: Recipe) -> Iterator[Problem]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.augment_schema import AugmentConfig
+from pipeline.config.augment_schema import AugmentConfig, ReferencesConfig
 from pipeline.config.prompt_schema import PromptsConfig
 from pipeline.config.section import Section
 from pipeline.config.sequence_schema import SequenceTuningConfig
@@ -233,6 +233,8 @@ class DataConfig(Section):
     """What training changes in clips."""
     jitter: JitterConfig = JitterConfig()
     """How far training moves the cuts of weakly aligned clips."""
+    references: ReferencesConfig = ReferencesConfig()
+    """Further texts of the samples."""
     access: Literal["auto", "ranged", "cache"] = "auto"
     """How shards in object stores are read: only the bytes wanted (`ranged`), or whole ones through the `cache` of the
     host; `auto`: cache when cache_gib is set."""

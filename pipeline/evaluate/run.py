@@ -22,8 +22,9 @@ from pipeline.evaluate.protocols import get_protocol
 from pipeline.evaluate.report import merge_predictions, write_part, write_predictions, write_scores
 from pipeline.inference.clips import CollatePrompts, FetchFrames, PromptBatch, check_fingerprints
 from pipeline.inference.cues import CueReader, check_cues, with_cues
-from pipeline.inference.generate import GenerationOptions, check_fits, translate
+from pipeline.inference.generate import GenerationOptions, Prediction, check_fits, translate
 from pipeline.inference.load import Precision, load_export
+from pipeline.inference.references import texts_of_sample
 from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.training_texts import warn_of_known_texts
 from shards.exchange.previous import IDS
@@ -43,6 +44,8 @@ class EvaluateOptions:
     split: str = "test"
     corpus: str | None = None
     """Only samples of this corpus; default all."""
+    references: str | None = None
+    """Text columns of the shard sets, separated by commas, whose texts are references too (`slt shards texts`)."""
     protocol: str = "default"
     """Name in `pipeline.evaluate.protocols`."""
     micro_batch: int = 8
@@ -56,6 +59,10 @@ class EvaluateOptions:
     precision: Precision = "auto"
     previous: str | None = None
     """What `{previous}` shows: reference | predicted; None = as the model's recipe says."""
+
+    def reference_columns(self) -> tuple[str, ...]:
+        """The names in ``references``."""
+        return tuple(self.references.split(",")) if self.references else ()
 
 
 def _no_barrier() -> None:
@@ -118,13 +125,20 @@ def evaluate_export(
     if ranks.rank != 0:
         return None
     merged = merge_predictions(out_dir, ranks.world_size, expected_keys(loader))
-    scores = score([p.hypothesis for p in merged], [p.reference for p in merged], protocol)
+    scores = score([p.hypothesis for p in merged], references_of(loader, merged, options.reference_columns()), protocol)
     write_predictions(out_dir, merged, protocol)
     known = warn_of_known_texts(export_dir, [p.reference for p in merged])
     about = {"model": str(export_dir), "known_texts": known, **_about(sets, loader, options)}
     path = write_scores(out_dir, scores, {**about, **_about_prompt(processor, turns)})
     logger.info("scores of %d samples in %s", scores.samples, path)
     return scores
+
+
+def references_of(loader: EvalLoader, predictions: Sequence[Prediction], columns: Sequence[str]) -> list[list[str]]:
+    """All references of the predictions, which are in the order of the split; ``columns`` hold those beside its own."""
+    samples = loader.plan.samples
+    numbers = loader.plan.epoch(0).elements["sample"].tolist()
+    return [texts_of_sample(samples, n, p.reference, columns) for n, p in zip(numbers, predictions, strict=False)]
 
 
 def _counter(total: int, on_progress: Callable[[int, int], None] | None) -> Callable[[int], None]:
@@ -143,7 +157,7 @@ def _counter(total: int, on_progress: Callable[[int, int], None] | None) -> Call
 def _loader(sets: list[ShardSet], collate: CollatePrompts, options: EvaluateOptions, ranks: EvalRanks) -> EvalLoader:
     """This rank's batches of the split, in the order of the shard sets."""
     sizes = collate.processor.options
-    columns = text_columns(sizes.prompt, sizes.prompts, train=False)
+    columns = (*options.reference_columns(), *text_columns(sizes.prompt, sizes.prompts, train=False))
     predicted = _predicted(collate.processor)
     columns += (sizes.prompts.previous.column + IDS,) if predicted else ()
     frames = FetchFrames(sizes.max_frames, sizes.frame_stride, sizes.image_pixels)
@@ -209,6 +223,7 @@ def _about(sets: list[ShardSet], loader: EvalLoader, options: EvaluateOptions) -
         "shards": {str(shard_set.dir): shard_set.fingerprint for shard_set in sets},
         "split": options.split,
         "corpus": options.corpus,
+        "references": options.references,
         "samples_in_split": loader.plan.items_per_epoch,
         "generation": options.generation.to_dict(),
         "environment": {name: version(name) for name in ("torch", "transformers")},

@@ -6,7 +6,6 @@ Legend: N packed frames, T frames, H W C image.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypedDict
 
 import numpy as np
@@ -16,6 +15,7 @@ from pipeline.errors import RecipeError
 from pipeline.inference.augment import Augment
 from pipeline.inference.cues import apart
 from pipeline.inference.jitter import Jitter
+from pipeline.inference.references import shown_text, texts_of_sample
 from pipeline.models.clip_layout import ClipLayout, ClipSizes
 from pipeline.models.processing import LlavaSltProcessor, Prompts
 from shards.format.index import MANIFEST_NAME
@@ -89,23 +89,29 @@ class FetchFrames:
     image_pixels: int
     augment: Augment | None = None
     """What training changes in clips; None = nothing."""
+    references: tuple[str, ...] = ()
+    """Text columns of which training takes the place of a row's text at times; its `text_hash` stays."""
     jitter: Jitter | None = None
     """How training moves their cuts; None = not at all."""
 
     @property
     def draws(self) -> bool:
         """Whether it has to know how often a sample was shown before."""
-        return self.augment is not None or self.jitter is not None
+        return self.augment is not None or self.jitter is not None or bool(self.references)
 
     def __call__(self, reader: SampleReader, item: np.ndarray) -> list[Clip]:
         if self.draws:
-            samples, showings = item["sample"].tolist(), item["showing"].tolist()
-            frames = map(partial(self._drawn, reader), samples, showings)
-            return [(found, reader.row(sample)) for found, sample in zip(frames, samples, strict=True)]
+            shown = zip(item["sample"].tolist(), item["showing"].tolist(), strict=True)
+            return [(self._drawn(reader, *each), self._row(reader, *each)) for each in shown]
         return [(self._frames(reader, int(sample)), reader.row(int(sample))) for sample in item["sample"]]
 
+    def _row(self, reader: SampleReader, sample: int, showing: int) -> IndexRow:
+        row, plan = reader.row(sample), reader.plan
+        texts = texts_of_sample(plan.samples, sample, row.text, self.references)
+        return row._replace(text=shown_text(texts, plan.options.seed, sample, showing))
+
     def _drawn(self, reader: SampleReader, sample: int, showing: int) -> np.ndarray:
-        stored, augment = reader.stored_frames(sample), self.augment
+        augment, stored = self.augment, reader.stored_frames(sample)
         offset = 0 if self.jitter is None else self.jitter.offset(reader, sample, showing)
         if augment is None and not offset:
             return self._frames(reader, sample)

@@ -19,6 +19,7 @@ from pipeline.inference.clips import CollatePrompts
 from pipeline.inference.cues import prepare_cues, with_cues
 from pipeline.inference.generate import GenerationOptions, translate_batch, with_end
 from pipeline.inference.load import VIDEO_FORM
+from pipeline.inference.references import texts_of_sample
 from pipeline.models import attention, kernels
 from pipeline.models.generation_attention import generation_key, switched
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
@@ -70,7 +71,9 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
 
     @classmethod
     def text_columns(cls, recipe: Recipe, train: bool) -> tuple[str, ...]:
-        return prompt_columns(recipe.connector.prompt, recipe.connector.prompts, train)
+        shown = prompt_columns(recipe.connector.prompt, recipe.connector.prompts, train)
+        held_out = () if train else recipe.data.references.eval
+        return (*super().text_columns(recipe, train), *shown, *held_out)
 
     @classmethod
     def plan(cls, recipe: Recipe, sources: list[SourceConfig], train: bool) -> Plan:
@@ -96,7 +99,7 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
         llava.token_loss.backend = fused.loss
         if fused.layers == "liger":
             kernels.fuse_layers(llava.llm)
-        check_answers(llava.llm, processor, plans)
+        check_answers(llava.llm, processor, plans, recipe.data.references.train)
         stage = cls(context, llava, processor, generation_key(llava.llm, backend))
         if llava.visual.backbone.trains:
             llava.visual.config.backbone_fingerprint = ""  # of weights that change from now on
@@ -135,17 +138,25 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
             return {}
         synced = self.context.world_size > 1 and self.context.zero_stage == 3
         options = replace(generation(config), synced=synced)
-        texts_of_sample: dict[int, tuple[str, str]] = {}
+        references = self.held_out_references(sources)
+        found: dict[int, tuple[str, list[str]]] = {}
         sizes = self.module.config.visual_config.clip_sizes()
         batches = self.held_out(sources, CollatePrompts(self.processor, sizes), stop_requested, config.eval_samples)
         with switched(self.module.llm, self.attention_key):
             for batch, samples in batches:
                 texts = translate_batch(self.module, self.processor, batch, options)
                 for sample, text, row in zip(samples, texts, batch["rows"], strict=False):  # padding has no samples
-                    texts_of_sample[sample] = (text, row.text)
-        pairs = merge_over_ranks(texts_of_sample)
+                    found[sample] = (text, references(sample, row.text))
+        pairs = merge_over_ranks(found)
         scores = score([text for text, _ in pairs], [reference for _, reference in pairs], config.score_protocol)
         return {"eval/bleu4": scores.bleu4, "eval/rouge_l": scores.rouge_l, "eval/samples": float(len(pairs))}
+
+    def held_out_references(self, sources: list[SourceConfig]) -> Callable[[int, str], list[str]]:
+        """``references(sample, text)`` of these held-out sources: the sample's text, and those of text columns."""
+        if not (columns := self.recipe.data.references.eval):
+            return lambda sample, text: [text]
+        samples = self.plan(self.recipe, sources, train=False).samples
+        return lambda sample, text: texts_of_sample(samples, sample, text, columns)
 
     def outputs(
         self, model: Callable[..., Any], frames_NHWC: torch.Tensor, lengths_B: torch.Tensor

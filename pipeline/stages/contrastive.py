@@ -6,7 +6,7 @@ with token embeddings (arXiv 2412.16524).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -64,6 +64,7 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         "eval/video_to_text/r1",
         "eval/text_to_video/r1",
         "eval/video_to_text/median_rank",
+        "eval/wer",
     )
     module: ContrastiveModel
 
@@ -104,7 +105,8 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         check_texts(plans.train)
         check_video(context, plans, visual, model.text_encoder.path)
         cache = TextFeatureCache(Path(recipe.run_dir) / "text_features")
-        cache.build(texts_of(plans, config), encoder, context.rank, context.world_size, dist.barrier)
+        texts = texts_of(plans, config, recipe.data.references.train)
+        cache.build(texts, encoder, context.rank, context.world_size, dist.barrier)
         module.set_text_statistics(cache.statistics())
         log.info("contrastive loss: tiles of %d MiB", tile_mib(config, context.device))
         return cls(context, module, cache, targets)
@@ -121,7 +123,8 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
 
     def collate(self) -> ContrastiveCollate:
         aligned = AlignedGlosses(self.texts) if self.recipe.contrastive.alignment.used else None
-        return replace(self.held_out_collate(), targets=self.targets, aligned=aligned)
+        several = bool(self.recipe.data.references.train)
+        return replace(self.held_out_collate(), targets=self.targets, aligned=aligned, several=several)
 
     def held_out_collate(self) -> ContrastiveCollate:
         """`collate` of clips that nothing is learned from: their glosses may be missing or unknown."""
@@ -205,12 +208,15 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         return outputs
 
 
-def texts_of(plans: Plans, config: ContrastiveConfig) -> pa.Table:
-    """``text`` and ``text_hash`` of every sample, and of the glosses of those trained on if they are aligned."""
+def texts_of(plans: Plans, config: ContrastiveConfig, references: Sequence[str] = ()) -> pa.Table:
+    """``text`` and ``text_hash`` of every sample; of those trained on also the text columns ``references``, and their
+    glosses if they are aligned."""
     names = ("text", "text_hash")
     tables = [pa.table({name: plan.samples.column(name) for name in names}) for plan in plans.all()]
-    if config.alignment.used:
-        texts = list(aligned_texts(plans.train, config.glosses))
+    samples = plans.train.samples
+    further = {text for n in range(len(samples)) for column in references for text in samples.texts(column, n)}
+    texts = sorted(further) + (list(aligned_texts(plans.train, config.glosses)) if config.alignment.used else [])
+    if texts:
         hashes = pa.array([text_hash(text) for text in texts], tables[0].schema.field("text_hash").type)
         tables.append(pa.table({"text": pa.array(texts, tables[0].schema.field("text").type), "text_hash": hashes}))
     return pa.concat_tables(tables)

@@ -44,11 +44,16 @@ class VideoStage(Stage[Batch]):
             slowest=data.augment.slowest if train else 1.0,
         )
 
+    @classmethod
+    def text_columns(cls, recipe: Recipe, train: bool) -> tuple[str, ...]:
+        return tuple(recipe.data.references.train) if train else ()
+
     def fetch(self, train: bool) -> Callable[..., Any]:
         data = self.recipe.data
         augment = Augment(data.augment, self.recipe.seed) if train and data.augment.changed() else None
         jitter = Jitter(data.jitter, self.recipe.seed) if train and data.jitter.most_seconds else None
-        return FetchFrames(data.max_frames, data.frame_stride, data.image_pixels, augment, jitter)
+        references = tuple(data.references.train) if train else ()
+        return FetchFrames(data.max_frames, data.frame_stride, data.image_pixels, augment, references, jitter)
 
     def probe(self, model: Callable[..., Any]) -> dict[str, torch.Tensor]:
         frames_NHWC, lengths_B = probe_frames(self.recipe.data.image_pixels, self.device)
