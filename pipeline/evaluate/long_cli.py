@@ -139,7 +139,10 @@ def translate_subtitles(
     if settings.segments is not None:
         times = [(c.start_seconds, c.end_seconds) for c in read_timed(settings.segments, settings.tiers)]
         make_spans = lambda playback: GivenSpans(times, playback.start_seconds, playback.rate)  # noqa: E731
-    source: Path | BinaryIO = typer.get_binary_stream("stdin") if str(path) == STREAM else path
+    source: Path | BinaryIO = path
+    if str(path) == STREAM:
+        stdin = typer.get_binary_stream("stdin")
+        source = getattr(stdin, "raw", stdin)  # unbuffered: what has arrived, without waiting for more
     video = LongVideo(source, options.spans(), make_spans, parse_crop(settings.crop), options.batch)
     report, format_of_stream = LongReport(), ".jsonl" if as_json else ".vtt"
     out = (

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import os
 import shutil
+import threading
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -157,3 +161,46 @@ def test_sentences_that_need_the_one_before_come_one_by_one(
     waiting = translator.with_prompt("{previous} {video} text:")
     with pytest.raises(RecipeError, match=r"--set batch=2: this model's prompt shows \{previous\}"):
         list(translate_long(waiting, LongVideo(film[0], batch=2), FAST))
+
+
+def test_a_subtitle_comes_before_the_stream_goes_on(translator: Translator, tmp_path: Path) -> None:
+    """The writer holds back the rest of the broadcast until the first sentence, which is over, has its subtitle."""
+    gold = write_film(tmp_path / "live.mp4", 8)
+    stream, ends = _transport_stream(tmp_path / "live.mp4")
+    second = gold[1][1] + 6.0  # FFmpeg looks at the first five seconds of a stream before it decodes any of them
+    held = next(size for seconds, size in ends if seconds > second)
+    reading, writing = os.pipe()
+    seen, waited = threading.Event(), []
+
+    def write() -> None:
+        with os.fdopen(writing, "wb") as pipe:
+            pipe.write(stream[:held])
+            pipe.flush()
+            waited.append(seen.wait(60))
+            pipe.write(stream[held:])
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    found = []
+    with os.fdopen(reading, "rb", buffering=0) as pipe:
+        for subtitle in translate_long(translator, LongVideo(pipe), FAST):
+            found.append(subtitle)
+            seen.set()
+    writer.join()
+    assert waited == [True] and len(found) == len(gold)
+    assert found == list(translate_long(translator, LongVideo(tmp_path / "live.mp4"), FAST))
+
+
+def _transport_stream(video: Path) -> tuple[bytes, list[tuple[float, int]]]:
+    """A video as MPEG-TS, and (seconds shown, bytes written) after each picture."""
+    target, ends = io.BytesIO(), []
+    with av.open(str(video)) as source, av.open(target, "w", format="mpegts") as output:
+        stream = output.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is None or packet.pts is None:
+                continue
+            seconds = float(packet.pts * packet.time_base)
+            packet.stream = stream
+            output.mux(packet)
+            ends.append((seconds, target.tell()))
+    return target.getvalue(), ends
