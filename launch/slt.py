@@ -15,6 +15,7 @@ from launch.environment import set_defaults
 from pipeline.config.cli import app as recipe_app
 from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED
 from pipeline.evaluate.cli import register as register_evaluate
+from pipeline.experiment.cli import register as register_experiment
 from shards.cli.app import app as shards_app
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app.add_typer(recipe_app, name="recipe")
 app.add_typer(launch_app, name="launch")
 app.add_typer(ckpt_app, name="ckpt")
 register_evaluate(app)
+register_experiment(app)
 
 
 @shards_app.command(epilog="Example: slt shards features data/ph14t --recipe contrastive.yaml --out data/ph14t-dinov2")

@@ -1,4 +1,4 @@
-"""The recipe's section `data.augment`: what training changes in a clip before the model sees it."""
+"""The recipe's sections `data.augment` and `data.references`: what differs from showing to showing of a sample."""
 
 from __future__ import annotations
 
@@ -69,6 +69,22 @@ class AugmentConfig(Section):
         return {name: value for name, value in self.changed().items() if name not in _TIME}
 
     @property
+    def shortens(self) -> bool:
+        """Whether a clip may be shown with fewer frames than it has."""
+        return self.speed[1] > 1 or self.drop_frames > 0 or self.keep_part[0] < 1
+
+    @property
     def slowest(self) -> float:
         """The lowest speed, at most 1: clips may have so many times more frames."""
         return min(1.0, self.speed[0])
+
+
+class ReferencesConfig(Section):
+    """Text columns of the shard sets (`slt shards texts`) that say the same as a sample's own text."""
+
+    train: list[str] = []
+    """Training takes one of the sample's texts at every showing, each in its turn; every set of `data.train` needs
+    these columns."""
+    eval: list[str] = []
+    """Held-out translations are scored against all texts of a sample, which raises scores; every set of `data.eval`
+    needs these columns."""

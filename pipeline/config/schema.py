@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.augment_schema import AugmentConfig
+from pipeline.config.augment_schema import AugmentConfig, ReferencesConfig
+from pipeline.config.inputs_schema import FeaturesConfig, PoseConfig
 from pipeline.config.prompt_schema import PromptsConfig
 from pipeline.config.section import Section
 from pipeline.config.sequence_schema import SequenceTuningConfig
@@ -18,6 +19,7 @@ from pipeline.config.stages import STAGES
 from pipeline.config.supervision_schema import AlignmentConfig, CtcConfig
 from pipeline.config.train_schema import TrainConfig
 from pipeline.config.transfer_schema import InitFromConfig
+from pipeline.config.weak_schema import JitterConfig
 
 if TYPE_CHECKING:
     StageName = str
@@ -126,6 +128,10 @@ class VisualConfig(Section):
     """Folder exported by the contrastive stage; the remaining fields then come from it."""
     backbone: BackboneConfig | None = None
     """Frame level of a new encoder."""
+    features: FeaturesConfig | None = None
+    """In place of a backbone: features that another program computed."""
+    pose: PoseConfig | None = None
+    """Keypoints, alone or beside backbone or features."""
     width: int = Field(default=128, gt=0)
     """Width of word and sentence level."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -198,6 +204,9 @@ class SourceConfig(Section):
     """Samples of this split."""
     corpus: str | None = None
     """Only samples of this corpus; default all."""
+    text: str = ""
+    """Text column that holds the texts to learn, such as pseudo-labels; samples without one are left out. Empty: the
+    samples' own texts."""
     weight: float | list[tuple[int, float]] = 1.0
     """Passes over this source per epoch (2.0 shows every sample twice, 0.5 half of them, the other half next); with
     `data.epoch_samples` its proportion of an epoch. A list of [epoch, weight] points is a curriculum: linear between
@@ -230,6 +239,10 @@ class DataConfig(Section):
     """Samples per epoch over all sources, their weights being proportions; 0 = weights count passes."""
     augment: AugmentConfig = AugmentConfig()
     """What training changes in clips."""
+    references: ReferencesConfig = ReferencesConfig()
+    """Further texts of the samples."""
+    jitter: JitterConfig = JitterConfig()
+    """How far training moves the cuts of weakly aligned clips."""
     access: Literal["auto", "ranged", "cache"] = "auto"
     """How shards in object stores are read: only the bytes wanted (`ranged`), or whole ones through the `cache` of the
     host; `auto`: cache when cache_gib is set."""

@@ -35,7 +35,8 @@ STAGES = {
         unread=(
             "contrastive", "connector", "sequence_tuning", "model.visual", "model.text_encoder", "model.connector",
             "data.max_frames", "data.frame_stride", "data.image_pixels", "data.frame_budget", "data.pack_tokens",
-            "data.length_window", "data.unique_texts", "data.augment",
+            "data.length_window", "data.unique_texts", "data.augment", "data.references",
+            "data.jitter",
         ),
     ),
     "contrastive": StageEntry(
@@ -45,6 +46,7 @@ STAGES = {
         unread=(
             "continued_pretraining", "connector", "sequence_tuning", "model.llm", "model.connector", "model.kernels",
             "data.block_tokens", "data.frame_budget", "data.pack_tokens", "train.peak_tflops",
+            "data.references.eval",
         ),
         contrasts=True,
     ),

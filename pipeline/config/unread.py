@@ -13,7 +13,7 @@ _NEW_ENCODER = ("width", "dropout", "max_frames", "centre_clips", "word", "sente
 _REMOTE = ("access", "cache_gib", "storage_options")
 _HELD_OUT = (
     "train.eval_batches", "connector.eval_samples", "connector.num_beams", "connector.max_new_tokens",
-    "connector.score_protocol",
+    "connector.score_protocol", "data.references.eval",
 )  # fmt: skip
 _OF_SAMPLES = ("connector.max_new_tokens", "connector.score_protocol")
 """Those of held-out texts that hold for the texts a stage samples in training, too."""
@@ -43,9 +43,14 @@ def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if visual is not None and visual.path is not None:
         for name in _NEW_ENCODER:
             yield f"model.visual.{name}", "it comes from the exported encoder in model.visual.path"
+    elif visual is not None and visual.backbone is None:
+        yield "data.image_pixels", "model.visual has no backbone that reads images"
     elif visual is not None and visual.backbone is not None and visual.backbone.train != "lora":
         for name in ("lora_rank", "lora_alpha", "lora_targets"):
             yield f"model.visual.backbone.{name}", f"model.visual.backbone.train is {visual.backbone.train}, not lora"
+    if not data.jitter.most_seconds:
+        for name in ("probability", "corpora"):
+            yield f"data.jitter.{name}", "data.jitter moves no cut: before_seconds and after_seconds are 0"
     if not data.augment.erase:
         yield "data.augment.erase_area", "data.augment.erase is 0"
     if objective != "both":

@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.config.prompt_schema import ANNOTATION, PromptsConfig, cues_of, fields_of
 from pipeline.models.processing import LlavaSltProcessor, ProcessorOptions
 from pipeline.models.prompt import Cues, empty_texts, example_text, language_name, value_of
+from shards.errors import DataError
 from shards.load.draws import Draw, Purpose
 from shards.load.reader import SampleReader
 from shards.order.items import Elements
@@ -91,6 +92,45 @@ class CueReader:
         own = text_hash(text)
         others = [pool[number][0] for number in order if text_hash(pool[number][1]) != own]
         return others[: self.options.prompts.example.count]
+
+
+@dataclass(frozen=True, slots=True)
+class StatedCues:
+    """What a caller says of a video that is no sample."""
+
+    language: str = ""
+    """Code of the language to translate to; needed where the prompt names several."""
+    sign_language: str = ""
+    previous: tuple[str, ...] = ()
+    """Sentences before, the nearest last."""
+
+
+def stated_cues(processor: LlavaSltProcessor, stated: StatedCues, before: Sequence[str] = ()) -> dict[str, str]:
+    """The cues of a video that is no sample; ``before``: sentences that were translated before it.
+
+    Raises:
+        DataError: the prompt shows something that is not stated and may not be empty.
+    """
+    options = processor.options
+    prompts, empty, where = options.prompts, empty_texts(options.prompt, options.prompts), "translate"
+    texts = {
+        "previous": list(before or stated.previous)[-prompts.previous.count :],
+        "gloss": [],
+        "example": CueReader(options).examples(""),
+    }
+    found = {}
+    for name in processor.cues:
+        if name in _CODES:
+            names = prompts.languages if name == "language" else prompts.sign_languages
+            code = getattr(stated, name) or (next(iter(names)) if len(names) == 1 else "")
+            if not code:
+                option = "--" + name.replace("_", "-")
+                fix = f"say {option} CODE" + (f": one of {', '.join(sorted(names))}" if names else "")
+                raise DataError(f"the prompt shows {{{name}}}, which is not stated", where=where, fix=fix)
+            found[name] = language_name(name, code, prompts, where)
+        else:
+            found[name] = value_of(name, texts[name], empty, where)
+    return found
 
 
 def gloss_of(prompts: PromptsConfig, samples: Samples, sample: int, row: IndexRow) -> str:

@@ -24,6 +24,7 @@ from pipeline.models.text_cache import TextFeatureCache
 from pipeline.stages.glosses import AlignedGlosses, GlossBatch, GlossTargets
 from shards.load.documents import Pack
 from shards.load.reader import SampleReader
+from shards.schema import text_hash
 
 T = TypeVar("T")
 
@@ -122,11 +123,13 @@ class ContrastiveCollate:
     texts: TextFeatureCache
     targets: GlossTargets | None = None
     aligned: AlignedGlosses | None = None
+    several: bool = False
+    """Whether rows may hold another text of their sample than the index does."""
 
     def __call__(self, items: list[list[Clip]]) -> ContrastiveBatch:
         clips = pack_clips(items, self.sizes)
         hashes = [row.text_hash for row in clips["rows"]]
-        texts = self.texts.lookup(hashes)
+        texts = self.texts.lookup([text_hash(row.text) for row in clips["rows"]] if self.several else hashes)
         words = clips["layout"].word_lengths_B.tolist()
         glosses: GlossBatch = {}
         if self.targets is not None:

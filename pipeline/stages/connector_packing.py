@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from pipeline.config.schema import Recipe
 from pipeline.inference.cues import CueReader, example_pool
+from pipeline.inference.references import most_of_texts
 from pipeline.models.language import load_tokenizer
 from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.prompt import empty_texts
@@ -40,8 +42,9 @@ def sequence_options(options: PlanOptions, recipe: Recipe) -> PlanOptions:
 
 
 def count_answers(recipe: Recipe) -> CountTokens:
-    """``count(samples)``: tokens of each one's text as an answer, eos included, exactly as the collator makes them;
-    where the prompt shows cues, with those of its prompt around the video, as many as it can have.
+    """``count(samples)``: tokens of each one's text as an answer, eos included, exactly as the collator makes them; of
+    several texts the longest one's. Where the prompt shows cues, with those of its prompt around the video, as many as
+    it can have.
 
     The count that an index may hold is that of the text alone, whose first word a tokenizer can cut otherwise than
     behind the space that follows the prompt.
@@ -49,9 +52,7 @@ def count_answers(recipe: Recipe) -> CountTokens:
     processor = _processor(recipe)
 
     def count(samples: Samples) -> Ints:
-        texts = samples.column("text").to_pylist()
-        of_text = {text: len(processor.answer_ids(text)) for text in dict.fromkeys(texts)}
-        answers = np.fromiter(map(of_text.__getitem__, texts), dtype=np.int64, count=len(texts))
+        answers = answer_tokens(processor, samples, recipe.data.references.train)
         return answers + most_prompt_tokens(processor, samples, recipe.seed) if processor.cues else answers
 
     return count
@@ -76,6 +77,14 @@ def most_prompt_tokens(processor: LlavaSltProcessor, samples: Samples, seed: int
         return max(sum(map(len, processor.around_video(each))) for each in prompts)
 
     return np.fromiter(map(most, range(len(samples))), dtype=np.int64, count=len(samples))
+
+
+def answer_tokens(processor: LlavaSltProcessor, samples: Samples, references: Sequence[str]) -> Ints:
+    """[n_samples] tokens of the longest answer that a sample is trained with, its end included.
+
+    ``references``: text columns with further answers.
+    """
+    return most_of_texts(samples, references, lambda text: len(processor.answer_ids(text)))
 
 
 def _processor(recipe: Recipe) -> LlavaSltProcessor:

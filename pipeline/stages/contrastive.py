@@ -6,7 +6,7 @@ with token embeddings (arXiv 2412.16524).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +25,7 @@ from pipeline.models.clip_layout import ClipLayout
 from pipeline.models.contrastive import ContrastiveModel
 from pipeline.models.recompute import checkpoint_gradients, share_of
 from pipeline.models.registry import build_text_encoder, build_visual
+from pipeline.models.streams import Inputs, with_frames
 from pipeline.models.text_cache import TextFeatureCache
 from pipeline.models.visual import HierarchicalVisualEncoder
 from pipeline.stages.base import CachedStage, ExportCard, ExportPlan, LossParts, Normaliser
@@ -41,7 +42,7 @@ from pipeline.stages.glosses import (
     gloss_metrics,
 )
 from pipeline.stages.held_out_retrieval import HeldOutPair, held_out_metrics, pairs_of
-from pipeline.stages.video import VideoStage, check_video, merge_over_ranks
+from pipeline.stages.video import VideoStage, check_video, merge_over_ranks, probed_inputs
 from shards.order.options import PlanOptions
 from shards.order.plan import Plan
 from shards.schema import text_hash
@@ -64,6 +65,7 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         "eval/video_to_text/r1",
         "eval/text_to_video/r1",
         "eval/video_to_text/median_rank",
+        "eval/wer",
     )
     module: ContrastiveModel
 
@@ -104,7 +106,8 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         check_texts(plans.train)
         check_video(context, plans, visual, model.text_encoder.path)
         cache = TextFeatureCache(Path(recipe.run_dir) / "text_features")
-        cache.build(texts_of(plans, config), encoder, context.rank, context.world_size, dist.barrier)
+        texts = texts_of(plans, config, recipe.data.references.train)
+        cache.build(texts, encoder, context.rank, context.world_size, dist.barrier)
         module.set_text_statistics(cache.statistics())
         log.info("contrastive loss: tiles of %d MiB", tile_mib(config, context.device))
         return cls(context, module, cache, targets)
@@ -121,7 +124,8 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
 
     def collate(self) -> ContrastiveCollate:
         aligned = AlignedGlosses(self.texts) if self.recipe.contrastive.alignment.used else None
-        return replace(self.held_out_collate(), targets=self.targets, aligned=aligned)
+        several = bool(self.recipe.data.references.train)
+        return replace(self.held_out_collate(), targets=self.targets, aligned=aligned, several=several)
 
     def held_out_collate(self) -> ContrastiveCollate:
         """`collate` of clips that nothing is learned from: their glosses may be missing or unknown."""
@@ -137,7 +141,7 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
     def for_replay(self, batch: ContrastiveBatch, features: dict[str, torch.Tensor]) -> ContrastiveBatch:
         """A frozen backbone runs once: its features, a hundredth of the images' size, take their place."""
         pooled_NP = features.pop("pooled_NP", None)
-        return batch if pooled_NP is None else {**batch, "frames_NHWC": pooled_NP}
+        return batch if pooled_NP is None else {**batch, "frames_NHWC": with_frames(batch["frames_NHWC"], pooled_NP)}
 
     def contrast(
         self, features: list[dict[str, torch.Tensor]], batches: list[ContrastiveBatch], normaliser: Normaliser
@@ -173,7 +177,7 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         return {f"eval/{name}": value for name, value in dist.broadcast_object(metrics).items()}
 
     def outputs(
-        self, model: Callable[..., Any], frames_NHWC: torch.Tensor, lengths_B: torch.Tensor
+        self, model: Callable[..., Any], frames_NHWC: Inputs, lengths_B: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         texts = self.texts.lookup(self.texts.first(2))
         layout = ClipLayout.of(lengths_B.tolist(), self.module.visual.config.clip_sizes()).to(self.device)
@@ -197,7 +201,7 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
     @classmethod
     def exported(cls, folder: Path, probe: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
         model = HierarchicalVisualEncoder.from_pretrained(folder, dtype=dtype).eval()
-        output, heads = model(probe["frames"], probe["frame_lengths"]), load_file(folder / "heads.safetensors")
+        output, heads = model(probed_inputs(probe), probe["frame_lengths"]), load_file(folder / "heads.safetensors")
         outputs = {
             "video_BE": output.sentence_BD @ heads["sentence_head.weight"].T,
             "words_BSE": output.layout.pad_words(output.words_MD)[0] @ heads["word_head.weight"].T,
@@ -208,12 +212,15 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         return outputs
 
 
-def texts_of(plans: Plans, config: ContrastiveConfig) -> pa.Table:
-    """``text`` and ``text_hash`` of every sample, and of the glosses of those trained on if they are aligned."""
+def texts_of(plans: Plans, config: ContrastiveConfig, references: Sequence[str] = ()) -> pa.Table:
+    """``text`` and ``text_hash`` of every sample; of those trained on also the text columns ``references``, and their
+    glosses if they are aligned."""
     names = ("text", "text_hash")
     tables = [pa.table({name: plan.samples.column(name) for name in names}) for plan in plans.all()]
-    if config.alignment.used:
-        texts = list(aligned_texts(plans.train, config.glosses))
+    samples = plans.train.samples
+    further = {text for n in range(len(samples)) for column in references for text in samples.texts(column, n)}
+    texts = sorted(further) + (list(aligned_texts(plans.train, config.glosses)) if config.alignment.used else [])
+    if texts:
         hashes = pa.array([text_hash(text) for text in texts], tables[0].schema.field("text_hash").type)
         tables.append(pa.table({"text": pa.array(texts, tables[0].schema.field("text").type), "text_hash": hashes}))
     return pa.concat_tables(tables)

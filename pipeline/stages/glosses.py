@@ -23,6 +23,7 @@ from pipeline.models.gloss_vocabulary import GlossVocabulary
 from pipeline.models.text_cache import TextFeatureCache
 from pipeline.models.visual import HierarchicalVisualEncoder
 from shards.load.reader import SampleReader
+from shards.order.options import kept_frames
 from shards.order.plan import Plan
 from shards.schema import IndexRow, text_hash
 
@@ -77,7 +78,8 @@ class GlossTargets:
                 " a corpus that has them, or set contrastive.ctc.weight and set_weight to 0"
             )
         targets = cls(vocabulary, config.ctc)
-        frames = plan.options.lengths({"frames": plan.samples.columns["frames"][np.arange(len(plan.samples))]})
+        stored = plan.samples.columns["frames"][np.arange(len(plan.samples))]
+        frames = kept_frames(stored, plan.options.max_frames, plan.options.frame_stride)
         words = [encoder.config.word_count(count) for count in frames.tolist()]
         problems = [
             (sample, problem)

@@ -26,6 +26,7 @@ from shards.format.index import ShardSet, fingerprint, read_index, rows_to_table
 from shards.format.writer import TarWriter, dump_json
 from shards.load.features import DTYPE
 from shards.load.reader import wanted_frames
+from shards.media.margin import margin_frames
 from shards.media.square import Placement
 from shards.media.video import decode
 from shards.schema import ANNOTATION, IndexRow, Manifest
@@ -148,7 +149,7 @@ class _Extraction:
         self.done = len(self.source) - sum(self.ranges[name][1] for name in missing)
         read = _Decode(
             str(self.source.dir), self.encoder.image_pixels, self.options.frame_stride, self.options.views,
-            self.change,
+            self.source.manifest.margin_seconds, self.change,
         )  # fmt: skip
         units = ((name, numbered) for name in missing for numbered in self._rows(name))
         with contextlib.closing(ordered_map(read, units, self.options.workers)) as decoded:
@@ -249,6 +250,7 @@ class _Decode:
     size: int
     frame_stride: int
     views: int
+    margin_seconds: float
     change: PictureChange | None
 
     def __call__(self, numbered: tuple[int, IndexRow]) -> Decoded:
@@ -259,12 +261,18 @@ class _Decode:
             if zlib.crc32(payload) != row.crc32:
                 fix = "run `slt shards lint`"
                 raise DataError("the bytes do not match the CRC-32 in the index", where=where, fix=fix)
-            wanted = wanted_frames(row.frames, 0, self.frame_stride)
-            found = [decode(payload, row.frames, wanted, self.size, where)]
+            wanted, margin = (
+                wanted_frames(row.frames, 0, self.frame_stride),
+                margin_frames(self.margin_seconds, row.fps),
+            )
+            if margin:
+                wanted = [margin + place for place in (range(row.frames) if wanted is None else wanted)]
+            stored = row.frames + 2 * margin
+            found = [decode(payload, stored, wanted, self.size, where)]
             for view in range(1, self.views):
                 assert self.change is not None  # `write_features`
                 placement = self.change.placement(number, view)
-                frames_THWC = decode(payload, row.frames, wanted, self.size, where, placement)
+                frames_THWC = decode(payload, stored, wanted, self.size, where, placement)
                 found.append(self.change.picture(frames_THWC, number, view))
             return found
         except DataError as error:

@@ -29,7 +29,7 @@ from shards.exchange.layout import TEXT_FIELDS, VIDEO_KINDS, TarSplits
 from shards.format.tar import Member, index_tar
 from shards.media.video import probe
 from shards.names import ByName
-from shards.schema import ANNOTATION, IndexRow, Kind, text_hash
+from shards.schema import ANNOTATION, MARGIN_FRAMES, IndexRow, Kind, text_hash
 
 _IMAGE_KINDS = frozenset({"jpg", "jpeg", "png", "webp", "bmp"})
 _LARGEST = 1e9
@@ -147,8 +147,10 @@ def _video(handle: BinaryIO, path: Path, key: str, members: dict[str, Member], c
         raise DataError(
             f"{video.name} cannot be used: {error.what}", where=where, fix="repair or remove the sample"
         ) from None
-    stored: dict[str, Any] = {"frames": info.frames, "fps": info.fps, "width": info.width, "height": info.height}
-    stored["duration_seconds"] = info.frames / info.fps if info.fps else info.duration_seconds
+    meta = _parse(handle, path, key, members["json"]) if "json" in members else {}
+    frames = info.frames - 2 * int(meta.get(MARGIN_FRAMES, 0))  # how many seconds they are, the manifest says
+    stored: dict[str, Any] = {"frames": frames, "fps": info.fps, "width": info.width, "height": info.height}
+    stored["duration_seconds"] = frames / info.fps if info.fps else info.duration_seconds
     return _clip(path, key, video, members, annotation | stored)
 
 

@@ -22,6 +22,10 @@ CASES = [
     (CONNECTOR, ["model.llm.path=null"], "model.llm needs exactly one of path and tiny, got neither"),
     (CONTRASTIVE, ["model.visual.path=x"], "model.visual takes exactly one of path and backbone, got both"),
     (CONNECTOR, ["model.visual.path=null"], "model.visual needs exactly one of path and backbone, got neither"),
+    (CONTRASTIVE, ["model.visual.features={fingerprint: f, width: 4}"],
+     "model.visual takes exactly one of backbone and features: stored features stand where a backbone would"),
+    (CONTRASTIVE, ["model.visual.backbone=null", "model.visual.path=x", "model.visual.pose={layout: openpose}"],
+     "model.visual takes exactly one of path and pose, got both; an export brings what it reads"),
     (CONTRASTIVE, ["model.visual.backbone={}"], "model.visual.backbone needs exactly one of path and tiny"),
     (PRETRAINING, ["model.llm.tokenizer=null"], "model.llm.tokenizer is missing: random (tiny) weights"),
     (PRETRAINING, ["model.llm.tiny.heads=3"], "model.llm.tiny.heads=3 does not divide model.llm.tiny.width=64"),
@@ -72,6 +76,8 @@ CASES = [
      " got [1.2, 0.8]"),
     (CONTRASTIVE, ["data.augment.crop_area=[0.5, 1.5]"], "data.augment.crop_area must be [lowest, highest] between 0.05"
      " and 1"),
+    (CONTRASTIVE, ["data.augment.drop_frames=0.1", "contrastive.ctc.weight=1"], "data.augment makes clips shorter"
+     " (speed, drop_frames or keep_part), so that their glosses may not fit any more; set contrastive.ctc.unusable"),
     (PRETRAINING, ["data.block_tokens=600"], "data.block_tokens=600 exceeds model.llm.tiny.max_positions=512"),
     (CONNECTOR, ["train.eval_every_steps=5"], "train.eval_every_steps=5 but data.eval is empty"),
     (CONNECTOR, ["data.train=[{shards: a}, {shards: a, weight: 2}]"], "data.train.1 is the same source as data.train.0"

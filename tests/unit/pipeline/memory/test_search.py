@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline.config.load import load_recipe
+from pipeline.config.parts_schema import PartConfig
+from pipeline.config.rates import rates_of
 from pipeline.config.schema import Recipe
 from pipeline.config.stages import STAGES
+from pipeline.engine.setup import parameter_groups
 from pipeline.memory import plan as plans
 from pipeline.memory.answer import answer
 from pipeline.memory.lines import GIB, PHASES
 from pipeline.memory.parts import UNKNOWN_GLOSSES, gloss_classes, parts_of
 from pipeline.memory.search import _options, choose, plan_of
+from pipeline.memory.zero import _groups
 from pipeline.stages.registry import stage_class
 from shards.format.index import write_index
 from shards.schema import Manifest
@@ -100,6 +105,29 @@ def test_alignment_with_glosses_counts_frames(tmp_path: Path) -> None:
     clip = features() // 2
     rows = (features("contrastive.alignment.frame_weight=1") - features()) // clip
     assert rows == 256 + 64, "data.max_frames, and the longest glosses that are counted"
+
+
+def test_parts_of_a_recipe_are_planned(tmp_path: Path) -> None:
+    """Adapters, an open word level and a language model that trains: by the groups that the optimizer will have."""
+    plain = plan_of(recipe := _recipe(tmp_path, "connector"), 2, parts_of(recipe))
+    planned = {
+        "visual.word": PartConfig(lr=1e-4, lr_decay=0.5), "llm": PartConfig(lr=1e-4),
+        "llm.model.layers.0": PartConfig(mode="frozen"),
+    }  # fmt: skip
+    train = recipe.train.model_copy(update={"parts": planned})
+    changed = recipe.model_copy(update={"train": train})
+    parts = parts_of(changed)
+    module = torch.nn.ModuleDict(parts.modules)
+    rates = rates_of([name for name, _ in module.named_parameters()], planned, train.optimizer.lr)
+    groups = parameter_groups(module, 0.1, rates)
+    assert _groups(list(parts.weights())) == [[p.numel() for p in group["params"]] for group in groups]
+    assert len(groups) > 6
+    plan = plan_of(changed, 2, parts)
+    lines, before = ({line.item: line for line in found.lines} for found in (plan, plain))
+    assert lines["AdamW moments"].bytes > before["AdamW moments"].bytes
+    assert "passing through" in before["activations of the LLM"].rule
+    assert "passing through" not in lines["activations of the LLM"].rule
+    assert "backward" in lines["word and sentence level"].phases - before["word and sentence level"].phases
 
 
 def test_a_rank_under_zero3_plans_too(tmp_path: Path) -> None:
