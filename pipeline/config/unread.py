@@ -17,7 +17,7 @@ _HELD_OUT = (
 )  # fmt: skip
 _OF_SAMPLES = ("connector.max_new_tokens", "connector.score_protocol")
 """Those of held-out texts that hold for the texts a stage samples in training, too."""
-_OF_OBJECTIVE = {"minimum_risk": ("sharpness", "include_reference"), "grpo": ("clip",)}
+_OF_OBJECTIVE = {"minimum_risk": ("sharpness", "include_reference"), "grpo": ("clip", "kl_weight")}
 
 
 def unread(recipe: Recipe, origins: Mapping[str, str]) -> Iterator[str]:

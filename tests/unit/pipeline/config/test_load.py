@@ -162,7 +162,9 @@ def test_notes_name_settings_the_stage_never_reads(tmp_path: Path) -> None:
     assert load(write(tmp_path, CONNECTOR), ["train.optimizer.warmup_steps=11"]).notes == (note,)
 
 
-TUNING = CONNECTOR.replace("stage: connector", "stage: sequence_tuning")
+TUNING = CONNECTOR.replace("stage: connector", "stage: sequence_tuning").replace(
+    "model:\n", "model:\n  init_from: {connector: models/stage3}\n"
+)
 
 UNREAD_CASES = [
     (PRETRAINING, "data.length_window=8", "is not read by the continued_pretraining stage"),
