@@ -27,8 +27,10 @@ UNIT_ENV := $(TEST_ENV) TRITON_INTERPRET=1
 # A test that hangs shows every thread's stack after a quarter of an hour instead of nothing until CI's own limit.
 PYTEST := $(BIN)/python -m pytest -o faulthandler_timeout=900
 
-# Unit tests are independent of each other; the rest start processes of their own and run one after another.
+# Unit tests are independent of each other. The rest start processes of their own, which wait for each other a third of
+# the time: two files of them side by side.
 PARALLEL := -n auto --maxprocesses 8 --dist loadfile
+TWO_LANES := -n 2 --dist loadfile
 NOTHING_SELECTED := 5
 
 # All unit tests, and then no `raise` may be left that none of them executed (tests/raises.py).
@@ -60,7 +62,7 @@ demo-ablations: setup ## The demo with one stage left out at a time: what each i
 
 test: setup check ## Style, types and the whole test suite (ARGS="-k name" narrows it)
 	$(if $(ARGS),$(UNIT_ENV) $(PYTEST) $(PARALLEL) tests/unit $(ARGS) || test $$? -eq $(NOTHING_SELECTED),$(WATCHED_UNIT))
-	$(TEST_ENV) $(PYTEST) --ignore=tests/unit --durations=10 tests $(ARGS) || test $$? -eq $(NOTHING_SELECTED)
+	$(TEST_ENV) $(PYTEST) $(TWO_LANES) --ignore=tests/unit --durations=10 tests $(ARGS) || test $$? -eq $(NOTHING_SELECTED)
 
 test-fast: setup ## Unit tests only
 	$(UNIT_ENV) $(PYTEST) $(PARALLEL) tests/unit $(ARGS)

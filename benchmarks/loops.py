@@ -259,7 +259,7 @@ def _stage_and_batches(
     with torch.device(device):  # random weights are drawn far faster on a GPU
         stage = kind.build(context, plans)
     options = LoaderOptions(0, 1, recipe.train.global_batch, recipe.train.micro_batch)
-    loader = StepLoader(plans.train, stage.fetch(), collate(stage), options)
+    loader = StepLoader(plans.train, stage.fetch(train=True), collate(stage), options)
     steps = recipe.train.steps
     assert steps is not None
     return stage, [list(batch.micro_batches) for _, batch in zip(range(steps), loader, strict=False)]

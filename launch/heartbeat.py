@@ -23,7 +23,7 @@ from pipeline.errors import EXIT_CLUSTER, EXIT_INTERRUPTED
 
 log = logging.getLogger(__name__)
 
-BEAT_SECONDS = 2.0
+PERIOD_SECONDS = 2.0
 ABANDONED = "SLT_ABANDONED_SECONDS"
 """Environment variable: how long a rank may stay where it is once its launcher is gone."""
 ABANDONED_SECONDS = 300.0
@@ -66,7 +66,7 @@ class Heartbeat:
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         self._stop.set()
-        self._thread.join(timeout=BEAT_SECONDS)  # a launcher that does not read must not keep the rank
+        self._thread.join(timeout=PERIOD_SECONDS)  # a launcher that does not read must not keep the rank
 
     def _beat(self) -> None:
         rank = this_rank()
@@ -78,7 +78,7 @@ class Heartbeat:
                 self._leave_if_stuck(phase, seconds)
             if self._run_dir is not None:
                 self._obey(self._run_dir)
-            if self._stop.wait(BEAT_SECONDS):
+            if self._stop.wait(PERIOD_SECONDS):
                 return
 
     def _leave_if_stuck(self, phase: str, seconds: float) -> None:
@@ -97,4 +97,4 @@ class Heartbeat:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-__all__ = ["ABANDONED", "BEAT_SECONDS", "Doing", "Heartbeat"]
+__all__ = ["ABANDONED", "PERIOD_SECONDS", "Doing", "Heartbeat"]

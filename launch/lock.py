@@ -199,6 +199,14 @@ def _read(path: Path) -> Holder | None:
         return None
 
 
+def locked_at(run_dir: Path) -> float:
+    """When the holder of a run directory last touched its lock; now if there is none."""
+    try:
+        return (run_dir / "launch.lock").stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
+
+
 def _age_seconds(path: Path) -> float | None:
     """Seconds since the holder last touched the lock, by the storage's clock; None if the lock is gone."""
     probe = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
@@ -247,4 +255,14 @@ def _system() -> str:
         return f"{socket.gethostname()} {uuid.getnode()} {int(time.time() - time.monotonic()) // 3600}"
 
 
-__all__ = ["BEAT_SECONDS", "STALE_SECONDS", "WITHOUT_LAUNCHER", "Holder", "hold", "hold_as_rank", "keep_fresh", "look"]
+__all__ = [
+    "BEAT_SECONDS",
+    "STALE_SECONDS",
+    "WITHOUT_LAUNCHER",
+    "Holder",
+    "hold",
+    "hold_as_rank",
+    "keep_fresh",
+    "locked_at",
+    "look",
+]

@@ -34,6 +34,7 @@ DEFAULT_PORT = 29500
 _NUM_PROCS = "Ranks on this machine (default: the recipe's first world size); with slurm and torchrun, on every node."
 _MASTER_PORT = "Default: a free port; 29500 with a hostfile, made from the job's number with slurm."
 _NO_SSH = "With --hostfile: start only this host's ranks (--node-rank); every host runs this command."
+RENDEZVOUS_ID = "slt"
 _NODE_RANK = "This host's number, where every host runs this command; 0 leads (torchrun: the host of --rdzv-endpoint)."
 _MAX_REQUEUES = "In a SLURM batch job that stops and saves: put it back into the queue, at most this often."
 _BACKEND = "local, deepspeed, slurm or torchrun (default: deepspeed with --hostfile, else local)."
@@ -61,7 +62,9 @@ class LaunchOptions:
     nnodes: Annotated[int, typer.Option(min=1, help="With torchrun: hosts, each of which runs this command.")] = 1
     node_rank: Annotated[int | None, typer.Option(min=0, help=_NODE_RANK)] = None
     rdzv_endpoint: Annotated[str | None, typer.Option(help="With torchrun: HOST:PORT where the hosts meet.")] = None
-    rdzv_id: Annotated[str, typer.Option(help="With torchrun: name of the meeting, the same on all hosts.")] = "slt"
+    rdzv_id: Annotated[str, typer.Option(help="With torchrun: name of the meeting, the same on all hosts.")] = (
+        RENDEZVOUS_ID
+    )
     max_requeues: Annotated[int, typer.Option(min=0, help=_MAX_REQUEUES)] = 100
 
 
@@ -185,6 +188,8 @@ def _meeting(options: LaunchOptions, hosts: int) -> tuple[int | None, tuple[str,
         raise RecipeError("--no-ssh goes with --hostfile and this host's --node-rank; it has no meaning for torchrun")
     if not torchrun and (options.nnodes > 1 or options.rdzv_endpoint is not None):
         raise RecipeError("--nnodes and --rdzv-endpoint belong to --backend torchrun; other backends use --hostfile")
+    if options.nnodes == 1 and (options.rdzv_endpoint is not None or options.rdzv_id != RENDEZVOUS_ID):
+        raise RecipeError("--rdzv-endpoint and --rdzv-id are read with --nnodes 2 or more; one host meets nobody")
     if options.no_ssh or (torchrun and options.nnodes > 1):
         number = options.node_rank
         if torchrun:

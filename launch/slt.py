@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,6 +15,7 @@ from launch.environment import set_defaults
 from pipeline.config.cli import app as recipe_app
 from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED
 from pipeline.evaluate.cli import register as register_evaluate
+from pipeline.experiment.cli import register as register_experiment
 from shards.cli.app import app as shards_app
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app.add_typer(ckpt_app, name="ckpt")
 vocab_app = typer.Typer(help="The words of a language model and its tokenizer.", no_args_is_help=True)
 app.add_typer(vocab_app, name="vocab")
 register_evaluate(app)
+register_experiment(app)
 
 
 @shards_app.command(epilog="Example: slt shards features data/ph14t --recipe contrastive.yaml --out data/ph14t-dinov2")
@@ -40,6 +42,9 @@ def features(
     sets: Annotated[list[str], typer.Option("--set", help="override a field of the recipe")] = [],  # noqa: B006
     frame_stride: Annotated[int, typer.Option(min=1, help="store every n-th frame")] = 1,
     workers: Annotated[int, typer.Option(min=0, help="processes that decode")] = 1,
+    views: Annotated[
+        int, typer.Option(min=1, help="views per clip: as it is, and changed as the recipe's data.augment says")
+    ] = 1,
 ) -> None:
     """Compute the features of a frozen backbone once and store them as shards.
 
@@ -50,7 +55,7 @@ def features(
     from shards.build.features import FeatureOptions
     from shards.cli.progress import progress
 
-    options = FeatureOptions(frame_stride, workers)
+    options = FeatureOptions(frame_stride, workers, views=views)
     with progress(f"features {out.name}") as show:
         manifest = extract(recipe, sets, shards, out, options, lambda done, total: show(done, total, ""))
     typer.echo(f"{out}: {manifest.counts['samples']} samples, {manifest.options['features']}")
@@ -92,9 +97,9 @@ def export(
     which: Annotated[str, typer.Option(help="best or latest checkpoint of a run folder")] = "best",
     verify: Annotated[bool, typer.Option(help="compare with the live model's stored outputs")] = True,
     max_shard_gib: Annotated[float, typer.Option(help="largest safetensors file, GiB")] = 4.0,
-    merge_lora: Annotated[
-        bool, typer.Option("--merge-lora/--keep-lora", help="add adapters to the weights they adapt")
-    ] = False,
+    lora: Annotated[
+        Literal["merge", "keep"], typer.Option(help="add adapters to the weights they adapt, or keep them")
+    ] = "merge",
 ) -> None:
     """Export a checkpoint to a Hugging Face folder and prove that it equals the live model.
 
@@ -106,7 +111,7 @@ def export(
 
     target = out or source / "export"
     with progress(f"export {target.name}") as show:
-        differences = run(source, target, which, verify, int(max_shard_gib * 1024**3), merge_lora, show)
+        differences = run(source, target, which, verify, int(max_shard_gib * 1024**3), lora, show)
     for name, value in differences.items():
         typer.echo(f"{name}: largest difference to the live model {value:.3g}")
     typer.echo(str(target))

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from launch.lock import STALE_SECONDS, WITHOUT_LAUNCHER, look
+from launch.lock import STALE_SECONDS, WITHOUT_LAUNCHER, locked_at, look
 from launch.status import WRITE_SECONDS, last_row, read_status
 from launch.stop import request_stop
 from pipeline.engine.goodput import duration, read_rows, split
@@ -80,7 +80,9 @@ def current(run_dir: Path) -> dict[str, Any]:
     running = held is not None and held[1] < STALE_SECONDS
     if status is None or (held is not None and running and held[0] != status["launch_id"]):  # of an earlier launch
         status = {"state": "starting", "launch_id": held[0] if held else "", "metrics": last_row(run_dir)}
-    age = max(time.time() - status.get("written", time.time()), 0.0)
+    # before its first status a launch is known by its lock alone
+    written = status["written"] if "written" in status else locked_at(run_dir)
+    age = max(time.time() - written, 0.0)
     return {**status, "running": running, "age_seconds": age, "goodput": _goodput(run_dir)}
 
 

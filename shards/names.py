@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from shards.errors import DataError
-from shards.schema import FrameFolder, VideoFile
+from shards.schema import FrameFolder, RowsFile, VideoFile
 
 Value = TypeVar("Value")
-Media = TypeVar("Media", bound=VideoFile | FrameFolder)
+Media = TypeVar("Media", bound=VideoFile | FrameFolder | RowsFile)
 
 
 def same_name(name: str) -> str:

@@ -63,6 +63,20 @@ class FrameFolder:
 
 
 @dataclass(frozen=True, slots=True)
+class RowsFile:
+    """A file (or folder of one file per frame) of frame features or keypoints, or the part between two times."""
+
+    path: Path
+    start_seconds: float | None = None
+    """Where the piece begins, in seconds from the first row; None = at the first row."""
+    end_seconds: float | None = None
+    """The first moment that is not part of it; None = the end."""
+
+
+Media = VideoFile | FrameFolder | RowsFile
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A timed piece of signing with its text, or a text alone; what a corpus yields."""
 
@@ -71,7 +85,7 @@ class Segment:
     """Unique within the corpus; any characters. The shard key is derived from it."""
     split: str
     text: str
-    media: VideoFile | FrameFolder | None = None
+    media: Media | None = None
     """None for text-only documents."""
     language: str = ""
     """Language of the text, BCP-47 (``de``)."""
@@ -102,6 +116,13 @@ class Corpus(Protocol):
 
 ANNOTATION = ("split", "corpus", "text", "language", "sign_language", "signer", "gloss")
 """What a sample's ``.json`` member says about it besides its id: fields of a Segment and of an IndexRow."""
+
+
+UNLABELLED = "unlabelled"
+"""Option in a manifest: samples may have no text."""
+MARGIN_SECONDS, MARGIN_FRAMES = "margin_seconds", "margin_frames"
+"""Kept around every clip: the option in a manifest, and its frames on each side in a sample's ``.json``. ``frames`` of
+the index are those of the clip alone."""
 
 
 class IndexRow(NamedTuple):
@@ -157,6 +178,11 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     fingerprint: str = ""
     """sha256 over the shard checksums and the index content; the identity the data state refers to."""
+
+    @property
+    def margin_seconds(self) -> float:
+        """Kept before and after every clip of a video set (:mod:`shards.media.margin`)."""
+        return float(self.options.get(MARGIN_SECONDS, 0.0)) if self.kind == "video" else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -49,6 +50,19 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> World:
     made = World(Path(given) if given else tmp_path_factory.mktemp("world"))
     prepare(made.root, SMOKE, seed=0, workers=1)
     return made
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Side by side run whole files, and all tests on simulated hosts as if they were one: the hosts are there once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "hosts" if file.startswith("tests/multinode/") else file
+
+    return Files(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

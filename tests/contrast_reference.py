@@ -1,4 +1,4 @@
-"""The contrastive losses as they are defined, with all similarities in memory: what the tiled ones must equal."""
+"""The losses of the contrastive stage as they are defined, with all in memory: what the tiled ones must equal."""
 
 from __future__ import annotations
 
@@ -56,6 +56,31 @@ def token_similarity(
     best_BKN = (weights_BKNM * similarity_BKNM).masked_fill(~key_mask_NM, 0.0).sum(-1)
     shares_BK = query_mask_BK.to(best_BKN.dtype)
     return torch.einsum("bkn,bk->bn", best_BKN, shares_BK / shares_BK.sum(-1, keepdim=True).clamp(min=1))
+
+
+def whole_ctc(logits: Tokens, glosses: list[list[int]]) -> Tensor:
+    """torch's own loss on one padded batch; the mean over clips with glosses. The blank is class 0."""
+    there = [clip for clip, own in enumerate(glosses) if own]
+    rows = [logits.features_NE.split(list(logits.lengths))[clip] for clip in there]
+    padded_KIV = pad_sequence(rows).log_softmax(-1)
+    targets = torch.tensor([gloss for clip in there for gloss in glosses[clip]])
+    words, counts = (torch.tensor([len(side[at]) for at in range(len(there))]) for side in (rows, _kept(glosses)))
+    return F.ctc_loss(padded_KIV, targets, words, counts, blank=0, reduction="none").mean()
+
+
+def whole_gloss_set(logits: Tokens, glosses: list[list[int]]) -> Tensor:
+    """Cross-entropy of "occurs" for every gloss, which at least one word token must be; clips as in `whole_ctc`."""
+    losses = []
+    for rows_KV, own in zip(logits.features_NE.softmax(-1).split(list(logits.lengths)), glosses, strict=True):
+        if own:
+            occurs_V = 1 - (1 - rows_KV).prod(0)
+            target_V = torch.tensor([float(gloss in own) for gloss in range(rows_KV.shape[1])]).to(occurs_V.dtype)
+            losses.append(F.binary_cross_entropy(occurs_V[1:], target_V[1:], reduction="sum"))
+    return torch.stack(losses).mean()
+
+
+def _kept(glosses: list[list[int]]) -> list[list[int]]:
+    return [own for own in glosses if own]
 
 
 def _info_nce(video_to_text_BB: Tensor, text_to_video_BB: Tensor, text_ids_B: Tensor) -> Tensor:

@@ -48,9 +48,9 @@ def main() -> int:
 
     freeze = base.apply_freeze_plan
 
-    def fill_and_freeze(module: nn.Module, plan: dict[str, bool]) -> list[str]:
+    def fill_and_freeze(module: nn.Module, plan: dict[str, bool], *others: Any) -> list[str]:
         fill(module, plan)
-        return freeze(module, plan)
+        return freeze(module, plan, *others)
 
     base.apply_freeze_plan = fill_and_freeze
     return run_rank(options.recipe, options.sets)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from pipeline.config.names import is_secret
+from pipeline.config.parts_rules import parts_problems
+from pipeline.config.prompt_schema import VIDEO, cue_problems, fields_of, prompt_problem
 from pipeline.config.schema import AUTO, Recipe, SourceConfig
+from pipeline.config.sequence_checks import sequence_problems
 from pipeline.config.source import Problem
 from pipeline.config.stages import STAGES
 from pipeline.config.transfer_checks import transfer_problems
 from pipeline.config.unread import unread
-
-VIDEO_PLACEHOLDER = "{video}"
 
 
 def cross_field_problems(recipe: Recipe) -> list[Problem]:
@@ -56,8 +57,6 @@ def _one_of_path_and_tiny(recipe: Recipe) -> Iterator[Problem]:
         pairs.append(("model.llm", "path", llm.path, "tiny", llm.tiny))
     if backbone is not None:
         pairs.append(("model.visual.backbone", "path", backbone.path, "tiny", backbone.tiny))
-    if visual is not None:
-        pairs.append(("model.visual", "path", visual.path, "backbone", backbone))
     for section, first, first_value, second, second_value in pairs:
         fields = (f"{section}.{first}", f"{section}.{second}")
         if first_value is not None and second_value is not None:
@@ -68,6 +67,25 @@ def _one_of_path_and_tiny(recipe: Recipe) -> Iterator[Problem]:
     if llm is not None and llm.tiny is not None and llm.tokenizer is None:
         text = "model.llm.tokenizer is missing: random (tiny) weights come without a tokenizer"
         yield Problem(text, ("model.llm.tokenizer", "model.llm.tiny"))
+
+
+def _visual_inputs(recipe: Recipe) -> Iterator[Problem]:
+    """What a visual encoder reads: an export's, or images or features, keypoints, or keypoints beside one of them."""
+    visual = recipe.model.visual
+    if visual is None:
+        return
+    parts = [name for name in ("backbone", "features", "pose") if getattr(visual, name) is not None]
+    fields = ("model.visual.path", *(f"model.visual.{name}" for name in parts))
+    if visual.path is not None and parts:
+        listed = " and ".join(parts)
+        text = f"model.visual takes exactly one of path and {listed}, got both; an export brings what it reads"
+        yield Problem(f"{text}; set one of them to null", fields)
+    elif visual.path is None and not parts:
+        text = "model.visual needs exactly one of path and backbone, got neither; features or pose may replace backbone"
+        yield Problem(text, ("model.visual.path", "model.visual.backbone"))
+    elif visual.backbone is not None and visual.features is not None:
+        text = "model.visual takes exactly one of backbone and features: stored features stand where a backbone would"
+        yield Problem(f"{text}; set one of them to null", fields[1:])
 
 
 def _heads(recipe: Recipe) -> Iterator[Problem]:
@@ -225,6 +243,16 @@ def is_remote(shards: str) -> bool:
     return "://" in shards and not shards.startswith("file://")
 
 
+def _augment(recipe: Recipe) -> Iterator[Problem]:
+    for name, text in recipe.data.augment.wrong_pairs():
+        yield Problem(f"data.augment.{name} {text}", (f"data.augment.{name}",))
+    ctc = recipe.contrastive.ctc
+    if recipe.stage == "contrastive" and ctc.used and ctc.unusable == "error" and recipe.data.augment.shortens:
+        text = "data.augment makes clips shorter (speed, drop_frames or keep_part), so that their glosses may not fit"
+        text += " any more; set contrastive.ctc.unusable to leave_out, or leave the length of clips alone"
+        yield Problem(text, ("data.augment", "contrastive.ctc.unusable"))
+
+
 def _remote(recipe: Recipe) -> Iterator[Problem]:
     data = recipe.data
     remote = next((s.shards for s in (*data.train, *data.eval) if is_remote(s.shards)), None)
@@ -252,9 +280,9 @@ def _secret_options(options: Mapping[str, object], prefix: str = "") -> Iterator
 
 
 def _repeated_sources(sources: Iterable[SourceConfig], name: str, fix: str) -> Iterator[Problem]:
-    seen: dict[tuple[str, str, str | None], int] = {}
+    seen: dict[tuple[str, str, str | None, str], int] = {}
     for number, source in enumerate(sources):
-        identity = (source.shards, source.split, source.corpus)
+        identity = (source.shards, source.split, source.corpus, source.text)
         if identity in seen:
             text = f"{name}.{number} is the same source as {name}.{seen[identity]} ({source.shards}); {fix}"
             yield Problem(text, (f"{name}.{number}",))
@@ -294,15 +322,29 @@ def _zero_choice(recipe: Recipe) -> Iterator[Problem]:
 
 def _texts(recipe: Recipe) -> Iterator[Problem]:
     prompt = recipe.connector.prompt
-    if prompt.count(VIDEO_PLACEHOLDER) != 1:
-        text = f"connector.prompt must contain {VIDEO_PLACEHOLDER} exactly once, got {prompt!r}"
+    if fields_of(prompt).count(VIDEO) != 1:
+        text = f"connector.prompt must contain {{{VIDEO}}} exactly once, got {prompt!r}"
         yield Problem(text, ("connector.prompt",))
+    elif problem := prompt_problem(prompt):
+        yield Problem(f"connector.prompt: {problem}", ("connector.prompt",))
+    for name, problem in cue_problems(prompt, recipe.connector.prompts):
+        yield Problem(f"connector.prompts.{problem}", (f"connector.prompts.{name}", "connector.prompt"))
     encoder = recipe.model.text_encoder
     if encoder is not None and encoder.kind == "llm" and encoder.pooling == "cls":
         text = (
             "model.text_encoder.pooling=cls is the first token, which has seen no text in a causal LM; use last or mean"
         )
         yield Problem(text, ("model.text_encoder.pooling", "model.text_encoder.kind"))
+
+
+def _gloss_order(recipe: Recipe) -> Iterator[Problem]:
+    ctc = recipe.contrastive.ctc
+    if ctc.weight and ctc.order == "video" and not ctc.set_weight:
+        text = (
+            "contrastive.ctc.order=video needs contrastive.ctc.set_weight above 0: what tells the order is a classifier"
+            " that learns which glosses occur"
+        )
+        yield Problem(text, ("contrastive.ctc.order", "contrastive.ctc.set_weight"))
 
 
 def _paths(recipe: Recipe) -> Iterator[Problem]:
@@ -333,8 +375,8 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
 
 
 RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
-    _length, _parts, _one_of_path_and_tiny, _heads, _images, _batch, _long_text, _data, _precision, _zero_choice,
-    _texts, _paths, transfer_problems,
+    _length, _parts, _one_of_path_and_tiny, _visual_inputs, _heads, _images, _batch, _long_text, _data, _precision,
+    _zero_choice, _texts, _gloss_order, _paths, _augment, parts_problems, sequence_problems, transfer_problems,
 )  # fmt: skip
 
 __all__ = ["RULES", "batch_problem", "cross_field_problems", "heads_problem", "is_remote", "notes"]

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from pipeline.config.checks import cross_field_problems, notes
 from pipeline.config.deepspeed import deepspeed_problems
 from pipeline.config.names import general_name, nearest, nearest_setting, setting_names
+from pipeline.config.parts_schema import with_short_form
 from pipeline.config.schema import Recipe
 from pipeline.config.source import Document, Problem, parse_value, read_document, shown_path
 from pipeline.errors import RecipeError
@@ -39,6 +40,9 @@ STAND_INS: dict[str, Any] = {
     "run_dir": "x",
     "model": {},
     "model.text_encoder.path": "x",
+    "model.visual.pose.layout": "openpose",
+    "model.visual.features.fingerprint": "x",
+    "model.visual.features.width": 1,
     "data": {"train": [{"shards": "x"}]},
     "data.train": [{"shards": "x"}],
     "data.train.N.shards": "x",
@@ -228,7 +232,7 @@ def _validate(merged: _Merged, beyond: Rule | None = None) -> tuple[Recipe | Non
     """Check types and names, then the cross-field rules on whatever is sound, so that one run shows everything."""
     try:
         # through JSON, because strict validation of Python objects would refuse a list for a tuple field
-        recipe = Recipe.model_validate_json(json.dumps(merged.data), strict=True)
+        recipe = Recipe.model_validate_json(json.dumps(with_short_form(merged.data)), strict=True)
     except ValidationError as error:
         errors = _one_per_setting(error.errors(include_url=False))
         problems = [_field_problem(item) for item in errors]
@@ -260,11 +264,12 @@ def _one_per_setting(errors: Iterable[Any]) -> list[Any]:
 def _is_type(loc: tuple[Any, ...], end: int) -> bool:
     """Whether ``loc[end]`` follows a setting and names no setting itself."""
     setting, below = (general_name(".".join(map(str, loc[:stop]))) for stop in (end, end + 1))
-    return isinstance(loc[end], str) and setting in setting_names() and below not in setting_names()
+    named = any(name.startswith(f"{setting}.NAME.") for name in setting_names())
+    return isinstance(loc[end], str) and setting in setting_names() and below not in setting_names() and not named
 
 
 def _rules_on_sound_part(data: dict[str, Any], errors: Iterable[Any], beyond: Rule | None) -> list[Problem]:
-    sound = json.loads(json.dumps(data))
+    sound = json.loads(json.dumps(with_short_form(data)))
     for item in errors:
         _replace(sound, [str(part) for part in item["loc"]])
     try:

@@ -15,7 +15,7 @@ from pipeline.config.schema import Recipe
 
 @functools.lru_cache(maxsize=1)
 def setting_names() -> tuple[str, ...]:
-    """Every dotted setting of a recipe, list items written as ``N`` (``data.train.N.shards``)."""
+    """Every dotted setting of a recipe, list items written as ``N`` (``data.train.N.shards``), keys as ``NAME``."""
     return tuple(_walk(Recipe, ""))
 
 
@@ -25,7 +25,8 @@ def _walk(model: type[BaseModel], prefix: str) -> Iterator[str]:
         yield path
         inner, is_list = section_of(info.annotation)
         if inner is not None:
-            yield from _walk(inner, f"{path}.N." if is_list else f"{path}.")
+            item = "N." if is_list else "NAME." if typing.get_origin(info.annotation) is dict else ""
+            yield from _walk(inner, f"{path}.{item}")
 
 
 def section_of(annotation: object) -> tuple[type[BaseModel] | None, bool]:
@@ -41,8 +42,9 @@ def section_of(annotation: object) -> tuple[type[BaseModel] | None, bool]:
 
 
 def general_name(path: str) -> str:
-    """``data.train.0.shards`` -> ``data.train.N.shards``."""
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", "N", path)
+    """``data.train.0.shards`` -> ``data.train.N.shards``, ``train.parts.llm.lr`` -> ``train.parts.NAME.lr``."""
+    named = re.sub(r"(?<=^train\.parts\.).+(?=\.\w+$)", "NAME", path)
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "N", named)
 
 
 def nearest_setting(path: str) -> str | None:

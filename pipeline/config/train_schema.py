@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from pipeline.config.parts_schema import PartConfig
 from pipeline.config.section import Section
 from pipeline.config.transfer_schema import AveragingConfig, EarlyStopConfig
 
@@ -87,6 +88,8 @@ class TrainConfig(Section):
     """`layers`: torch.compile of each (ZeRO stages 0 to 2); `deepcompile`: DeepSpeed's (continued_pretraining)."""
     optimizer: OptimizerConfig
     """AdamW and its schedule."""
+    parts: dict[str, PartConfig] = {}
+    """Part of the model -> whether it trains, and its own learning rate; all others as the stage plans."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When to save, what to keep."""
     log_every_steps: int = Field(default=10, gt=0)

@@ -26,7 +26,7 @@ def layout_of(engine: Any) -> ZeroLayout:
     stage = engine.zero_optimization_stage()
     if stage == 0:
         trained = {name: p.shape for name, p in engine.module.named_parameters() if p.requires_grad}
-        return uncut(trained, dist.world_size())
+        return uncut(trained, dist.world_size(), adam_state(engine.optimizer.state_dict())["param_groups"])
     return cut_by(engine._get_zero_param_shapes(), engine.optimizer.state_dict(), stage)
 
 

@@ -18,6 +18,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import StorageError
+
 NAME = "goodput.jsonl"
 PARTS = {
     "step": "steps that count", "start": "start", "data": "data wait", "checkpoint": "checkpoints",
@@ -53,9 +55,16 @@ class Goodput:
 
 
 def read_rows(run_dir: Path) -> list[dict[str, Any]]:
-    """The rows of a run, oldest first; none for a run that keeps none."""
+    """The rows of a run, oldest first; none for a run that keeps none.
+
+    Raises:
+        StorageError: the file cannot be read.
+    """
     path = run_dir / NAME
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{path} cannot be read: {error}; remove it: only this statistic begins anew") from error
 
 
 def split(rows: Sequence[Mapping[str, Any]]) -> Goodput:

@@ -39,7 +39,8 @@ def check_loaded(module: nn.Module, model: ModelConfig, started_from: Mapping[st
     Raises:
         CheckpointError: on every rank: names the first tensor that differs, and its file.
     """
-    parameters = dict(module.named_parameters())
+    # a layer that got an adapter has another name in the model than in the folder
+    parameters = {name.replace(".base_layer.", "."): parameter for name, parameter in module.named_parameters()}
     found = list(_sampled(parameters, model, started_from or {})) if dist.ranks_from_environment().is_main else []
     found = dist.broadcast_object(found)
     problem = ""
@@ -87,6 +88,7 @@ def _shapes(file: Path) -> Iterator[tuple[str, list[int]]]:
 
 def _name_in(parameters: dict[str, nn.Parameter], prefix: str, stored: str, shape: list[int]) -> str:
     """The parameter that a stored tensor became, if its name says so; matrices only, because norms begin as ones."""
+    stored = stored.replace(".base_layer.", ".")
     names = (prefix + stored, prefix + stored.partition(".")[2], f"{prefix}model.{stored}")
     return next((name for name in names if name in parameters and _fits(parameters[name], shape)), "")
 

@@ -90,7 +90,7 @@ def _loader(context: StageContext, stage: AnyStage, plan: Plan, state: TrainStat
         rank=context.data_rank, world_size=context.data_ranks, global_batch=train.global_batch,
         micro_batch=train.micro_batch, workers=data.workers, remote=remote(data),
     )  # fmt: skip
-    loader = StepLoader(plan, stage.fetch(), stage.collate(), options)
+    loader = StepLoader(plan, stage.fetch(train=True), stage.collate(), options)
     if state.step:
         loader.load_state_dict(state.data)
     return loader

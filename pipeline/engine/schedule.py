@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from pipeline.config.rates import Rate
 from pipeline.config.train_schema import OptimizerConfig
 
 
@@ -26,3 +27,10 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
     return (
         config.lr if progress < start else config.lr + (floor - config.lr) * (progress - start) / config.decay_fraction
     )
+
+
+def scheduled_rate(config: OptimizerConfig, rate: Rate, step: int, total_steps: int) -> float:
+    """Of one group: the same curve, from its first step on and times its scale; 0 before."""
+    if step < rate.start_step:
+        return 0.0
+    return learning_rate(config, step - rate.start_step, total_steps - rate.start_step) * rate.scale

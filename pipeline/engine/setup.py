@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from pipeline.config.rates import Rate, rates_of
 from pipeline.config.resolve import ResolvedRecipe
 from pipeline.config.train_schema import OptimizerConfig
 from pipeline.engine.compiling import compile_model
 from pipeline.engine.gate import finite_or_nothing, gate_steps
 from pipeline.engine.own_time import OwnTime
-from pipeline.engine.schedule import learning_rate
+from pipeline.engine.schedule import learning_rate, scheduled_rate
 from pipeline.engine.wait_once import wait_once
 from pipeline.errors import RecipeError
 from pipeline.stages.base import AnyStage
@@ -28,8 +29,15 @@ class TrainEngine:
     """A DeepSpeed engine with the learning-rate rule of the recipe; the only object that steps weights."""
 
     def __init__(
-        self, engine: Any, device: torch.device, config: OptimizerConfig, total_steps: int, keep_alive: object
+        self,
+        engine: Any,
+        device: torch.device,
+        config: OptimizerConfig,
+        total_steps: int,
+        keep_alive: object,
+        rates: Sequence[Rate] = (),
     ) -> None:
+        """``rates``: of the optimizer's groups, in their order; none if all follow ``config`` alone."""
         self.engine = engine
         self.gate = gate_steps(engine)
         """Decides on every step, and knows of the last one."""
@@ -37,6 +45,9 @@ class TrainEngine:
         """Of forward passes in training."""
         self.config = config
         self.total_steps = total_steps
+        self.rates = list(rates) or [Rate()] * len(engine.optimizer.param_groups)
+        self.part_rates: dict[str, float] = {}
+        """Part of `train.parts` -> the highest rate of its last step."""
         # transformers looks the live ZeRO-3 configuration up through a weak reference
         self._keep_alive = keep_alive
 
@@ -55,11 +66,15 @@ class TrainEngine:
         return self.own_time.measured(self.engine)
 
     def set_learning_rate(self, step: int) -> float:
-        """Set every group's rate for optimizer step ``step``; returns it."""
-        rate = learning_rate(self.config, step, self.total_steps)
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = rate
-        return rate
+        """Set every group's rate for optimizer step ``step``; returns that of parts without a rate of their own."""
+        for rate, group in zip(self.rates, self.engine.optimizer.param_groups, strict=True):
+            group["lr"] = scheduled_rate(self.config, rate, step, self.total_steps)
+        of_parts: dict[str, float] = {}
+        for rate, group in zip(self.rates, self.engine.optimizer.param_groups, strict=True):
+            if rate.part:
+                of_parts[rate.part] = max(of_parts.get(rate.part, 0.0), group["lr"])
+        self.part_rates = of_parts
+        return learning_rate(self.config, step, self.total_steps)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate gradients of a loss that is already normalised over the whole global batch; of one that is not
@@ -88,18 +103,26 @@ def quiet_deepspeed() -> Iterator[None]:
             entry.setLevel(level)
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters; biases, norms and scales (fewer than two dimensions) are not decayed."""
+def parameter_groups(
+    module: nn.Module, weight_decay: float, rates: Mapping[str, Rate] | None = None
+) -> list[dict[str, Any]]:
+    """Trainable parameters by rate, with their names; biases, norms and scales (fewer than two dimensions) are not
+    decayed.
 
-    def dimensions(parameter: nn.Parameter) -> int:
-        return len(getattr(parameter, "ds_shape", parameter.shape))
-
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if dimensions(p) >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if dimensions(p) < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    Args:
+        rates: of every parameter by name; None = one for all.
+    """
+    groups: dict[tuple[Rate, bool], dict[str, Any]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            rate = Rate() if rates is None else rates[name]
+            for decayed in (True, False):  # decayed parameters of a rate come first, whichever the model has first
+                decay = weight_decay if decayed else 0.0
+                groups.setdefault((rate, decayed), {"params": [], "names": [], "weight_decay": decay})
+            group = groups[rate, len(getattr(parameter, "ds_shape", parameter.shape)) >= 2]
+            group["params"].append(parameter)
+            group["names"].append(name)
+    return [group for group in groups.values() if group["params"]]
 
 
 def start_engine(
@@ -130,9 +153,11 @@ def start_engine(
         f"{training:,}", f"{total:,}", len(trainable), ", ".join(sorted({n.split(".")[0] for n in trainable})),
     )  # fmt: skip
     optimizer_config = resolved.recipe.train.optimizer
+    rates = rates_of([n for n, _ in module.named_parameters()], resolved.recipe.train.parts, optimizer_config.lr)
+    groups = parameter_groups(module, optimizer_config.weight_decay, rates)
     # fused: one pass over weights, gradients and moments, on CUDA and on the CPU (offloaded states)
     optimizer = torch.optim.AdamW(
-        parameter_groups(module, optimizer_config.weight_decay),
+        groups,
         lr=optimizer_config.lr, betas=optimizer_config.betas, eps=optimizer_config.eps, fused=True,
     )  # fmt: skip
     with quiet_deepspeed():
@@ -141,7 +166,8 @@ def start_engine(
     wait_once(engine.optimizer)
     compile_model(engine, resolved.recipe.train.compile, stage.device)
     assert engine.module is module, "a stage keeps the module that the engine trains"
-    return stage, TrainEngine(engine, stage.device, optimizer_config, total_steps, keep_alive)
+    of_groups = [rates[group["names"][0]] for group in groups]
+    return stage, TrainEngine(engine, stage.device, optimizer_config, total_steps, keep_alive, of_groups)
 
 
 def check_engine(engine: Any, resolved: ResolvedRecipe) -> None:

@@ -99,7 +99,8 @@ class Trainer:
         state.samples_seen += agreed.samples
         last = state.step == training.total_steps
         valid_tokens = agreed.normaliser.valid_tokens
-        return FinishedStep(batch, valid_tokens, agreed.samples, rate, sums, last, applied, grad_norm)
+        part_rates = training.engine.part_rates
+        return FinishedStep(batch, valid_tokens, agreed.samples, rate, sums, last, applied, grad_norm, part_rates)
 
     def _write(self, metrics: Metrics) -> None:
         if metrics:

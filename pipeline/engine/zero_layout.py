@@ -13,7 +13,7 @@ Frozen parameters are in no shard.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -77,9 +77,15 @@ class ZeroLayout:
         return [found[group] for group in sorted(found)]
 
 
-def uncut(shapes: dict[str, torch.Size], world_size: int) -> ZeroLayout:
-    """Stage 0. The optimizer counts as `pipeline.engine.setup.parameter_groups` does: decayed parameters first."""
-    counted = sorted(shapes, key=lambda name: len(shapes[name]) < 2)
+def uncut(shapes: dict[str, torch.Size], world_size: int, groups: Sequence[Mapping[str, Any]] = ()) -> ZeroLayout:
+    """Stage 0.
+
+    Args:
+        groups: the optimizer's, which counts parameters in their order. Those that earlier releases saved hold no
+            names: there were two, decayed parameters first.
+    """
+    counted = [name for group in groups for name in group.get("names", ())]
+    counted = counted or sorted(shapes, key=lambda name: len(shapes[name]) < 2)
     places = {name: (number, 0) for number, name in enumerate(counted)}
     return ZeroLayout("nothing", world_size, shapes, places)
 

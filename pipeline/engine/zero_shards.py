@@ -220,8 +220,9 @@ def _uncut_shards(folder: Path, model: dict[str, Any]) -> ZeroShards:
             parameters[name] = tensor.shape
         else:
             shared[name] = stored
-    layout = uncut(parameters, int(model["dp_world_size"]))
-    moments = adam_state(model["optimizer"])["state"]
+    optimizer = adam_state(model["optimizer"])
+    layout = uncut(parameters, int(model["dp_world_size"]), optimizer["param_groups"])
+    moments = optimizer["state"]
     for name, (number, _) in layout.places.items():
         if moments.get(number, {}).get("exp_avg", torch.empty(parameters[name])).shape != parameters[name]:
             raise CheckpointError(f"{folder} is not a checkpoint of this trainer: the moments of {name} do not fit it")

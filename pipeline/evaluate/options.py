@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 from pipeline.errors import RecipeError
 from pipeline.inference.generate import GenerationOptions
 from pipeline.inference.load import PRECISIONS, Precision
+from shards.media.motion import SpanOptions
 
 Options = TypeVar("Options")
 _READ: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str, "str | None": str}
@@ -24,6 +25,23 @@ class PlaceOptions:
 
     device: str = "auto"
     precision: Precision = "auto"
+
+
+@dataclass(frozen=True)
+class LongOptions(SpanOptions, PlaceOptions):
+    """What `--set` changes for long videos."""
+
+    batch: int = 1
+    """Sentences translated together."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch < 1:
+            raise RecipeError(f"--set batch={self.batch}: at least one sentence is translated at once.")
+
+    def spans(self) -> SpanOptions:
+        """How sentences are found."""
+        return SpanOptions(**{name: getattr(self, name) for name in SpanOptions.__dataclass_fields__})
 
 
 def parse_sets(

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.evaluate import metrics
+from pipeline.evaluate.broadcasts import BroadcastScores
 from pipeline.evaluate.metrics import Scores
 from pipeline.evaluate.protocols import Protocol, get_protocol
 from pipeline.inference.generate import Prediction
@@ -102,10 +103,19 @@ def write_predictions(out_dir: Path, predictions: Sequence[Prediction], protocol
 
 def write_scores(out_dir: Path, scores: Scores, about: Mapping[str, object]) -> Path:
     """Write ``scores.json``: the scores, their protocol in full, versions, and what was evaluated (``about``)."""
+    return _write_scores(out_dir, scores.to_dict(), get_protocol(scores.protocol), about)
+
+
+def write_long_scores(out_dir: Path, scores: BroadcastScores, protocol: Protocol, about: Mapping[str, object]) -> Path:
+    """`write_scores` of whole videos."""
+    return _write_scores(out_dir, scores.to_dict(), protocol, about)
+
+
+def _write_scores(out_dir: Path, scores: Mapping[str, object], protocol: Protocol, about: Mapping[str, object]) -> Path:
     out_dir.mkdir(parents=True, exist_ok=True)
     content = {
-        "scores": scores.to_dict(),
-        "protocol": get_protocol(scores.protocol).to_dict(),
+        "scores": scores,
+        "protocol": protocol.to_dict(),
         "versions": metrics.versions(),
         **about,
     }

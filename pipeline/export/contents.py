@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,10 +17,13 @@ from pipeline.engine.durable import sha256_of
 from pipeline.export.entry import Entry
 from pipeline.export.frozen import check_sources, frozen_entries
 from pipeline.export.gather import checkpoint_entries
-from pipeline.export.lora import Adapters, config_without_adapters
+from pipeline.export.lora import Adapters, bases_of, check_kept, config_without_adapters
 from pipeline.export.mapped import MappedFiles
 from pipeline.export.safetensors_file import plan_files
 from pipeline.export.weights import Weights
+
+Lora = Literal["merge", "keep"]
+"""What becomes of adapters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +41,23 @@ class Contents:
     """Part -> folder that its frozen parameters come from."""
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, max_shard_bytes: int, merge_lora: bool) -> Contents:
-        """Raises CheckpointError as the parts do: changed sources, missing tensors, nothing to merge."""
+    def of(cls, checkpoint: Checkpoint, max_shard_bytes: int, lora: Lora) -> Contents:
+        """Raises CheckpointError as the parts do: changed sources, missing tensors, nothing to keep."""
         resolved = checkpoint.resolved()
         plan, config = (_read(checkpoint.path / "hf" / name) for name in ("export.json", "config.json"))
         sources = check_sources(resolved, plan)
         dtype = export_dtype(resolved)
         entries = [*checkpoint_entries(checkpoint, dtype), *frozen_entries(resolved, plan, dtype, sources)]
         model, heads = _named_as_exported(entries, plan)
-        adapters = Adapters.of(model, config, _backbone_path(resolved))
-        if merge_lora:
+        adapters = Adapters.of(model, config, plan, bases_of(resolved.recipe.model, plan))
+        if lora == "keep":
+            check_kept(adapters)
+            # a plain language model's config has no place for them: its own files hold it as it was
+            model = adapters.without(model) if plan["prefix"] == "llm." else model
+        elif adapters.halves:
             model, config = adapters.merge(model), config_without_adapters(config)
             adapters = replace(adapters, halves={})
-        others = [*(plan_files(heads, max_shard_bytes, "heads") if heads else []), *adapters.file()]
+        others = [*(plan_files(heads, max_shard_bytes, "heads") if heads else []), *adapters.files()]
         weights = Weights(plan_files(model, max_shard_bytes), others)
         return cls(checkpoint, resolved, config, weights, adapters, sources)
 
@@ -72,7 +79,7 @@ class Contents:
         if self.config != _read(folder / "config.json"):
             text = json.dumps(self.config, indent=2, sort_keys=True) + "\n"
             (folder / "config.json").write_text(text, encoding="utf-8")
-        self.adapters.write_config(folder)
+        self.adapters.write_configs(folder)
 
 
 def export_dtype(resolved: ResolvedRecipe) -> torch.dtype:
@@ -90,12 +97,6 @@ def _named_as_exported(entries: Iterable[Entry], plan: dict[str, Any]) -> tuple[
         elif name not in plan["tied"]:
             model.append(replace(entry, name=name))
     return model, heads
-
-
-def _backbone_path(resolved: ResolvedRecipe) -> str | None:
-    """Folder or hub id of the backbone of a new visual encoder."""
-    visual = resolved.recipe.model.visual
-    return None if visual is None or visual.backbone is None else visual.backbone.path
 
 
 def _read(path: Path) -> dict[str, Any]:

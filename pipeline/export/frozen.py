@@ -60,10 +60,13 @@ def frozen_entries(
     for part, load in _loaders(resolved, dtype, folders).items():
         if not any(part_of(name) == part for name in missing):
             continue
+        # a layer that got an adapter has another name in the model than in the folder
+        wanted = {name.replace(".base_layer.", "."): name for name in missing}
         for name, tensor in load().items():
-            if name in missing:
-                missing.discard(name)
-                yield _entry(name, tensor, dtype)
+            full = wanted.get(name.replace(".base_layer.", "."), "")
+            if full in missing:
+                missing.discard(full)
+                yield _entry(full, tensor, dtype)
     if missing:
         raise CheckpointError(
             f"{len(missing)} frozen parameters were not found where the recipe loads them from, first "

@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline.engine.checkpoint import Checkpoint, best_checkpoint, damage, latest_checkpoint, open_checkpoint
 from pipeline.errors import CheckpointError, DamagedCheckpointError
 from pipeline.export.card import write_card
-from pipeline.export.contents import Contents
+from pipeline.export.contents import Contents, Lora
 from pipeline.export.journal import Journal
 from pipeline.export.target import only_writer, publish, temporary_folder
 from pipeline.export.verify import verify_export
@@ -58,7 +58,7 @@ def export(
     which: str = "best",
     check: bool = True,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    merge_lora: bool = False,
+    lora: Lora = "merge",
     show: Show = lambda done, total, note, before: None,
 ) -> dict[str, float]:
     """Export a run's checkpoint to ``out`` (complete or absent) and compare it with the live model's outputs.
@@ -66,7 +66,7 @@ def export(
     An export that was killed left its finished files beside ``out``; the next one of the same checkpoint goes on there.
 
     Args:
-        merge_lora: add LoRA adapters to the weights they adapt, instead of keeping them.
+        lora: add adapters to the weights they adapt, or keep them.
         show: told of every tensor written.
 
     Returns:
@@ -83,7 +83,7 @@ def export(
     temporary = temporary_folder(out)
     try:
         with only_writer(out):
-            contents = Contents.of(checkpoint, max_shard_bytes, merge_lora)
+            contents = Contents.of(checkpoint, max_shard_bytes, lora)
             journal = Journal(temporary, contents.identity())
             check_room(contents.weights, journal)
             try:

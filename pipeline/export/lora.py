@@ -1,6 +1,7 @@
-"""Adapters (LoRA, arXiv 2106.09685) of an export: kept as the run trained them, or added to the weights they adapt.
+"""Adapters (LoRA, arXiv 2106.09685) of an export: added to the weights they adapt, or kept as the run trained them.
 
-Kept, they stay in the model's own files, and are also written alone as a folder that PEFT reads.
+Kept, they stay in the model's own files where its config can say so; a plain language model gets its weights without
+them. Those of a backbone or a language model are also written alone, as a folder that PEFT reads.
 """
 
 from __future__ import annotations
@@ -8,21 +9,44 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipeline.config.schema import ModelConfig
 from pipeline.errors import CheckpointError
 from pipeline.export.entry import Entry
 from pipeline.export.safetensors_file import PlannedFile
-
-ADAPTER_FOLDER = "backbone_adapter"
+from pipeline.models.pretrained import ADAPTER_FOLDER
 
 _ADAPTER = re.compile(r"(?P<layer>.+)\.lora_(?P<half>[AB])\.default\.weight")
-_IN_BACKBONE = re.compile(r"(?:visual\.)?backbone\.model\.(?P<layer>.+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A model that adapters belong to, as others can load it."""
+
+    folder: str
+    """Of its adapters, in the export."""
+    prefix: str
+    """Of its layers' names in the export."""
+    path: str | None
+    """Folder or hub id; None if no folder holds it alone."""
+
+
+def bases_of(model: ModelConfig, plan: Mapping[str, Any]) -> list[Base]:
+    """The models that the adapters of a recipe's export may belong to."""
+    backbone = None if model.visual is None or model.visual.backbone is None else model.visual.backbone.path
+    llm = None if model.llm is None else model.llm.path
+    found = (
+        Base("backbone_adapter", "visual.backbone.model.".removeprefix(plan["prefix"]), backbone),
+        Base(ADAPTER_FOLDER, "llm.".removeprefix(plan["prefix"]), llm),
+    )
+    inside = ("visual.", "llm.") if not plan["prefix"] else (plan["prefix"],)
+    return [base for base, of in zip(found, ("visual.", "llm."), strict=True) if of in inside]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,45 +55,47 @@ class Adapters:
 
     halves: dict[tuple[str, str], Entry]
     """Layer, and A (down) or B (up) -> its weight."""
-    rank: int
-    alpha: float
-    base: str | None
-    """Folder or hub id of the backbone that they adapt; None if no folder holds it alone."""
+    alphas: dict[str, float]
+    """Layer -> scale, times the rank."""
+    bases: list[Base]
 
     @classmethod
-    def of(cls, entries: Iterable[Entry], config: dict[str, Any], base: str | None) -> Adapters:
-        """Those of a model with this ``config.json``; it may have none."""
-        matched = ((_ADAPTER.fullmatch(entry.name), entry) for entry in entries)
-        encoder = _encoder(config)
-        return cls(
-            {(match["layer"], match["half"]): entry for match, entry in matched if match is not None},
-            int(encoder.get("lora_rank", 0)),
-            float(encoder.get("lora_alpha", 0.0)),
-            base,
-        )
+    def of(
+        cls, entries: Iterable[Entry], config: dict[str, Any], plan: Mapping[str, Any], bases: list[Base]
+    ) -> Adapters:
+        """Those of a model with this ``config.json`` and export plan; it may have none."""
+        halves = {}
+        for entry in entries:
+            if match := _ADAPTER.fullmatch(entry.name):
+                halves[match["layer"], match["half"]] = entry
+        # checkpoints of earlier releases say it in the config alone, once for the backbone
+        alphas = {layer: float(_encoder(config).get("lora_alpha", 0.0)) for layer, _ in halves}
+        for group in plan.get("adapters", ()):
+            layers = (name.removeprefix(plan["prefix"]) for name in group["layers"])
+            alphas |= {layer: float(group["alpha"]) for layer in layers if (layer, "A") in halves}
+        return cls(halves, alphas, bases)
 
     def merge(self, entries: Iterable[Entry]) -> list[Entry]:
         """The same model without adapters: each is added to its layer when that is written.
 
         Sums are computed in float32 from the layer's weight as the live model holds it.
-
-        Raises:
-            CheckpointError: the model has no adapters.
         """
-        if not self.halves:
-            raise CheckpointError("the model has no LoRA adapters to merge; leave out --merge-lora")
-        kept = []
-        for entry in entries:
-            layer, _, parameter = entry.name.rpartition(".base_layer.")
-            if layer:
-                plain = replace(entry, name=f"{layer}.{parameter}")
-                kept.append(self._added(plain, layer) if parameter == "weight" else plain)
-            elif not _ADAPTER.fullmatch(entry.name):
-                kept.append(entry)
-        return kept
+        return [self._added(entry) for entry in self.without(entries)]
 
-    def _added(self, base: Entry, layer: str) -> Entry:
-        down, up, scale = self.halves[layer, "A"], self.halves[layer, "B"], self.alpha / self.rank
+    def without(self, entries: Iterable[Entry]) -> list[Entry]:
+        """The layers as they are without adapters, under the names they have then."""
+        return [
+            replace(entry, name=entry.name.replace(".base_layer.", "."))
+            for entry in entries
+            if not _ADAPTER.fullmatch(entry.name)
+        ]
+
+    def _added(self, base: Entry) -> Entry:
+        layer = base.name.removesuffix(".weight")
+        if (layer, "A") not in self.halves:
+            return base
+        down, up = self.halves[layer, "A"], self.halves[layer, "B"]
+        scale = self.alphas[layer] / down.shape[0]
 
         def read() -> torch.Tensor:
             live = base.read().to(base.dtype).float()
@@ -77,41 +103,64 @@ class Adapters:
 
         return replace(base, read=read)
 
-    def file(self) -> list[PlannedFile]:
-        """Their weights alone, as PEFT names them; empty without adapters, or if PEFT could not name their base."""
-        if not self.halves or self.base is None:
-            return []
-        renamed = tuple(
-            replace(entry, name=f"base_model.model.{_in_backbone(layer)}.lora_{half}.weight")
-            for (layer, half), entry in self.halves.items()
-        )
-        return [PlannedFile(f"{ADAPTER_FOLDER}/adapter_model.safetensors", renamed)]
+    def files(self) -> list[PlannedFile]:
+        """Their weights alone, as PEFT names them, for every base that a folder or the hub holds."""
+        return [
+            PlannedFile(f"{base.folder}/adapter_model.safetensors", tuple(self._renamed(base)))
+            for base in self.bases
+            if base.path is not None and self._layers(base)
+        ]
 
-    def write_config(self, folder: Path) -> None:
-        """PEFT's ``adapter_config.json`` into an export that holds `file`."""
-        if not self.file():
-            return
-        config = {
-            "peft_type": "LORA", "base_model_name_or_path": self.base, "r": self.rank, "lora_alpha": self.alpha,
-            "target_modules": sorted({_in_backbone(layer) for layer, _ in self.halves}), "bias": "none",
-            "inference_mode": True,
-        }  # fmt: skip
-        (folder / ADAPTER_FOLDER).mkdir(exist_ok=True)
-        (folder / ADAPTER_FOLDER / "adapter_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    def _renamed(self, base: Base) -> Iterable[Entry]:
+        for (layer, half), entry in self.halves.items():
+            if layer.startswith(base.prefix):
+                inside = layer.removeprefix(base.prefix)
+                yield replace(entry, name=f"base_model.model.{inside}.lora_{half}.weight")
+
+    def _layers(self, base: Base) -> dict[str, tuple[int, float]]:
+        """Layer of a base -> rank and alpha."""
+        return {
+            layer.removeprefix(base.prefix): (entry.shape[0], self.alphas[layer])
+            for (layer, half), entry in self.halves.items()
+            if half == "A" and layer.startswith(base.prefix)
+        }
+
+    def write_configs(self, folder: Path) -> None:
+        """PEFT's ``adapter_config.json`` beside each of `files`."""
+        for base in self.bases:
+            layers = self._layers(base)
+            if base.path is None or not layers:
+                continue
+            rank, alpha = next(iter(layers.values()))
+            config: dict[str, Any] = {
+                "peft_type": "LORA", "base_model_name_or_path": base.path, "r": rank, "lora_alpha": alpha,
+                "target_modules": sorted(layers), "bias": "none", "inference_mode": True,
+            }  # fmt: skip
+            other = {layer: pair for layer, pair in layers.items() if pair != (rank, alpha)}
+            if other:
+                exact = {f"^{re.escape(layer)}$": pair for layer, pair in other.items()}
+                config["rank_pattern"] = {name: pair[0] for name, pair in exact.items()}
+                config["alpha_pattern"] = {name: pair[1] for name, pair in exact.items()}
+            (folder / base.folder).mkdir(exist_ok=True)
+            (folder / base.folder / "adapter_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
 
 
 def config_without_adapters(config: dict[str, Any]) -> dict[str, Any]:
     """``config.json`` of the merged model."""
     changed = copy.deepcopy(config)
-    _encoder(changed).update({"lora_rank": 0, "backbone_train": "frozen"})
+    for holder in (changed, _encoder(changed)):
+        holder.pop("adapters", None)
+    encoder = _encoder(changed)
+    if encoder.get("lora_rank", 0):
+        encoder.update({"lora_rank": 0, "backbone_train": "frozen"})
+        encoder.pop("lora_targets", None)
     return changed
 
 
-def _in_backbone(layer: str) -> str:
-    """Name of a layer within the backbone: adapters are nowhere else."""
-    match = _IN_BACKBONE.fullmatch(layer)
-    assert match is not None, f"{layer} is not a layer of the visual backbone"
-    return match["layer"]
+def check_kept(adapters: Adapters) -> None:
+    """Raises CheckpointError: there is nothing to keep."""
+    if not adapters.halves:
+        raise CheckpointError("the model has no LoRA adapters to keep; leave out --lora keep")
 
 
 def _encoder(config: dict[str, Any]) -> dict[str, Any]:

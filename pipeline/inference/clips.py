@@ -6,17 +6,23 @@ Legend: N packed frames, T frames, H W C image.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 
 from pipeline.errors import RecipeError
+from pipeline.inference.augment import Augment
+from pipeline.inference.cues import apart
+from pipeline.inference.jitter import Jitter
+from pipeline.inference.references import shown_text, texts_of_sample
 from pipeline.models.clip_layout import ClipLayout, ClipSizes
 from pipeline.models.processing import LlavaSltProcessor, Prompts
+from pipeline.models.streams import Inputs
+from pipeline.models.visual import VisualEncoderConfig
 from shards.format.index import MANIFEST_NAME
 from shards.load.features import read_features
-from shards.load.reader import SampleReader
+from shards.load.reader import SampleReader, wanted_frames
 from shards.order.plan import Plan
 from shards.schema import IndexRow
 
@@ -27,8 +33,8 @@ Clip = tuple[np.ndarray, IndexRow]
 class Clips(TypedDict):
     """Clips of a micro-batch, one after another."""
 
-    frames_NHWC: torch.Tensor
-    """uint8 [N, H, W, 3], or stored frame features [N, P]."""
+    frames_NHWC: Inputs
+    """uint8 [N, H, W, 3], stored rows [N, P], or frames with keypoints."""
     frame_lengths_B: torch.Tensor
     layout: ClipLayout
     rows: list[IndexRow]
@@ -37,7 +43,7 @@ class Clips(TypedDict):
 class VideoPrompts(Prompts):
     """Input of a translation: left padded prompts and the frames of their videos."""
 
-    frames_NHWC: torch.Tensor
+    frames_NHWC: Inputs
     frame_lengths_B: torch.Tensor
     layout: ClipLayout
 
@@ -53,11 +59,18 @@ def holds_features(plan: Plan) -> bool:
     return plan.sources[0].shard_set.manifest.kind == "features"
 
 
-def check_fingerprints(plan: Plan, fingerprint: str) -> None:
-    """Refuse stored frame features whose backbone or preprocessing is not the model's (``fingerprint``).
+def check_rows(plan: Plan, config: VisualEncoderConfig) -> None:
+    """Refuse clips that an encoder does not read: videos where it has no backbone, stored rows that are not its own.
 
-    Raises RecipeError, also for features without a fingerprint.
+    Raises RecipeError, also for rows without a fingerprint.
     """
+    if not holds_features(plan) and config.backbone_config is None:
+        raise RecipeError(
+            f"{plan.sources[0].shard_set.dir}: these shards hold videos, but the model has no backbone; it reads"
+            f" {'stored features' if config.reads_frames else f'keypoints of the layout {config.pose_layout}'}. Name"
+            " shards that were built with --rows (docs/inputs.md)."
+        )
+    fingerprint = config.rows_fingerprint
     for source in plan.sources if holds_features(plan) else ():
         where = f"{source.shard_set.dir}: these shards hold frame features"
         stored = source.shard_set.manifest.options.get("features")
@@ -70,10 +83,20 @@ def check_fingerprints(plan: Plan, fingerprint: str) -> None:
             )
         if stored["fingerprint"] != fingerprint:
             raise RecipeError(
-                f"{where} of another backbone or preprocessing (theirs {stored}, the model's fingerprint is"
-                f" {fingerprint or 'none: its weights are random'}); use the video shards, or extract them again:"
-                " `slt shards features SHARDS --recipe RECIPE --out DIR`."
+                f"{where} of another backbone or preprocessing (theirs {_shown(stored)}, the model's fingerprint is"
+                f" {fingerprint or 'none: its weights are random'}); {_FIX_ROWS[config.backbone_config is None]}."
             )
+
+
+_FIX_ROWS = {
+    False: "use the video shards, or extract them again: `slt shards features SHARDS --recipe RECIPE --out DIR`",
+    True: "build the shards with the layout or the fingerprint that the model names (docs/inputs.md)",
+}
+
+
+def _shown(stored: dict[str, object]) -> dict[str, object]:
+    """What a set records of its rows, without the long list of joints."""
+    return {name: value for name, value in stored.items() if name != "joints"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +106,45 @@ class FetchFrames:
     max_frames: int
     frame_stride: int
     image_pixels: int
+    augment: Augment | None = None
+    """What training changes in clips; None = nothing."""
+    references: tuple[str, ...] = ()
+    """Text columns of which training takes the place of a row's text at times; its `text_hash` stays."""
+    jitter: Jitter | None = None
+    """How training moves their cuts; None = not at all."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether it has to know how often a sample was shown before."""
+        return self.augment is not None or self.jitter is not None or bool(self.references)
 
     def __call__(self, reader: SampleReader, item: np.ndarray) -> list[Clip]:
+        if self.draws:
+            shown = zip(item["sample"].tolist(), item["showing"].tolist(), strict=True)
+            return [(self._drawn(reader, *each), self._row(reader, *each)) for each in shown]
         return [(self._frames(reader, int(sample)), reader.row(int(sample))) for sample in item["sample"]]
+
+    def _row(self, reader: SampleReader, sample: int, showing: int) -> IndexRow:
+        row, plan = reader.row(sample), reader.plan
+        texts = texts_of_sample(plan.samples, sample, row.text, self.references)
+        return row._replace(text=shown_text(texts, plan.options.seed, sample, showing))
+
+    def _drawn(self, reader: SampleReader, sample: int, showing: int) -> np.ndarray:
+        stored, augment = reader.stored_frames(sample), self.augment
+        offset = 0 if self.jitter is None else self.jitter.offset(reader, sample, showing)
+        if augment is None and not offset:
+            return self._frames(reader, sample)
+        if augment is None:
+            chosen = wanted_frames(stored, self.max_frames, self.frame_stride)
+            numbers = list(range(stored)) if chosen is None else chosen
+        else:
+            numbers = augment.frame_numbers(sample, showing, stored, self.max_frames, self.frame_stride)
+        numbers = [number + offset for number in numbers]
+        if augment is None:
+            return reader.decoded(sample, numbers, self.image_pixels)
+        if holds_features(reader.plan):
+            return augment.features(reader, sample, showing, numbers)
+        return augment.frames(reader, sample, showing, numbers, self.image_pixels)
 
     def _frames(self, reader: SampleReader, sample: int) -> np.ndarray:
         if holds_features(reader.plan):
@@ -116,6 +175,8 @@ class CollatePrompts:
     processor: LlavaSltProcessor
     sizes: ClipSizes
 
-    def __call__(self, items: list[list[Clip]]) -> PromptBatch:
+    def __call__(self, items: list[list[Any]]) -> PromptBatch:
+        """``items``: what the fetch of `with_cues` gives."""
+        items, cues = apart(items, self.processor)
         clips = pack_clips(items, self.sizes)
-        return {**clips, **self.processor(clips["frame_lengths_B"].tolist())}
+        return {**clips, **self.processor(clips["frame_lengths_B"].tolist(), cues=cues)}

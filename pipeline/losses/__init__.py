@@ -8,11 +8,20 @@ from __future__ import annotations
 from pipeline.losses.contrastive import clamped_scale, sentence_contrastive, token_contrastive
 from pipeline.losses.similarity import Tokens, normalised, one_way_similarity, padded
 from pipeline.losses.tiles import Tile
-from pipeline.losses.token import IGNORE_LABEL, Backend, ScaledHead, TokenLoss, token_cross_entropy
+from pipeline.losses.token import (
+    IGNORE_LABEL,
+    Backend,
+    Criterion,
+    ScaledHead,
+    TokenLoss,
+    token_criterion,
+    token_cross_entropy,
+)
 
 __all__ = [
     "IGNORE_LABEL",
     "Backend",
+    "Criterion",
     "ScaledHead",
     "Tile",
     "TokenLoss",
@@ -23,5 +32,6 @@ __all__ = [
     "padded",
     "sentence_contrastive",
     "token_contrastive",
+    "token_criterion",
     "token_cross_entropy",
 ]

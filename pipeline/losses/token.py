@@ -8,6 +8,7 @@ Shape suffixes: N rows, C rows of a chunk, D width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -23,6 +24,9 @@ Backend = Literal["torch", "liger"]
 
 IGNORE_LABEL = -100
 """Target of rows that carry no loss (the Hugging Face convention)."""
+
+Criterion = Callable[[Tensor], Tensor]
+"""The targets' log probabilities [N] -> a scalar that depends on them."""
 
 
 class ScaledHead(nn.Module):
@@ -50,7 +54,11 @@ class TokenLoss(nn.Module):
         self.backend: Backend = backend
 
     # DeepSpeed's hooks look for tensors in positional arguments, so the head comes by name
-    def forward(self, hidden_ND: Tensor, targets_N: Tensor, *, head: nn.Module) -> Tensor:
+    def forward(
+        self, hidden_ND: Tensor, targets_N: Tensor, *, head: nn.Module, criterion: Criterion | None = None
+    ) -> Tensor:
+        if criterion is not None:
+            return token_criterion(hidden_ND, head, targets_N, criterion, (self.chunk_tokens, self.backend))
         return token_cross_entropy(hidden_ND, head, targets_N, self.chunk_tokens, self.backend)
 
 
@@ -83,6 +91,28 @@ def token_cross_entropy(
         loss: Tensor = _TokenCrossEntropy.apply(hidden_ND, weight_VD, bias_V, targets_N, after)
         return loss
     return _loss_and_grads(hidden_ND, _Head(weight_VD, bias_V), targets_N, after, _Wanted())[0]
+
+
+def token_criterion(
+    hidden_ND: Tensor, head: nn.Module, targets_N: Tensor, criterion: Criterion, options: tuple[int, Backend]
+) -> Tensor:
+    """A scalar that ``criterion`` makes of the log probabilities of the targets, none of which is ignored.
+
+    As in `token_cross_entropy`, gradients are computed in the forward pass with one chunk of logits at a time: the
+    first pass over the chunks gives the log probabilities, the criterion their gradient, the second pass those of
+    ``hidden_ND`` and the head.
+
+    Args:
+        criterion: called once, with log probabilities [N] in fp32 (fp64 for fp64 input), whatever their number; its
+            gradient with respect to them is asked for where gradients are enabled.
+        options: ``chunk_tokens`` and ``backend`` of `token_cross_entropy`; the rest is as there.
+    """
+    linear, scale, softcap = _parts(head)
+    after = _AfterHead(scale, softcap, *options)
+    if torch.is_grad_enabled():
+        loss: Tensor = _TokenCriterion.apply(hidden_ND, linear.weight, linear.bias, targets_N, after, criterion)
+        return loss
+    return criterion(_log_probs(hidden_ND, _Head(linear.weight, linear.bias), targets_N, after))
 
 
 class _Head(NamedTuple):
@@ -145,10 +175,51 @@ class _TokenCrossEntropy(torch.autograd.Function):
         return (*(None if grad is None else grad.mul_(grad_loss) for grad in grads), None, None)
 
 
+class _TokenCriterion(torch.autograd.Function):
+    """As `_TokenCrossEntropy`, for the value of a criterion."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor,
+        after: _AfterHead, criterion: Criterion,
+    ) -> Tensor:  # fmt: skip
+        head = _Head(weight_VD, bias_V)
+        with torch.enable_grad():
+            leaf_N = _log_probs(hidden_ND, head, targets_N, after).requires_grad_()
+            loss = criterion(leaf_N)
+            (slope_N,) = torch.autograd.grad(loss, leaf_N)
+        wanted = _Wanted(*ctx.needs_input_grad[:3])
+        ctx.grads = _loss_and_grads(hidden_ND, head, targets_N, after, wanted, -slope_N)[1]
+        return loss.detach()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        return (*_TokenCrossEntropy.backward(ctx, grad_loss), None)
+
+
+@torch.no_grad()
+def _log_probs(hidden_ND: Tensor, head: _Head, targets_N: Tensor, after: _AfterHead) -> Tensor:
+    """[N] of the targets."""
+    chunks = [
+        _chunk(F.linear(states_CD, *head), targets_C, after, False)[0]
+        for states_CD, targets_C in zip(
+            hidden_ND.split(after.chunk_tokens), targets_N.split(after.chunk_tokens), strict=True
+        )
+    ]
+    return -torch.cat(chunks)
+
+
 def _loss_and_grads(
-    hidden_ND: Tensor, head: _Head, targets_N: Tensor, after: _AfterHead, wanted: _Wanted
+    hidden_ND: Tensor,
+    head: _Head,
+    targets_N: Tensor,
+    after: _AfterHead,
+    wanted: _Wanted,
+    weights_N: Tensor | None = None,
 ) -> tuple[Tensor, _Grads]:
-    """The loss sum and its gradients, in the types of what they belong to; sums over rows are made in fp32 or fp64."""
+    """The loss sum and its gradients, in the types of what they belong to; sums over rows are made in fp32 or fp64.
+    ``weights_N``: of the rows in the gradients."""
     weight_VD, bias_V = head
     exact = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
     loss = hidden_ND.new_zeros((), dtype=exact)
@@ -158,10 +229,12 @@ def _loss_and_grads(
     for start in range(0, len(hidden_ND), after.chunk_tokens):
         rows = slice(start, start + after.chunk_tokens)
         states_CD = hidden_ND[rows]
-        loss_part, grad_CV = _chunk(F.linear(states_CD, weight_VD, bias_V), targets_N[rows], after, any(wanted))
-        loss += loss_part
+        losses_C, grad_CV = _chunk(F.linear(states_CD, weight_VD, bias_V), targets_N[rows], after, any(wanted))
+        loss += losses_C.sum()
         if grad_CV is None:
             continue
+        if weights_N is not None:
+            grad_CV.mul_(weights_N[rows, None])
         if grad_V is not None:
             grad_V += grad_CV.sum(0, dtype=exact)
         grad_CV = grad_CV.to(states_CD.dtype)
@@ -177,7 +250,8 @@ def _loss_and_grads(
 
 
 def _chunk(logits_CV: Tensor, targets_C: Tensor, after: _AfterHead, with_grad: bool) -> tuple[Tensor, Tensor | None]:
-    """Loss sum of a chunk and, if asked for, its gradient with respect to ``logits_CV``, which is overwritten."""
+    """Losses of a chunk's rows and, if asked for, the gradient of their sum with respect to ``logits_CV``, which is
+    overwritten."""
     if after.backend == "liger":
         return _fused_chunk(logits_CV, targets_C, after, with_grad)
     logits_CV = wide(logits_CV)
@@ -192,16 +266,16 @@ def _chunk(logits_CV: Tensor, targets_C: Tensor, after: _AfterHead, with_grad: b
     del logits_CV
     counts_C1 = (targets_C != IGNORE_LABEL)[:, None]
     targets_C1 = targets_C[:, None].clamp(min=0)
-    loss = -log_probs_CV.gather(1, targets_C1).masked_fill_(~counts_C1, 0.0).sum()
+    losses_C = -log_probs_CV.gather(1, targets_C1).masked_fill_(~counts_C1, 0.0)[:, 0]
     if not with_grad:
-        return loss, None
+        return losses_C, None
     # of the softmax: probabilities minus one at the target
     grad_CV = log_probs_CV.exp_()
     grad_CV.scatter_(1, targets_C1, grad_CV.gather(1, targets_C1) - 1)
     grad_CV.masked_fill_(~counts_C1, 0.0)
     if slope_CV is not None:
         grad_CV.mul_(slope_CV)
-    return loss, grad_CV if after.scale == 1.0 else grad_CV.mul_(after.scale)
+    return losses_C, grad_CV if after.scale == 1.0 else grad_CV.mul_(after.scale)
 
 
 def _fused_chunk(
@@ -210,10 +284,10 @@ def _fused_chunk(
     """`_chunk` by a Triton kernel; the gradient comes in the type of the logits."""
     if after.scale != 1.0:
         logits_CV.mul_(after.scale)
-    loss = fused_cross_entropy(logits_CV, targets_C, IGNORE_LABEL, after.softcap, with_grad).sum()
+    losses_C = fused_cross_entropy(logits_CV, targets_C, IGNORE_LABEL, after.softcap, with_grad)
     if not with_grad:
-        return loss, None
-    return loss, logits_CV if after.scale == 1.0 else logits_CV.mul_(after.scale)
+        return losses_C, None
+    return losses_C, logits_CV if after.scale == 1.0 else logits_CV.mul_(after.scale)
 
 
 def _add_product(sum_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:

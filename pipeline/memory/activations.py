@@ -36,7 +36,7 @@ _FRAME_FIELDS = ("train.micro_batch", "data.max_frames", "data.frame_stride")
 
 def activation_lines(recipe: Recipe, parts: Parts) -> list[Line]:
     """What a micro-batch takes beside the weights."""
-    rule = {"continued_pretraining": _packs, "contrastive": _contrastive, "connector": _translation}[recipe.stage]
+    rule = {"continued_pretraining": _packs, "contrastive": _contrastive}.get(recipe.stage, _translation)
     return [line for line in rule(recipe, parts) if line.bytes]
 
 
@@ -125,7 +125,8 @@ def _llm(recipe: Recipe, parts: Parts, tokens: int, fields: tuple[str, ...]) -> 
     passes = "" if trains else ", the model frozen and gradients passing through"
     rule = f"{tokens} tokens, {how}{passes}"
     yield Line("activations of the LLM", size, rule, _BACKWARD, ("model.gradient_checkpointing", *fields))
-    yield from _head(recipe, parts.llm, tokens, trains)
+    head = any(parameter.requires_grad for parameter in parts.llm.get_output_embeddings().parameters())
+    yield from _head(recipe, parts.llm, tokens, head)
 
 
 def how_recomputed(share: float) -> str:
@@ -177,11 +178,37 @@ def _passes(parts: Parts, passes: int) -> int:
 
 def _frames(recipe: Recipe, parts: Parts, trains: bool) -> Iterator[Line]:
     """Frames and encoder. What a frozen encoder makes is gone before the language model begins, but for the frames."""
-    visual, recompute = parts.visual, share_of(recipe.model)
-    frames, side = clip_frames(recipe, _stride(recipe, parts)), recipe.data.image_pixels
+    visual = parts.visual
+    frames = clip_frames(recipe, _stride(recipe, parts))
+    size = 2 if parts.dtype == torch.bfloat16 else 4
+    phases = _BACKWARD if trains else frozenset({ENCODING, GENERATION})
+    if visual.config.backbone_config is not None:
+        yield from _images(recipe, parts, frames, phases)
+    yield from _rows(parts, frames, phases | _BACKWARD)
+    config = visual.config
+    words = frames // config.stride
+    blocks = frames * config.word_layers + words * config.sentence_layers
+    rule = f"{_BLOCK_NUMBERS} numbers of width {config.width} per row{' and block' if trains else ''}"
+    rows = (blocks if trains else frames) * config.width
+    yield Line("word and sentence level", _BLOCK_NUMBERS * rows * size, rule, phases, _FRAME_FIELDS)
+
+
+def _rows(parts: Parts, frames: int, phases: frozenset[str]) -> Iterator[Line]:
+    """Stored rows that are the whole input, or keypoints: their numbers, and what the pose level makes of them."""
+    config, size = parts.visual.config, 2 if parts.dtype == torch.bfloat16 else 4
+    numbers = config.pose_channels + (config.features_width if config.backbone_config is None else 0)
+    # shape, confidences, middle and size in fp32; then a hidden layer before and after GELU and the output per group
+    hidden = 3 * len(config.pose_groups) * config.pose_width
+    rule = f"{frames} rows of {numbers} numbers as float16 and in the model's precision"
+    rule += f", the pose level with {hidden} numbers" if hidden else ""
+    total = frames * (numbers * (2 + size) + 2 * config.pose_channels * 4 + hidden * size)
+    yield Line("stored rows", total if numbers else 0, rule, phases, _FRAME_FIELDS)
+
+
+def _images(recipe: Recipe, parts: Parts, frames: int, phases: frozenset[str]) -> Iterator[Line]:
+    visual, recompute, side = parts.visual, share_of(recipe.model), recipe.data.image_pixels
     size = 2 if parts.dtype == torch.bfloat16 else 4
     per_pass = frames_per_pass(recipe, parts)
-    phases = _BACKWARD if trains else frozenset({ENCODING, GENERATION})
     numbers = 3 * side * side
     rule = f"{frames} frames of {side} x {side} as bytes"
     yield Line("frames", frames * numbers, rule, phases | _BACKWARD, (*_FRAME_FIELDS, "data.image_pixels"))
@@ -194,26 +221,27 @@ def _frames(recipe: Recipe, parts: Parts, trains: bool) -> Iterator[Line]:
     how = how_recomputed(recompute) if visual.backbone.trains else "frozen"
     rule = f"{frames} frames, {per_pass or 'all'} per pass, {how}"
     yield Line("frame backbone", backbone_bytes(parts, frames, per_pass, recompute), rule, phases, fields)
-    config = visual.config
-    words = frames // config.stride
-    blocks = frames * config.word_layers + words * config.sentence_layers
-    rule = f"{_BLOCK_NUMBERS} numbers of width {config.width} per row{' and block' if trains else ''}"
-    rows = (blocks if trains else frames) * config.width
-    yield Line("word and sentence level", _BLOCK_NUMBERS * rows * size, rule, phases, _FRAME_FIELDS)
 
 
 def _translation(recipe: Recipe, parts: Parts) -> Iterator[Line]:
-    yield from _frames(recipe, parts, trains=False)
+    yield from _frames(recipe, parts, trains=any(p.requires_grad for p in parts.visual.parameters()))
     micro, stride, packed = recipe.train.micro_batch, _stride(recipe, parts), recipe.data.pack_tokens
     tokens = -(-clip_frames(recipe, stride) // stride) + micro
     # a prompt has hardly more tokens than half its characters
     answers = micro * (len(recipe.connector.prompt) // 2 + recipe.connector.max_new_tokens)
-    in_row = micro * packed if packed else tokens + answers
-    yield from _llm(recipe, parts, in_row, ("data.pack_tokens", *_FRAME_FIELDS))
+    in_row = (micro * packed if packed else tokens + answers) * _candidates(recipe)
+    own = ("sequence_tuning.samples",) if recipe.stage == "sequence_tuning" else ()
+    yield from _llm(recipe, parts, in_row, ("data.pack_tokens", *own, *_FRAME_FIELDS))
     size = 2 if parts.dtype == torch.bfloat16 else 4
     hidden = tokens * recipe.model.connector.hidden * 3 * size
     yield Line("connector", hidden, f"{tokens} tokens, before and after GELU", _BACKWARD, _FRAME_FIELDS)
     yield _cache(recipe, parts.llm, tokens + answers, size)
+
+
+def _candidates(recipe: Recipe) -> int:
+    """Texts behind the same clip in a row: when whole translations are compared, each of them."""
+    config = recipe.sequence_tuning
+    return config.samples + config.with_reference if recipe.stage == "sequence_tuning" else 1
 
 
 def _stride(recipe: Recipe, parts: Parts) -> int:
@@ -226,9 +254,11 @@ def _cache(recipe: Recipe, llm: Any, tokens: int, size: int) -> Line:
     channels = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     beams = recipe.connector.num_beams
     # while beams are reordered, the old cache and the new one exist
-    copies = 2 if beams > 1 else 1
-    total = tokens * beams * config.num_hidden_layers * 2 * heads * channels * size * copies
-    rule = f"{tokens} tokens x {beams} beams x {config.num_hidden_layers} layers x 2 x {heads * channels} numbers"
+    copies, what = beams * (2 if beams > 1 else 1), f"{beams} beams"
+    if recipe.stage == "sequence_tuning" and recipe.sequence_tuning.samples > copies:
+        copies, what = recipe.sequence_tuning.samples, f"{recipe.sequence_tuning.samples} samples"
+    total = tokens * config.num_hidden_layers * 2 * heads * channels * size * copies
+    rule = f"{tokens} tokens x {what} x {config.num_hidden_layers} layers x 2 x {heads * channels} numbers"
     fields = ("connector.num_beams", "connector.max_new_tokens", "train.micro_batch")
     return Line("cache of generation", total, rule, frozenset({GENERATION}), fields)
 
@@ -239,14 +269,23 @@ def _contrastive(recipe: Recipe, parts: Parts) -> Iterator[Line]:
     train, config = recipe.train, recipe.contrastive
     words = -(-recipe.data.max_frames // parts.visual.config.stride)
     sentence, tokens = config.objective != "token", config.objective != "sentence"
-    rows = (1 if sentence else 0) * 2 + (words + _TEXT_TOKENS if tokens else 0)
+    framed, segmented = config.alignment.frame_weight > 0, config.alignment.segment_weight > 0
+    rows = (1 if sentence else 0) * 2 + (words + _TEXT_TOKENS if tokens or segmented else 0)
+    rows += (recipe.data.max_frames if framed else 0) + (_TEXT_TOKENS if config.alignment.used else 0)
     own = train.global_batch * rows * config.embed * 4
     rule = f"{train.global_batch} pairs, normalised in fp32, with their gradient; with more ranks, each its share"
     yield Line("features of the global batch", 2 * own, rule, _BACKWARD, ("train.global_batch",))
     mib = config.tile_mib or TILE_MIB["cuda"]
-    whole = 4 * train.global_batch**2 * (words * _TEXT_TOKENS if tokens else 1)
+    longest = recipe.data.max_frames if framed else words if tokens or segmented else 0
+    whole = 4 * train.global_batch**2 * max(longest * _TEXT_TOKENS, 1)
     rule = f"a tile of at most {mib} MiB: cosines, weights and gradients of both directions"
     yield Line("similarities", _TILE_COPIES * min(mib * 2**20, whole), rule, _BACKWARD, ("contrastive.tile_mib",))
+    head = parts.modules["model"].gloss_head
+    if isinstance(head, nn.Linear):
+        logits = train.global_batch * words * head.out_features
+        rule = f"{train.global_batch} clips x {words} word tokens x {head.out_features} classes, with their gradient"
+        size = 2 if parts.dtype == torch.bfloat16 else 4
+        yield Line("gloss logits", 2 * logits * size, rule, _BACKWARD, ("train.global_batch",))
 
 
 def _text_encoder(parts: Parts) -> Iterator[Line]:

@@ -12,10 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline.config.rates import Rate
 from pipeline.memory.lines import ALWAYS, BACKWARD, ENCODING, GENERATION, STEP, TRAINING, Line
 
 _MOMENTS = "AdamW moments"
 _DENSE_GRADIENT_ELEMENTS = 500_000_000  # elements that stage 0 flattens at once to average them
+
+
+_ONE_RATE = Rate()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,8 @@ class Weight:
     dims: int
     """Those with fewer than two are not decayed, so they are in another optimizer group."""
     trains: bool
+    rate: Rate = _ONE_RATE
+    """Those of another rate are, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +117,12 @@ def _frozen(weights: list[Weight]) -> int:
 
 def _groups(weights: list[Weight]) -> list[list[int]]:
     """Sizes of the trained weights by optimizer group, as `engine.setup.parameter_groups` forms them."""
-    sizes = [[w.numel for w in weights if w.trains and (w.dims >= 2) == decayed] for decayed in (True, False)]
-    return [group for group in sizes if group]
+    sizes: dict[tuple[Rate, bool], list[int]] = {}
+    for weight in (weight for weight in weights if weight.trains):
+        for decayed in (True, False):
+            sizes.setdefault((weight.rate, decayed), [])
+        sizes[weight.rate, weight.dims >= 2].append(weight.numel)
+    return [group for group in sizes.values() if group]
 
 
 def _unsharded(weights: list[Weight], z: ZeroSettings) -> Iterator[Line]:

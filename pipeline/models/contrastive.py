@@ -13,6 +13,7 @@ from torch import nn
 
 from pipeline.config.schema import ContrastiveConfig
 from pipeline.models.clip_layout import ClipLayout
+from pipeline.models.streams import Inputs, frames_of
 from pipeline.models.visual import HierarchicalVisualEncoder
 
 SIGMOID_BIAS = -10.0
@@ -25,7 +26,8 @@ class ContrastiveModel(nn.Module):
     Args:
         visual: the encoder to align.
         text_width: width D of the cached text features.
-        config: width E of the space and the initial temperature.
+        config: width E of the space, the initial temperature, and which heads there are.
+        glosses: classes V of the gloss head, the blank included; 0 = no such head.
     """
 
     sentence_mean: torch.Tensor
@@ -33,7 +35,9 @@ class ContrastiveModel(nn.Module):
     tokens_mean: torch.Tensor
     tokens_scale: torch.Tensor
 
-    def __init__(self, visual: HierarchicalVisualEncoder, text_width: int, config: ContrastiveConfig) -> None:
+    def __init__(
+        self, visual: HierarchicalVisualEncoder, text_width: int, config: ContrastiveConfig, glosses: int = 0
+    ) -> None:
         super().__init__()
         width = visual.config.width
         self.visual = visual
@@ -55,6 +59,8 @@ class ContrastiveModel(nn.Module):
             self.learned_numbers.append("sentence_bias")
         for head in (self.sentence_head, self.word_head, self.text_sentence_head, self.text_token_head):
             nn.init.normal_(head.weight, std=head.in_features**-0.5)
+        self.frame_head = nn.Linear(width, config.embed, bias=False) if config.alignment.frame_weight else None
+        self.gloss_head = nn.Linear(width, glosses) if glosses else None
         # ZeRO-3 takes parameters of one precision only, and casts none outside the model it has partitioned
         for name, parameter in self.named_parameters():
             if not name.startswith("visual."):
@@ -67,15 +73,18 @@ class ContrastiveModel(nn.Module):
 
     def forward(
         self,
-        frames_NHWC: torch.Tensor,
+        frames_NHWC: Inputs,
         frame_lengths_B: torch.Tensor | None,
         text_BD: torch.Tensor,
         text_tokens_ND: torch.Tensor,
         layout: ClipLayout | None = None,
+        gloss_tokens_ND: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Unnormalised embeddings of both sides, tokens of all samples one after another, and the loss's numbers [1].
 
-        ``pooled_NP``, there if a frozen backbone has read images, can take their place in another forward.
+        ``pooled_NP``, there if a frozen backbone has read images, can take their place in another forward. With a frame
+        head there is ``frames_NE``, with a gloss head ``glosses_MV`` (logits), and with ``gloss_tokens_ND``, features
+        of the clips' glosses as texts, ``gloss_tokens_NE``.
         """
         visual = self.visual(frames_NHWC, frame_lengths_B, layout)
         dtype = self.text_sentence_head.weight.dtype
@@ -83,9 +92,20 @@ class ContrastiveModel(nn.Module):
             "video_BE": self.sentence_head(visual.sentence_BD),
             "words_ME": self.word_head(visual.words_MD),
             "text_BE": self.text_sentence_head(((text_BD - self.sentence_mean) * self.sentence_scale).to(dtype)),
-            "tokens_NE": self.text_token_head(((text_tokens_ND - self.tokens_mean) * self.tokens_scale).to(dtype)),
+            "tokens_NE": self._text_tokens(text_tokens_ND),
         }
-        if not frames_NHWC.is_floating_point() and not self.visual.backbone.trains:
+        if gloss_tokens_ND is not None:
+            features["gloss_tokens_NE"] = self._text_tokens(gloss_tokens_ND)
+        if self.frame_head is not None:
+            features["frames_NE"] = self.frame_head(visual.frames_ND)
+        if self.gloss_head is not None:
+            features["glosses_MV"] = self.gloss_head(visual.words_MD)
+        if not frames_of(frames_NHWC).is_floating_point() and not self.visual.backbone.trains:
             features["pooled_NP"] = visual.pooled_NP
         # multiplied by one so that the values survive ZeRO-3's re-partitioning after the forward
         return features | {name: getattr(self, name) * 1.0 for name in self.learned_numbers}
+
+    def _text_tokens(self, tokens_ND: torch.Tensor) -> torch.Tensor:
+        tokens_ND = (tokens_ND - self.tokens_mean) * self.tokens_scale
+        features_NE: torch.Tensor = self.text_token_head(tokens_ND.to(self.text_token_head.weight.dtype))
+        return features_NE

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from pipeline.errors import RecipeError
+from pipeline.models.lora import add_lora, linear_layers, matching
 
 POOLS = ("cls", "mean", "cls_mean")
 
@@ -72,6 +73,12 @@ def pooled_width(config: PreTrainedConfig, pool: str) -> int:
     return feature_width(config) * (2 if pool == "cls_mean" else 1)
 
 
+class NoBackbone(nn.Module):
+    """Stands where the backbone is, in an encoder whose frames come as stored rows."""
+
+    trains = False
+
+
 class FrameBackbone(nn.Module):
     """Runs the backbone over frames and pools each to one vector [N, D or 2D].
 
@@ -125,9 +132,22 @@ class FrameBackbone(nn.Module):
         return torch.cat((tokens[:, 0], patches[:, prefix:].mean(1)), dim=-1)
 
 
-def add_lora(model: PreTrainedModel, rank: int, alpha: float) -> None:
-    """Puts LoRA adapters (arXiv 2106.09685) on every linear layer of the backbone, in place, and freezes the rest."""
-    from peft import LoraConfig, inject_adapter_in_model
+def add_adapters(model: PreTrainedModel, rank: int, alpha: float, targets: Sequence[str] = ()) -> None:
+    """Puts LoRA adapters on the linear layers of the backbone, in place, and freezes the rest.
 
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", bias="none")  # type: ignore[arg-type]
-    inject_adapter_in_model(config, model)
+    Args:
+        targets: ends of the layers' names, as `model.visual.backbone.lora_targets`; empty = every linear layer.
+
+    Raises:
+        RecipeError: there is no such layer.
+    """
+    layers = linear_layers(model)
+    wanted = matching(layers, targets)
+    if not wanted:
+        there = f"{len(layers)} linear layers" + (f", none of them {list(targets)}" if targets else "")
+        raise RecipeError(
+            f"model.visual.backbone.train=lora: the {model.config.model_type!r} backbone has {there}; use train: full"
+            " or frozen, or other lora_targets."
+        )
+    model.requires_grad_(False)
+    add_lora(model, wanted, rank, alpha)

@@ -18,6 +18,7 @@ from pipeline.models.pretrained import (
     drop_generation_settings,
     log_dropout,
     log_tokenizer_settings,
+    refuse_adapters,
     set_end_ids,
 )
 
@@ -77,6 +78,7 @@ def load_llm(config: LlmConfig, dtype: torch.dtype, attention: str | None = None
         return _tiny_llm(config.tiny, load_tokenizer(config), dtype, attention)
     if config.path is None:
         raise RecipeError("model.llm: give path or tiny.")
+    refuse_adapters(config.path, "model.llm.path")
     try:
         llm = AutoModelForCausalLM.from_pretrained(
             config.path, dtype=dtype, attn_implementation=attention, trust_remote_code=config.trust_remote_code

@@ -40,9 +40,13 @@ class PackedCausalLm(nn.Module):
         loss_sum: torch.Tensor = self.token_loss(hidden_BLD.flatten(0, 1), targets_BL.flatten(), head=head)
         return loss_sum
 
-    def matmul_parameters(self) -> int:
-        """Parameters that multiply every token, including those that ZeRO-3 has partitioned."""
-        sizes = {name: int(getattr(p, "ds_numel", p.numel())) for name, p in self.llm.named_parameters()}
+    def matmul_parameters(self, trained: bool = False) -> int:
+        """Parameters that multiply every token, or those of them that train; also what ZeRO-3 has partitioned."""
+        sizes = {
+            name: int(getattr(p, "ds_numel", p.numel()))
+            for name, p in self.llm.named_parameters()
+            if p.requires_grad or not trained
+        }
         tied = bool(getattr(self.llm.config, "tie_word_embeddings", False))
         # the head is a matmul even when it shares the embedding's weights; the look-up itself is not
         return sum(size for name, size in sizes.items() if "embed_tokens" not in name or tied)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import unicodedata
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -19,6 +20,9 @@ from shards.text_tokens import TextTokens
 
 log = logging.getLogger(__name__)
 
+ADAPTER_FOLDER = "llm_adapter"
+"""Of the language model's adapters in an export that keeps them."""
+
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 _OF_NO_EFFECT = ("transformers_version", "_from_model_config")
 _STATED_LIMITS = (
@@ -26,6 +30,19 @@ _STATED_LIMITS = (
 )  # fmt: skip
 _TOKENIZER_FLAGS = ("add_bos_token", "add_eos_token", "add_prefix_space", "do_lower_case", "strip_accents")
 _CASE_AND_ACCENTS = "ÄÉš"
+
+
+def refuse_adapters(path: str, setting: str) -> None:
+    """An export that keeps its adapters apart holds the weights from before it was trained.
+
+    Raises:
+        RecipeError: the folder is one.
+    """
+    if (Path(path) / ADAPTER_FOLDER).is_dir():
+        raise RecipeError(
+            f"{setting}: {path!r} keeps its adapters apart from the weights ({ADAPTER_FOLDER}), which alone are those"
+            " from before it was trained; export the run again with --lora merge"
+        )
 
 
 def drop_generation_settings(llm: PreTrainedModel, source: str) -> None:
@@ -189,6 +206,7 @@ def check_positions(model: PreTrainedModel, needed: int, what: str, part: str, f
 
 
 __all__ = [
+    "ADAPTER_FOLDER",
     "check_positions",
     "check_prompt",
     "check_vocabulary",
@@ -196,5 +214,6 @@ __all__ = [
     "log_dropout",
     "log_tokenizer_settings",
     "position_limit",
+    "refuse_adapters",
     "set_end_ids",
 ]

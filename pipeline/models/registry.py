@@ -17,6 +17,8 @@ import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from pipeline.config.inputs_schema import PoseConfig
+from pipeline.config.prompt_schema import PromptsConfig
 from pipeline.config.schema import BackboneConfig, DataConfig, ModelConfig, TextEncoderConfig, TinyVit, VisualConfig
 from pipeline.errors import RecipeError
 from pipeline.models import frame_level
@@ -27,6 +29,7 @@ from pipeline.models.pretrained import check_prompt, log_dropout
 from pipeline.models.processing import LlavaSltProcessor, ProcessorOptions
 from pipeline.models.text_encoder import TextEncoder
 from pipeline.models.visual import IMAGE_MEAN, IMAGE_STD, HierarchicalVisualEncoder, VisualEncoderConfig
+from shards.media.pose_layouts import LAYOUTS
 
 log = logging.getLogger(__name__)
 
@@ -40,15 +43,17 @@ def build_visual(config: VisualConfig, image_pixels: int, dtype: torch.dtype) ->
     if config.path is not None:
         return _exported_visual(config.path, image_pixels, dtype)
     if config.backbone is None:
-        raise RecipeError("model.visual: give path (an exported encoder) or backbone.")
+        encoder_config = new_encoder_config(config, None, image_pixels)
+        built: HierarchicalVisualEncoder = AutoModel.from_config(encoder_config, dtype=dtype)
+        return built
     backbone_config, weights = _backbone(config.backbone, image_pixels, dtype)
-    encoder_config = new_encoder_config(config, config.backbone, backbone_config, image_pixels)
+    encoder_config = new_encoder_config(config, backbone_config, image_pixels)
     normalisation = (list(encoder_config.image_mean), list(encoder_config.image_std))
     encoder_config.backbone_fingerprint = _fingerprint(config.backbone, image_pixels, normalisation)
     loaded = {} if weights is None else {"backbone": _mark_loaded(weights)}
     encoder = AutoModel.from_config(encoder_config, dtype=dtype, **loaded)
     if config.backbone.train == "lora":
-        encoder.add_lora(config.backbone.lora_rank, config.backbone.lora_alpha)
+        encoder.add_lora(config.backbone.lora_rank, config.backbone.lora_alpha, config.backbone.lora_targets)
     encoder.freeze_backbone()
     if config.backbone.path is not None and encoder.backbone.trains:
         log_dropout(backbone_config, config.backbone.path)
@@ -56,10 +61,18 @@ def build_visual(config: VisualConfig, image_pixels: int, dtype: torch.dtype) ->
 
 
 def new_encoder_config(
-    config: VisualConfig, backbone: BackboneConfig, backbone_config: PreTrainedConfig, image_pixels: int
+    config: VisualConfig, backbone_config: PreTrainedConfig | None, image_pixels: int
 ) -> VisualEncoderConfig:
-    """The config of a new encoder around a backbone; the backbone's weights are not read."""
+    """The config of a new encoder around a backbone, whose weights are not read, or without one.
+
+    Raises RecipeError when nothing says what the encoder reads.
+    """
+    features, pose = config.features, config.pose
+    if config.backbone is None and features is None and pose is None:
+        raise RecipeError("model.visual: give path (an exported encoder) or backbone, features or pose.")
+    backbone = config.backbone or BackboneConfig(train="frozen")
     mean, std = _normalisation(backbone.path)
+    joints = None if pose is None else LAYOUTS[pose.layout]
     return VisualEncoderConfig(
         backbone_config=backbone_config,
         pool=backbone.pool,
@@ -78,6 +91,12 @@ def new_encoder_config(
         backbone_train=backbone.train,
         frames_per_pass=backbone.frames_per_pass,
         centre_clips=config.centre_clips,
+        backbone_fingerprint="" if features is None else features.fingerprint,
+        features_width=0 if features is None else features.width,
+        pose_layout="" if pose is None else pose.layout,
+        pose_groups=() if joints is None else joints.sizes,
+        pose_width=PoseConfig.model_fields["width"].default if pose is None else pose.width,
+        pose_fingerprint="" if joints is None else joints.fingerprint,
     )
 
 
@@ -94,7 +113,12 @@ def word_stride(config: VisualConfig) -> int:
 
 
 def build_processor(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, stride: int, model: ModelConfig, data: DataConfig
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    stride: int,
+    model: ModelConfig,
+    data: DataConfig,
+    prompts: PromptsConfig | None = None,
 ) -> LlavaSltProcessor:
     """The processor that belongs to a LlavaSlt of these parts."""
     options = ProcessorOptions(
@@ -104,12 +128,18 @@ def build_processor(
         image_pixels=data.image_pixels,
         max_frames=data.max_frames,
         frame_stride=data.frame_stride,
+        prompts=prompts or PromptsConfig(),
     )
     return LlavaSltProcessor(tokenizer, options)
 
 
 def build_llava_slt(
-    model: ModelConfig, data: DataConfig, prompt: str, dtype: torch.dtype, attention: str | None = None
+    model: ModelConfig,
+    data: DataConfig,
+    prompt: str,
+    dtype: torch.dtype,
+    attention: str | None = None,
+    prompts: PromptsConfig | None = None,
 ) -> tuple[LlavaSltForConditionalGeneration, LlavaSltProcessor]:
     """Visual encoder, new connector and LLM of a recipe as one model, and its processor.
 
@@ -125,7 +155,7 @@ def build_llava_slt(
             f"data.max_frames: {data.max_frames} exceeds the visual encoder's max_frames {visual.config.max_frames};"
             " lower it."
         )
-    processor = build_processor(tokenizer, prompt, visual.config.stride, model, data)
+    processor = build_processor(tokenizer, prompt, visual.config.stride, model, data, prompts)
     check_prompt(llm, processor.before_ids + processor.after_ids)
     config = LlavaSltConfig(
         visual_config=visual.config,
@@ -166,13 +196,13 @@ def _exported_config(path: str) -> VisualEncoderConfig:
 
 def _exported_visual(path: str, image_pixels: int, dtype: torch.dtype) -> HierarchicalVisualEncoder:
     config = _exported_config(path)
-    if config.image_pixels != image_pixels:
+    if config.image_pixels != image_pixels and config.backbone_config is not None:
         raise RecipeError(
             f"data.image_pixels: {image_pixels}, but the encoder in {path!r} was trained on {config.image_pixels};"
             f" set it to {config.image_pixels}."
         )
-    if not config.backbone_fingerprint:  # trained with the encoder: its backbone comes from this export
-        config.backbone_fingerprint = export_fingerprint(Path(path), config)
+    if not config.backbone_fingerprint and config.backbone_config is not None:
+        config.backbone_fingerprint = export_fingerprint(Path(path), config)  # its backbone comes from this export
     encoder = HierarchicalVisualEncoder.from_pretrained(path, config=config, dtype=dtype)
     encoder.freeze_backbone()
     if encoder.backbone.trains:

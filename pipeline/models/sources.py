@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 
 from pipeline.config.schema import ModelConfig
 from pipeline.errors import CheckpointError
-from pipeline.models.exported import init_folders, part_of
+from pipeline.models.exported import HEADS, Export, init_folders, part_of
 from pipeline.models.weight_files import files_of
 
 Digests = dict[str, dict[str, dict[str, Any]]]
@@ -40,6 +40,22 @@ def source_folders(model: ModelConfig, names: Iterable[str]) -> dict[str, Path]:
     }
     loaded = {part: _folder(path) for part, path in paths.items() if path is not None}
     return {part: folder for part, folder in (loaded | initial).items() if part in parts}
+
+
+def source_prefixes(model: ModelConfig) -> tuple[str, ...]:
+    """Beginnings of the names of all parameters whose weights come from a folder."""
+    visual = model.visual
+    backbone = None if visual is None or visual.backbone is None else visual.backbone.path
+    paths = {
+        "llm.": None if model.llm is None else model.llm.path,
+        "visual.": None if visual is None else visual.path,
+        "visual.backbone.": backbone,
+    }
+    loaded = [prefix for prefix, path in paths.items() if path is not None]
+    for part, folder in init_folders(model).items():
+        heads = (name.partition(".")[0] for name in Export(folder).names(HEADS)) if part == HEADS else ()
+        loaded += [*heads] or [f"{part}."]
+    return tuple(loaded)
 
 
 class SourceDigests:

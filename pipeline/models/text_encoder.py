@@ -21,7 +21,7 @@ from transformers.integrations import deepspeed as zero3
 from pipeline.config.schema import TextEncoderConfig
 from pipeline.errors import DataError, RecipeError
 from pipeline.models.language import bos_id, decoder
-from pipeline.models.pretrained import check_positions, check_vocabulary, log_tokenizer_settings
+from pipeline.models.pretrained import check_positions, check_vocabulary, log_tokenizer_settings, refuse_adapters
 from shards.text_tokens import TextTokens
 
 
@@ -65,6 +65,7 @@ class TextEncoder:
             raise RecipeError(
                 "model.text_encoder.pooling: the first token of a causal LM sees nothing else; use mean or last."
             )
+        refuse_adapters(config.path, "model.text_encoder.path")
         kind = AutoModel if config.kind == "hf" else AutoModelForCausalLM
         try:
             with without_zero3():

@@ -15,13 +15,15 @@ import torch
 from torch import nn
 
 from pipeline import dist
+from pipeline.config.parts_rules import unreached
 from pipeline.config.schema import Recipe, SourceConfig
 from pipeline.models.exported import part_of
-from pipeline.models.sources import Digests, SourceDigests, changed_file, source_folders
+from pipeline.models.lora import adapted_layers, described
+from pipeline.models.sources import Digests, SourceDigests, changed_file, source_folders, source_prefixes
 from pipeline.models.warm_start import warm_start
 from pipeline.stages.batches import MicroBatch, to_device
 from pipeline.stages.data import Plans, StageContext, held_out_loader, open_plan
-from pipeline.stages.freezing import apply_freeze_plan, frozen_names
+from pipeline.stages.freezing import apply_freeze_plan, check_held, frozen_names
 from shards.order.options import PlanOptions
 from shards.order.plan import Plan
 
@@ -48,6 +50,8 @@ class Normaliser:
     world_size: int
     maxima: Mapping[str, int] = field(default_factory=dict)
     """The largest of each of `MicroBatch.maxima`, over all micro-batches and ranks."""
+    step: int = 0
+    """Optimizer steps before this one."""
 
     def scale(self, loss_sum: torch.Tensor) -> torch.Tensor:
         """Local sum -> this micro-batch's part of the global mean, given that gradients are averaged over ranks."""
@@ -66,6 +70,8 @@ class ExportPlan:
     """Full names of frozen parameters, read from where the recipe loaded them."""
     sources: Digests = field(default_factory=dict)
     """The weight files they were loaded from, as they were when the run started."""
+    adapters: list[dict[str, Any]] = field(default_factory=list)
+    """`pipeline.models.lora.described`, by full names."""
     initial: Digests = field(default_factory=dict)
     """The files of `model.init_from` that the run started with."""
 
@@ -93,7 +99,7 @@ class Stage(abc.ABC, Generic[Batch]):
         module: what the engine trains, complete; the engine keeps this object. It is frozen as planned.
 
     Raises:
-        RecipeError: the freeze plan leaves nothing to train.
+        RecipeError: the freeze plan leaves nothing to train, or does not fit the model.
     """
 
     name: ClassVar[str]
@@ -109,8 +115,10 @@ class Stage(abc.ABC, Generic[Batch]):
         self.recipe, self.device = context.recipe, context.device
         self.started_from = self._warm_start()
         """Part -> folder, of `model.init_from`, whose weights this process has loaded."""
-        self.trainable = apply_freeze_plan(module, self.freeze_plan())
+        parts = self.recipe.train.parts
+        self.trainable = apply_freeze_plan(module, self.freeze_plan(), parts, unreached(self.recipe))
         """Names of the parameters that train."""
+        check_held(module, parts, source_prefixes(self.recipe.model))
         self._folders = source_folders(self.recipe.model, frozen_names(module)) if context.rank == 0 else {}
         self._sources = SourceDigests(self._folders)
         others = {part: folder for part, folder in self.started_from.items() if part not in self._folders}
@@ -131,7 +139,13 @@ class Stage(abc.ABC, Generic[Batch]):
     @classmethod
     def plan(cls, recipe: Recipe, sources: list[SourceConfig], train: bool) -> Plan:
         """The order of the given sources."""
-        return open_plan(recipe.data, sources, cls.plan_options(recipe, train))
+        return open_plan(recipe.data, sources, cls.plan_options(recipe, train), columns=cls.text_columns(recipe, train))
+
+    @classmethod
+    def text_columns(cls, recipe: Recipe, train: bool) -> tuple[str, ...]:
+        """The text columns that every source must have (`shards.format.text_columns`): `plan.samples.texts` gives
+        their texts, and a change of their content is a change of the data."""
+        return ()
 
     @classmethod
     def plans(cls, recipe: Recipe) -> Plans:
@@ -156,8 +170,11 @@ class Stage(abc.ABC, Generic[Batch]):
 
     # -- data ------------------------------------------------------------------------------------------------------
     @abc.abstractmethod
-    def fetch(self) -> Callable[..., Any]:
-        """Picklable ``fetch(reader, item)`` run in loader workers: item -> list of raw samples."""
+    def fetch(self, train: bool) -> Callable[..., Any]:
+        """Picklable ``fetch(reader, item)`` run in loader workers: item -> list of raw samples.
+
+        ``train``: whether for training, which may change samples, or for held-out data.
+        """
 
     @abc.abstractmethod
     def collate(self) -> Callable[[list[list[Any]]], Batch]:
@@ -184,7 +201,7 @@ class Stage(abc.ABC, Generic[Batch]):
             EvaluationStopped: on all ranks before the same batch.
         """
         plan = self.plan(self.recipe, sources, train=False)
-        loader = held_out_loader(self.context, plan, self.fetch(), collate, max_samples)
+        loader = held_out_loader(self.context, plan, self.fetch(train=False), collate, max_samples)
         for batch, samples in loader.padded():
             if dist.any_rank(stop_requested()):
                 raise EvaluationStopped
@@ -224,11 +241,11 @@ class Stage(abc.ABC, Generic[Batch]):
 
     def export_plan(self, prefix: str, tied: list[str]) -> ExportPlan:
         """Which parameters are exported, and where those come from that the checkpoint leaves out."""
-        resumed, sources = self.context.resumed, self._sources.get()
+        resumed, sources, adapters = self.context.resumed, self._sources.get(), described(adapted_layers(self.module))
         initial = {part: files for part, files in sources.items() if part in self.started_from} | self._initial.get()
         if resumed is not None:
             initial = resumed.get("initial", {})
-        return ExportPlan(prefix, tied, frozen_names(self.module), sources, initial)
+        return ExportPlan(prefix, tied, frozen_names(self.module), sources, adapters, initial)
 
     def changed_source(self, recorded: Digests) -> str:
         """The first file of frozen parts that is not what an earlier start of the run loaded; empty if there is none.

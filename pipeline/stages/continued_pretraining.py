@@ -23,7 +23,7 @@ from pipeline.models.chunked_mlp import chunk_mlps
 from pipeline.models.language import load_language, pad_id
 from pipeline.models.offload import offload_layer_inputs
 from pipeline.models.packed_lm import PackedCausalLm
-from pipeline.models.pretrained import check_positions
+from pipeline.models.pretrained import ADAPTER_FOLDER, check_positions
 from pipeline.models.recompute import checkpoint_gradients, share_of
 from pipeline.stages.base import ExportCard, ExportPlan, LossParts, Normaliser, SummedStage
 from pipeline.stages.batches import PackCollate, PackedBatch, fetch_pack
@@ -51,6 +51,7 @@ class ContinuedPretraining(SummedStage[PackedBatch]):
         super().__init__(context, module)
         self.tokenizer = tokenizer
         self.matmul_parameters = module.matmul_parameters()
+        self.trained_matmul_parameters = module.matmul_parameters(trained=True)
 
     @classmethod
     def plan_options(cls, recipe: Recipe, train: bool) -> PlanOptions:
@@ -84,12 +85,16 @@ class ContinuedPretraining(SummedStage[PackedBatch]):
         if options.offload_activations:
             offload_layer_inputs(llm)
         check_tokenizer(plans.all(), tokenizer)
-        return cls(context, PackedCausalLm(llm, options.loss_chunk_tokens, fused.loss), tokenizer)
+        stage = cls(context, PackedCausalLm(llm, options.loss_chunk_tokens, fused.loss), tokenizer)
+        if options.offload_activations and not llm.get_input_embeddings().weight.requires_grad:
+            llm.enable_input_require_grads()  # layers that recompute from host memory get gradients through their input
+        return stage
 
     def freeze_plan(self) -> dict[str, bool]:
         return {"llm": True}
 
-    def fetch(self) -> Callable[..., Any]:
+    def fetch(self, train: bool) -> Callable[..., Any]:
+        del train  # documents are read as they are
         return fetch_pack
 
     def collate(self) -> PackCollate | SliceCollate:
@@ -143,10 +148,10 @@ class ContinuedPretraining(SummedStage[PackedBatch]):
         return dist.all_reduce_sum(sums).cpu()
 
     def flops_per_step(self, batches: list[PackedBatch]) -> float:
-        """6 N per token plus causal attention over each document, 12 L d T_eff / 2 per token (arXiv 2204.02311, B);
-        ranks that share a sequence share its work."""
+        """6 N per token (4 N of frozen weights, which need no gradient of their own) plus causal attention over each
+        document, 12 L d T_eff / 2 per token (arXiv 2204.02311, B); ranks that share a sequence share its work."""
         config = self.module.llm.config
-        matmul = 6 * self.matmul_parameters
+        matmul = 4 * self.matmul_parameters + 2 * self.trained_matmul_parameters
         total = 0.0
         for batch in batches:
             lengths = batch["document_lengths"].double()
@@ -173,6 +178,10 @@ class ContinuedPretraining(SummedStage[PackedBatch]):
     @classmethod
     def exported(cls, folder: Path, probe: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        if (folder / ADAPTER_FOLDER).is_dir():
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, folder / ADAPTER_FOLDER)
         return {"logits": model(input_ids=probe["input_ids"], use_cache=False).logits}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +10,13 @@ import torch
 
 from pipeline.config.schema import DataConfig, Recipe, SourceConfig
 from pipeline.dist import SequenceGroup
+from pipeline.errors import RecipeError
 from shards.format.index import ShardSet
 from shards.format.opening import open_shards
 from shards.load.loader import EvalLoader
 from shards.order.options import PlanOptions, Source
 from shards.order.plan import CountTokens, Plan
+from shards.schema import UNLABELLED
 from shards.storage.access import Remote
 
 
@@ -60,9 +62,9 @@ class Plans:
         return [self.train, *self.held_out]
 
 
-def open_set(data: DataConfig, location: str) -> ShardSet:
-    """A shard set of the recipe, local or in an object store."""
-    return open_shards(location, data.cache_dir, data.storage_options)
+def open_set(data: DataConfig, location: str, columns: Sequence[str] = ()) -> ShardSet:
+    """A shard set of the recipe, local or in an object store, with the named text columns."""
+    return open_shards(location, data.cache_dir, data.storage_options, columns)
 
 
 def remote(data: DataConfig) -> Remote:
@@ -71,10 +73,28 @@ def remote(data: DataConfig) -> Remote:
 
 
 def open_plan(
-    data: DataConfig, sources: list[SourceConfig], options: PlanOptions, count: CountTokens | None = None
+    data: DataConfig,
+    sources: list[SourceConfig],
+    options: PlanOptions,
+    count: CountTokens | None = None,
+    columns: Sequence[str] = (),
 ) -> Plan:
-    """The order of the given sources; ``count`` as in `Plan`."""
-    return Plan([Source(open_set(data, s.shards), s.split, s.corpus, s.weight) for s in sources], options, count)
+    """The order of the given sources; ``count`` as in `Plan`, ``columns`` as in `Source`. Raises RecipeError for clips
+    without texts."""
+    read = tuple(dict.fromkeys(columns))
+    opened = [
+        Source(
+            open_set(data, s.shards, (*read, *([s.text] if s.text else []))), s.split, s.corpus, s.weight, read, s.text
+        )
+        for s in sources
+    ]
+    for source in opened:
+        if not source.text and source.shard_set.manifest.options.get(UNLABELLED):
+            raise RecipeError(
+                f"{source.shard_set.dir} was built without needing texts; say which text column to learn, such as"
+                " text: pseudo_label, made by `slt pseudo-label`."
+            )
+    return Plan(opened, options, count)
 
 
 def held_out_loader(

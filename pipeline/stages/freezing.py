@@ -2,28 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from pipeline.config.parts_schema import PartConfig, part_of
 from pipeline.errors import RecipeError
+from pipeline.models.parts import apply_parts
 
 
-def apply_freeze_plan(module: nn.Module, plan: dict[str, bool]) -> list[str]:
-    """Set requires_grad by part and return the names of the trainable parameters.
-
-    A parameter that is already frozen inside a trainable part (a frozen backbone) stays frozen.
+def apply_freeze_plan(
+    module: nn.Module,
+    plan: dict[str, bool],
+    parts: Mapping[str, PartConfig] | None = None,
+    unreached: Sequence[str] = (),
+) -> list[str]:
+    """`apply_parts`, and the names of the parameters that train.
 
     Raises:
-        RecipeError: nothing is left to train.
+        RecipeError: as there; nothing is left to train.
     """
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(plan[name.split(".")[0]] and parameter.requires_grad)
+    apply_parts(module, plan, parts or {}, unreached)
     trainable = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
     if not trainable:
         raise RecipeError(f"the freeze plan {plan} leaves no parameter to train")
     return trainable
+
+
+def check_held(module: nn.Module, parts: Mapping[str, PartConfig], sources: Sequence[str]) -> None:
+    """Refuse to freeze what no folder holds: checkpoints and exports would leave it out for good.
+
+    Args:
+        module: frozen as planned.
+        parts: what the recipe says of them; parts that a stage freezes by itself come from folders.
+        sources: beginnings of the names of parameters that come from a folder (`source_prefixes`).
+
+    Raises:
+        RecipeError: names the first of them.
+    """
+    for name in frozen_names(module):
+        path = part_of(name, parts)
+        if path and not name.startswith(tuple(sources)):
+            raise RecipeError(
+                f"train.parts.{path}.mode={parts[path].mode} leaves {name} as it is, but its weights are new and in no"
+                " folder, so no checkpoint and no export would hold them; train it, or load it from a folder"
+            )
 
 
 def check_layers(module: nn.Module) -> None:

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from shards.build.engines import ENGINES, ShardToWrite
 from shards.build.layout import BuildOptions, ShardTask, Survey, build_identity, shard_tasks, survey_corpus
-from shards.build.prepare import EXCLUDED, PreparedVideo, Skip
+from shards.build.prepare import EXCLUDED, PreparedRows, PreparedVideo, Skip
 from shards.build.shard import Finished
 from shards.build.work import SKIPPED_NAME, Part, Sources, Work, disk_errors, open_work
 from shards.errors import DataError, OptionError
@@ -267,8 +267,10 @@ class _Counter:
     def samples(self, shard: str, results: list[Any]) -> None:
         skips = [result for result in results if isinstance(result, Skip)]
         videos = [result for result in results if isinstance(result, PreparedVideo)]
-        size = sum(len(video.payload) for video in videos)
+        arrays = [result for result in results if isinstance(result, PreparedRows)]
+        size = sum(len(video.payload) for video in videos) + sum(array.rows.nbytes for array in arrays)
         seconds = sum(video.info.duration_seconds for video in videos)
+        seconds += sum(len(array.rows) / array.rate for array in arrays)
         self._add(Finished(shard, len(results), skips, size, seconds))
 
     def shard(self, done: Finished) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from shards.build.prepare import PreparedVideo, Skip
-from shards.schema import IndexRow, Segment, VideoFile
+from shards.schema import IndexRow, RowsFile, Segment, VideoFile
 
 CUT_AT_END = "cut_at_end"
 REASONS = {
@@ -48,7 +48,7 @@ def tally(segment: Segment, prepared: PreparedVideo) -> collections.Counter[str]
         name = f"{_PREFIX}{prepared.why}"
         counts |= {name: 1, f"{name}/{_SOURCE}": prepared.source_bytes, f"{name}/{_STORED}": len(prepared.payload)}
     media = segment.media
-    if isinstance(media, VideoFile) and media.end_seconds is not None:
+    if isinstance(media, VideoFile | RowsFile) and media.end_seconds is not None:
         missing_seconds = media.end_seconds - (media.start_seconds or 0.0) - prepared.info.duration_seconds
         counts[CUT_AT_END] = int(missing_seconds * prepared.info.fps > _FRAMES_OF_DOUBT)
     return +counts

@@ -18,6 +18,8 @@ import numpy as np
 
 from shards.errors import DataError
 from shards.media.frame_folder import MissingFrames, is_frame
+from shards.media.margin import margin_frames
+from shards.media.rows import RowsForm
 from shards.media.source import OutsideVideo, no_file
 from shards.media.video import (
     VideoInfo,
@@ -28,7 +30,7 @@ from shards.media.video import (
     transcode_pieces,
 )
 from shards.names import located
-from shards.schema import FrameFolder, Segment, VideoFile
+from shards.schema import FrameFolder, Media, RowsFile, Segment, VideoFile
 from shards.text import load_tokenizer, tokenise
 
 logger = logging.getLogger(__name__)
@@ -61,36 +63,54 @@ class Skip:
 class PreparedVideo:
     payload: bytes
     info: VideoInfo
+    """Of the clip, without its margins."""
     why: str = ""
     """Why a whole file was encoded, a key of ``build.encoded.REASONS``; empty for other media and unchanged files."""
     source_bytes: int = 0
     """Size of that file."""
+    margin_frames: int = 0
+    """Stored before the clip, and as many after it."""
 
 
-def has_media(media: VideoFile | FrameFolder) -> bool:
+@dataclass(frozen=True, slots=True)
+class PreparedRows:
+    """Frame features or keypoints of a segment."""
+
+    rows: np.ndarray
+    """float16 [T, W]."""
+    rate: float
+    """Rows per second."""
+
+
+def has_media(media: Media) -> bool:
     """Whether the file exists, in any spelling of its name, or the folder holds at least one frame."""
     media = located(media)
+    if isinstance(media, RowsFile):
+        return media.path.exists()
     if isinstance(media, VideoFile):
         return media.path.is_file()
     return media.path.is_dir() and any(map(is_frame, media.path.glob(media.pattern)))
 
 
-def prepare_videos(segments: Sequence[Segment], options: VideoOptions) -> list[PreparedVideo | Skip]:
+def prepare_videos(
+    segments: Sequence[Segment], options: VideoOptions, margin_seconds: float = 0.0
+) -> list[PreparedVideo | Skip]:
     """Transcode one segment, or several pieces of one file in order of their starts.
 
-    Unusable media becomes a Skip with its reason.
+    Unusable media becomes a Skip with its reason. ``margin_seconds``: stored around each segment, which has times.
     """
     media = [segment.media if segment.media is None else located(segment.media) for segment in segments]
     pieces = [item for item in media if isinstance(item, VideoFile)]
-    if len(pieces) < len(media) or len(media) == 1 or not has_media(pieces[0]):
+    alone = len(pieces) < len(media) or (len(media) == 1 and not margin_seconds)
+    if alone or not has_media(pieces[0]):
         return [prepare_video(segment, options) for segment in segments]
-    results = transcode_pieces(pieces, options)
-    return [_prepared(segment, result) for segment, result in zip(segments, results, strict=True)]
+    results = transcode_pieces(pieces, options, margin_seconds)
+    return [_prepared(segment, result, margin_seconds) for segment, result in zip(segments, results, strict=True)]
 
 
 def prepare_video(segment: Segment, options: VideoOptions) -> PreparedVideo | Skip:
     """Transcode one segment; unusable media becomes a Skip with its reason."""
-    assert segment.media is not None
+    assert segment.media is not None and not isinstance(segment.media, RowsFile)
     media = located(segment.media)
     if not has_media(media):
         return Skip(segment.id, segment.split, "missing_media", _absent(media), segment.origin)
@@ -106,19 +126,40 @@ def prepare_video(segment: Segment, options: VideoOptions) -> PreparedVideo | Sk
         return _prepared(segment, error)
 
 
-def _absent(media: VideoFile | FrameFolder) -> str:
+def _absent(media: Media) -> str:
     path = media.path
     if isinstance(media, FrameFolder) and path.is_dir():
         return f"{path} holds no image that matches {media.pattern}"
     return f"{path} {no_file(path) or 'is a file, not a folder of images'}"
 
 
-def _prepared(segment: Segment, result: bytes | DataError) -> PreparedVideo | Skip:
+def _prepared(segment: Segment, result: bytes | DataError, margin_seconds: float = 0.0) -> PreparedVideo | Skip:
     if isinstance(result, bytes):
-        return PreparedVideo(result, probe(result))
+        info = probe(result)
+        margin = margin_frames(margin_seconds, info.fps)
+        frames = info.frames - 2 * margin
+        clip = replace(info, frames=frames, duration_seconds=frames / info.fps) if margin else info
+        return PreparedVideo(result, clip, margin_frames=margin)
     reason = "missing_frames" if isinstance(result, MissingFrames) else "unreadable_media"
     reason = "outside_video" if isinstance(result, OutsideVideo) else reason
     return Skip(segment.id, segment.split, reason, f"{result.where}: {result.what}", segment.origin)
+
+
+def prepare_rows(segments: Sequence[Segment], form: RowsForm) -> list[PreparedRows | Skip]:
+    """Read the files of segments; unusable ones become a Skip with its reason."""
+    return [_prepare_rows(segment, form) for segment in segments]
+
+
+def _prepare_rows(segment: Segment, form: RowsForm) -> PreparedRows | Skip:
+    assert isinstance(segment.media, RowsFile)
+    media = located(segment.media)
+    if not media.path.exists():
+        return Skip(segment.id, segment.split, "missing_media", f"{media.path} does not exist", segment.origin)
+    try:
+        return PreparedRows(form.read(media), form.rate)
+    except DataError as error:
+        detail = f"{error.where}: {error.what}"
+        return Skip(segment.id, segment.split, "unreadable_media", detail, segment.origin)
 
 
 def prepare_documents(segments: Sequence[Segment], tokenizer: str) -> list[np.ndarray]:

@@ -25,7 +25,7 @@ from shards.build.prepare import has_media
 from shards.corpora.media_files import NO_MEDIA
 from shards.filter.shared_texts import TRAIN, folded_hash, shared
 from shards.format.index import read_index, read_manifest
-from shards.schema import Corpus, Segment, VideoFile
+from shards.schema import Corpus, RowsFile, Segment, VideoFile
 
 MISSING_FILES_NAME, MISSING_SEGMENTS_NAME = "missing.txt", "missing.jsonl"
 _REPORT_EVERY = 1000
@@ -242,7 +242,7 @@ def _cell(value: Any) -> str:
 
 def _annotated_seconds(segment: Segment) -> float | None:
     media = segment.media
-    if isinstance(media, VideoFile) and media.end_seconds is not None:
+    if isinstance(media, VideoFile | RowsFile) and media.end_seconds is not None:
         return media.end_seconds - (media.start_seconds or 0.0)
     return None
 

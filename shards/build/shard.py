@@ -13,9 +13,9 @@ import numpy as np
 
 from shards.build.encoded import Stored, tally
 from shards.build.layout import BuildOptions, ShardTask, work_units
-from shards.build.prepare import PreparedVideo, Skip, prepare_documents, prepare_videos
+from shards.build.prepare import PreparedRows, PreparedVideo, Skip, prepare_documents, prepare_rows, prepare_videos
 from shards.build.work import Work, part_record
-from shards.format.writer import TarWriter, add_documents, add_video
+from shards.format.writer import TarWriter, add_documents, add_rows, add_video
 from shards.schema import IndexRow, Kind, Segment
 from shards.text import load_tokenizer, tokenise
 
@@ -36,7 +36,10 @@ class Finished:
 def preparer(options: BuildOptions, kind: Kind) -> Callable[[list[Segment]], list[Any]]:
     """The function that prepares one unit of segments; picklable."""
     if kind == "video":
-        return functools.partial(prepare_videos, options=options.video)
+        return functools.partial(prepare_videos, options=options.video, margin_seconds=options.margin_seconds)
+    if kind == "features":
+        assert options.rows is not None  # `build_identity` has needed it
+        return functools.partial(prepare_rows, form=options.rows)
     return functools.partial(prepare_documents, tokenizer=options.tokenizer)
 
 
@@ -52,7 +55,7 @@ def write_shard(work: Work, task: ShardTask, sources: str, results: Iterator[Any
 
     Args:
         sources: state of the media before they were read (``Sources.digest``).
-        results: PreparedVideo or Skip per segment, or token ids.
+        results: PreparedVideo, PreparedRows or Skip per segment, or token ids.
     """
     video = bool(task.segments) and task.segments[0].media is not None
     with work.scratch() as folder:
@@ -70,15 +73,17 @@ def finished(task: ShardTask, rows: list[IndexRow], skips: list[Skip], size: int
 
 
 def _store_videos(
-    tar: TarWriter, task: ShardTask, results: Iterator[PreparedVideo | Skip], options: BuildOptions
+    tar: TarWriter, task: ShardTask, results: Iterator[PreparedVideo | PreparedRows | Skip], options: BuildOptions
 ) -> Stored:
     stored = Stored([], [], collections.Counter())
     tokens = _text_tokens(task.segments, options.tokenizer)
     for segment, number, result in zip(task.segments, tokens, results, strict=True):
         if isinstance(result, Skip):
             stored.skips.append(result)
+        elif isinstance(result, PreparedRows):
+            stored.rows.append(add_rows(tar, segment, result.rows, result.rate, number))
         else:
-            stored.rows.append(add_video(tar, segment, result.payload, result.info, number))
+            stored.rows.append(add_video(tar, segment, result.payload, result.info, number, result.margin_frames))
             stored.tallies.update(tally(segment, result))
     return stored
 

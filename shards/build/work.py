@@ -29,7 +29,7 @@ from shards.build.layout import ShardTask
 from shards.errors import DataError, OptionError
 from shards.format.index import INDEX_NAME, MANIFEST_NAME, read_manifest, write_index
 from shards.format.writer import TarWriter
-from shards.schema import FrameFolder, IndexRow, Manifest, VideoFile
+from shards.schema import FrameFolder, IndexRow, Manifest, Media
 from shards.storage.store import Folder, is_remote, open_folder
 
 SKIPPED_NAME = "skipped.jsonl"
@@ -83,7 +83,7 @@ class Sources:
         states = [self._state(segment.media) for segment in task.segments if segment.media is not None]
         return hashlib.sha256(json.dumps(states).encode()).hexdigest()
 
-    def _state(self, media: VideoFile | FrameFolder) -> list[Any]:
+    def _state(self, media: Media) -> list[Any]:
         key = media.path, media.pattern if isinstance(media, FrameFolder) else ""
         if key not in self._seen:
             if isinstance(media, FrameFolder):

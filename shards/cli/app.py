@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shards.cli import build, texts, tools
+from shards.cli import build, synth, texts, tools
 from shards.cli.build import source_corpus
 from shards.cli.common import CORPUS_OPTIONS, Filters, Json, app, data_errors, extra_options, print_notes
 from shards.cli.progress import progress
@@ -18,7 +18,7 @@ from shards.errors import DataError
 from shards.wording import listed
 
 _WIDTH = 72
-__all__ = ["app", "build", "texts", "tools"]  # importing a module of verbs registers them on `app`
+__all__ = ["app", "build", "synth", "texts", "tools"]  # importing a module of verbs registers them on `app`
 
 
 @app.command(context_settings=CORPUS_OPTIONS, epilog="Example: slt shards corpora phoenix14t --root phoenix-v3")

@@ -28,6 +28,7 @@ from shards.wording import listed
 
 if TYPE_CHECKING:
     from shards.build.build import BuildOptions, BuildProgress, BuildRun
+    from shards.media.rows import RowsForm
     from shards.schema import Corpus, Manifest
 
 REPORT_NAME = "report.json"
@@ -40,6 +41,12 @@ class BuildSettings:
     storage: Annotated[list[str], typer.Option("--store", help="how samples are stored: short_side=224")] = field(
         default_factory=list
     )
+    rows: Annotated[
+        str | None, typer.Option(help="files of features or keypoints instead of videos: feats/{split}/{id}.npy")
+    ] = None
+    rows_form: Annotated[
+        list[str], typer.Option("--rows-are", help="what they are: kind=i3d, or layout=openpose; see docs/inputs.md")
+    ] = field(default_factory=list)
     filters: Filters = field(default_factory=list)
     tokenizer: Annotated[str, typer.Option(help="tokenizer folder: needed for text, counts tokens of video texts")] = ""
     max_skipped_fraction: Annotated[
@@ -77,6 +84,10 @@ def build(
     from shards.build import build as builds
 
     source = source_corpus(corpus, extra_options(context.args), settings.filters)
+    if settings.rows is not None:
+        from shards.corpora.placed import Placed
+
+        source = Placed(source, settings.rows)
     options = build_options(settings)
     run = builds.BuildRun(
         settings.workers or (cores() if settings.engine == "local" else 0), cast(Any, settings.engine), settings.scratch
@@ -111,7 +122,7 @@ def source_corpus(name: str, options: dict[str, str], filters: list[str]) -> Cor
     from shards.filter.options import FilterOptions
 
     hints = typing.get_type_hints(FilterOptions)
-    return cast("Corpus", filtered(corpus, FilterOptions(**_typed(filters, "--filter", hints))))
+    return cast("Corpus", filtered(corpus, FilterOptions(**typed_options(filters, "--filter", hints))))
 
 
 def build_options(settings: BuildSettings) -> BuildOptions:
@@ -122,16 +133,41 @@ def build_options(settings: BuildSettings) -> BuildOptions:
     from shards.media.video import VideoOptions
 
     video_hints, build_hints = typing.get_type_hints(VideoOptions), typing.get_type_hints(BuildOptions)
-    own = {"video", "tokenizer", "max_skipped_fraction"}
+    own = {"video", "rows", "tokenizer", "max_skipped_fraction"}
     hints = {key: hint for key, hint in (build_hints | video_hints).items() if key not in own}
-    values = _typed(settings.storage, "--store", hints)
+    values = typed_options(settings.storage, "--store", hints)
     video = VideoOptions(**{key: value for key, value in values.items() if key in video_hints})
     rest = {key: value for key, value in values.items() if key not in video_hints}
     rest |= {"tokenizer": settings.tokenizer, "max_skipped_fraction": settings.max_skipped_fraction}
-    return BuildOptions(video=video, **rest)
+    return BuildOptions(video=video, rows=_rows_form(settings), **rest)
 
 
-def _typed(arguments: list[str], flag: str, hints: dict[str, Any]) -> dict[str, Any]:
+def _rows_form(settings: BuildSettings) -> RowsForm | None:
+    """FeatureFiles or PoseFiles from ``--rows-are`` pairs, which name their fields."""
+    import typing
+
+    from shards.media.poses import PoseFiles
+    from shards.media.rows import FeatureFiles
+
+    if (settings.rows is None) != (not settings.rows_form):
+        raise OptionError(
+            "--rows and --rows-are belong together", where="build", fix="name the files, and what they hold"
+        )
+    if settings.rows is None:
+        return None
+    pose = any(pair.startswith("layout=") for pair in settings.rows_form)
+    form: Any = PoseFiles if pose else FeatureFiles
+    hints = typing.get_type_hints(form)
+    values = typed_options(settings.rows_form, "--rows-are", hints)
+    needed = ("layout", "rate") if pose else tuple(hints)
+    if missing := [name for name in needed if name not in values]:
+        raise OptionError(
+            f"{', '.join(missing)} missing", where="--rows-are", fix=f"add --rows-are {missing[0]}=..., once per field"
+        )
+    return cast("RowsForm", form(**values))
+
+
+def typed_options(arguments: list[str], flag: str, hints: dict[str, Any]) -> dict[str, Any]:
     """``key=value`` options as their fields' types. Raises OptionError for an unknown, repeated or wrong one."""
     from shards.corpora import convert, nearest
 

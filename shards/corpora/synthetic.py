@@ -3,6 +3,7 @@
 ``generate`` writes a folder::
 
     videos/<id>.mp4      H.264 that the shard builder takes over as it is
+    poses/<id>.npy       with the option ``poses``: keypoints of every frame, float32 [frames, 30, 3], layout synthetic
     segments.jsonl       id, split, text, gloss, signer, frames, video, boundaries (first frame of each sign)
     text/train.jsonl     {"text", "gloss"}: sentences for language modelling, without any held-out sentence
     text/dev.jsonl       a held-out set of its own
@@ -25,7 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
 from shards.corpora import synthetic_grammar as grammar
+from shards.corpora.synthetic_joints import keypoints
 from shards.corpora.synthetic_render import RENDER_VERSION, SIGNERS, UNSEEN_SIGNER, encode, render
 from shards.errors import DataError
 from shards.schema import Segment, VideoFile
@@ -33,7 +37,8 @@ from shards.schema import Segment, VideoFile
 NAME = "synthetic"
 LANGUAGE, SIGN_LANGUAGE = "en", "xsl"
 
-OPTIONS_FILE, SEGMENTS_FILE, VIDEO_FOLDER, TEXT_FOLDER = "options.json", "segments.jsonl", "videos", "text"
+OPTIONS_FILE, SEGMENTS_FILE = "options.json", "segments.jsonl"
+VIDEO_FOLDER, TEXT_FOLDER, POSE_FOLDER = "videos", "text", "poses"
 UNFINISHED_FILE = "options.json.unfinished"
 """Written first and renamed to OPTIONS_FILE at the end."""
 MAX_DISTINCT_SENTENCES = 100_000
@@ -61,6 +66,8 @@ class SyntheticOptions:
     """Frame width and height in pixels."""
     fps: float = 12.5
     crf: int = 18
+    poses: bool = False
+    """Write the keypoints of every frame, too."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -81,7 +88,8 @@ class SyntheticOptions:
             raise DataError("; ".join(problems), where="SyntheticOptions", fix="change these options")
 
     def to_dict(self) -> dict[str, object]:
-        return {"render_version": RENDER_VERSION, **dataclasses.asdict(self)}
+        options = {"render_version": RENDER_VERSION, **dataclasses.asdict(self)}
+        return {name: value for name, value in options.items() if name != "poses" or value}  # older corpora lack it
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +182,8 @@ def _start(root: Path, options: SyntheticOptions) -> None:
     (root / UNFINISHED_FILE).write_text(json.dumps(options.to_dict(), indent=2) + "\n", encoding="utf-8")
     for leftover in (*root.glob(f"{VIDEO_FOLDER}/*.mp4"), *root.glob(f"{TEXT_FOLDER}/*.jsonl"), root / SEGMENTS_FILE):
         leftover.unlink(missing_ok=True)
-    (root / VIDEO_FOLDER).mkdir(exist_ok=True)
-    (root / TEXT_FOLDER).mkdir(exist_ok=True)
+    for folder in (VIDEO_FOLDER, TEXT_FOLDER, *([POSE_FOLDER] if options.poses else [])):
+        (root / folder).mkdir(exist_ok=True)
 
 
 def _draw_sentences(options: SyntheticOptions) -> tuple[list[_Video], dict[str, list[_Sentence]]]:
@@ -240,10 +248,12 @@ def _make_some(task: tuple[Path, SyntheticOptions, Sequence[_Video]]) -> list[di
     for video in videos:
         signer = UNSEEN_SIGNER if video.signer < 0 else SIGNERS[video.signer]
         rng = random.Random(f"{options.seed}/{video.id}")
-        frames, count, boundaries = render(video.sentence.glosses, signer, options.size, options.fps, rng)
+        signed = render(video.sentence.glosses, signer, options.size, options.fps, rng)
         file = f"{VIDEO_FOLDER}/{video.id}.mp4"
-        (root / file).write_bytes(encode(frames, options.size, options.fps, options.crf))
-        facts = {"signer": signer.name, "frames": count, "video": file, "boundaries": boundaries}
+        (root / file).write_bytes(encode(signed.frames(), options.size, options.fps, options.crf))
+        if options.poses:
+            np.save(root / POSE_FOLDER / f"{video.id}.npy", keypoints(signed))
+        facts = {"signer": signer.name, "frames": len(signed.poses), "video": file, "boundaries": signed.starts}
         rows.append({"id": video.id, "split": video.split, **video.sentence.row(), **facts})
     return rows
 

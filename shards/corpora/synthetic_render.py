@@ -239,24 +239,34 @@ def _shade(colour: Colour, factor: float) -> Colour:
     return red, green, blue
 
 
+def arm(hand: Point, side: int) -> tuple[Point, Point]:
+    """Shoulder and elbow of an arm; ``side`` is -1 for the signer's right one, 1 for the left one."""
+    shoulder = (0.18 * side, 0.5)
+    # Bones are foreshortened in depth: a near hand means a bent arm, a far one a straight arm, without a jump.
+    bend = max(0.0, 1 - math.dist(shoulder, hand) / 0.5)
+    elbow = ((shoulder[0] + hand[0]) / 2 + 0.13 * side * bend, (shoulder[1] + hand[1]) / 2 + 0.17 * bend)
+    return shoulder, elbow
+
+
 class Stage:
     """One signer in front of one camera: draws poses as frames of `size` x `size` RGB pixels."""
 
     def __init__(self, signer: Signer, size: int, rng: random.Random) -> None:
         self.size, self._canvas = size, 2 * size
-        self._scale = signer.scale * math.exp(rng.gauss(0, 0.02)) * self._canvas
+        self.scale = signer.scale * math.exp(rng.gauss(0, 0.02)) * self._canvas
         self._x = (0.5 + rng.gauss(0, 0.015)) * self._canvas
-        self._y = 0.5 * self._canvas + rng.gauss(0, 0.012) * self._canvas - 0.5 * self._scale
+        self._y = 0.5 * self._canvas + rng.gauss(0, 0.012) * self._canvas - 0.5 * self.scale
         light = math.exp(rng.gauss(0, 0.04))
         self._skin, self._hair = _shade(signer.skin, light), _shade(signer.hair, light)
         self._clothes = _shade(_mix(signer.clothes, CLOTHES_VARIATION, rng), light)
         self._sleeve, self._dark = _shade(self._clothes, 0.8), _shade(self._skin, 0.32)
         self._hand = _shade(self._skin, 1.08)
-        self._hand_pixels = round(HAND_LENGTH * signer.hand_scale * self._scale)
+        self.hand_pixels = round(HAND_LENGTH * signer.hand_scale * self.scale)
         self._base = self._draw_base(_shade(_mix(signer.background, WALL_VARIATION, rng), light))
 
-    def _at(self, point: Point) -> Point:
-        return self._x + point[0] * self._scale, self._y + point[1] * self._scale
+    def at(self, point: Point) -> Point:
+        """Pixels on the canvas, which is twice as large as a frame."""
+        return self._x + point[0] * self.scale, self._y + point[1] * self.scale
 
     def _draw_base(self, background: Colour) -> Image.Image:
         """Wall, neck and torso: what does not move."""
@@ -265,9 +275,9 @@ class Stage:
         rows = np.broadcast_to(top + (bottom - top) * share, (self._canvas, self._canvas, 3))
         image = Image.fromarray(rows.clip(0, 255).astype(np.uint8))
         draw = ImageDraw.Draw(image)
-        draw.rectangle((*self._at((-0.05, 0.32)), *self._at((0.05, 0.46))), fill=_shade(self._skin, 0.85))
+        draw.rectangle((*self.at((-0.05, 0.32)), *self.at((0.05, 0.46))), fill=_shade(self._skin, 0.85))
         torso = [(-0.06, 0.42), (0.06, 0.42), (0.2, 0.47), (0.19, 1.2), (-0.19, 1.2), (-0.2, 0.47)]
-        draw.polygon([self._at(point) for point in torso], fill=self._clothes)
+        draw.polygon([self.at(point) for point in torso], fill=self._clothes)
         return image
 
     def frame(self, pose: Pose) -> np.ndarray:
@@ -283,7 +293,7 @@ class Stage:
 
     def _draw_head(self, draw: ImageDraw.ImageDraw, shift: float) -> None:
         def oval(x: float, y: float, radius_x: float, radius_y: float, fill: Colour) -> None:
-            draw.ellipse(_box(*self._at((x, y)), radius_x * self._scale, radius_y * self._scale), fill=fill)
+            draw.ellipse(_box(*self.at((x, y)), radius_x * self.scale, radius_y * self.scale), fill=fill)
 
         oval(0.5 * shift, 0.205, 0.115, 0.135, self._hair)
         oval(shift, 0.235, 0.098, 0.122, self._skin)
@@ -293,31 +303,38 @@ class Stage:
 
     def _draw_arm(self, draw: ImageDraw.ImageDraw, hand: Point, side: int) -> None:
         """Sleeve from shoulder over elbow to hand; the elbow points outwards and down."""
-        shoulder = (0.18 * side, 0.5)
-        # Bones are foreshortened in depth: a near hand means a bent arm, a far one a straight arm, without a jump.
-        bend = max(0.0, 1 - math.dist(shoulder, hand) / 0.5)
-        elbow = ((shoulder[0] + hand[0]) / 2 + 0.13 * side * bend, (shoulder[1] + hand[1]) / 2 + 0.17 * bend)
-        joints = [self._at(point) for point in (shoulder, elbow, hand)]
+        joints = [self.at(point) for point in (*arm(hand, side), hand)]
         for colour, width in ((_shade(self._sleeve, 0.55), 0.098), (self._sleeve, 0.072)):
-            draw.line(joints, fill=colour, width=round(width * self._scale))
+            draw.line(joints, fill=colour, width=round(width * self.scale))
             for joint in joints:
-                draw.ellipse(_box(*joint, width * self._scale / 2), fill=colour)
+                draw.ellipse(_box(*joint, width * self.scale / 2), fill=colour)
 
     def _draw_hand(self, image: Image.Image, at: Point, shape: str, rotation: int, mirrored: bool) -> None:
-        outlined, plain = _hand_masks(shape, rotation, self._hand_pixels, mirrored)
-        x, y = self._at(at)
+        outlined, plain = _hand_masks(shape, rotation, self.hand_pixels, mirrored)
+        x, y = self.at(at)
         corner = (round(x - outlined.width / 2), round(y - outlined.height / 2))
         image.paste(self._dark, corner, outlined)
         image.paste(self._hand, corner, plain)
 
 
-def render(
-    glosses: Sequence[str], signer: Signer, size: int, fps: float, rng: random.Random
-) -> tuple[Iterator[np.ndarray], int, list[int]]:
-    """A signed sentence: its frames (uint8 [size, size, 3] each), how many there are, where each sign starts."""
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """A signed sentence."""
+
+    stage: Stage
+    poses: list[Pose]
+    starts: list[int]
+    """The frame where each sign starts."""
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """uint8 [size, size, 3] each."""
+        return (self.stage.frame(pose) for pose in self.poses)
+
+
+def render(glosses: Sequence[str], signer: Signer, size: int, fps: float, rng: random.Random) -> Rendering:
+    """A signed sentence, drawn when its frames are asked for."""
     poses, starts = sentence_poses(glosses, signer, fps, rng)
-    stage = Stage(signer, size, rng)
-    return (stage.frame(pose) for pose in poses), len(poses), starts
+    return Rendering(Stage(signer, size, rng), poses, starts)
 
 
 def encode(frames: Iterable[np.ndarray], size: int, fps: float, crf: int) -> bytes:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from shards.errors import DataError
 from shards.format.index import INDEX_NAME, MANIFEST_NAME, ShardSet, open_index, read_index
+from shards.format.text_columns import column_file
 from shards.storage.cache import mirror
 from shards.storage.store import Folder, is_remote
 
@@ -16,6 +17,7 @@ def open_shards(
     location: str | Path,
     cache_dir: str | Path | None = None,
     storage_options: Mapping[str, object] | None = None,
+    columns: Sequence[str] = (),
 ) -> ShardSet:
     """The shard set at a path or URL, its index shared by all processes of the host.
 
@@ -24,9 +26,10 @@ def open_shards(
         cache_dir: node-local folder for the index (and shards) of remote sets, and for mapped copies of large
             indices whose folder is read-only.
         storage_options: for the object store's fsspec file system.
+        columns: text columns that a mirror of a remote set shall hold, too (:mod:`shards.format.text_columns`).
 
     Raises:
-        DataError: no intact shard set, or a remote one without ``cache_dir``.
+        DataError: no intact shard set, a remote one without ``cache_dir``, or one that lacks a column.
     """
     if not is_remote(location):
         return open_index(Path(str(location).removeprefix("file://")), cache_dir)
@@ -36,7 +39,8 @@ def open_shards(
             where=str(location),
             fix="set data.cache_dir, or copy the set to a disk",
         )
-    return open_index(mirror(str(location), Path(cache_dir), storage_options), cache_dir)
+    files = [column_file(name) for name in columns]
+    return open_index(mirror(str(location), Path(cache_dir), storage_options, files), cache_dir)
 
 
 def open_set(folder: Folder) -> ShardSet:

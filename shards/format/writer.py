@@ -28,7 +28,7 @@ from isal.isal_zlib import crc32
 from shards.errors import DataError
 from shards.format.tar import BLOCK
 from shards.media.video import VideoInfo
-from shards.schema import ANNOTATION, IndexRow, Segment, text_hash
+from shards.schema import ANNOTATION, MARGIN_FRAMES, IndexRow, Segment, text_hash
 
 _KEY_CHARACTERS = 64
 _RECORD = tarfile.RECORDSIZE  # archives are padded to whole records, as tar itself does
@@ -230,14 +230,43 @@ def _canonical() -> json.JSONEncoder:
     return json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
-def add_video(tar: TarWriter, segment: Segment, payload: bytes, info: VideoInfo, tokens: int = 0) -> IndexRow:
-    """Append ``<key>.mp4`` and ``<key>.json`` and return the sample's index row; ``tokens`` are those of the text."""
+def add_video(
+    tar: TarWriter, segment: Segment, payload: bytes, info: VideoInfo, tokens: int = 0, margin_frames: int = 0
+) -> IndexRow:
+    """Append ``<key>.mp4`` and ``<key>.json`` and return the sample's index row.
+
+    Args:
+        info: of the clip, without margins.
+        tokens: of the text.
+        margin_frames: that the payload holds before the clip, and after it.
+    """
     key = shard_key(segment.id)
     stored = {"frames": info.frames, "fps": info.fps, "width": info.width, "height": info.height}
     stored["duration_seconds"] = info.frames / info.fps
     video = tar.add(f"{key}.mp4", payload)
-    meta = tar.add(f"{key}.json", dump_json({"id": segment.id, **_annotation(segment), **stored}))
+    margin = {MARGIN_FRAMES: margin_frames} if margin_frames else {}
+    meta = tar.add(f"{key}.json", dump_json({"id": segment.id, **_annotation(segment), **stored, **margin}))
     return _row(segment, tar.path.name, key, video, meta, tokens=tokens, **stored)
+
+
+def add_rows(tar: TarWriter, segment: Segment, rows_TW: np.ndarray, rate: float, tokens: int = 0) -> IndexRow:
+    """Append ``<key>.npy`` (float16 [T, W]) and ``<key>.json`` and return the index row, which addresses the numbers.
+
+    Args:
+        rate: rows per second.
+        tokens: those of the text.
+    """
+    key = shard_key(segment.id)
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(rows_TW), version=(1, 0), allow_pickle=False)
+    payload = buffer.getvalue()
+    header = len(payload) - rows_TW.nbytes
+    frames, width = rows_TW.shape
+    stored = {"frames": frames, "fps": rate, "duration_seconds": frames / rate, "width": width, "height": 1}
+    member = tar.add(f"{key}.npy", payload)
+    numbers = MemberLocation(member.offset + header, rows_TW.nbytes, crc32(payload[header:]))
+    meta = tar.add(f"{key}.json", dump_json({"id": segment.id, **_annotation(segment), **stored}))
+    return _row(segment, tar.path.name, key, numbers, meta, tokens=tokens, **stored)
 
 
 def add_documents(

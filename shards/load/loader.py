@@ -28,7 +28,7 @@ from shards.load.reader import Reader, SampleReader
 from shards.load.requests import LoaderOptions, Request, StepBatch, items_of
 from shards.load.substitute import BadSample, Fetch, fetch_item
 from shards.load.workers import Pickled, Workers, fork_server
-from shards.order.items import Items, joined
+from shards.order.items import Items, joined, without_showings
 from shards.order.plan import Cursor, Plan
 from shards.storage.access import Remote
 
@@ -96,7 +96,8 @@ class _BatchMaker:
                     bad += replaced
                 else:
                     raws.append(list(self.fetch(reader, item)))
-            return _Result(self.collate(raws), bad, elements=items.elements.tobytes())
+            read = without_showings(items.elements) if request.showings else items.elements
+            return _Result(self.collate(raws), bad, elements=read.tobytes())
         except DataError as error:
             return _Result(None, bad, error)
 
@@ -226,6 +227,7 @@ class StepLoader:
         self.bad_samples: dict[int, BadSample] = {}
         """Damaged samples this process has replaced so far, by sample number. How many are too many is decided by the
         trainer, for all ranks at the same step."""
+        self._draws = bool(getattr(fetch, "draws", False))
         reader = Reader(plan, options.verify, remote=options.remote)
         self._maker = _BatchMaker(reader, fetch, collate, substitute=True)
 
@@ -263,7 +265,7 @@ class StepLoader:
                 prefetcher.step(coming)
             for slot in range(self.options.accumulation_steps):
                 offset = self.options.slot_offset(slot)
-                yield Request.of(self._items(begin, slot), end, offset)
+                yield Request.of(self._items(begin, slot, self._draws), end, offset, self._draws)
 
     def _steps(self, begin: Cursor) -> Iterator[tuple[Cursor, Cursor]]:
         """Where each step begins and ends."""
@@ -272,10 +274,10 @@ class StepLoader:
             yield begin, end
             begin = end
 
-    def _items(self, begin: Cursor, slot: int) -> Items:
+    def _items(self, begin: Cursor, slot: int, showings: bool = False) -> Items:
         """This rank's items of an accumulation slot."""
         offset, count = self.options.slot_offset(slot), self.options.micro_batch
-        return self.plan.items(self.plan.advance(begin, offset), count)[0]
+        return self.plan.items(self.plan.advance(begin, offset), count, showings)[0]
 
     def _shards(self, begin: Cursor) -> Iterator[list[int]]:
         """The shards this rank reads in each step."""

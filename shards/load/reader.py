@@ -15,6 +15,8 @@ from shards.errors import DataError
 from shards.format.annotations import parse_annotation
 from shards.format.checksums import Joiner
 from shards.load.documents import Documents, Pack, Tokens, in_order
+from shards.media.margin import margin_frames
+from shards.media.square import USUAL, Placement
 from shards.media.video import decode
 from shards.order.items import ELEMENT, Elements, Items
 from shards.order.options import kept_frames
@@ -74,9 +76,34 @@ class SampleReader(ABC):
             frame_stride: keep every n-th stored frame, before the limit.
             size: side of the square image in pixels (short side resized, then centre crop); None = as stored.
         """
-        stored = int(self.plan.samples.columns["frames"][sample])
-        wanted = wanted_frames(stored, max_frames, frame_stride)
-        return decode(bytes(self.payload(sample)), stored, wanted, size, self.where(sample))
+        return self.decoded(sample, wanted_frames(self.stored_frames(sample), max_frames, frame_stride), size)
+
+    def decoded(
+        self, sample: int, wanted: Sequence[int] | None, size: int | None = None, placement: Placement = USUAL
+    ) -> NDArray[np.uint8]:
+        """Decoded frames [T, H, W, 3] RGB of a clip, chosen by number.
+
+        Args:
+            sample: number in the plan.
+            wanted: increasing numbers of the clip's frames; None = all. Where the set keeps margins, numbers below 0
+                and from ``stored_frames`` on are those of the margins.
+            size: as for ``frames``.
+            placement: with ``size``: which square of the frames.
+        """
+        stored, margin = self.stored_frames(sample), self.margin_frames(sample)
+        if margin:
+            wanted = [number + margin for number in (range(stored) if wanted is None else wanted)]
+        return decode(bytes(self.payload(sample)), stored + 2 * margin, wanted, size, self.where(sample), placement)
+
+    def margin_frames(self, sample: int) -> int:
+        """Frames that are stored before the clip, and as many after it."""
+        source, _ = self.plan.samples.place(sample)
+        seconds = self.plan.sources[source].shard_set.manifest.margin_seconds
+        return margin_frames(seconds, self.row(sample).fps) if seconds else 0
+
+    def stored_frames(self, sample: int) -> int:
+        """Frames of a clip, or rows of its features, as the index says."""
+        return int(self.plan.samples.columns["frames"][sample])
 
     def where(self, sample: int) -> str:
         """``shard:key (corpus/id)`` of a sample, for messages."""

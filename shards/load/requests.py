@@ -77,6 +77,8 @@ class Request(NamedTuple):
     step_end: Cursor
     first: int
     """Position of the first item in the step; spreads the substitutes of a step."""
+    showings: bool = False
+    """Whether the elements say how often their samples were shown before."""
 
     def after(self, number: int) -> Callable[[], Cursor]:
         """Where the search for what replaces a sample of an item begins; computed when it is called."""
@@ -84,13 +86,13 @@ class Request(NamedTuple):
         return lambda: Cursor(end.epoch, end.chunk, end.item + self.first + number)
 
     @classmethod
-    def of(cls, items: Items | Sequence[Elements], step_end: Cursor, first: int = 0) -> Request:
-        """The request for these items."""
+    def of(cls, items: Items | Sequence[Elements], step_end: Cursor, first: int = 0, showings: bool = False) -> Request:
+        """The request for these items; ``showings``: their elements are SHOWN_ELEMENTs."""
         joined = as_items(items)
-        return cls(joined.elements.tobytes(), joined.sizes().tolist(), step_end, first)
+        return cls(joined.elements.tobytes(), joined.sizes().tolist(), step_end, first, showings)
 
 
 def items_of(requests: Sequence[Request]) -> Items:
     """The items of all requests, one after another."""
     sizes = [size for request in requests for size in request.sizes]
-    return Items.of_bytes(b"".join([request.elements for request in requests]), sizes)
+    return Items.of_bytes(b"".join([request.elements for request in requests]), sizes, requests[0].showings)

@@ -14,12 +14,15 @@ import numpy as np
 
 from shards.errors import DataError
 from shards.load.reader import SampleReader
-from shards.order.items import Elements
+from shards.order.items import SHOWN_ELEMENT, Elements, Items
 from shards.order.plan import Cursor, Plan
 from shards.storage.store import StoreError
 
 Fetch = Callable[[SampleReader, Elements], list[Any]]
-"""``fetch(reader, item)``: one raw sample per element of the item, in order. Raises DataError for a damaged one."""
+"""``fetch(reader, item)``: one raw sample per element of the item, in order. Raises DataError for a damaged one.
+
+Where the fetch has an attribute ``draws`` that is true, training gives it SHOWN_ELEMENTs, for :mod:`shards.load.draws`.
+"""
 
 SEARCHED_ITEMS = 256
 
@@ -72,7 +75,9 @@ def fetch_item(
             raise
         except DataError as problem:
             sample = int(element["sample"][0])
-            samples, substitute = _substitute(reader, fetch, _room(reader.plan, item, number), after(), used)
+            shown = item.dtype == SHOWN_ELEMENT
+            following, _ = reader.plan.items(after(), SEARCHED_ITEMS, shown)
+            samples, substitute = _substitute(reader, fetch, _room(reader.plan, item, number), following, used)
             raws += samples
             used.add(substitute)
             row = reader.plan.samples.row(sample)
@@ -97,11 +102,12 @@ def _room(plan: Plan, item: Elements, number: int) -> int:
     return int(np.iinfo(np.int64).max)
 
 
-def _substitute(reader: SampleReader, fetch: Fetch, room: int, after: Cursor, used: set[int]) -> tuple[list[Any], int]:
-    following, _ = reader.plan.items(after, SEARCHED_ITEMS)
+def _substitute(
+    reader: SampleReader, fetch: Fetch, room: int, following: Items, used: set[int]
+) -> tuple[list[Any], int]:
     for item in following:
         for number in range(len(item)):
-            sample, _, length = item[number].item()
+            sample, _, length, *_ = item[number].item()
             if length > room or sample in used:
                 continue
             try:

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import av
 
@@ -58,15 +58,16 @@ class OutsideVideo(DataError):
 
 
 class OpenVideo:
-    """Open a path or bytes for strict single-threaded decoding: ``(container, stream, where)``; FFmpeg errors become
-    DataErrors."""
+    """Open a path, bytes or an open stream for strict single-threaded decoding: ``(container, stream, where)``; FFmpeg
+    errors become DataErrors."""
 
-    def __init__(self, source: Path | bytes, where: str) -> None:
+    def __init__(self, source: Path | bytes | BinaryIO, where: str) -> None:
         self.source, self.where = source, where
         self.container: Any = None
 
     def __enter__(self) -> tuple[Any, Any, str]:
-        source = io.BytesIO(self.source) if isinstance(self.source, bytes) else str(self.source)
+        source: Any = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source
+        source = str(source) if isinstance(source, Path) else source
         try:
             if isinstance(self.source, Path) and not self.source.stat().st_size:
                 raise DataError("the file is empty", where=self.where, fix=FIX_MEDIA)
@@ -320,6 +321,13 @@ class DecodingPass:
                 return 3600 * hours + 60 * minutes + seconds - self.origin
         alone = len(self.container.streams) == 1 and self.container.duration
         return self.container.duration / av.time_base if alone else None
+
+
+def clip_slots(media: VideoFile, rate: float, frame_seconds: float) -> int:
+    """Frames of a piece between two times at a constant rate, where the video has them all; at least 1."""
+    assert media.end_seconds is not None
+    seconds = media.end_seconds - (media.start_seconds or 0.0)
+    return max(1, math.floor(seconds * rate + min(_SLOT_EARLY, frame_seconds * rate / 2)))
 
 
 def constant_rate(timed: Iterator[Timed], rate: float, start: float, frame_seconds: float) -> Iterator[av.VideoFrame]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,11 +22,13 @@ from av.video.reformatter import VideoReformatter
 
 from shards.errors import DataError, OptionError
 from shards.media.frame_folder import folder_frames
-from shards.media.picture import Pictures, stored_size, tag_colours, upright
+from shards.media.margin import margin_frames, widened, with_margins
+from shards.media.picture import Pictures, stored_size, upright
 from shards.media.source import (
     FIX_MEDIA,
     DecodingPass,
     OpenVideo,
+    clip_slots,
     constant_rate,
     decoded,
     decoded_packets,
@@ -34,6 +36,7 @@ from shards.media.source import (
     no_file_error,
     packets,
 )
+from shards.media.square import USUAL, Placement, rgb
 from shards.schema import FrameFolder, VideoFile
 
 _FURTHER_BACK_SECONDS = 30.0
@@ -132,10 +135,14 @@ def transcode(media: VideoFile | FrameFolder, options: VideoOptions) -> bytes:
     return result
 
 
-def transcode_pieces(pieces: Sequence[VideoFile], options: VideoOptions) -> list[bytes | DataError]:
+def transcode_pieces(
+    pieces: Sequence[VideoFile], options: VideoOptions, margin_seconds: float = 0.0
+) -> list[bytes | DataError]:
     """Pieces of one file in order of their starts, encoded; stretches they share are decoded once.
 
     The bytes of a piece do not depend on the others. A piece that cannot be used is a DataError in its place.
+
+    ``margin_seconds``: stored before and after every piece (:mod:`shards.media.margin`).
     """
     path = pieces[0].path
     if no_file(path):
@@ -143,20 +150,25 @@ def transcode_pieces(pieces: Sequence[VideoFile], options: VideoOptions) -> list
     results: list[bytes | DataError] = []
     while len(results) < len(pieces):
         rest = pieces[len(results) :]
-        encoded = _transcode_pass(rest, options, back=0.0)
+        encoded = _transcode_pass(rest, options, 0.0, margin_seconds)
         if isinstance(encoded[-1], DataError):
             if len(encoded) > 1:
                 encoded.pop()  # the damage may lie between the pieces: try this one again alone
             elif rest[0].start_seconds:
                 # the key frame before the piece may be unusable, or the file's index poor: decode from further back
-                [again] = _transcode_pass(rest[:1], options, back=_FURTHER_BACK_SECONDS)
+                [again] = _transcode_pass(rest[:1], options, _FURTHER_BACK_SECONDS, margin_seconds)
                 encoded = encoded if isinstance(again, DataError) else [again]
         results += encoded
     return results
 
 
 def decode(
-    payload: bytes, frames: int, wanted: Sequence[int] | None = None, size: int | None = None, where: str = ""
+    payload: bytes,
+    frames: int,
+    wanted: Sequence[int] | None = None,
+    size: int | None = None,
+    where: str = "",
+    placement: Placement = USUAL,
 ) -> np.ndarray:
     """Decode a stored video to RGB.
 
@@ -166,6 +178,7 @@ def decode(
         wanted: increasing frame numbers to return; None = all.
         size: resize the short side to this many pixels (fast bilinear) and crop the centre square; None = stored size.
         where: shard and key for error messages.
+        placement: with ``size``: another square than the one at the centre, the same in all frames.
 
     Returns:
         uint8 [T, H, W, 3] with T = number of wanted frames.
@@ -183,7 +196,12 @@ def decode(
             raise _count_error(stream.frames, frames, where)
         early = stream.frames > 0 and order[-1] < frames - 1
         first = _seek(container, stream, order[0]) if early else 0
-        images, count = _collect(decoded(container, stream, where), first, order, size, early)
+        reformatter = VideoReformatter()
+
+        def image(frame: av.VideoFrame) -> np.ndarray:
+            return rgb(frame, reformatter, size, placement)
+
+        images, count = _collect(decoded(container, stream, where), first, order, image, early)
     if not early and count != frames:
         raise _count_error(count, frames, where)
     if len(images) != len(order):
@@ -192,14 +210,18 @@ def decode(
 
 
 def _collect(
-    frames: Iterator[av.VideoFrame], first: int, order: list[int], size: int | None, early: bool
+    frames: Iterator[av.VideoFrame],
+    first: int,
+    order: list[int],
+    image: Callable[[av.VideoFrame], np.ndarray],
+    early: bool,
 ) -> tuple[list[np.ndarray], int]:
-    """The wanted frames as RGB arrays, and the number of decoded frames; ``early`` stops after the last wanted one."""
+    """The wanted frames as images, and the number of decoded frames; ``early`` stops after the last wanted one."""
     images: list[np.ndarray] = []
-    reformatter, number = VideoReformatter(), first
+    number = first
     for frame in frames:
         if len(images) < len(order) and number == order[len(images)]:
-            images.append(_to_rgb(frame, reformatter, size))
+            images.append(image(frame))
         number += 1
         if early and len(images) == len(order):
             break
@@ -226,19 +248,6 @@ def _seek(container: Any, stream: Any, frame: int) -> int:
             container.seek(start, stream=stream, backward=True, any_frame=False)
             return round((start - stream.start_time) / ticks)
     return 0
-
-
-def _to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter, size: int | None) -> np.ndarray:
-    tag_colours(frame)
-    if size is None:
-        return reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-    scale = size / min(frame.width, frame.height)
-    width, height = max(size, round(frame.width * scale)), max(size, round(frame.height * scale))
-    image = reformatter.reformat(
-        frame, width=width, height=height, format="rgb24", interpolation="FAST_BILINEAR", threads=1
-    ).to_ndarray()
-    top, left = (height - size) // 2, (width - size) // 2
-    return image[top : top + size, left : left + size]
 
 
 def ready_payload(media: VideoFile, options: VideoOptions) -> tuple[bytes, VideoInfo] | None:
@@ -294,7 +303,9 @@ def _other_form(container: Any, stream: Any, options: VideoOptions) -> str:
     return next((name for name, differs in differences.items() if differs), "")
 
 
-def _transcode_pass(pieces: Sequence[VideoFile], options: VideoOptions, back: float) -> list[bytes | DataError]:
+def _transcode_pass(
+    pieces: Sequence[VideoFile], options: VideoOptions, back: float, margin_seconds: float
+) -> list[bytes | DataError]:
     """The pieces up to and including the first unusable one.
 
     ``back``: decode from this many seconds before the first piece, and from further back if the file's index has no
@@ -306,15 +317,20 @@ def _transcode_pass(pieces: Sequence[VideoFile], options: VideoOptions, back: fl
         with OpenVideo(pieces[0].path, str(pieces[0].path)) as (container, stream, where):
             source = DecodingPass(container, stream, where)
             rate = options.fps or 1 / source.frame_seconds
-            for number, piece in enumerate(pieces):
+            margin = margin_frames(margin_seconds, rate)
+            wide = [widened(piece, margin, rate) for piece in pieces] if margin else pieces
+            for number, (piece, clip) in enumerate(zip(wide, pieces, strict=True)):
                 start = source.begin(piece)
                 if number:
                     source.skip_to(start)
                 elif start - back > source.first and not source.seek(start - back):
-                    return _transcode_pass(pieces, options, math.inf if back else _FURTHER_BACK_SECONDS)
-                following = [source.begin(later) for later in pieces[number + 1 : number + 2]]
+                    return _transcode_pass(pieces, options, math.inf if back else _FURTHER_BACK_SECONDS, margin_seconds)
+                following = [source.begin(later) for later in wide[number + 1 : number + 2]]
                 timed = source.piece(piece, *following)
                 slots = constant_rate(timed, rate, start, source.frame_seconds)
+                if margin:
+                    length = clip_slots(clip, rate, source.frame_seconds)
+                    slots = with_margins(slots, length, margin)
                 pictures = Pictures(piece.crop, options.short_side, stream.sample_aspect_ratio, where)
                 results.append(_encode(slots, rate, pictures, options))
     except DataError as error:
@@ -324,17 +340,24 @@ def _transcode_pass(pieces: Sequence[VideoFile], options: VideoOptions, back: fl
 
 def _encode(frames: Iterator[av.VideoFrame], fps: float, pictures: Pictures, options: VideoOptions) -> bytes:
     """Encode frames with x264, one thread."""
+    return encode_pictures(map(pictures, frames), fps, options, pictures.where)
+
+
+def encode_pictures(pictures: Iterable[av.VideoFrame], fps: float, options: VideoOptions, where: str) -> bytes:
+    """Stored pictures (:class:`shards.media.picture.Pictures`) as the mp4 file of :func:`transcode`.
+
+    Raises DataError when there is none.
+    """
     rate = Fraction(fps).limit_denominator(1001)
     buffer, stream = io.BytesIO(), None
     with av.open(buffer, "w", format="mp4", options={"fflags": "bitexact"}) as output:
-        for number, frame in enumerate(frames):
-            picture = pictures(frame)
+        for number, picture in enumerate(pictures):
             if stream is None:
                 stream = _new_stream(output, rate, options, picture)
             picture.pts, picture.time_base = number, 1 / rate
             output.mux(stream.encode(picture))
         if stream is None:
-            raise DataError("no frame between the two times", where=pictures.where, fix="check start and end")
+            raise DataError("no frame between the two times", where=where, fix="check start and end")
         output.mux(stream.encode())
     return buffer.getvalue()
 

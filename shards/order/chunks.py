@@ -120,6 +120,27 @@ class Chunks:
             samples, lengths = samples[positions], lengths[positions]
         return packing.clips(samples, lengths)
 
+    def showings(self, epoch: int, chunk: int, samples: Ints) -> Ints:
+        """How often the run has shown the samples of a chunk before; not for packs, which cut documents.
+
+        It is the pass of the source's stream, as every pass shows each sample once: the epoch where the weight is 1.
+
+        Args:
+            samples: [n] those of the chunk's elements, in their order.
+        """
+        showings, several = np.zeros(len(samples), dtype=np.int64), False
+        begins = self.mixture.begins(epoch)
+        for source, (begin, end) in enumerate(self.ranges(epoch, chunk)):
+            first, count = self._firsts[source], self.samples.counts[source]
+            number, place = divmod(begins[source] + begin, count)
+            mine = (samples >= first) & (samples < first + count)
+            showings[mine] = number
+            if place + end - begin > count:  # only what is left of this pass is shown in it, all else first in the next
+                left = self.streams[source].take(number * count + place, (number + 1) * count) + first
+                showings[mine & ~np.isin(samples, left)] += 1
+                several = True
+        return showings + _occurrences_before(samples) if several else showings
+
     def lengths(self, samples: Ints) -> Ints:
         """Tokens or frames of these samples."""
         return _lengths(self.samples, samples, self.options)
@@ -142,6 +163,16 @@ def all_lengths(samples: Samples, options: PlanOptions) -> Iterator[tuple[int, I
 def _lengths(samples: Samples, numbers: Ints, options: PlanOptions) -> Ints:
     tokens = samples.columns["tokens"] if samples.text_tokens is None else samples.text_tokens
     return options.lengths({"frames": samples.columns["frames"][numbers], "tokens": tokens[numbers]})
+
+
+def _occurrences_before(values: Ints) -> Ints:
+    """[n] how often each value stands before its place."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    begins = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    counts = np.empty(len(values), dtype=np.int64)
+    counts[order] = np.arange(len(values)) - np.repeat(begins, np.diff(begins, append=len(values)))
+    return counts
 
 
 def _chunk_samples(samples: Samples, options: PlanOptions) -> int:

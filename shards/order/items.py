@@ -14,6 +14,9 @@ ELEMENT = np.dtype([("sample", np.int64), ("start", np.int32), ("length", np.int
 """One sample of an item: tokens ``[start, start + length)`` of a document, all ``length`` frames of a clip, or all
 ``length`` tokens of a clip with its text."""
 
+SHOWN_ELEMENT = np.dtype([*ELEMENT.descr, ("showing", np.int32)])
+"""The same with how often the run has shown the sample before: what a fetch that draws random numbers is given."""
+
 Elements = NDArray[np.void]
 
 
@@ -24,14 +27,15 @@ class Items:
     starts: Ints
     """[n_items + 1]"""
     elements: Elements
-    """[n_elements] of ELEMENT"""
+    """[n_elements] of ELEMENT, or of SHOWN_ELEMENT"""
     repeated_texts: int = 0
     """Items that share a text with one of the items shortly before them, because no order avoids it."""
 
     @classmethod
-    def of_bytes(cls, elements: bytes, sizes: Sequence[int]) -> Items:
-        """Items of so many elements each, whose bytes are given."""
-        return cls(starts_of(np.asarray(sizes, dtype=np.int64)), np.frombuffer(elements, dtype=ELEMENT))
+    def of_bytes(cls, elements: bytes, sizes: Sequence[int], showings: bool = False) -> Items:
+        """Items of so many elements each, whose bytes are given; ``showings``: they are SHOWN_ELEMENTs."""
+        dtype = SHOWN_ELEMENT if showings else ELEMENT
+        return cls(starts_of(np.asarray(sizes, dtype=np.int64)), np.frombuffer(elements, dtype=dtype))
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -53,6 +57,14 @@ class Items:
         """The items ``[begin, end)``, as views."""
         starts = self.starts[begin : end + 1]
         return Items(starts - starts[0], self.elements[starts[0] : starts[-1]])
+
+    def shown(self, showings: Ints) -> Items:
+        """The same items with the showing of every element."""
+        wide = np.empty(len(self.elements), dtype=SHOWN_ELEMENT)
+        for name in ELEMENT.fields or ():
+            wide[name] = self.elements[name]
+        wide["showing"] = showings
+        return Items(self.starts, wide, self.repeated_texts)
 
     def reorder(self, order: Ints, repeated_texts: int) -> Items:
         """The same items in another order."""
@@ -91,3 +103,8 @@ def elements_of(samples: Ints, starts: Ints | int, lengths: Ints) -> Elements:
     elements = np.empty(len(samples), dtype=ELEMENT)
     elements["sample"], elements["start"], elements["length"] = samples, starts, lengths
     return elements
+
+
+def without_showings(elements: Elements) -> Elements:
+    """[n] of ELEMENT, from SHOWN_ELEMENTs."""
+    return elements_of(elements["sample"], elements["start"], elements["length"])

@@ -7,12 +7,14 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
 from shards.errors import DataError
 from shards.format.index import ShardSet
+from shards.format.text_columns import TextColumn, open_column, with_texts
 from shards.order.mix import Schedule, Weight, as_schedule
 from shards.order.shuffle import Ints
 
@@ -42,6 +44,24 @@ class Source:
     """Passes per epoch (2.0 shows every sample twice, 0.5 half of them), or the proportion of an epoch when
     ``epoch_samples`` is set. A schedule is (epoch, weight) points, linear between them and constant outside; 0 leaves
     the source out."""
+    columns: tuple[str, ...] = ()
+    """Text columns of the shard set that the run reads (:mod:`shards.format.text_columns`): their content is part of
+    the order's identity, so that a changed one is noticed."""
+    text: str = ""
+    """Text column whose first text is the text of each sample; samples without one are left out. Empty = the index's
+    texts."""
+
+    @cached_property
+    def text_columns(self) -> dict[str, TextColumn]:
+        """The opened ``columns`` by name, and that of ``text``. Raises DataError for one that is missing or does not
+        belong to the set."""
+        names = dict.fromkeys((*self.columns, *([self.text] if self.text else [])))
+        return {name: open_column(self.shard_set, name) for name in names}
+
+    @cached_property
+    def texted(self) -> ShardSet:
+        """The shard set with the texts of the run."""
+        return with_texts(self.shard_set, self.text_columns[self.text]) if self.text else self.shard_set
 
     @property
     def schedule(self) -> Schedule:
@@ -86,6 +106,9 @@ class PlanOptions:
     """sequence: tokens every sample has besides its frames and its text."""
     tokenizer: str = ""
     """sequence: fingerprint of the tokenizer that counted the text tokens."""
+    slowest: float = 1.0
+    """clip, group, sequence: the lowest speed at which a clip may be shown. Below 1 it may have more frames, for which
+    there must be room, though never more than ``max_frames``."""
     drop_longer: bool = False
     """sequence: leave out samples longer than ``block_tokens``, counted in the stats; else they are an error."""
 
@@ -97,11 +120,18 @@ class PlanOptions:
         """
         if self.kind == "pack":
             return np.asarray(columns["tokens"], dtype=np.int64)
-        frames = np.asarray(columns["frames"], dtype=np.int64)
-        kept: Ints = kept_frames(frames, self.max_frames, self.frame_stride)
+        kept = self.most_frames(np.asarray(columns["frames"], dtype=np.int64))
         if self.kind != "sequence":
             return kept
         return self.visual_tokens(kept) + np.asarray(columns["tokens"], dtype=np.int64) + self.prompt_tokens
+
+    def most_frames(self, frames: Any) -> Ints:
+        """clip, group, sequence: frames that clips of so many stored ones deliver at most."""
+        if self.slowest == 1.0:
+            kept: Ints = kept_frames(frames, self.max_frames, self.frame_stride)
+            return kept
+        slowed = np.ceil(kept_frames(frames, 0, self.frame_stride) / self.slowest).astype(np.int64)
+        return np.asarray(kept_frames(slowed, self.max_frames, 1))
 
     def visual_tokens(self, kept: Any) -> Any:
         """sequence: tokens that a clip's kept frames become, an incomplete last one included."""
@@ -132,6 +162,8 @@ def check_options(options: PlanOptions, sources: Sequence[Source], counted: bool
     ]
     if options.kind in ("pack", "sequence") and options.unique_texts_window:
         problems.append(f"unique_texts_window has no meaning for kind {options.kind!r}: packs mix many texts")
+    if not 0 < options.slowest <= 1:
+        problems.append(f"slowest must be above 0 and at most 1, it is {options.slowest}")
     problems += [] if sources else ["no source is given"]
     if problems:
         raise DataError("; ".join(problems), where="plan options", fix="correct the data section")
@@ -173,11 +205,24 @@ def _check_tokenizer(shard_set: ShardSet, options: PlanOptions) -> None:
 def identity(sources: Sequence[Source], options: PlanOptions) -> dict[str, Any]:
     """What the order depends on, readable: the options that are not at their default, and per source its content,
     selection and weight (shortened when there are many)."""
+    read = [{name: column.fingerprint for name, column in source.text_columns.items()} for source in sources]
     parts = [
         f"{source.shard_set.fingerprint[:16]} {source.split}/{source.corpus or '*'} x{source.named_weight()}"
-        for source in sources
+        + "".join(f" +{name}:{of[:8]}" for name, of in columns.items())
+        + (f" text={source.text}" if source.text else "")
+        for source, columns in zip(sources, read, strict=True)
     ]
-    exact = [[source.shard_set.fingerprint, source.split, source.corpus, repr(source.schedule)] for source in sources]
+    exact = [
+        [
+            source.shard_set.fingerprint,
+            source.split,
+            source.corpus,
+            repr(source.schedule),
+            *([columns] if columns else []),
+            *([source.text] if source.text else []),
+        ]
+        for source, columns in zip(sources, read, strict=True)
+    ]
     digest = hashlib.sha256(json.dumps(exact).encode()).hexdigest()[:16]
     shown = parts if sum(map(len, parts)) <= _SHOWN_CHARACTERS else [f"{len(parts)} sources"]
     values = {**_defaults(), **dataclasses.asdict(options)}
@@ -201,7 +246,7 @@ def differing_parts(theirs: str, ours: str) -> list[str]:
     parts = {
         "plan options or version of the order": slice(0, 8),
         "seed": slice(8, 16),
-        "shards, split, corpus or weight": slice(16, 32),
+        "shards, split, corpus, weight or text columns": slice(16, 32),
     }
     different = [name for name, part in parts.items() if theirs[part] != ours[part]]
     return [f"different {', '.join(different)} (fingerprint was {theirs}, is {ours})"]

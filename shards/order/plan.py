@@ -9,8 +9,7 @@ worker count. docs/data-order.md defines the order exactly.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
-from pathlib import Path
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,12 +20,12 @@ from shards.order import options as plan_options
 from shards.order.chunk_cache import ChunkCache
 from shards.order.chunks import Chunks, all_lengths
 from shards.order.items import Items, joined
-from shards.order.mix import Mixture, Weight
+from shards.order.mix import Mixture
 from shards.order.options import PlanOptions, Source
 from shards.order.samples import Choose, Samples
 from shards.order.shuffle import Ints
 
-CountTokens = Callable[[Sequence[str]], Ints]
+CountTokens = Callable[[Samples], Ints]
 
 
 class Cursor(NamedTuple):
@@ -61,7 +60,7 @@ class Plan:
     Args:
         sources: shard sets and their weights; sample numbers run through them one after another.
         options: how items are made.
-        count: for sequences, the tokens of every given text; without it they are those of the index.
+        count: for sequences, the text tokens of every sample; without it they are those of the index.
 
     Raises:
         DataError: no sample matches a source, a shard set is of the wrong kind, an option or weight is out of range,
@@ -72,11 +71,12 @@ class Plan:
         plan_options.check_options(options, sources, counted=count is not None)
         self.sources, self.options = tuple(sources), options
         schedules = [source.schedule for source in sources]
-        selections = [(source.shard_set, source.split, source.corpus) for source in sources]
+        selections = [(source.texted, source.split, source.corpus) for source in sources]
         self.samples = Samples(selections, _choose(options))
         """What the index knows of every sample."""
+        self.samples.text_columns = [source.text_columns for source in sources]
         if count is not None:
-            self.samples.text_tokens = count(self.samples.column("text").to_pylist())
+            self.samples.text_tokens = count(self.samples)
         if options.kind == "sequence" and (count is not None or not options.drop_longer):
             _refuse_longer(self.samples, options)
         self.mixture = Mixture(self.samples.counts, schedules, options.epoch_samples)
@@ -88,13 +88,13 @@ class Plan:
         self.fingerprint = plan_options.fingerprint(self.identity)
         """32 hex digits: 8 for the options, 8 for the seed, 16 for the sources, so that a mismatch can be named."""
         self._cache = ChunkCache(self.chunks)
+        self._shown = lru_cache(maxsize=4)(self._make_shown)
         self._epoch: tuple[int, Items] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A worker process opens the index again: cheaper than a pipe for millions of rows, and it proves equality.
         specs = [
-            (source.shard_set.dir, source.shard_set.cache, source.split, source.corpus, source.weight)
-            for source in self.sources
+            (s.shard_set.dir, s.shard_set.cache, s.split, s.corpus, s.weight, s.columns, s.text) for s in self.sources
         ]
         return _reopen, (specs, self.options, self.identity, self.samples.text_tokens)
 
@@ -120,18 +120,25 @@ class Plan:
             (epoch, chunk), item = self.chunks.after(epoch, chunk), item - size
         return Cursor(epoch, chunk, item, cursor.consumed + items)
 
-    def items(self, cursor: Cursor, count: int) -> tuple[Items, Cursor]:
-        """The next ``count`` items across chunks and epochs, and the cursor after them."""
+    def items(self, cursor: Cursor, count: int, showings: bool = False) -> tuple[Items, Cursor]:
+        """The next ``count`` items across chunks and epochs, and the cursor after them.
+
+        ``showings``: their elements say how often the run has shown their samples before (not for packs).
+        """
         parts: list[Items] = []
         place = self.advance(cursor, 0)
         while count or not parts:
             chunk = self._cache.chunk(place.epoch, place.chunk)
             stop = min(place.item + count, len(chunk))
-            parts.append(chunk.part(place.item, stop))
+            parts.append((self._shown(place.epoch, place.chunk) if showings else chunk).part(place.item, stop))
             count -= stop - place.item
             self._cache.begin_next(place.epoch, place.chunk)
             place = self.advance(place, stop - place.item)
         return joined(parts), place
+
+    def _make_shown(self, epoch: int, chunk: int) -> Items:
+        items = self._cache.chunk(epoch, chunk)
+        return items.shown(self.chunks.showings(epoch, chunk, items.elements["sample"]))
 
     def _size(self, epoch: int, chunk: int) -> int:
         """Items of a chunk."""
@@ -194,14 +201,9 @@ def _refuse_longer(samples: Samples, options: PlanOptions) -> None:
         )
 
 
-def _reopen(
-    specs: list[tuple[Path, Path | None, str, str | None, Weight]],
-    options: PlanOptions,
-    identity: dict[str, Any],
-    counted: Ints | None,
-) -> Plan:
-    sources = [Source(open_index(folder, cache), *selected) for folder, cache, *selected in specs]  # type: ignore[arg-type]
-    plan = Plan(sources, options, None if counted is None else lambda texts: counted)
+def _reopen(specs: list[tuple[Any, ...]], options: PlanOptions, identity: dict[str, Any], counted: Ints | None) -> Plan:
+    sources = [Source(open_index(folder, cache), *selected) for folder, cache, *selected in specs]
+    plan = Plan(sources, options, None if counted is None else lambda samples: counted)
     if changes := plan_options.differences(identity, plan.identity):
         raise DataError(
             "the shards changed while the run was reading them: " + "; ".join(changes),

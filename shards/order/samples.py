@@ -5,7 +5,8 @@ Numbers are read where they lie (:mod:`shards.order.columns`); text is read row 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from shards.errors import DataError
 from shards.format.index import NAMES, ShardSet, with_numbered_names
+from shards.format.text_columns import TextColumn
 from shards.order.columns import NUMBERS, Column, Numbers, SelectedRows, SourceColumn, joined_column, numbers_of
 from shards.order.rows import RowReader, names_of
 from shards.order.shuffle import Ints
@@ -70,6 +72,8 @@ class Samples:
         """Number of every sample's tar."""
         self._firsts: list[int] = np.cumsum([0, *self.counts]).tolist()
         self._readers: dict[tuple[int, int], RowReader] = {}
+        self.text_columns: Sequence[Mapping[str, TextColumn]] = [{} for _ in selections]
+        """Per source the text columns that the run reads, by name."""
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -98,6 +102,26 @@ class Samples:
             return _by_part(batches, self._rows[source][samples], lambda batch, rows: self._reader(source, batch)(rows))
 
         return _by_part(self._firsts, samples, of_source)
+
+    def texts(self, column: str, sample: int) -> list[str]:
+        """What a text column says of a sample, possibly nothing. KeyError for a column that the run does not read."""
+        source, row = self.place(sample)
+        return self.text_columns[source][column].texts(row)
+
+    def scores(self, column: str, sample: int) -> list[float]:
+        """The scores of the sample's ``texts``, one each or none."""
+        source, row = self.place(sample)
+        return self.text_columns[source][column].scores(row)
+
+    def text_counts(self, column: str) -> Ints:
+        """[n_samples] how many texts a text column has of each sample."""
+        parts = zip(self.text_columns, self._rows, strict=True)
+        return np.concatenate([columns[column].counts()[rows[np.arange(rows.count)]] for columns, rows in parts])
+
+    def place(self, sample: int) -> tuple[int, int]:
+        """The source of a sample, and its row in the source's index."""
+        source = bisect_right(self._firsts, sample) - 1
+        return source, int(self._rows[source][sample - self._firsts[source]])
 
     def _reader(self, source: int, batch: int) -> Callable[[Ints], list[IndexRow]]:
         if (source, batch) not in self._readers:

@@ -24,7 +24,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,16 +41,23 @@ WAIT_SECONDS = 600.0
 """Longest wait for another process: its download, or a shard it is reading."""
 
 
-def mirror(location: str, cache_dir: Path, storage_options: Mapping[str, object] | None = None) -> Path:
+def mirror(
+    location: str,
+    cache_dir: Path,
+    storage_options: Mapping[str, object] | None = None,
+    columns: Sequence[str] = (),
+) -> Path:
     """The local folder of a remote shard set, with its manifest and index; the shards come when they are read.
 
     Args:
         location: URL of the shard set.
         cache_dir: on this host; its layout is above.
         storage_options: see :func:`shards.storage.store.open_folder`.
+        columns: further files of the set that shall be there; one that is there is not fetched again, as
+            another content takes another name.
 
     Raises:
-        DataError: there is no manifest at the URL, or the set cannot be read.
+        DataError: there is no manifest or no such file at the URL, or the set cannot be read.
     """
     remote = open_folder(location, storage_options)
     try:
@@ -71,6 +78,8 @@ def mirror(location: str, cache_dir: Path, storage_options: Mapping[str, object]
                 remote.download(file, folder / file)
             values = {"location": location.rstrip("/"), "fingerprint": fingerprint}
             open_folder(folder).write(REMOTE_NAME, json.dumps(values).encode())
+        for file in columns:
+            _fetch_once(remote, file, folder / file)
     copied = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))["fingerprint"]
     if copied != fingerprint:  # the set was rebuilt between the two reads
         shutil.rmtree(folder)
@@ -80,6 +89,17 @@ def mirror(location: str, cache_dir: Path, storage_options: Mapping[str, object]
             fix="wait until its build or upload has finished; build into a new folder",
         )
     return folder
+
+
+def _fetch_once(remote: Folder, file: str, target: Path) -> None:
+    if target.exists():
+        return
+    if not remote.exists(file):
+        fix = "make it on a copy of the set on a disk, and copy it to the store, too"
+        raise DataError("no such file in the shard set", where=remote.join(file), fix=fix)
+    partial = target.with_suffix(".part")
+    remote.download(file, partial)
+    partial.rename(target)
 
 
 def remote_of(folder: Path, storage_options: Mapping[str, object] | None = None) -> Folder | None:

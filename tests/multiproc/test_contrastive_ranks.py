@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from pipeline import dist
 from pipeline.losses import Tokens, clamped_scale, sentence_contrastive, token_contrastive
-from tests.contrast_reference import whole_sentences, whole_sigmoid, whole_tokens
+from pipeline.losses.gloss import Glosses, ctc, gloss_loss, gloss_set
+from tests.contrast_reference import whole_ctc, whole_gloss_set, whole_sentences, whole_sigmoid, whole_tokens
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.multiproc
@@ -20,6 +21,8 @@ pytestmark = pytest.mark.multiproc
 BATCH, STEPS, LR = 6, 3, 0.05
 TEXT_IDS = torch.tensor([0, 1, 2, 0, 4, 4])
 WORDS, TOKENS = [1 + n % 6 for n in range(BATCH)], [1 + n % 4 for n in range(BATCH)]
+GLOSSES = [[1], [2, 1], [3], [], [2, 2, 1], [1, 3]]
+"""Of every sample; ranks have different numbers of samples without."""
 
 
 class Towers(nn.Module):
@@ -31,6 +34,7 @@ class Towers(nn.Module):
         self.video, self.text = nn.Linear(8, 5), nn.Linear(7, 5)
         self.log_scale, self.token_log_scale = nn.Parameter(torch.tensor([2.0])), nn.Parameter(torch.tensor([1.5]))
         self.bias = nn.Parameter(torch.tensor([-3.0]))
+        self.gloss = nn.Linear(8, 4)
         self.to(dtype)
 
     def forward(self, rows: slice) -> dict[str, Any]:
@@ -39,18 +43,24 @@ class Towers(nn.Module):
             torch.randn(sum(lengths), width, generator=generator, dtype=torch.float64).to(self.bias.dtype)
             for lengths, width in ((WORDS, 8), (TOKENS, 7))
         )
-        words = Tokens(self.video(torch.cat(words_MD.split(WORDS)[rows])), WORDS[rows])
+        own_MD = torch.cat(words_MD.split(WORDS)[rows])
+        words, logits = (Tokens(head(own_MD), WORDS[rows]) for head in (self.video, self.gloss))
         tokens = Tokens(self.text(torch.cat(tokens_ND.split(TOKENS)[rows])), TOKENS[rows])
         sides = tuple(torch.stack([part.mean(0) for part in t.features_NE.split(t.lengths)]) for t in (words, tokens))
         numbers = (clamped_scale(self.log_scale, 100.0), self.token_log_scale.exp(), self.bias * 1.0)
-        return {"tokens": (words, tokens), "sides": sides, "numbers": numbers, "ids": TEXT_IDS[rows]}
+        return {"tokens": (words, tokens), "sides": sides, "numbers": numbers, "ids": TEXT_IDS[rows],
+                "glosses": (logits, GLOSSES[rows])}  # fmt: skip
 
     def loss(self, found: dict[str, Any], tile_numbers: int) -> Tensor:
         (scale, token_scale, bias), ids_B = found["numbers"], found["ids"]
         tail = (dist, tile_numbers)
         sentence = sentence_contrastive(found["sides"], ids_B, scale, None, *tail)
         sigmoid = sentence_contrastive(found["sides"], ids_B, scale, bias, *tail)
-        return sentence + 0.3 * sigmoid + 0.5 * token_contrastive(*found["tokens"], ids_B, (scale, token_scale), *tail)
+        token = token_contrastive(*found["tokens"], ids_B, (scale, token_scale), *tail)
+        logits, own = found["glosses"]
+        glosses = Glosses(torch.tensor([k for ks in own for k in ks], dtype=torch.int64), [len(ks) for ks in own])
+        by_gloss = 0.7 * gloss_loss(logits, glosses, ctc, *tail) + 0.2 * gloss_loss(logits, glosses, gloss_set, *tail)
+        return sentence + 0.3 * sigmoid + 0.5 * token + by_gloss
 
     def whole(self, found: dict[str, Any]) -> Tensor:
         (scale, token_scale, bias), ids_B = found["numbers"], found["ids"]
@@ -58,7 +68,9 @@ class Towers(nn.Module):
             whole_sentences(*found["sides"], ids_B, scale),
             whole_sigmoid(*found["sides"], ids_B, scale, bias),
         )
-        return sentence + 0.3 * sigmoid + 0.5 * whole_tokens(*found["tokens"], ids_B, (scale, token_scale))
+        token = whole_tokens(*found["tokens"], ids_B, (scale, token_scale))
+        by_gloss = 0.7 * whole_ctc(*found["glosses"]) + 0.2 * whole_gloss_set(*found["glosses"])
+        return sentence + 0.3 * sigmoid + 0.5 * token + by_gloss
 
 
 Step = dict[str, Tensor]

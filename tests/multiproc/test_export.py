@@ -100,8 +100,8 @@ def adapted(world: World) -> Path:
 
 def test_adapters_are_kept_or_merged(world: World, adapted: Path, tmp_path: Path) -> None:
     kept, merged = tmp_path / "kept", tmp_path / "merged"
-    for out, merge in ((kept, False), (merged, True)):
-        assert max(export(adapted, out, merge_lora=merge).values()) < 1e-4, "as the live model computes"
+    for out, lora in ((kept, "keep"), (merged, "merge")):
+        assert max(export(adapted, out, lora=lora).values()) < 1e-4, "as the live model computes"
     names = load_file(merged / "model.safetensors").keys()
     assert names and not any("lora" in name or "base_layer" in name for name in names)
     assert json.loads((merged / "config.json").read_text())["lora_rank"] == 0

@@ -41,7 +41,8 @@ def _sections(classes: dict[str, ast.ClassDef], name: str, path: str) -> Iterato
         )
         if inner is not None and field.target.id != "eval":  # type: ignore[union-attr]
             dotted = f"{path}.{field.target.id}".lstrip(".")  # type: ignore[union-attr]
-            yield from _sections(classes, inner, f"{dotted}.N" if "list[" in annotation else dotted)
+            item = ".N" if "list[" in annotation else ".NAME" if "dict[" in annotation else ""
+            yield from _sections(classes, inner, dotted + item)
 
 
 def _fields(section: ast.ClassDef) -> list[tuple[ast.AnnAssign, str]]:

@@ -7,6 +7,7 @@ collectives, if it reaches them on every rank.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -35,6 +36,8 @@ class FinishedStep:
     """False if its loss or gradients were not finite, or a spike was refused: weights and moments are as before."""
     grad_norm: float = math.nan
     """Global, before clipping; infinite if not finite."""
+    part_rates: Mapping[str, float] = field(default_factory=dict)
+    """Learning rates of the parts in `train.parts`."""
 
 
 @dataclass(slots=True)

@@ -92,6 +92,7 @@ class Log(Observer):
         row = {f"train/{name}": value for name, value in stage.reduce(totals).items()}
         row |= {
             "train/lr": step.learning_rate,
+            **{f"train/lr/{part}": rate for part, rate in step.part_rates.items()},
             "train/grad_norm": step.grad_norm,
             "train/skipped_steps": state.skipped_total,
             "train/skipped_in_a_row": state.skipped_steps,

@@ -23,7 +23,7 @@ from tests.source_tree import ROOT
 def test_a_beat_says_what_the_rank_is_doing(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[dict[str, object]] = []
     monkeypatch.setattr(heartbeat, "tell", told.append)
-    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(heartbeat, "PERIOD_SECONDS", 0.01)
     monkeypatch.setenv("RANK", "3")
     phases = Phases()
     phases.step, phases.total_steps = 7, 9
@@ -44,7 +44,7 @@ def rank_that_waits(run_dir: Path, then: str = "pass") -> subprocess.Popen[str]:
     program = (
         "import pathlib, sys, time; from launch import heartbeat; from pipeline.engine.phases import Phases\n"
         "from pipeline.engine.signals import StopFlag\n"
-        "heartbeat.BEAT_SECONDS = 0.02\n"
+        "heartbeat.PERIOD_SECONDS = 0.02\n"
         "with StopFlag() as stop, heartbeat.Heartbeat(Phases()) as beat:\n"
         "    beat.obey_requests_in(pathlib.Path(sys.argv[1])); print('ready', flush=True)\n"
         "    while not stop.requested: time.sleep(0.01)\n"
@@ -81,7 +81,7 @@ def test_a_rank_that_saves_too_long_obeys_a_more_urgent_request(tmp_path: Path) 
 def test_a_rank_whose_launcher_is_gone_ends_when_it_does_not_advance() -> None:
     program = (
         "import time; from launch import heartbeat; from pipeline.engine.phases import Phases\n"
-        "heartbeat.BEAT_SECONDS = 0.02\n"
+        "heartbeat.PERIOD_SECONDS = 0.02\n"
         "with heartbeat.Heartbeat(phases := Phases()):\n"
         "    for _ in range(40): time.sleep(0.01); phases.enter('step')\n"
         "    print('advanced', flush=True); time.sleep(60)\n"

@@ -244,6 +244,8 @@ def test_a_launcher_on_every_host(hostfile: Path) -> None:
         ({"no_ssh": True, "hostfile": True, "node_rank": 2}, "--node-rank 2: there are 2 hosts, numbered from 0"),
         ({"node_rank": 0}, "--node-rank belongs to --no-ssh or to --nnodes"),
         ({"nnodes": 2, "num_procs": 1}, "--nnodes and --rdzv-endpoint belong to --backend torchrun"),
+        ({"backend": "torchrun", "rdzv_endpoint": "a:1"}, "are read with --nnodes 2 or more; one host meets nobody"),
+        ({"rdzv_id": "mine"}, "are read with --nnodes 2 or more; one host meets nobody"),
         ({"nnodes": 2, "backend": "torchrun"}, "--nnodes needs --num-procs, the ranks of every host"),
         ({"nnodes": 2, "backend": "torchrun", "num_procs": 1}, "--nnodes needs --rdzv-endpoint HOST:PORT"),
     ],

@@ -46,8 +46,8 @@ def slt(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_every_verb_is_there() -> None:
     expected = (
         "shards build, shards index, shards lint, shards stats, recipe check, recipe show, recipe diff, launch plan,"
-        " launch run, train, evaluate, translate, export, ckpt list, ckpt inspect, ckpt verify, ckpt average,"
-        " ckpt reshard, vocab extend, demo, demo-ablations"
+        " launch run, train, evaluate, translate, recognise, export, ckpt list, ckpt inspect, ckpt verify,"
+        " ckpt average, ckpt reshard, vocab extend, demo, demo-ablations"
     )
     assert {f"slt {verb}" for verb in expected.split(", ")} <= set(VERBS)
 
@@ -230,14 +230,14 @@ def test_export_shows_its_progress_and_passes_its_options_on(tmp_path: Path, mon
         return {"logits": 1.5e-6}
 
     monkeypatch.setattr(hf, "export", export)
-    arguments = ["export", str(tmp_path), "--no-verify", "--max-shard-gib", "0.5", "--merge-lora"]
+    arguments = ["export", str(tmp_path), "--no-verify", "--max-shard-gib", "0.5", "--lora", "keep"]
     result = runner.invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert asked == [(tmp_path, tmp_path / "export", "best", False, 2**29, True)]
+    assert asked == [(tmp_path, tmp_path / "export", "best", False, 2**29, "keep")]
     assert result.stdout.splitlines() == [
         "logits: largest difference to the live model 1.5e-06",
         str(tmp_path / "export"),
     ]
     assert "export export: 3/3" in result.stderr and "MB, 2/2 tensors" in result.stderr
     runner.invoke(app, ["export", str(tmp_path), "--out", str(tmp_path / "x")])
-    assert asked[1] == (tmp_path, tmp_path / "x", "best", True, 2**32, False), "adapters are kept unless asked for"
+    assert asked[1] == (tmp_path, tmp_path / "x", "best", True, 2**32, "merge"), "adapters are merged unless asked for"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -169,6 +170,17 @@ def test_a_launch_that_ended_and_one_that_died(run_dir: Path) -> None:
         assert shown(run_dir).splitlines()[0] == "launch another: starting", "the status is of an earlier launch"
     with hold(run_dir, "without launcher"):
         assert "that `slt launch run` did not start" in shown(run_dir)
+
+
+def test_a_launch_that_died_before_its_first_status(run_dir: Path) -> None:
+    (run_dir / "logs" / "status.json").unlink()
+    with hold(run_dir, "abc"):
+        lock_file = (run_dir / "launch.lock").read_bytes()
+    (run_dir / "launch.lock").write_bytes(lock_file.replace(b'"pid": ', b'"pid": 1234567'))  # of no process
+    os.utime(run_dir / "launch.lock", (time.time() - 300,) * 2)
+    assert shown(run_dir).splitlines()[0] == (
+        "no launch runs here; launch abc died without a word, last heard of 5 min ago (starting)"
+    )
 
 
 def test_no_run_directory(tmp_path: Path) -> None:

@@ -127,13 +127,14 @@ def test_hands_stay_in_the_picture_and_can_be_seen(signer: Signer) -> None:
 
 def test_rendered_sentence() -> None:
     glosses = ("YESTERDAY", "DOG", "BALL", "FIND", "NOT")
-    frames, count, starts = render(glosses, SIGNERS[0], 64, 12.5, random.Random(0))
+    signed = render(glosses, SIGNERS[0], 64, 12.5, random.Random(0))
+    frames, count, starts = signed.frames(), len(signed.poses), signed.starts
     pictures = np.stack(list(frames))
     assert pictures.shape == (count, 64, 64, 3) and pictures.dtype == np.uint8
     assert len(starts) == len(glosses) and starts[0] >= 1 and starts[-1] + 4 <= count
     gaps = np.diff(starts)
     assert gaps.min() >= 5 and gaps.max() <= 12
-    again, _, _ = render(glosses, SIGNERS[0], 64, 12.5, random.Random(0))
+    again = render(glosses, SIGNERS[0], 64, 12.5, random.Random(0)).frames()
     assert np.array_equal(pictures, np.stack(list(again)))
 
 

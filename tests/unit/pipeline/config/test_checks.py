@@ -22,6 +22,10 @@ CASES = [
     (CONNECTOR, ["model.llm.path=null"], "model.llm needs exactly one of path and tiny, got neither"),
     (CONTRASTIVE, ["model.visual.path=x"], "model.visual takes exactly one of path and backbone, got both"),
     (CONNECTOR, ["model.visual.path=null"], "model.visual needs exactly one of path and backbone, got neither"),
+    (CONTRASTIVE, ["model.visual.features={fingerprint: f, width: 4}"],
+     "model.visual takes exactly one of backbone and features: stored features stand where a backbone would"),
+    (CONTRASTIVE, ["model.visual.backbone=null", "model.visual.path=x", "model.visual.pose={layout: openpose}"],
+     "model.visual takes exactly one of path and pose, got both; an export brings what it reads"),
     (CONTRASTIVE, ["model.visual.backbone={}"], "model.visual.backbone needs exactly one of path and tiny"),
     (PRETRAINING, ["model.llm.tokenizer=null"], "model.llm.tokenizer is missing: random (tiny) weights"),
     (PRETRAINING, ["model.llm.tiny.heads=3"], "model.llm.tiny.heads=3 does not divide model.llm.tiny.width=64"),
@@ -29,6 +33,8 @@ CASES = [
     (CONTRASTIVE, ["model.visual.word.heads=5"], "model.visual.word.heads=5 does not divide model.visual.width=128"),
     (CONTRASTIVE, ["model.visual.sentence.heads=5"], "model.visual.sentence.heads=5 does not divide"),
     (CONTRASTIVE, ["model.visual.backbone.tiny.heads=5"], "backbone.tiny.heads=5 does not divide"),
+    (CONTRASTIVE, ["contrastive.ctc={weight: 1, order: video}"], "contrastive.ctc.order=video needs"
+     " contrastive.ctc.set_weight above 0: what tells the order is a classifier"),
     (CONTRASTIVE, ["data.image_pixels=60"], "data.image_pixels=60 is not a multiple of"),
     (CONTRASTIVE, ["data.max_frames=600"], "data.max_frames=600 is more than the positions of"),
     (CONNECTOR, ["train.world_sizes=[]"], "train.world_sizes is empty; list at least one"),
@@ -66,6 +72,12 @@ CASES = [
     (CONNECTOR, ["data.pack_tokens=99", "data.frame_budget=999"], "two ways to make items; set frame_budget to its"),
     (CONNECTOR, ["data.pack_tokens=99", "data.length_window=9"], "two ways to make items; set length_window to its"),
     (CONNECTOR, ["data.frame_budget=9"], "data.frame_budget=9 cannot hold one clip of data.max_frames=256"),
+    (CONNECTOR, ["data.augment.speed=[1.2, 0.8]"], "data.augment.speed must be [lowest, highest] between 0.25 and 4,"
+     " got [1.2, 0.8]"),
+    (CONTRASTIVE, ["data.augment.crop_area=[0.5, 1.5]"], "data.augment.crop_area must be [lowest, highest] between 0.05"
+     " and 1"),
+    (CONTRASTIVE, ["data.augment.drop_frames=0.1", "contrastive.ctc.weight=1"], "data.augment makes clips shorter"
+     " (speed, drop_frames or keep_part), so that their glosses may not fit any more; set contrastive.ctc.unusable"),
     (PRETRAINING, ["data.block_tokens=600"], "data.block_tokens=600 exceeds model.llm.tiny.max_positions=512"),
     (CONNECTOR, ["train.eval_every_steps=5"], "train.eval_every_steps=5 but data.eval is empty"),
     (CONNECTOR, ["data.train=[{shards: a}, {shards: a, weight: 2}]"], "data.train.1 is the same source as data.train.0"
@@ -83,6 +95,15 @@ CASES = [
     (PRETRAINING, ["model.attention=fa2"], "model.attention=fa2 computes in 16 bits only, but train.precision=fp32"),
     (CONNECTOR, ["train.optimizer.betas=[0.9, 1.0]"], "train.optimizer.betas.1=1.0 must be at least 0 and below 1"),
     (CONNECTOR, ["connector.prompt='{video}{video}'"], "connector.prompt must contain {video} exactly once"),
+    (CONNECTOR, ["stage=sequence_tuning", "sequence_tuning.bleu_weight=0", "sequence_tuning.rouge_l_weight=0"],
+     "sequence_tuning.bleu_weight and sequence_tuning.rouge_l_weight are both 0: every translation has the reward 0"),
+    (CONNECTOR, ["connector.prompt='{video} {langage}'"], "{langage} is no field; did you mean {language}?"),
+    (CONNECTOR, ["connector.prompt='{video} {gloss}'"], "connector.prompts.gloss.held_out=empty needs a text"),
+    (CONNECTOR, ["connector.prompt='{video} {previous}'", "connector.prompts.previous.dropout=0.5"],
+     "connector.prompts.previous.dropout=0.5 needs a text that stands there instead"),
+    (CONNECTOR, ["connector.prompt='{video} {example}'", "connector.prompts.example.template='{gloss}'"],
+     "connector.prompts.example.template='{gloss}' must contain {text}, and no field but {gloss} besides"),
+    (CONNECTOR, ["connector.prompts.system=hi"], "connector.prompts.system is a turn of a chat; set chat to true"),
     (CONTRASTIVE, ["model.text_encoder.kind=llm", "model.text_encoder.pooling=cls"], "which has seen no text in a"),
     (CONNECTOR, ["run_dir=$HOME/x"], "run_dir='$HOME/x': recipes do not expand variables"),
     (CONNECTOR, ["model.llm.path=~/llm"], "model.llm.path='~/llm': recipes do not expand variables"),

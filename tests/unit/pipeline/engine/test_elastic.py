@@ -17,7 +17,10 @@ from pipeline.errors import CheckpointError
 
 def engine(module: nn.Module, nvme: bool = False) -> Any:
     return SimpleNamespace(
-        module=module, zero_optimization_stage=lambda: 0, zero_nvme_offload_optimizer=lambda: nvme, optimizer=None
+        module=module,
+        zero_optimization_stage=lambda: 0,
+        zero_nvme_offload_optimizer=lambda: nvme,
+        optimizer=torch.optim.SGD(module.parameters()),
     )
 
 
@@ -41,6 +44,14 @@ def test_other_parameters_are_refused_by_name() -> None:
         "  bias: not saved, (3,) trained\n  head: (5,) saved, not trained\n  weight: (3, 4) saved, (3, 2) trained\n"
         "  fix: the recipe of the run that saved, or a new run_dir"
     )
+
+
+def test_an_optimizer_with_groups_of_its_own_counts_in_their_order() -> None:
+    """Those of earlier releases have no names: decayed parameters first."""
+    shapes = {"bias": torch.Size([3]), "weight": torch.Size([3, 2]), "head": torch.Size([2, 3])}
+    assert [uncut(shapes, 1).places[name] for name in shapes] == [(2, 0), (0, 0), (1, 0)]
+    groups = [{"names": ["head"]}, {"names": ["weight"]}, {"names": ["bias"]}]
+    assert [uncut(shapes, 1, groups).places[name] for name in shapes] == [(2, 0), (1, 0), (0, 0)]
 
 
 def test_of_many_other_parameters_the_first_are_named() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.engine.goodput import NAME, Goodput, read_rows, split
+from pipeline.errors import StorageError
 
 
 def row(started: float, step: float, first: int, steps: int, **other: Any) -> dict[str, Any]:
@@ -62,6 +63,10 @@ def test_rows_are_read_from_the_run_directory(tmp_path: Path) -> None:
     rows = [row(0.0, 1.0, 0, 1), row(20.0, 1.0, 1, 1)]
     (tmp_path / NAME).write_text("".join(json.dumps(each) + "\n" for each in rows))
     assert read_rows(tmp_path) == rows
+    with (tmp_path / NAME).open("a") as file:
+        file.write("{half")
+    with pytest.raises(StorageError, match=r"goodput\.jsonl cannot be read: .*; remove it: only this statistic begins"):
+        read_rows(tmp_path)
     assert (
         split([{**rows[0], "updated": 11000.0, "phases": {"step": 10800.0}}]).describe() == "goodput 100.0 % of 3.0 h"
     )

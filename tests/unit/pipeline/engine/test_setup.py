@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from pipeline.config.load import load_recipe
+from pipeline.config.parts_schema import PartConfig
+from pipeline.config.rates import rates_of
 from pipeline.config.resolve import ResolvedRecipe, resolve
 from pipeline.config.train_schema import OptimizerConfig
 from pipeline.engine.setup import TrainEngine, check_engine, parameter_groups, quiet_deepspeed
@@ -90,6 +92,27 @@ def test_the_learning_rate_reaches_every_group() -> None:
     )
     assert engine.set_learning_rate(1) == pytest.approx(0.2)
     assert [group["lr"] for group in groups] == [pytest.approx(0.2)] * 2
+
+
+def test_parts_have_their_own_rates() -> None:
+    module = torch.nn.ModuleDict({"llm": torch.nn.Linear(2, 2), "connector": torch.nn.Linear(2, 2, bias=False)})
+    names = [name for name, _ in module.named_parameters()]
+    config = OptimizerConfig(lr=0.4, warmup_steps=2, schedule="constant")
+    rates = rates_of(names, {"llm": PartConfig(lr=0.1, start_step=4)}, config.lr)
+    groups = parameter_groups(module, 0.1, rates)
+    assert [group["names"] for group in groups] == [["llm.weight"], ["llm.bias"], ["connector.weight"]]
+    optimizer = torch.optim.AdamW(groups, lr=1.0)
+    engine = TrainEngine(
+        SimpleNamespace(optimizer=optimizer), torch.device("cpu"), config, 10, None,
+        [rates[group["names"][0]] for group in groups],
+    )  # fmt: skip
+    seen = []
+    for step in range(6):
+        assert engine.set_learning_rate(step) == pytest.approx(0.2 if step == 0 else 0.4)
+        seen.append([group["lr"] for group in optimizer.param_groups])
+        assert engine.part_rates == {"llm": seen[-1][0]}
+    assert [row[2] for row in seen] == pytest.approx([0.2, 0.4, 0.4, 0.4, 0.4, 0.4])
+    assert [row[0] for row in seen] == pytest.approx([0, 0, 0, 0, 0.05, 0.1]), "its own warm-up after its start"
 
 
 def test_deepspeeds_loggers_get_their_level_back() -> None:

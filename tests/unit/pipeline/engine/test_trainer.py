@@ -43,7 +43,7 @@ def training(steps: int = 2, done: int = 0) -> Any:
     recipe = SimpleNamespace(name="a-run", data=SimpleNamespace(max_bad_samples=0), train=train)
     return SimpleNamespace(
         recipe=recipe, ranks=dist.Ranks(0, 0, 1), device=torch.device("cpu"), loader=Loader(), stop=StopFlag(),
-        engine=SimpleNamespace(set_learning_rate=lambda step: 0.1 * step, gate=Gate()), stage=None,
+        engine=SimpleNamespace(set_learning_rate=lambda step: 0.1 * step, part_rates={}, gate=Gate()), stage=None,
         state=TrainState(step=done), total_steps=steps, resolved=None, phases=Phases(),
     )  # fmt: skip
 

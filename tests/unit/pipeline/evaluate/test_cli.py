@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import av
@@ -15,6 +16,9 @@ from pipeline.errors import RecipeError
 from pipeline.evaluate.cli import register
 from pipeline.evaluate.options import PlaceOptions, parse_between, parse_sets
 from pipeline.evaluate.run import EvaluateOptions
+from pipeline.inference.load import VIDEO_FORM
+from shards.corpora.captions import read_captions
+from tests.unit.films import write_film
 
 
 @pytest.fixture
@@ -118,3 +122,65 @@ def test_between(text: str | None, times: tuple[float | None, float | None]) -> 
 def test_wrong_times(text: str) -> None:
     with pytest.raises(RecipeError, match="give increasing seconds such as"):
         parse_between(text)
+
+
+@pytest.fixture
+def long_command(export_dir: Path, tmp_path: Path) -> list[str]:
+    """`slt translate FILM --long` for the tiny model, which takes four seconds of this rate at once."""
+    write_film(tmp_path / "film.mp4", 2)
+    served = Path(shutil.copytree(export_dir, tmp_path / "served"))
+    (served / VIDEO_FORM).write_text(json.dumps({"short_side": 64, "fps": 5.0}))
+    return ["translate", str(tmp_path / "film.mp4"), "--long", "--model", str(served), "--set", "max_new_tokens=3"]
+
+
+def test_a_long_video_becomes_subtitles(app: typer.Typer, long_command: list[str], tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, [*long_command, "--out", str(tmp_path / "film.vtt")], catch_exceptions=False)
+    captions = read_captions(tmp_path / "film.vtt")
+    assert result.exit_code == 0 and f"{len(captions)} subtitles; left out: " in result.stderr
+    stream = CliRunner().invoke(app, long_command, catch_exceptions=False)
+    assert stream.stdout == (tmp_path / "film.vtt").read_text()
+    lines = CliRunner().invoke(app, [*long_command, "--json"], catch_exceptions=False).stdout.splitlines()
+    assert [json.loads(line)["text"] for line in lines] == [caption.text for caption in captions]
+    again = [*long_command, "--out", str(tmp_path / "film.srt"), "--json"]
+    assert json.loads(CliRunner().invoke(app, again, catch_exceptions=False).stdout)["cues"] == len(captions)
+
+
+def test_given_times_of_a_long_video(app: typer.Typer, long_command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "times.tsv").write_text("start\tend\n1\t2\n2\t3.2\n90\t91\n")
+    given = [*long_command, "--segments", str(tmp_path / "times.tsv"), "--json", "--set", "batch=2"]
+    result = CliRunner().invoke(app, given, catch_exceptions=False)
+    assert [(json.loads(line)["start"], json.loads(line)["end"]) for line in result.stdout.splitlines()] == [
+        (pytest.approx(1, abs=0.1), pytest.approx(2, abs=0.1)),
+        (pytest.approx(2, abs=0.1), pytest.approx(3.2, abs=0.1)),
+    ]
+    assert "1 given spans outside the video" in result.stderr
+
+
+def test_a_long_video_from_a_stream(app: typer.Typer, long_command: list[str], tmp_path: Path) -> None:
+    expected = CliRunner().invoke(app, long_command, catch_exceptions=False).stdout
+    payload = Path(long_command[1]).read_bytes()
+    streamed = CliRunner().invoke(app, ["translate", "-", *long_command[2:]], input=payload, catch_exceptions=False)
+    assert streamed.stdout == expected
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--between", "1-2"], "--long takes one video, and all of it"),
+        (["--crop", "0.5,0,0.2,1"], "--crop 0.5,0,0.2,1: give left,top,right,bottom as fractions"),
+        (["--crop", "half"], "--crop half: give left,top,right,bottom"),
+        (["--set", "batch=0"], "--set batch=0: at least one sentence"),
+        (["--set", "pause_secs=1"], "did you mean `pause_seconds`"),
+    ],
+)
+def test_long_options_that_cannot_work(
+    app: typer.Typer, long_command: list[str], more: list[str], message: str
+) -> None:
+    result = CliRunner().invoke(app, [*long_command, *more])
+    assert isinstance(result.exception, RecipeError) and message in str(result.exception)
+
+
+def test_options_of_long_videos_need_long(app: typer.Typer, long_command: list[str]) -> None:
+    command = [word for word in long_command if word != "--long"]
+    result = CliRunner().invoke(app, [*command, "--out", "a.vtt"])
+    assert isinstance(result.exception, RecipeError) and "belong to --long" in str(result.exception)

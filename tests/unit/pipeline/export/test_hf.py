@@ -168,8 +168,8 @@ def test_a_killed_export_goes_on_and_is_byte_equal(
     with pytest.raises(Killed):
         hf.export(tmp_path, tmp_path / "cut", check=False, max_shard_bytes=2500)
     assert not (tmp_path / "cut").exists()
-    with pytest.raises(CheckpointError, match="no LoRA adapters to merge"):
-        hf.export(tmp_path, tmp_path / "cut", check=False, max_shard_bytes=2500, merge_lora=True)
+    with pytest.raises(CheckpointError, match="no LoRA adapters to keep"):
+        hf.export(tmp_path, tmp_path / "cut", check=False, max_shard_bytes=2500, lora="keep")
     shown: list[tuple[int, int, str, int]] = []
     hf.export(tmp_path, tmp_path / "cut", check=False, max_shard_bytes=2500, show=lambda *row: shown.append(row))
     names = [f"model-0000{number}-of-00003.safetensors.part" for number in (1, 2, 3, 3)]
@@ -190,9 +190,9 @@ def test_two_exports_to_one_folder(tmp_path: Path, trained: dict[str, torch.Tens
         hf.export(tmp_path, tmp_path / "export", check=False)
 
 
-def test_nothing_to_merge(tmp_path: Path, trained: dict[str, torch.Tensor]) -> None:
+def test_nothing_to_keep(tmp_path: Path, trained: dict[str, torch.Tensor]) -> None:
     finished_run(tmp_path, recipe_of("continued_pretraining"))
-    message = "the model has no LoRA adapters to merge; leave out --merge-lora"
+    message = "the model has no LoRA adapters to keep; leave out --lora keep"
     with pytest.raises(CheckpointError, match=message):
-        hf.export(tmp_path, tmp_path / "export", check=False, merge_lora=True)
+        hf.export(tmp_path, tmp_path / "export", check=False, lora="keep")
     assert not list(tmp_path.glob("*export*"))

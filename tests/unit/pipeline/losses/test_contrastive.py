@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -16,6 +14,7 @@ from pipeline.losses.contrastive import clamped_scale, sentence_contrastive, tok
 from pipeline.losses.similarity import Tokens
 from pipeline.losses.tiles import cut
 from tests.contrast_reference import whole_sentences, whole_sigmoid, whole_tokens
+from tests.unit.pipeline.losses.meeting import Meeting, Thread, mean_over_ranks
 
 IDS = [0, 1, 2, 0, 4, 4]
 NAMES = ["sentence", "sigmoid", "token"]
@@ -32,57 +31,6 @@ def number(value: float) -> Tensor:
 def ragged(batch: int, longest: int, seed: int) -> Tokens:
     lengths = [1 + (3 * i + seed) % longest for i in range(batch)]
     return Tokens(rand(sum(lengths), 5, seed=seed).requires_grad_(), lengths)
-
-
-# --- ranks in threads
-
-
-@dataclass
-class Meeting:
-    """Collectives of ranks that are threads of this process."""
-
-    ranks: int
-    given: list[Tensor] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.barrier = threading.Barrier(self.ranks, timeout=30)
-        self.given = [torch.empty(0)] * self.ranks
-
-
-@dataclass
-class Thread:
-    """One of them, as `tiles.Group`."""
-
-    meeting: Meeting
-    number: int
-
-    def rank(self) -> int:
-        return self.number
-
-    def world_size(self) -> int:
-        return self.meeting.ranks
-
-    def host_counts(self, counts: list[int]) -> list[list[int]]:
-        return [part.tolist() for part in self._all(torch.tensor(counts))]
-
-    def gather_rows(self, local: Tensor) -> Tensor:
-        return torch.cat(self._all(local))
-
-    def scatter_sum(self, rows: Tensor) -> Tensor:
-        return torch.stack(self._all(rows)).sum(0).chunk(self.meeting.ranks)[self.number]
-
-    def all_reduce_sum(self, value: Tensor) -> Tensor:
-        return torch.stack(self._all(value)).sum(0)
-
-    def all_reduce_max(self, value: Tensor) -> Tensor:
-        return torch.stack(self._all(value)).amax(0)
-
-    def _all(self, value: Tensor) -> list[Tensor]:
-        self.meeting.given[self.number] = value
-        self.meeting.barrier.wait()
-        everyone = [part.clone() for part in self.meeting.given]
-        self.meeting.barrier.wait()
-        return everyone
 
 
 # --- one batch, every loss
@@ -127,18 +75,10 @@ class Batch:
 
 def in_ranks(batch: Batch, name: str, ranks: int, tile_numbers: int) -> Tensor:
     """Mean over ranks of their losses."""
-    size, meeting = len(batch.ids_B) // ranks, Meeting(ranks)
-    losses: list[Tensor] = [torch.empty(0)] * ranks
-
-    def run(rank: int) -> None:
-        losses[rank] = batch.share(name, slice(rank * size, (rank + 1) * size), Thread(meeting, rank), tile_numbers)
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(ranks)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return torch.stack(losses).mean()
+    size = len(batch.ids_B) // ranks
+    return mean_over_ranks(
+        ranks, lambda rank, group: batch.share(name, slice(rank * size, (rank + 1) * size), group, tile_numbers)
+    )
 
 
 def assert_equal(found: Tensor, expected: Tensor, leaves: list[Tensor]) -> None:

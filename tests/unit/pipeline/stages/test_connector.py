@@ -48,7 +48,7 @@ def recipe_of(tokenizer: Path, **data: Any) -> Recipe:
 def shards(monkeypatch: pytest.MonkeyPatch) -> ShardSet:
     """The shard set of every source of a recipe: clips without bytes."""
     shard_set = in_memory("video", FRAMES, text=TEXTS)
-    monkeypatch.setattr("pipeline.stages.data.open_set", lambda data, location: shard_set)
+    monkeypatch.setattr("pipeline.stages.data.open_set", lambda data, location, columns: shard_set)
     monkeypatch.setattr(connector, "open_set", lambda data, location: shard_set)
     return shard_set
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,16 +13,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.config.schema import ContrastiveConfig, Recipe
 from pipeline.engine.accumulate import accumulate
+from pipeline.losses import Tokens
 from pipeline.models.clip_layout import ClipLayout
 from pipeline.models.contrastive import ContrastiveModel
+from pipeline.models.gloss_vocabulary import GlossVocabulary
 from pipeline.models.registry import build_visual
 from pipeline.stages.base import Normaliser
 from pipeline.stages.contrastive import Contrastive
 from pipeline.stages.data import StageContext
+from pipeline.stages.glosses import GlossTargets
+from tests.contrast_reference import whole_ctc, whole_gloss_set, whole_sentences, whole_tokens
 from tests.unit.pipeline.models.tiny import PIXELS, clips, model_config, shake, visual_config
 
 CPU = torch.device("cpu")
 FRAMES, TOKENS = [5, 9, 3, 12, 7, 4], [2, 5, 1, 3, 4, 4]
+GLOSSES = ["A", "B A C", "", "C C", "B", "A"]
+"""Of clips of 2, 3, 1, 3, 2 and 1 word tokens: the third has none, and the others just fit."""
+SUPERVISED = {
+    "ctc": {"ctc": {"weight": 0.7, "unusable": "leave_out"}},
+    "set": {"ctc": {"weight": 0.7, "set_weight": 0.3, "order": "video", "unusable": "leave_out"}},
+    "levels": {"objective": "sentence", "alignment": {"frame_weight": 0.5, "segment_weight": 2.0}},
+}
 
 
 class Engine:
@@ -46,11 +58,13 @@ def stage_of(folder: Path, train: str, **contrastive: Any) -> Contrastive:
     )  # fmt: skip
     torch.manual_seed(0)
     visual = build_visual(visual_config(), PIXELS, torch.float64)
-    module = ContrastiveModel(visual, 4, ContrastiveConfig(embed=8, **contrastive))
+    config = ContrastiveConfig(embed=8, **contrastive)
+    targets = GlossTargets(GlossVocabulary.of(GLOSSES), config.ctc) if config.ctc.used else None
+    module = ContrastiveModel(visual, 4, config, len(targets.vocabulary) if targets else 0)
     shake(module)
     visual.backbone.requires_grad_(train == "full")
     texts: Any = None
-    return Contrastive(StageContext(recipe, 0, 1, CPU), module, texts)
+    return Contrastive(StageContext(recipe, 0, 1, CPU), module, texts, targets)
 
 
 def batches_of(stage: Contrastive, parts: list[list[int]]) -> list[Any]:
@@ -60,6 +74,7 @@ def batches_of(stage: Contrastive, parts: list[list[int]]) -> list[Any]:
     for number, (frames, tokens) in enumerate(zip(FRAMES, TOKENS, strict=True)):
         text = torch.randn(1 + tokens, 4, generator=generator)
         samples.append((clips(frames, seed=number)[0], text[:1], text[1:]))
+    gloss_tokens = [torch.randn(1 + number % 3, 4, generator=generator) for number in range(6)]
     found = []
     for part in parts:
         images, sentences, tokens = zip(*(samples[at] for at in part), strict=True)
@@ -71,6 +86,15 @@ def batches_of(stage: Contrastive, parts: list[list[int]]) -> list[Any]:
                 "token_lengths": [len(rows) for rows in tokens], "word_lengths": layout.word_lengths_B.tolist(),
             }
         )  # fmt: skip
+        if stage.targets is not None:
+            rows: Any = [SimpleNamespace(gloss=GLOSSES[at]) for at in part]
+            found[-1] |= stage.targets.batch(rows, found[-1]["word_lengths"])
+        if stage.recipe.contrastive.alignment.used:
+            found[-1] |= {
+                "gloss_ids_B": torch.tensor([at % 4 for at in part]), "frame_lengths": [len(rows) for rows in images],
+                "gloss_tokens_ND": torch.cat([gloss_tokens[at] for at in part]),
+                "gloss_token_lengths": [len(gloss_tokens[at]) for at in part],
+            }  # fmt: skip
     return found
 
 
@@ -102,6 +126,60 @@ def test_a_frozen_backbone_runs_once_per_micro_batch(loss: str, train: str, expe
         torch.testing.assert_close(found[name], gradient, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.parametrize("settings", SUPERVISED.values(), ids=SUPERVISED)
+@pytest.mark.parametrize("train", ["frozen", "full"])
+def test_supervision_by_glosses_does_not_depend_on_micro_batches(
+    train: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    stage = stage_of(tmp_path, train, **settings)
+    found, _ = step(stage, [[0, 1], [2, 3], [4, 5]])
+    whole, _ = step(stage, [[0, 1, 2, 3, 4, 5]])
+    assert found.keys() == whole.keys()
+    heads = {"frame_head.weight"} if "alignment" in settings else {"gloss_head.weight", "gloss_head.bias"}
+    assert heads <= whole.keys() and all(whole[name].any() for name in heads)
+    for name, gradient in whole.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("settings", SUPERVISED.values(), ids=SUPERVISED)
+def test_the_losses_are_those_of_their_definitions(settings: dict[str, Any], tmp_path: Path) -> None:
+    """In float64, with everything in memory at once."""
+    stage = stage_of(tmp_path, "full", **settings, token_weight=0.1)
+    (batch,) = batches_of(stage, [[0, 1, 2, 3, 4, 5]])
+    with torch.no_grad():
+        found = stage.features(stage.module, batch)
+        losses = stage.contrast([found], [batch], Normaliser(6, 1))
+    scales = (found["log_scale"].exp(), found["log_token_scale"].exp())
+    words = Tokens(found["words_ME"], batch["word_lengths"])
+    expected = {"sentence": whole_sentences(found["video_BE"], found["text_BE"], batch["text_ids_B"], scales[0])}
+    if "alignment" in settings:
+        glosses = (Tokens(found["gloss_tokens_NE"], batch["gloss_token_lengths"]), batch["gloss_ids_B"], scales)
+        expected["frame"] = whole_tokens(Tokens(found["frames_NE"], batch["frame_lengths"]), *glosses)
+        expected["segment"] = whole_tokens(words, *glosses)
+    else:
+        tokens = Tokens(found["tokens_NE"], batch["token_lengths"])
+        expected["token"] = whole_tokens(words, tokens, batch["text_ids_B"], scales)
+        logits = Tokens(found["glosses_MV"], batch["word_lengths"])
+        classes = [part.tolist() for part in batch["gloss_classes_N"].split(batch["gloss_lengths"])]
+        if "set_weight" in settings["ctc"]:
+            expected["set"] = whole_gloss_set(logits, classes)
+        else:
+            expected["ctc"] = whole_ctc(logits, classes)
+    for name, value in expected.items():
+        torch.testing.assert_close(losses.sums[f"{name}_loss"] / 6, value.squeeze(), rtol=1e-10, atol=1e-12)
+
+
+def test_the_weighted_sum_and_the_clips_left_out_are_reported(tmp_path: Path) -> None:
+    stage = stage_of(tmp_path, "full", **SUPERVISED["set"], token_weight=0.1)
+    batches = batches_of(stage, [[0, 1, 2, 3, 4, 5]])
+    losses = stage.contrast([stage.features(stage.module, batches[0])], batches, Normaliser(6, 1))
+    found = stage.reduce({name: float(value) for name, value in losses.sums.items()})
+    parts = {"sentence_loss": 1.0, "token_loss": 0.1, "ctc_loss": 0.7, "set_loss": 0.3}
+    assert found.keys() == {"loss", "logit_scale", "gloss_left_out", *parts}
+    assert found["loss"] == pytest.approx(sum(weight * found[name] for name, weight in parts.items()))
+    assert found["gloss_left_out"] == pytest.approx(1 / 6), "one clip has no glosses"
+
+
 class Waiting(TorchDispatchMode):
     """Operations for which the host would wait for a device."""
 
@@ -115,9 +193,11 @@ class Waiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("objective", ["sentence", "token", "both"])
-def test_nothing_in_a_step_waits_for_a_device(objective: str, tmp_path: Path) -> None:
-    stage = stage_of(tmp_path, "frozen", objective=objective)
+@pytest.mark.parametrize(
+    "settings", [{"objective": "sentence"}, {"objective": "token"}, {"objective": "both"}, *SUPERVISED.values()]
+)
+def test_nothing_in_a_step_waits_for_a_device(settings: dict[str, Any], tmp_path: Path) -> None:
+    stage = stage_of(tmp_path, "frozen", **settings)
     batches, engine = batches_of(stage, [[0, 1], [2, 3], [4, 5]]), Engine(stage.module)
     wanted: Any = engine
     with Waiting() as mode:

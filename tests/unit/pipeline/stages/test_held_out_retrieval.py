@@ -97,7 +97,7 @@ def test_the_stage_chooses_its_checkpoint_by_what_it_trains(
     texts: Any = None
     stage = Contrastive(StageContext(recipe, 0, 1, CPU), module, texts)
     found = features(sentence_right=False, token_right=True)
-    monkeypatch.setattr(stage, "collate", lambda: None)
+    monkeypatch.setattr(stage, "held_out_collate", lambda: None)
     monkeypatch.setattr(stage, "held_out", lambda sources, collate, stop_requested: batches())
     monkeypatch.setattr(
         stage,

@@ -138,3 +138,44 @@ def test_help_ends_with_an_example(verb: str) -> None:
 def test_missing_sets(verb: str, tmp_path: Path) -> None:
     result = run(verb, tmp_path)
     assert result.exit_code == 4 and result.stderr.startswith(f"error: {tmp_path}: no manifest.json: not a shard set")
+
+
+def test_texts_keeps_a_column_beside_the_set_and_lists_it(built: Path, tmp_path: Path) -> None:
+    keys = read_index(built).table["sample_id"].to_pylist()
+    table = tmp_path / "said.csv"
+    table.write_text(f'name,text\n{keys[1]},"one, two"\n{keys[1]},three\n')
+    words = ("texts", built, "said", "--table", table, "--columns", "id=name")
+    assert "said: 2 texts of 1 of 3 samples, at most 2 of one; fingerprint" in run(*words).stdout
+    assert run("texts", built).stdout.startswith(f"{built}: said: 2 texts")
+    assert run(*words).exit_code == 2 and "said: 2 texts" in run(*words, "--replace").stdout
+    copy = tmp_path / "copy"
+    run("head", built, "--out", copy, "--samples", 2)
+    assert "said: 2 texts of 1 of 2 samples" in run("texts", copy, "said", "--from-set", built).stdout
+    (built / "column-said.arrow").unlink()
+
+
+def test_texts_names_a_wrong_option(built: Path, tmp_path: Path) -> None:
+    both = run("texts", built, "said")
+    assert both.exit_code == 2 and "give one of --table and --from-set" in both.stderr
+    unknown = run("texts", built, "said", "--table", tmp_path / "a.tsv", "--columns", "key=name")
+    assert unknown.exit_code == 2 and "unknown 'key'" in unknown.stderr and "known: id, score, text" in unknown.stderr
+
+
+def test_previous_and_pseudo_gloss_keep_columns(built: Path, tmp_path: Path) -> None:
+    keys = read_index(built).table["sample_id"].to_pylist()
+    table = tmp_path / "times.tsv"
+    table.write_text("name\tvideo\tstart\n" + "".join(f"{key}\tv\t{n}\n" for n, key in enumerate(keys)))
+    said = run("previous", built, "--table", table, "--columns", "id=name", "--count", 2).stdout
+    assert "previous: 3 texts of 2 of 3 samples, at most 2 of one" in said
+    assert run("previous", built).exit_code == 2
+    words = ("pseudo-gloss", built, "--max-share", 1, "--tags", "noun")
+    said = run(*words).stdout
+    assert "words of 3 texts kept" in said and "most frequent:" in said
+    figures = json.loads(run(*words, "--replace", "--json", "--model", "de=x").stdout)
+    assert next(iter(figures.values()))["texts"] == 3
+    drop = tmp_path / "drop.txt"
+    drop.write_text("\n".join(next(iter(figures.values()))["frequent"]) + "\n")
+    dropped = json.loads(run(*words, "--drop", drop, "--name", "fewer", "--json").stdout)
+    assert next(iter(dropped.values()))["kept"] < next(iter(figures.values()))["kept"]
+    for path in built.glob("column-*.arrow"):
+        path.unlink()

@@ -7,7 +7,6 @@ import json
 import pickle
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from shards.format.index import read_index
 from shards.order.figures import describe, stats
 from shards.order.options import PlanOptions, Source, kept_frames
 from shards.order.plan import Cursor, Plan
+from shards.order.samples import Samples
 from tests.unit.shards.shard_sets import in_memory, write_videos
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=80)
@@ -137,6 +137,14 @@ def test_lengths_are_the_frames_a_clip_delivers() -> None:
     assert kept_frames(101, 0, 4) == 26
 
 
+def test_a_slower_clip_has_room_for_its_frames_and_no_more_than_the_most() -> None:
+    options = PlanOptions("clip", max_frames=10, frame_stride=2, slowest=0.5)
+    frames = np.array([1, 5, 7, 30])
+    assert options.lengths({"frames": frames, "tokens": frames}).tolist() == [2, 6, 8, 10]
+    assert make("clip", [4], slowest=0.5).fingerprint != make("clip", [4]).fingerprint
+    assert "slowest" not in make("clip", [4]).identity
+
+
 def test_sources_are_selected_weighted_and_mixed() -> None:
     first = in_memory("video", [5] * 10, "a", split=["train"] * 6 + ["dev"] * 4)
     second = in_memory("video", [5] * 4, "b", corpus=["x", "y", "y", "y"])
@@ -203,8 +211,8 @@ def test_a_plan_counts_the_texts_of_its_sequences_itself() -> None:
         Source(in_memory("video", [4], "two", text=["d e f"])),
     ]
 
-    def count(texts: Sequence[str]) -> np.ndarray:
-        return np.array([10 * len(text.split()) for text in texts])
+    def count(samples: Samples) -> np.ndarray:
+        return np.array([10 * len(text.split()) for text in samples.column("text").to_pylist()])
 
     plan = Plan(sources, OPTIONS["sequence"], count)
     elements = plan.epoch(0).elements
@@ -251,7 +259,7 @@ def test_a_state_of_other_shards_is_refused_by_name() -> None:
     state = make("clip", [5, 6, 7]).state(Cursor())
     with pytest.raises(DataError, match=r"sources: was \['.* train/\* x1'\], is"):
         make("clip", [5, 6, 8]).restore(state)
-    with pytest.raises(DataError, match="different shards, split, corpus or weight"):
+    with pytest.raises(DataError, match="different shards, split, corpus, weight or text columns"):
         make("clip", [5, 6, 8]).restore({name: value for name, value in state.items() if name != "identity"})
     many = [Source(in_memory("video", [5] * 4, f"corpus-{n}")) for n in range(40)]
     state = Plan(many, PlanOptions("clip")).state(Cursor())
@@ -298,6 +306,7 @@ def test_sources_that_match_nothing_name_what_there_is() -> None:
         (PlanOptions("clip", epoch_samples=-1), "epoch_samples must not be negative"),
         (PlanOptions("clip", seed=-1), "seed must not be negative"),
         (PlanOptions("clip", frame_stride=0), "frame_stride must be positive"),
+        (PlanOptions("clip", slowest=0.0), "slowest must be above 0 and at most 1, it is 0.0"),
     ],
 )
 def test_impossible_options_are_refused(options: PlanOptions, problem: str) -> None:
