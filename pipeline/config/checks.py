@@ -376,8 +376,7 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
 
 RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _length, _parts, _one_of_path_and_tiny, _visual_inputs, _heads, _images, _batch, _long_text, _data, _precision,
-    _zero_choice, _texts, _gloss_order, _paths, _augment, parts_problems, sequence_problems,
-    transfer_problems,
+    _zero_choice, _texts, _gloss_order, _paths, _augment, parts_problems, sequence_problems, transfer_problems,
 )  # fmt: skip
 
 __all__ = ["RULES", "batch_problem", "cross_field_problems", "heads_problem", "is_remote", "notes"]

@@ -202,8 +202,7 @@ def _exported_visual(path: str, image_pixels: int, dtype: torch.dtype) -> Hierar
             f" set it to {config.image_pixels}."
         )
     if not config.backbone_fingerprint and config.backbone_config is not None:
-        # trained with the encoder: its backbone comes from this export
-        config.backbone_fingerprint = export_fingerprint(Path(path), config)
+        config.backbone_fingerprint = export_fingerprint(Path(path), config)  # its backbone comes from this export
     encoder = HierarchicalVisualEncoder.from_pretrained(path, config=config, dtype=dtype)
     encoder.freeze_backbone()
     if encoder.backbone.trains:
