@@ -81,6 +81,11 @@ class BackboneConfig(Section):
     """Hugging Face folder or hub id of a vision model."""
     tiny: TinyVit | None = None
     """Sizes of a new one with random weights."""
+    kind: Literal["frame", "video"] = "frame"
+    """`frame`: an image model, frame by frame. `video`: a video model (VideoMAE, TimeSformer, ViViT, V-JEPA 2) over
+    windows of as many frames as it takes; needs `pool: mean`."""
+    window_stride: int = Field(default=0, ge=0)
+    """Frames between the beginnings of a video model's windows; 0 = side by side."""
     train: Literal["frozen", "lora", "full"] = "full"
     """Which backbone weights the contrastive stage changes."""
     lora_rank: int = Field(default=8, gt=0)
@@ -198,6 +203,9 @@ class SourceConfig(Section):
     """Samples of this split."""
     corpus: str | None = None
     """Only samples of this corpus; default all."""
+    pose: str | None = None
+    """Shard set with the keypoints of the same samples, for an encoder that reads them beside frames
+    (docs/inputs.md)."""
     weight: float | list[tuple[int, float]] = 1.0
     """Passes over this source per epoch (2.0 shows every sample twice, 0.5 half of them, the other half next); with
     `data.epoch_samples` its proportion of an epoch. A list of [epoch, weight] points is a curriculum: linear between

@@ -16,11 +16,13 @@ from typing import cast
 from pipeline.evaluate.metrics import Scores, score
 from pipeline.evaluate.protocols import get_protocol
 from pipeline.evaluate.report import merge_predictions, write_part, write_predictions, write_scores
-from pipeline.inference.clips import CollatePrompts, FetchFrames, PromptBatch, check_rows
+from pipeline.inference.clips import CollatePrompts, FetchFrames, PromptBatch, check_poses, check_rows
 from pipeline.inference.generate import GenerationOptions, check_fits, translate
 from pipeline.inference.load import Precision, load_export
 from pipeline.models.training_texts import warn_of_known_texts
+from pipeline.models.visual import VisualEncoderConfig
 from shards.format.index import ShardSet, open_index
+from shards.load.beside import Beside
 from shards.load.loader import EvalLoader
 from shards.order.options import PlanOptions, Source
 from shards.order.plan import Plan
@@ -35,6 +37,8 @@ class EvaluateOptions:
     split: str = "test"
     corpus: str | None = None
     """Only samples of this corpus; default all."""
+    pose: list[Path] = field(default_factory=list)
+    """Shard sets with the keypoints of the same samples, for a model that reads them beside frames."""
     protocol: str = "default"
     """Name in `pipeline.evaluate.protocols`."""
     micro_batch: int = 8
@@ -93,8 +97,11 @@ def evaluate_export(
     model, processor = load_export(export_dir, options.device, options.precision)
     check_fits(model, processor, options.generation, str(export_dir))
     sets = [open_index(path) for path in shards]
-    loader = _loader(sets, CollatePrompts(processor, model.visual.config.clip_sizes()), options, ranks)
+    beside = _beside(options, model.visual.config)
+    loader = _loader(sets, CollatePrompts(processor, model.visual.config.clip_sizes()), beside, options, ranks)
     check_rows(loader.plan, model.visual.config)
+    if beside is not None:
+        beside.check(loader.plan)
     done = 0
 
     def count(samples: int) -> None:
@@ -119,7 +126,17 @@ def evaluate_export(
     return scores
 
 
-def _loader(sets: list[ShardSet], collate: CollatePrompts, options: EvaluateOptions, ranks: EvalRanks) -> EvalLoader:
+def _beside(options: EvaluateOptions, config: VisualEncoderConfig) -> Beside | None:
+    """The keypoints that the model reads beside frames; None if it reads none."""
+    sources = [Source(open_index(path), options.split, options.corpus) for path in options.pose]
+    poses = Plan(sources, PlanOptions("clip", shuffle=False)) if sources else None
+    check_poses(poses, config, "name their shards with --pose")
+    return None if poses is None else Beside(poses)
+
+
+def _loader(
+    sets: list[ShardSet], collate: CollatePrompts, beside: Beside | None, options: EvaluateOptions, ranks: EvalRanks
+) -> EvalLoader:
     """This rank's batches of the split, in the order of the shard sets."""
     sizes = collate.processor.options
     plan = Plan(
@@ -128,7 +145,7 @@ def _loader(sets: list[ShardSet], collate: CollatePrompts, options: EvaluateOpti
     )
     return EvalLoader(
         plan,
-        FetchFrames(sizes.max_frames, sizes.frame_stride, sizes.image_pixels),
+        FetchFrames(sizes.max_frames, sizes.frame_stride, sizes.image_pixels, beside=beside),
         collate,
         rank=ranks.rank,
         world_size=ranks.world_size,

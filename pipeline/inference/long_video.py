@@ -16,6 +16,7 @@ from typing import BinaryIO, Protocol
 import av
 import numpy as np
 
+from pipeline.errors import RecipeError
 from pipeline.inference.generate import GenerationOptions
 from pipeline.inference.translate import Translator
 from shards.media.motion import Motion, PauseSpans, Span, SpanOptions
@@ -128,9 +129,14 @@ def translate_long(
     Raises:
         DataError: the video cannot be read; subtitles until then have been given.
         OptionError: the spans do not fit what the model takes at once.
-        RecipeError: more new tokens than the LLM has positions for.
+        RecipeError: more new tokens than the LLM has positions for, or a model that reads no videos.
     """
     translator.check(options)
+    if translator.reads_rows or translator.fused:
+        raise RecipeError(
+            "--long cuts whole videos, but this model reads keypoints or stored features; translate the"
+            " files of its segments instead."
+        )
     report, said = report or LongReport(), ""
     with play(video.source, translator.form, video.crop) as playback:
         spans = (

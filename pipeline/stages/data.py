@@ -10,6 +10,7 @@ import torch
 
 from pipeline.config.schema import DataConfig, Recipe, SourceConfig
 from pipeline.dist import SequenceGroup
+from pipeline.errors import RecipeError
 from shards.format.index import ShardSet
 from shards.format.opening import open_shards
 from shards.load.loader import EvalLoader
@@ -80,6 +81,25 @@ def open_plan(
     return Plan(
         [Source(open_set(data, s.shards, read), s.split, s.corpus, s.weight, read) for s in sources], options, count
     )
+
+
+def pose_plan(data: DataConfig, sources: Sequence[SourceConfig]) -> Plan | None:
+    """The keypoints that the sources name beside their samples; None if none does.
+
+    Raises:
+        RecipeError: some sources name keypoints and others do not.
+    """
+    named = list(dict.fromkeys((s.pose, s.split, s.corpus) for s in sources))
+    given = [(pose, split, corpus) for pose, split, corpus in named if pose is not None]
+    if not given:
+        return None
+    if len(given) < len(named):
+        without = next(s.shards for s in sources if s.pose is None)
+        raise RecipeError(
+            f"data: the source {without} names no pose, others do; name the keypoints of all sources, or of none."
+        )
+    sets = [Source(open_set(data, pose), split, corpus) for pose, split, corpus in given]
+    return Plan(sets, PlanOptions(kind="clip", shuffle=False))
 
 
 def held_out_loader(
