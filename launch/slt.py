@@ -15,6 +15,7 @@ from launch.environment import set_defaults
 from pipeline.config.cli import app as recipe_app
 from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED
 from pipeline.evaluate.cli import register as register_evaluate
+from pipeline.experiment.cli import register as register_experiment
 from shards.cli.app import app as shards_app
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app.add_typer(recipe_app, name="recipe")
 app.add_typer(launch_app, name="launch")
 app.add_typer(ckpt_app, name="ckpt")
 register_evaluate(app)
+register_experiment(app)
 
 
 @shards_app.command(epilog="Example: slt shards features data/ph14t --recipe contrastive.yaml --out data/ph14t-dinov2")
@@ -38,6 +40,9 @@ def features(
     sets: Annotated[list[str], typer.Option("--set", help="override a field of the recipe")] = [],  # noqa: B006
     frame_stride: Annotated[int, typer.Option(min=1, help="store every n-th frame")] = 1,
     workers: Annotated[int, typer.Option(min=0, help="processes that decode")] = 1,
+    views: Annotated[
+        int, typer.Option(min=1, help="views per clip: as it is, and changed as the recipe's data.augment says")
+    ] = 1,
 ) -> None:
     """Compute the features of a frozen backbone once and store them as shards.
 
@@ -48,7 +53,7 @@ def features(
     from shards.build.features import FeatureOptions
     from shards.cli.progress import progress
 
-    options = FeatureOptions(frame_stride, workers)
+    options = FeatureOptions(frame_stride, workers, views=views)
     with progress(f"features {out.name}") as show:
         manifest = extract(recipe, sets, shards, out, options, lambda done, total: show(done, total, ""))
     typer.echo(f"{out}: {manifest.counts['samples']} samples, {manifest.options['features']}")

@@ -118,6 +118,13 @@ ANNOTATION = ("split", "corpus", "text", "language", "sign_language", "signer", 
 """What a sample's ``.json`` member says about it besides its id: fields of a Segment and of an IndexRow."""
 
 
+UNLABELLED = "unlabelled"
+"""Option in a manifest: samples may have no text."""
+MARGIN_SECONDS, MARGIN_FRAMES = "margin_seconds", "margin_frames"
+"""Kept around every clip: the option in a manifest, and its frames on each side in a sample's ``.json``. ``frames`` of
+the index are those of the clip alone."""
+
+
 class IndexRow(NamedTuple):
     """One sample: where its bytes lie and all that ordering, mixing, packing and scoring need."""
 
@@ -171,6 +178,11 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     fingerprint: str = ""
     """sha256 over the shard checksums and the index content; the identity the data state refers to."""
+
+    @property
+    def margin_seconds(self) -> float:
+        """Kept before and after every clip of a video set (:mod:`shards.media.margin`)."""
+        return float(self.options.get(MARGIN_SECONDS, 0.0)) if self.kind == "video" else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

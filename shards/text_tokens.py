@@ -12,6 +12,7 @@ data: the control tokens in it mean what they say.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,18 @@ class Tokens:
     ids: list[int]
     own: list[bool]
     """Whether a token belongs to the text itself: not to its head, and not put in by the tokenizer."""
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedTokens:
+    """Token ids of several parts that were tokenised as one text."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+    """First character of each token in ``text``, and the one behind it."""
+    text: str
+    bounds: list[tuple[int, int]]
+    """The same of every part."""
 
 
 class TextTokens:
@@ -87,6 +100,25 @@ class TextTokens:
             ids, own = again.ids, _own(again.offsets, again.special_tokens_mask, len(head))
         return Tokens(ids, own)
 
+    def joined(self, parts: Sequence[tuple[str, bool]]) -> JoinedTokens:
+        """Parts as one text, tokenised as a whole: (text, whether it is data) each. Control tokens of the parts that an
+        author wrote are commands; what data spell are characters."""
+        found = self._joined([text for text, _ in parts])
+        data = [bounds for bounds, (_, is_data) in zip(found.bounds, parts, strict=True) if is_data]
+        if any(
+            number in self.controls and any(a < end and start < b for start, end in data)
+            for number, (a, b) in zip(found.ids, found.offsets, strict=True)
+        ):
+            texts = [_data(text) if is_data else self._commands(text) for text, is_data in parts]
+            encoding = self._splitting(0).encode("".join(texts), add_special_tokens=False)
+            return JoinedTokens(encoding.ids, encoding.offsets, "".join(texts), _bounds(texts))
+        return found
+
+    def _joined(self, texts: list[str]) -> JoinedTokens:
+        whole = "".join(texts)
+        found = self._encoded(whole, return_offsets_mapping=True)
+        return JoinedTokens(list(found["input_ids"]), list(found["offset_mapping"]), whole, _bounds(texts))
+
     def spelled(self, text: str) -> list[str]:
         """The control tokens that the tokenizer reads in a text, each once, in the order of the text."""
         unknown = self.tokenizer.unk_token_id
@@ -119,6 +151,11 @@ class TextTokens:
 
 def _own(offsets: Sequence[tuple[int, int]], special: Sequence[int], head: int) -> list[bool]:
     return [not put_in and end > head for put_in, (_, end) in zip(special, offsets, strict=True)]
+
+
+def _bounds(texts: Sequence[str]) -> list[tuple[int, int]]:
+    ends = list(itertools.accumulate(map(len, texts)))
+    return list(zip([0, *ends], ends, strict=False))
 
 
 def _name(control: str) -> str:

@@ -1,4 +1,4 @@
-"""The recipe's section `data.augment`: what training changes in a clip before the model sees it."""
+"""The recipe's sections `data.augment` and `data.references`: what differs from showing to showing of a sample."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from pipeline.config.section import Section
 
 _LIMITS = {
     "crop_area": (0.05, 1.0), "crop_aspect": (0.5, 2.0), "scale": (0.5, 2.0), "erase_area": (0.001, 0.9),
-    "speed": (0.25, 4.0), "keep_part": (0.1, 1.0),
+    "speed": (0.25, 4.0), "keep_part": (0.1, 1.0), "pose_scale": (0.5, 2.0),
 }  # fmt: skip
 """Of the settings that are a [lowest, highest] pair: what both must lie between."""
 _TIME = ("speed", "drop_frames", "keep_part")
+_POSE = ("pose_scale", "pose_turn", "pose_shift", "pose_drop")
 
 
 class AugmentConfig(Section):
@@ -52,6 +53,15 @@ class AugmentConfig(Section):
     keep_part: tuple[float, float] = (1.0, 1.0)
     """Temporal crop: the part of the clip that is shown, from anywhere in it. What is cut off is still in the text."""
 
+    pose_scale: tuple[float, float] = (1.0, 1.0)
+    """Keypoints: size about the middle of the shoulders."""
+    pose_turn: float = Field(default=0.0, ge=0, le=45)
+    """Keypoints turned in the picture by at most so many degrees, either way."""
+    pose_shift: float = Field(default=0.0, ge=0, le=1)
+    """Keypoints moved by at most so many shoulder widths to the left or right, and up or down."""
+    pose_drop: float = Field(default=0.0, ge=0, lt=1)
+    """Probability that a joint is missing throughout the clip, each by itself."""
+
     def wrong_pairs(self) -> Iterator[tuple[str, str]]:
         """Name and problem of every pair that is out of order or beyond its limits."""
         for name, (low, high) in _LIMITS.items():
@@ -60,14 +70,31 @@ class AugmentConfig(Section):
                 yield name, f"must be [lowest, highest] between {low:g} and {high:g}, got {list(value)}"
 
     def changed(self) -> dict[str, Any]:
-        """The settings that are not at their default."""
-        return self.model_dump(mode="json", exclude_defaults=True)
+        """The settings that are not at their default and change something."""
+        unread = set() if self.erase else {"erase_area"}
+        return self.model_dump(mode="json", exclude_defaults=True, exclude=unread)
 
     def of_pictures(self) -> dict[str, Any]:
         """Those that change pictures: stored frame features were made with or without them."""
-        return {name: value for name, value in self.changed().items() if name not in _TIME}
+        return {name: value for name, value in self.changed().items() if name not in (*_TIME, *_POSE)}
+
+    @property
+    def shortens(self) -> bool:
+        """Whether a clip may be shown with fewer frames than it has."""
+        return self.speed[1] > 1 or self.drop_frames > 0 or self.keep_part[0] < 1
 
     @property
     def slowest(self) -> float:
         """The lowest speed, at most 1: clips may have so many times more frames."""
         return min(1.0, self.speed[0])
+
+
+class ReferencesConfig(Section):
+    """Text columns of the shard sets (`slt shards texts`) that say the same as a sample's own text."""
+
+    train: list[str] = []
+    """Training takes one of the sample's texts at every showing, each in its turn; every set of `data.train` needs
+    these columns."""
+    eval: list[str] = []
+    """Held-out translations are scored against all texts of a sample, which raises scores; every set of `data.eval`
+    needs these columns."""

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from pipeline.config.names import is_secret
 from pipeline.config.parts_rules import parts_problems
+from pipeline.config.prompt_schema import VIDEO, cue_problems, fields_of, prompt_problem
 from pipeline.config.schema import AUTO, Recipe, SourceConfig
+from pipeline.config.sequence_checks import sequence_problems
 from pipeline.config.source import Problem
 from pipeline.config.stages import STAGES
 from pipeline.config.unread import unread
 from pipeline.config.visual_rules import visual_input_problems
-
-VIDEO_PLACEHOLDER = "{video}"
 
 
 def cross_field_problems(recipe: Recipe) -> list[Problem]:
@@ -227,6 +227,11 @@ def is_remote(shards: str) -> bool:
 def _augment(recipe: Recipe) -> Iterator[Problem]:
     for name, text in recipe.data.augment.wrong_pairs():
         yield Problem(f"data.augment.{name} {text}", (f"data.augment.{name}",))
+    ctc = recipe.contrastive.ctc
+    if recipe.stage == "contrastive" and ctc.used and ctc.unusable == "error" and recipe.data.augment.shortens:
+        text = "data.augment makes clips shorter (speed, drop_frames or keep_part), so that their glosses may not fit"
+        text += " any more; set contrastive.ctc.unusable to leave_out, or leave the length of clips alone"
+        yield Problem(text, ("data.augment", "contrastive.ctc.unusable"))
 
 
 def _remote(recipe: Recipe) -> Iterator[Problem]:
@@ -256,9 +261,9 @@ def _secret_options(options: Mapping[str, object], prefix: str = "") -> Iterator
 
 
 def _repeated_sources(sources: Iterable[SourceConfig], name: str, fix: str) -> Iterator[Problem]:
-    seen: dict[tuple[str, str, str | None], int] = {}
+    seen: dict[tuple[str, str, str | None, str], int] = {}
     for number, source in enumerate(sources):
-        identity = (source.shards, source.split, source.corpus)
+        identity = (source.shards, source.split, source.corpus, source.text)
         if identity in seen:
             text = f"{name}.{number} is the same source as {name}.{seen[identity]} ({source.shards}); {fix}"
             yield Problem(text, (f"{name}.{number}",))
@@ -298,9 +303,13 @@ def _zero_choice(recipe: Recipe) -> Iterator[Problem]:
 
 def _texts(recipe: Recipe) -> Iterator[Problem]:
     prompt = recipe.connector.prompt
-    if prompt.count(VIDEO_PLACEHOLDER) != 1:
-        text = f"connector.prompt must contain {VIDEO_PLACEHOLDER} exactly once, got {prompt!r}"
+    if fields_of(prompt).count(VIDEO) != 1:
+        text = f"connector.prompt must contain {{{VIDEO}}} exactly once, got {prompt!r}"
         yield Problem(text, ("connector.prompt",))
+    elif problem := prompt_problem(prompt):
+        yield Problem(f"connector.prompt: {problem}", ("connector.prompt",))
+    for name, problem in cue_problems(prompt, recipe.connector.prompts):
+        yield Problem(f"connector.prompts.{problem}", (f"connector.prompts.{name}", "connector.prompt"))
     encoder = recipe.model.text_encoder
     if encoder is not None and encoder.kind == "llm" and encoder.pooling == "cls":
         text = (
@@ -348,7 +357,7 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
 
 RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _length, _parts, _one_of_path_and_tiny, visual_input_problems, _heads, _images, _batch, _long_text, _data,
-    _precision, _zero_choice, _texts, _gloss_order, _paths, _augment, parts_problems,
+    _precision, _zero_choice, _texts, _gloss_order, _paths, _augment, parts_problems, sequence_problems,
 )  # fmt: skip
 
 __all__ = ["RULES", "batch_problem", "cross_field_problems", "heads_problem", "is_remote", "notes"]

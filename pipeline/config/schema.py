@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.augment_schema import AugmentConfig
+from pipeline.config.augment_schema import AugmentConfig, ReferencesConfig
 from pipeline.config.inputs_schema import FeaturesConfig, PoseConfig
+from pipeline.config.prompt_schema import PromptsConfig
 from pipeline.config.section import Section
+from pipeline.config.sequence_schema import SequenceTuningConfig
 from pipeline.config.stages import STAGES
 from pipeline.config.supervision_schema import AlignmentConfig, CtcConfig
 from pipeline.config.train_schema import TrainConfig
+from pipeline.config.weak_schema import JitterConfig
 
 if TYPE_CHECKING:
     StageName = str
@@ -206,6 +209,9 @@ class SourceConfig(Section):
     pose: str | None = None
     """Shard set with the keypoints of the same samples, for an encoder that reads them beside frames
     (docs/inputs.md)."""
+    text: str = ""
+    """Text column that holds the texts to learn, such as pseudo-labels; samples without one are left out. Empty: the
+    samples' own texts."""
     weight: float | list[tuple[int, float]] = 1.0
     """Passes over this source per epoch (2.0 shows every sample twice, 0.5 half of them, the other half next); with
     `data.epoch_samples` its proportion of an epoch. A list of [epoch, weight] points is a curriculum: linear between
@@ -238,6 +244,10 @@ class DataConfig(Section):
     """Samples per epoch over all sources, their weights being proportions; 0 = weights count passes."""
     augment: AugmentConfig = AugmentConfig()
     """What training changes in clips."""
+    references: ReferencesConfig = ReferencesConfig()
+    """Further texts of the samples."""
+    jitter: JitterConfig = JitterConfig()
+    """How far training moves the cuts of weakly aligned clips."""
     access: Literal["auto", "ranged", "cache"] = "auto"
     """How shards in object stores are read: only the bytes wanted (`ranged`), or whole ones through the `cache` of the
     host; `auto`: cache when cache_gib is set."""
@@ -282,6 +292,9 @@ class ContrastiveConfig(Section):
     bias (SigLIP, arXiv 2303.15343, which starts from `initial_temperature: 0.1`)."""
     tile_mib: int = Field(default=0, ge=0)
     """Similarities in memory at once, rows and columns together; 0 = 4 on a CPU, 64 on a GPU."""
+    glosses: str = Field(default="gloss", pattern="^[a-z][a-z0-9_]*$")
+    """Where a clip's glosses are, for `ctc` and `alignment`: words between spaces, in the index (`gloss`) or in a text
+    column of this name, such as pseudo-glosses (docs/data-format.md)."""
     ctc: CtcConfig = CtcConfig()
     """Glosses told to the word tokens, beside the objective (docs/gloss-supervision.md)."""
     alignment: AlignmentConfig = AlignmentConfig()
@@ -296,7 +309,10 @@ class ContrastiveConfig(Section):
 
 class ConnectorStageConfig(Section):
     prompt: str = "{video}"
-    """Text around the word tokens; must contain `{video}` once. Control tokens in it are those tokens."""
+    """Text around the word tokens; must contain `{video}` once. Control tokens in it are those tokens. It may show
+    `{language}`, `{sign_language}`, `{previous}`, `{gloss}` and `{example}` of each sample (docs/prompts.md)."""
+    prompts: PromptsConfig = PromptsConfig()
+    """Where these fields get their texts from."""
     max_new_tokens: int = Field(default=64, gt=0)
     """Longest translation during training's evaluations."""
     num_beams: int = Field(default=1, gt=0)
@@ -325,7 +341,7 @@ class Recipe(Section):
     name: str
     """Shown in logs."""
     stage: StageName
-    """Which of the three stages this is."""
+    """Which of the stages this is."""
     seed: int = 0
     """Of data order, new weights and dropout."""
     run_dir: str
@@ -343,4 +359,6 @@ class Recipe(Section):
     contrastive: ContrastiveConfig = ContrastiveConfig()
     """Of this stage only."""
     connector: ConnectorStageConfig = ConnectorStageConfig()
+    """Of this stage, and of sequence_tuning, which goes on with it."""
+    sequence_tuning: SequenceTuningConfig = SequenceTuningConfig()
     """Of this stage only."""

@@ -23,6 +23,8 @@ class StageEntry:
     """Sections or settings that it never reads."""
     contrasts: bool = False
     """Its loss compares the items of a batch: their number is fixed, at least two, best without equal texts."""
+    translates: bool = False
+    """Its module is the whole translation model, of which it trains the connector; so is its export."""
 
 
 STAGES = {
@@ -31,10 +33,11 @@ STAGES = {
         parts=("llm",),
         shards=("text",),
         unread=(
-            "contrastive", "connector", "model.visual", "model.text_encoder", "model.connector",
+            "contrastive", "connector", "sequence_tuning", "model.visual", "model.text_encoder", "model.connector",
             "data.train.pose", "data.eval.pose",
             "data.max_frames", "data.frame_stride", "data.image_pixels", "data.frame_budget", "data.pack_tokens",
-            "data.length_window", "data.unique_texts", "data.augment",
+            "data.length_window", "data.unique_texts", "data.augment", "data.references",
+            "data.jitter",
         ),
     ),
     "contrastive": StageEntry(
@@ -42,8 +45,9 @@ STAGES = {
         parts=("visual", "text_encoder"),
         shards=("video", "features"),
         unread=(
-            "continued_pretraining", "connector", "model.llm", "model.connector", "model.kernels",
+            "continued_pretraining", "connector", "sequence_tuning", "model.llm", "model.connector", "model.kernels",
             "data.block_tokens", "data.frame_budget", "data.pack_tokens", "train.peak_tflops",
+            "data.references.eval",
         ),
         contrasts=True,
     ),
@@ -52,8 +56,19 @@ STAGES = {
         parts=("llm", "visual"),
         shards=("video", "features"),
         unread=(
+            "continued_pretraining", "contrastive", "sequence_tuning", "model.text_encoder", "data.block_tokens",
+            "data.unique_texts", "train.peak_tflops",
+        ),
+        translates=True,
+    ),
+    "sequence_tuning": StageEntry(
+        "pipeline.stages.sequence_tuning:SequenceTuning",
+        parts=("llm", "visual"),
+        shards=("video", "features"),
+        unread=(
             "continued_pretraining", "contrastive", "model.text_encoder", "data.block_tokens",
             "data.unique_texts", "train.peak_tflops",
         ),
+        translates=True,
     ),
 }  # fmt: skip

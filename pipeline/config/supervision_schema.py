@@ -16,8 +16,6 @@ class CtcConfig(Section):
     """Of the CTC loss (Graves et al. 2006) beside the objective: glosses in their order; 0 = none."""
     set_weight: float = Field(default=0.0, ge=0)
     """Of the loss that says which glosses occur, in no order (arXiv 2505.15438); 0 = none."""
-    source: Literal["gloss"] = "gloss"
-    """Where a clip's glosses are: words between spaces in this column."""
     order: Literal["given", "video"] = "given"
     """CTC's order of them: as written, or that in which the head finds them in the clip (arXiv 2505.15438), for glosses
     that were made from a sentence; `video` needs `set_weight`."""
@@ -32,14 +30,13 @@ class CtcConfig(Section):
 
 
 class AlignmentConfig(Section):
-    """Glosses as a second text of the clip, for the levels below the sentence (arXiv 2507.06732)."""
+    """Glosses as a second text of the clip, for the levels below the sentence (arXiv 2507.06732); the text encoder
+    reads them as it reads the sentence."""
 
     frame_weight: float = Field(default=0.0, ge=0)
     """Of the token-level loss between frames and glosses beside the objective; 0 = none."""
     segment_weight: float = Field(default=0.0, ge=0)
     """The same between word tokens and glosses."""
-    source: Literal["gloss"] = "gloss"
-    """Where a clip's glosses are; the text encoder reads them as one text."""
 
     @property
     def used(self) -> bool:

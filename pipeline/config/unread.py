@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipeline.config.prompt_schema import cues_of
 from pipeline.config.schema import Recipe
 from pipeline.config.stages import STAGES
 
@@ -12,8 +13,11 @@ _NEW_ENCODER = ("width", "dropout", "max_frames", "centre_clips", "word", "sente
 _REMOTE = ("access", "cache_gib", "storage_options")
 _HELD_OUT = (
     "train.eval_batches", "connector.eval_samples", "connector.num_beams", "connector.max_new_tokens",
-    "connector.score_protocol",
+    "connector.score_protocol", "data.references.eval",
 )  # fmt: skip
+_OF_SAMPLES = ("connector.max_new_tokens", "connector.score_protocol")
+"""Those of held-out texts that hold for the texts a stage samples in training, too."""
+_OF_OBJECTIVE = {"minimum_risk": ("sharpness", "include_reference"), "grpo": ("clip",)}
 
 
 def unread(recipe: Recipe, origins: Mapping[str, str]) -> Iterator[str]:
@@ -44,23 +48,34 @@ def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
     elif visual is not None and visual.backbone is not None and visual.backbone.train != "lora":
         for name in ("lora_rank", "lora_alpha", "lora_targets"):
             yield f"model.visual.backbone.{name}", f"model.visual.backbone.train is {visual.backbone.train}, not lora"
+    if not data.jitter.most_seconds:
+        for name in ("probability", "corpora"):
+            yield f"data.jitter.{name}", "data.jitter moves no cut: before_seconds and after_seconds are 0"
     if not data.augment.erase:
         yield "data.augment.erase_area", "data.augment.erase is 0"
+    if visual is not None and visual.path is None and visual.pose is None:
+        for name in ("pose_scale", "pose_turn", "pose_shift", "pose_drop"):
+            yield f"data.augment.{name}", "model.visual reads no keypoints"
     if objective != "both":
         yield "contrastive.token_weight", f"contrastive.objective is {objective}, not both"
     ctc, alignment = recipe.contrastive.ctc, recipe.contrastive.alignment
     if objective == "sentence" and not alignment.used:
         yield "model.text_encoder.token_features", "contrastive.objective is sentence"
     if not ctc.used:
-        for name in ("source", "unusable"):
-            yield f"contrastive.ctc.{name}", "contrastive.ctc.weight and set_weight are 0"
+        yield "contrastive.ctc.unusable", "contrastive.ctc.weight and set_weight are 0"
     if not ctc.weight:
         yield "contrastive.ctc.order", "contrastive.ctc.weight is 0"
-    if not alignment.used:
-        yield "contrastive.alignment.source", "the weights of contrastive.alignment are 0"
+    if not ctc.used and not alignment.used:
+        yield "contrastive.glosses", "the weights of contrastive.ctc and contrastive.alignment are 0"
     if objective == "token":
         for name in ("model.text_encoder.pooling", "contrastive.sentence_loss"):
             yield name, "contrastive.objective is token"
+    for name in ("previous", "gloss", "example"):
+        if name not in cues_of(recipe.connector.prompt):
+            yield f"connector.prompts.{name}", f"connector.prompt does not contain {{{name}}}"
+    for name in ("language", "sign_language"):
+        if name not in cues_of(recipe.connector.prompt):
+            yield f"connector.prompts.{name}s", f"connector.prompt does not contain {{{name}}}"
     if optimizer.schedule != "wsd":
         yield "train.optimizer.decay_fraction", f"train.optimizer.schedule is {optimizer.schedule}, not wsd"
     if optimizer.schedule == "constant":
@@ -70,7 +85,12 @@ def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield f"data.{name}", "no source is in an object store"
     if not data.eval:
         for name in _HELD_OUT:
-            yield name, "data.eval is empty"
+            if recipe.stage != "sequence_tuning" or name not in _OF_SAMPLES:
+                yield name, "data.eval is empty"
+    tuning = recipe.sequence_tuning.objective
+    for other, names in _OF_OBJECTIVE.items():
+        for name in names if other != tuning else ():
+            yield f"sequence_tuning.{name}", f"sequence_tuning.objective is {tuning}"
 
 
 def _where_changed(recipe: Recipe, origins: Mapping[str, str], name: str) -> str:

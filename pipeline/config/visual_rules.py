@@ -35,6 +35,7 @@ def visual_input_problems(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(text, ("model.visual.backbone.pool", "model.visual.backbone.kind"))
     if visual.path is None:
         yield from _poses_beside(recipe, fused="pose" in parts and len(parts) > 1)
+    yield from _unseen_by_keypoints(recipe)
 
 
 def _poses_beside(recipe: Recipe, fused: bool) -> Iterator[Problem]:
@@ -48,9 +49,19 @@ def _poses_beside(recipe: Recipe, fused: bool) -> Iterator[Problem]:
             elif source.pose is not None and not fused:
                 text = f"{name}={source.pose} is for encoders with model.visual.pose beside a backbone or features"
                 yield Problem(f"{text}; name keypoints alone as shards", (name, "model.visual.pose"))
-    if fused and recipe.data.augment.flip:
-        text = f"data.augment.flip={recipe.data.augment.flip} mirrors frames, but not the keypoints beside them; set 0"
-        yield Problem(text, ("data.augment.flip", "model.visual.pose"))
+
+
+def _unseen_by_keypoints(recipe: Recipe) -> Iterator[Problem]:
+    """Changes of frames that keypoints beside them would not follow."""
+    data = recipe.data
+    if not any(source.pose is not None for source in data.train):
+        return
+    if data.augment.flip:
+        text = f"data.augment.flip={data.augment.flip} mirrors frames, but not the keypoints beside them; set 0"
+        yield Problem(text, ("data.augment.flip",))
+    if data.jitter.most_seconds:
+        text = "data.jitter moves cuts into margins, which the keypoints of data.train.N.pose do not have; leave it out"
+        yield Problem(text, ("data.jitter",))
 
 
 __all__ = ["visual_input_problems"]

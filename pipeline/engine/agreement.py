@@ -45,7 +45,9 @@ def agree(training: Training, batch: StepBatch, votes: list[int]) -> Agreement:
     if bad:
         _note_bad_samples(training, batch)
     _check_bad_samples(training)
-    return Agreement(Normaliser(valid, training.ranks.world_size, largest), samples, stop > 0, votes)
+    return Agreement(
+        Normaliser(valid, training.ranks.world_size, largest, training.state.step), samples, stop > 0, votes
+    )
 
 
 def _check_micro_batches(training: Training, of_ranks: tuple[int, ...]) -> None:

@@ -1,4 +1,4 @@
-"""`slt evaluate` and `slt translate`. Heavy imports happen inside the verbs."""
+"""`slt evaluate`, `slt translate` and `slt recognise`. Heavy imports happen inside the verbs."""
 
 from __future__ import annotations
 
@@ -30,16 +30,23 @@ if TYPE_CHECKING:
 _SETS_HELP = (
     "num_beams=4, max_new_tokens=64, length_penalty=1.0, device=auto|cpu|cuda:N, precision=auto|fp32|bf16{more}; repeat"
 )
-_EVALUATE_SETS = ", corpus=NAME, micro_batch=8, max_samples=0, workers=0"
+_EVALUATE_SETS = (
+    ", corpus=NAME, references=COLUMN,COLUMN, micro_batch=8, max_samples=0, workers=0, previous=reference|predicted"
+)
+_LABEL_SETS = ", split=train, corpus=NAME, micro_batch=8, workers=0"
 _Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 
 def register(app: typer.Typer) -> None:
-    """Add both verbs to the `slt` application."""
+    """Add the verbs to the `slt` application."""
     app.command(
         epilog="Example: slt evaluate runs/phoenix/export --shards data/phoenix --split test --protocol phoenix14t"
     )(evaluate)
     app.command(epilog="Example: slt translate video.mp4 --model runs/demo/connector/export")(translate)
+    app.command(epilog="Example: slt recognise runs/phoenix/contrastive/export --shards data/phoenix --split dev")(
+        recognise
+    )
+    app.command(epilog="Example: slt pseudo-label data/news --model runs/phoenix/export --min-score 0.5")(pseudo_label)
 
 
 @with_settings(EvaluateSettings)
@@ -95,6 +102,7 @@ def translate(
     """
     from pipeline.dist import Ranks, device_for
     from pipeline.evaluate.options import LongOptions, PlaceOptions, parse_between, parse_sets
+    from pipeline.inference.cues import StatedCues
     from pipeline.inference.translate import Translator
     from shards.schema import VideoFile
 
@@ -106,6 +114,8 @@ def translate(
     translator = Translator.from_export(model, device, place.precision)
     if prompt is not None:
         translator = translator.with_prompt(prompt)
+    said = tuple(settings.previous)
+    translator = translator.with_cues(StatedCues(settings.language, settings.sign_language, said))
     if isinstance(place, LongOptions):
         translate_subtitles(translator, videos[0], settings, place, generation, as_json)
         return
@@ -129,6 +139,66 @@ def translate(
         if len(videos) > 1:
             typer.echo(f"{len(failed)} of {len(videos)} videos are not translated: {', '.join(failed)}", err=True)
         raise typer.Exit(DataError.exit_code)
+
+
+def recognise(
+    model: Annotated[Path, typer.Argument(help="folder written by `slt export` for a contrastive run with glosses")],
+    shards: Annotated[list[Path], typer.Option("--shards", help="shard set; repeat for several")],
+    split: Annotated[str, typer.Option(help="split to read")] = "dev",
+    out: Annotated[Path | None, typer.Option(help="table to write; default MODEL/recognised/SPLIT.tsv")] = None,
+    micro_batch: Annotated[int, typer.Option(min=1, help="clips at once")] = 8,
+    max_samples: Annotated[int, typer.Option(min=0, help="only the first clips; 0 = all")] = 0,
+    as_json: _Json = False,
+) -> None:
+    """Read the glosses of a split with an exported gloss head: word error rate, and a table of what was read.
+
+    The rate counts the clips that have glosses in the index.
+    """
+    from pipeline.dist import Ranks, device_for
+    from pipeline.evaluate.recognise import RecogniseOptions, recognise_export, write_recognised
+
+    options = RecogniseOptions(split, micro_batch, max_samples, str(device_for(Ranks(0, 0, 1))))
+    with contextlib.nullcontext() if as_json else progress("reading clips") as on_progress:
+        errors, found = recognise_export(model, shards, options, on_progress)
+    target = out or model / "recognised" / f"{split}.tsv"
+    write_recognised(target, found)
+    if as_json:
+        typer.echo(json.dumps({"wer": errors.wer, **dataclasses.asdict(errors)}, indent=1))
+    else:
+        counted = f"{errors.errors} errors in {errors.words} glosses of {errors.samples} clips"
+        typer.echo(f"WER {errors.wer:.2f} % ({counted}); table: {target}")
+
+
+def pseudo_label(
+    shards: Annotated[Path, typer.Argument(help="shard set on disk, with texts or built with --store unlabelled=true")],
+    model: Annotated[Path, typer.Option("--model", help="folder written by `slt export` for a connector run")],
+    min_score: Annotated[float, typer.Option(help="least confidence, 0 to 1; below it a sample gets no label")] = 0.0,
+    column: Annotated[str, typer.Option(help="name of the text column to write")] = "pseudo_label",
+    replace: Annotated[bool, typer.Option("--replace", help="replace a column of this name")] = False,
+    sets: Annotated[list[str], typer.Option("--set", help=_SETS_HELP.format(more=_LABEL_SETS))] = [],  # noqa: B006
+    as_json: _Json = False,
+) -> None:
+    """Translate a split and keep the translations as a text column with confidences, to train on (`text: COLUMN` of a
+    source in data.train). Ranks of a launcher share the samples.
+    """
+    from pipeline.evaluate import pseudo_label as labels
+    from pipeline.evaluate.options import parse_sets
+
+    reserved = ("column", "min_score", "replace", "generation")
+    defaults = labels.LabelOptions(column, min_score=min_score, replace=replace, device="auto")
+    generation, options = parse_sets(sets, defaults, reserved)
+    ranks, default_device = _join()
+    device = default_device if options.device == "auto" else options.device
+    options = dataclasses.replace(options, device=device, generation=generation)
+    with contextlib.nullcontext() if as_json or ranks.rank else progress("labelling samples") as on_progress:
+        report = labels.pseudo_label(model, shards, options, ranks, on_progress)
+    if report is not None and as_json:
+        typer.echo(json.dumps(dataclasses.asdict(report)))
+    elif report is not None:
+        typer.echo(
+            f"{shards}: column {column}: {report.labelled} of {report.samples} samples labelled (mean confidence"
+            f" {report.mean_score:.3f}), {report.below_min_score} below {min_score:g}, {report.without_text} empty"
+        )
 
 
 def _join() -> tuple[EvalRanks, str]:

@@ -50,6 +50,12 @@ class LongSettings:
         str | None, typer.Option(help="with --long: left,top,right,bottom as fractions: only this part of the picture")
     ] = None
 
+    language: Annotated[str, typer.Option(help="code of the language to translate to, where the prompt shows it")] = ""
+    sign_language: Annotated[str, typer.Option(help="code of the sign language, where the prompt shows it")] = ""
+    previous: Annotated[
+        list[str], typer.Option(help="sentence before the video, where the prompt shows it; repeat, the nearest last")
+    ] = field(default_factory=list)
+
     def __post_init__(self) -> None:
         if not self.long and (self.out, self.segments, self.tiers, self.crop) != (None, None, [], None):
             raise RecipeError("--out, --segments, --tier and --crop belong to --long: add it, or leave them out.")
@@ -87,6 +93,8 @@ class EvaluateSettings:
         bool, typer.Option("--given-times", help="with --long: translate at the true times instead of finding them")
     ] = False
     crop: Annotated[str | None, typer.Option(help="with --long: left,top,right,bottom as fractions")] = None
+    language: Annotated[str, typer.Option(help="with --long: code of the language, where the prompt shows it")] = ""
+    sign_language: Annotated[str, typer.Option(help="with --long: code of the sign language, likewise")] = ""
 
     def __post_init__(self) -> None:
         if (self.long is None) == (not self.shards):
@@ -96,6 +104,8 @@ class EvaluateSettings:
         others = (self.subtitles, self.tracks, self.tiers, self.given_times, self.crop)
         if self.long is None and others != (None, [], [], False, None):
             raise RecipeError("--subtitles, --track, --tier, --given-times and --crop belong to --long.")
+        if self.long is None and self.language + self.sign_language:
+            raise RecipeError("--language and --sign-language belong to --long: a sample of a shard set has its own.")
 
 
 def parse_crop(text: str | None) -> Crop | None:
@@ -164,6 +174,7 @@ def evaluate_videos(
     """Subtitle the videos of `settings.long` and score them; show the scores on rank 0."""
     from pipeline.evaluate.options import LongOptions, parse_sets
     from pipeline.evaluate.run_long import Videos, evaluate_long
+    from pipeline.inference.cues import StatedCues
     from pipeline.inference.translate import Translator
 
     assert settings.long is not None
@@ -171,6 +182,7 @@ def evaluate_videos(
     crop, target = parse_crop(settings.crop), settings.out or model / "evaluation" / "long"
     device = default_device if options.device == "auto" else options.device
     translator = Translator.from_export(model, device, options.precision)
+    translator = translator.with_cues(StatedCues(settings.language, settings.sign_language))
     videos = Videos(
         settings.long,
         settings.subtitles or settings.long,

@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import sacrebleu
 from sacrebleu.metrics import BLEU, CHRF
@@ -66,9 +67,10 @@ def score(hypotheses: Sequence[str], references: Sequence[str | Sequence[str]], 
     _warn_of_other_spellings(hypotheses, references)
     prepared = [protocol.prepare(text) for text in hypotheses]
     targets = _prepare_references(hypotheses, references, protocol)
-    # sacreBLEU takes one stream per reference position; '' marks positions a sample does not have.
-    streams = [
-        [refs[place] if place < len(refs) else "" for refs in targets] for place in range(max(map(len, targets)))
+    # sacreBLEU takes one stream per reference position. None marks positions that a sample does not have: an empty text
+    # would count as its closest reference, of length 0, and lift the brevity penalty of short translations.
+    streams: Any = [
+        [refs[place] if place < len(refs) else None for refs in targets] for place in range(max(map(len, targets)))
     ]
     bleu, chrf = _bleu(protocol), CHRF(lowercase=protocol.lowercase)
     result = bleu.corpus_score(prepared, streams)
@@ -92,10 +94,18 @@ def score(hypotheses: Sequence[str], references: Sequence[str | Sequence[str]], 
     )
 
 
-def sentence_bleu(hypothesis: str, references: Sequence[str], protocol: Protocol) -> float:
+def sentence_bleu(hypothesis: str, references: Sequence[str], protocol: Protocol | str) -> float:
     """BLEU-4 of one sentence with effective order (to sort examples; the corpus score is not its mean)."""
+    protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
     metric = _bleu(protocol, effective_order=True)
     return metric.sentence_score(protocol.prepare(hypothesis), [protocol.prepare(text) for text in references]).score
+
+
+def sentence_rouge_l(hypothesis: str, references: Sequence[str], protocol: Protocol | str) -> float:
+    """ROUGE-L of one sentence in percent, as `Scores.rouge_l` is the mean of."""
+    protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
+    words, _ = _rouge_tokenizers(protocol)
+    return _mean_rouge([protocol.prepare(hypothesis)], [[protocol.prepare(text) for text in references]], words, 1.0)
 
 
 def versions() -> dict[str, str]:
@@ -141,6 +151,11 @@ def _prepare_references(
             )
         targets.append(kept)
     return targets
+
+
+def sentence_metric(protocol: Protocol) -> BLEU:
+    """sacreBLEU's metric of single sentences of a protocol, for texts that were prepared by it."""
+    return _bleu(protocol, effective_order=True)
 
 
 def _bleu(protocol: Protocol, effective_order: bool = False) -> BLEU:

@@ -10,16 +10,21 @@ Shape suffixes: T frames, H W image.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config.augment_schema import AugmentConfig
+from pipeline.errors import RecipeError
+from pipeline.inference.pose_augment import CHANCES, move_joints
 from shards.load.draws import Draw, Purpose, turn
 from shards.load.features import read_views
 from shards.load.reader import SampleReader
 from shards.media.square import Placement
+from shards.order.plan import Plan
 
 Frames = NDArray[np.uint8]
 Affine = NDArray[np.float32]
@@ -58,6 +63,13 @@ class Augment:
         view = turn(Purpose.VIEW, self.seed, sample, showing, len(views_KTP)) if wanted else 0
         return views_KTP[view][numbers]
 
+    def keypoints(self, rows_TK: NDArray[np.float16], sample: int, showing: int) -> NDArray[np.float16]:
+        """Keypoints [T, 3 J] of a clip, moved and thinned out."""
+        joints = rows_TK.shape[1] // 3
+        return move_joints(
+            rows_TK, self.config, Draw(Purpose.KEYPOINTS, self.seed, sample, showing).randoms(CHANCES + joints)
+        )
+
     def frame_numbers(self, sample: int, showing: int, stored: int, max_frames: int, stride: int) -> list[int]:
         """Numbers of the stored frames to show, in order; a slowed clip repeats some.
 
@@ -87,6 +99,27 @@ class Augment:
         if chances[0] < self.config.erase:
             erase(frames_THWC, between(self.config.erase_area, chances[1]), chances[2:])
         return frames_THWC
+
+
+def check_augment(plan: Plan, config: AugmentConfig) -> None:
+    """Refuse stored features that were not made with the augmentations of pictures that a recipe asks for.
+
+    Raises RecipeError naming them.
+    """
+    wanted = config.of_pictures()
+    for source in plan.sources if wanted else ():
+        manifest = source.shard_set.manifest
+        stored = manifest.options.get("features") or {}
+        if manifest.kind == "features" and stored.get("augment") != wanted:
+            raise RecipeError(
+                f"{source.shard_set.dir}: these shards hold frame features,"
+                f" {_made_with(stored)}, but data.augment asks for {wanted}. Extract them with these settings (`slt"
+                " shards features SHARDS --recipe RECIPE --views 4 --out DIR`), or take the settings of pictures out"
+            )
+
+
+def _made_with(stored: Mapping[str, Any]) -> str:
+    return f"their views made with {stored['augment']}" if "augment" in stored else "of clips as they are"
 
 
 def between(limits: tuple[float, float], number: float) -> float:

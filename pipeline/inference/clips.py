@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
 
 from pipeline.errors import RecipeError
 from pipeline.inference.augment import Augment
+from pipeline.inference.cues import apart
+from pipeline.inference.jitter import Jitter
+from pipeline.inference.references import shown_text, texts_of_sample
 from pipeline.models.clip_layout import ClipLayout, ClipSizes
 from pipeline.models.processing import LlavaSltProcessor, Prompts
 from pipeline.models.streams import Inputs, Streams
@@ -23,6 +25,7 @@ from shards.format.index import MANIFEST_NAME
 from shards.load.beside import Beside
 from shards.load.features import read_features
 from shards.load.reader import SampleReader, wanted_frames
+from shards.media.poses import POSE
 from shards.order.plan import Plan
 from shards.schema import IndexRow
 
@@ -67,6 +70,12 @@ class PromptBatch(VideoPrompts):
 def holds_features(plan: Plan) -> bool:
     """Whether the plan's samples are stored frame features rather than videos."""
     return plan.sources[0].shard_set.manifest.kind == "features"
+
+
+def holds_keypoints(plan: Plan) -> bool:
+    """Whether the plan's samples are keypoints."""
+    stored = plan.sources[0].shard_set.manifest.options.get("features")
+    return isinstance(stored, dict) and stored.get("kind") == POSE
 
 
 def check_rows(plan: Plan, config: VisualEncoderConfig) -> None:
@@ -144,30 +153,53 @@ class FetchFrames:
     image_pixels: int
     augment: Augment | None = None
     """What training changes in clips; None = nothing."""
+    references: tuple[str, ...] = ()
+    """Text columns of which training takes the place of a row's text at times; its `text_hash` stays."""
+    jitter: Jitter | None = None
+    """How training moves their cuts; None = not at all."""
     beside: Beside | None = None
     """Keypoints that a fused encoder reads beside them."""
 
     @property
     def draws(self) -> bool:
         """Whether it has to know how often a sample was shown before."""
-        return self.augment is not None
+        return self.augment is not None or self.jitter is not None or bool(self.references)
 
     def __call__(self, reader: SampleReader, item: np.ndarray) -> list[Clip]:
-        if self.augment is not None:
-            samples, showings = item["sample"].tolist(), item["showing"].tolist()
-            frames = map(partial(self._augmented, self.augment, reader), samples, showings)
-            return [(found, reader.row(sample)) for found, sample in zip(frames, samples, strict=True)]
+        if self.draws:
+            shown = zip(item["sample"].tolist(), item["showing"].tolist(), strict=True)
+            return [(self._drawn(reader, *each), self._row(reader, *each)) for each in shown]
         return [(self._clip(reader, int(sample)), reader.row(int(sample))) for sample in item["sample"]]
 
-    def _augmented(self, augment: Augment, reader: SampleReader, sample: int, showing: int) -> ClipArray:
-        stored = reader.stored_frames(sample)
-        numbers = augment.frame_numbers(sample, showing, stored, self.max_frames, self.frame_stride)
+    def _row(self, reader: SampleReader, sample: int, showing: int) -> IndexRow:
+        row, plan = reader.row(sample), reader.plan
+        texts = texts_of_sample(plan.samples, sample, row.text, self.references)
+        return row._replace(text=shown_text(texts, plan.options.seed, sample, showing))
+
+    def _drawn(self, reader: SampleReader, sample: int, showing: int) -> ClipArray:
+        stored, augment = reader.stored_frames(sample), self.augment
+        offset = 0 if self.jitter is None else self.jitter.offset(reader, sample, showing)
+        if augment is None and not offset:
+            return self._clip(reader, sample)
+        if augment is None:
+            chosen = wanted_frames(stored, self.max_frames, self.frame_stride)
+            numbers = list(range(stored)) if chosen is None else chosen
+        else:
+            numbers = augment.frame_numbers(sample, showing, stored, self.max_frames, self.frame_stride)
+        numbers = [number + offset for number in numbers]
         frames: np.ndarray
-        if holds_features(reader.plan):
+        if augment is None:
+            frames = reader.decoded(sample, numbers, self.image_pixels)
+        elif holds_features(reader.plan):
             frames = augment.features(reader, sample, showing, numbers)
+            if holds_keypoints(reader.plan):
+                frames = augment.keypoints(frames, sample, showing)
         else:
             frames = augment.frames(reader, sample, showing, numbers, self.image_pixels)
-        return self._with_pose(reader, sample, frames, numbers)
+        clip = self._with_pose(reader, sample, frames, numbers)
+        if augment is None or not isinstance(clip, FusedClip):
+            return clip
+        return clip._replace(pose_TK=augment.keypoints(clip.pose_TK, sample, showing))
 
     def _clip(self, reader: SampleReader, sample: int) -> ClipArray:
         wanted = wanted_frames(reader.stored_frames(sample), self.max_frames, self.frame_stride)
@@ -223,6 +255,8 @@ class CollatePrompts:
     processor: LlavaSltProcessor
     sizes: ClipSizes
 
-    def __call__(self, items: list[list[Clip]]) -> PromptBatch:
+    def __call__(self, items: list[list[Any]]) -> PromptBatch:
+        """``items``: what the fetch of `with_cues` gives."""
+        items, cues = apart(items, self.processor)
         clips = pack_clips(items, self.sizes)
-        return {**clips, **self.processor(clips["frame_lengths_B"].tolist())}
+        return {**clips, **self.processor(clips["frame_lengths_B"].tolist(), cues=cues)}

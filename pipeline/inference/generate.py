@@ -105,9 +105,17 @@ def translate_batch(
 def end_ids(model: LlavaSltForConditionalGeneration, processor: LlavaSltProcessor) -> list[int]:
     """Every id that ends an answer: the tokenizer's eos, and the LLM's other end ids as `set_end_ids` found them, which
     an export keeps in its generation config."""
-    stated = getattr(model.generation_config, "eos_token_id", None)
-    more = stated if isinstance(stated, list) else [] if stated is None else [stated]
-    return list(dict.fromkeys([processor.eos_id, *more]))
+    ends = with_end(getattr(model.generation_config, "eos_token_id", None), processor.end_id)
+    return list(dict.fromkeys([processor.eos_id, *(ends if isinstance(ends, list) else [ends])]))
+
+
+def with_end(stated: int | list[int] | None, end_id: int) -> int | list[int]:
+    """The end ids of a generation config, and the one that ends an answer; as before where it is among them."""
+    ends = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    if end_id in ends:
+        assert stated is not None
+        return stated
+    return [*ends, end_id] if ends else end_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ from shards.media.playback import Playback, play
 from shards.media.video import encode_pictures
 from shards.schema import Crop
 
+_REMEMBERED = 16
+"""Sentences that a prompt may show of those before."""
 _LEAST_WORDS = 2
 """Words that two texts must share at their border before one copy is dropped: a single one may be said twice."""
 
@@ -137,7 +139,7 @@ def translate_long(
             "--long cuts whole videos, but this model reads keypoints or stored features; translate the"
             " files of its segments instead."
         )
-    report, said = report or LongReport(), ""
+    report, said, before = report or LongReport(), "", list[str]()
     with play(video.source, translator.form, video.crop) as playback:
         spans = (
             PauseSpans(video.spans, playback.rate, longest_seconds(translator))
@@ -145,7 +147,8 @@ def translate_long(
             else video.make_spans(playback)
         )
         for batch in _batches(clips(translator, playback, spans), video.batch):
-            texts = translator.translate_clips([clip.frames_THWC for clip in batch], options)
+            texts = translator.translate_clips([clip.frames_THWC for clip in batch], options, before)
+            before = [*before, *filter(None, texts)][-_REMEMBERED:]
             for clip, text in zip(batch, texts, strict=True):
                 fresh = without_overlap(said, text) if clip.span.first < clip.span.start else text
                 said = text

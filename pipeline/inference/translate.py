@@ -17,6 +17,7 @@ import torch
 
 from pipeline.errors import CheckpointError, RecipeError
 from pipeline.inference.clips import ClipArray, FusedClip, VideoPrompts, clip_length, pack_arrays
+from pipeline.inference.cues import StatedCues, stated_cues
 from pipeline.inference.generate import GenerationOptions, check_fits, translate_batch
 from pipeline.inference.load import VIDEO_FORM, Precision, load_export
 from pipeline.inference.rows import ROWS_FORM, RowForms, read_row_forms
@@ -91,6 +92,8 @@ class Translator:
         rows: RowForms | None = None,
     ) -> None:
         self.model, self.processor, self.form, self.rows = model, processor, form, rows or RowForms()
+        self.stated = StatedCues()
+        """What the prompt shows of every video, beyond the sentences that were translated before."""
         config = model.visual.config
         self.reads_rows = config.backbone_config is None
         self.fused = config.reads_frames and bool(config.pose_layout)
@@ -111,7 +114,17 @@ class Translator:
     def with_prompt(self, prompt: str) -> Translator:
         """The same model with another prompt template. Raises RecipeError when it lacks ``{video}``."""
         options = dataclasses.replace(self.processor.options, prompt=prompt)
-        return Translator(self.model, LlavaSltProcessor(self.processor.tokenizer, options), self.form, self.rows)
+        other = Translator(self.model, LlavaSltProcessor(self.processor.tokenizer, options), self.form, self.rows)
+        other.stated = self.stated
+        return other
+
+    def with_cues(self, stated: StatedCues) -> Translator:
+        """The same model with what its prompt shall show. Raises DataError for a language without a name, or a cue that
+        is neither stated nor may be empty."""
+        other = Translator(self.model, self.processor, self.form, self.rows)
+        other.stated = stated
+        stated_cues(self.processor, stated)
+        return other
 
     def read(self, media: VideoFile, pose: Path | None = None) -> ClipArray:
         """Frames uint8 [T, H, W, 3] as the encoder sees them in training: stored form, stride, limit, square crop. Rows
@@ -164,15 +177,28 @@ class Translator:
             for video, text, clip in zip(media, texts, clips, strict=True)
         ]
 
-    def translate_clips(self, clips: Sequence[ClipArray], options: GenerationOptions) -> list[str]:
-        """Texts of clips as `read` or `frames` gives them, translated as one batch. Raises as `check`."""
+    def translate_clips(
+        self, clips: Sequence[ClipArray], options: GenerationOptions, before: Sequence[str] = ()
+    ) -> list[str]:
+        """Texts of clips as `read` or `frames` gives them, translated as one batch.
+
+        Args:
+            clips: their frames.
+            options: search options.
+            before: the sentences before all of them, the nearest last; without any, those that are stated.
+
+        Raises:
+            RecipeError: as `check`.
+            DataError: the prompt shows a cue that is not stated.
+        """
+        cues = stated_cues(self.processor, self.stated, before)
         self.check(options)
         lengths = [clip_length(clip) for clip in clips]
         batch: VideoPrompts = {
             "frames_NHWC": pack_arrays(clips),
             "frame_lengths_B": torch.tensor(lengths),
             "layout": ClipLayout.of(lengths, self.model.visual.config.clip_sizes()),
-            **self.processor(lengths),
+            **self.processor(lengths, cues=[cues] * len(lengths)),
         }
         return translate_batch(self.model, self.processor, batch, options)
 
@@ -202,6 +228,7 @@ def translate_file(
     options: GenerationOptions | None = None,
     prompt: str | None = None,
     device: torch.device | str = "cpu",
+    cues: StatedCues | None = None,
 ) -> str:
     """Translate one video file with an exported model.
 
@@ -211,14 +238,16 @@ def translate_file(
         options: search options; default greedy.
         prompt: template instead of the trained one; must contain ``{video}`` once.
         device: where to run.
+        cues: what the prompt shows besides the video, where it does.
 
     Raises:
         CheckpointError: the export cannot be used.
-        DataError: the video cannot be read.
+        DataError: the video cannot be read, or the prompt shows a cue that is not stated.
         RecipeError: the prompt has no ``{video}``.
     """
     translator = Translator.from_export(export_dir, device)
     if prompt is not None:
         translator = translator.with_prompt(prompt)
+    translator = translator.with_cues(cues or StatedCues())
     media = VideoFile(video) if isinstance(video, Path) else video
     return translator.translate([media], options)[0].text

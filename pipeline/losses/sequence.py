@@ -9,7 +9,7 @@ Shape suffixes: B clips, K candidates of a clip at most, L tokens of a candidate
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +18,7 @@ ADVANTAGE_EPSILON = 1e-6
 """Added to the deviation of a clip's rewards: where all are equal, every advantage is 0."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidates:
+class Candidates(NamedTuple):
     """Where tokens belong, and what is known of candidates. Entries without a candidate hold zeros."""
 
     places_N: Tensor
@@ -32,6 +31,9 @@ class Candidates:
     """Of each, the larger the better."""
     is_reference_BK: Tensor
     """1.0 at the references."""
+    sampled_N: Tensor
+    """Log probabilities of the tokens under the policy that sampled them; of a reference that was not sampled anything.
+    """
 
     def table(self, values_N: Tensor) -> Tensor:
         """[B, K, L] of numbers of tokens, zeros elsewhere."""
@@ -56,22 +58,17 @@ def minimum_risk(log_probs_N: Tensor, candidates: Candidates, sharpness: float, 
 
 
 def policy_gradient(
-    log_probs_N: Tensor,
-    sampled_N: Tensor,
-    candidates: Candidates,
-    clip: float,
-    start: tuple[Tensor, float] | None = None,
+    log_probs_N: Tensor, candidates: Candidates, clip: float, start: tuple[Tensor, float] | None = None
 ) -> Tensor:
     """The negative objective of GRPO [B]: per clip the mean over its samples of each one's mean over tokens.
 
     Args:
-        sampled_N: log probabilities of the tokens under the policy that sampled them; of a reference anything.
         clip: how far the ratio of both policies counts, from ``1 - clip`` to ``1 + clip``.
         start: log probabilities [N] under the policy that tuning started from, and the weight of the divergence from
             it, which is estimated per token as in the paper (equation 4).
     """
     now_BKL = candidates.table(log_probs_N)
-    ratio_BKL = (now_BKL - candidates.table(sampled_N)).exp()
+    ratio_BKL = (now_BKL - candidates.table(candidates.sampled_N)).exp()
     advantages_BK1 = advantages(candidates.rewards_BK, candidates.counts_BK)[..., None]
     gain_BKL = torch.minimum(ratio_BKL * advantages_BK1, ratio_BKL.clamp(1 - clip, 1 + clip) * advantages_BK1)
     if start is not None:

@@ -36,7 +36,7 @@ _FRAME_FIELDS = ("train.micro_batch", "data.max_frames", "data.frame_stride")
 
 def activation_lines(recipe: Recipe, parts: Parts) -> list[Line]:
     """What a micro-batch takes beside the weights."""
-    rule = {"continued_pretraining": _packs, "contrastive": _contrastive, "connector": _translation}[recipe.stage]
+    rule = {"continued_pretraining": _packs, "contrastive": _contrastive}.get(recipe.stage, _translation)
     return [line for line in rule(recipe, parts) if line.bytes]
 
 
@@ -233,12 +233,19 @@ def _translation(recipe: Recipe, parts: Parts) -> Iterator[Line]:
     tokens = -(-clip_frames(recipe, stride) // stride) + micro
     # a prompt has hardly more tokens than half its characters
     answers = micro * (len(recipe.connector.prompt) // 2 + recipe.connector.max_new_tokens)
-    in_row = micro * packed if packed else tokens + answers
-    yield from _llm(recipe, parts, in_row, ("data.pack_tokens", *_FRAME_FIELDS))
+    in_row = (micro * packed if packed else tokens + answers) * _candidates(recipe)
+    own = ("sequence_tuning.samples",) if recipe.stage == "sequence_tuning" else ()
+    yield from _llm(recipe, parts, in_row, ("data.pack_tokens", *own, *_FRAME_FIELDS))
     size = 2 if parts.dtype == torch.bfloat16 else 4
     hidden = tokens * recipe.model.connector.hidden * 3 * size
     yield Line("connector", hidden, f"{tokens} tokens, before and after GELU", _BACKWARD, _FRAME_FIELDS)
     yield _cache(recipe, parts.llm, tokens + answers, size)
+
+
+def _candidates(recipe: Recipe) -> int:
+    """Texts behind the same clip in a row: when whole translations are compared, each of them."""
+    config = recipe.sequence_tuning
+    return config.samples + config.with_reference if recipe.stage == "sequence_tuning" else 1
 
 
 def _stride(recipe: Recipe, parts: Parts) -> int:
@@ -251,9 +258,11 @@ def _cache(recipe: Recipe, llm: Any, tokens: int, size: int) -> Line:
     channels = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     beams = recipe.connector.num_beams
     # while beams are reordered, the old cache and the new one exist
-    copies = 2 if beams > 1 else 1
-    total = tokens * beams * config.num_hidden_layers * 2 * heads * channels * size * copies
-    rule = f"{tokens} tokens x {beams} beams x {config.num_hidden_layers} layers x 2 x {heads * channels} numbers"
+    copies, what = beams * (2 if beams > 1 else 1), f"{beams} beams"
+    if recipe.stage == "sequence_tuning" and recipe.sequence_tuning.samples > copies:
+        copies, what = recipe.sequence_tuning.samples, f"{recipe.sequence_tuning.samples} samples"
+    total = tokens * config.num_hidden_layers * 2 * heads * channels * size * copies
+    rule = f"{tokens} tokens x {what} x {config.num_hidden_layers} layers x 2 x {heads * channels} numbers"
     fields = ("connector.num_beams", "connector.max_new_tokens", "train.micro_batch")
     return Line("cache of generation", total, rule, frozenset({GENERATION}), fields)
 

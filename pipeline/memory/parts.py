@@ -17,6 +17,7 @@ from pipeline.config.rates import rates_of
 from pipeline.config.schema import BackboneConfig, LlmConfig, Recipe, TextEncoderConfig, VisualConfig
 from pipeline.config.shard_sets import column_of
 from pipeline.config.source import Problem
+from pipeline.config.stages import STAGES
 from pipeline.errors import RecipeError
 from pipeline.memory.stand_in import KEY, attend
 from pipeline.memory.zero import Weight
@@ -81,10 +82,11 @@ def parts_of(recipe: Recipe) -> Parts:
     # a rank that plans after it ran out of memory may have ZeRO-3 configured, which would partition these models, too
     with without_zero3(), torch.device("meta"):
         found = {
-            "continued_pretraining": _continued_pretraining, "contrastive": _contrastive, "connector": _connector
+            "continued_pretraining": _continued_pretraining, "contrastive": _contrastive, "connector": _connector,
+            "sequence_tuning": _connector,
         }[recipe.stage](recipe, dtype)  # fmt: skip
         whole = found.modules.get("model") or nn.ModuleDict(found.modules)
-        frozen = ("visual", "llm") if recipe.stage == "connector" else ()
+        frozen = ("visual", "llm") if STAGES[recipe.stage].translates else ()
         plan = {name: name not in frozen for name in (name.split(".")[0] for name, _ in whole.named_parameters())}
         apply_parts(whole, plan, recipe.train.parts, unreached(recipe))
     for part in found.modules.values():
@@ -117,13 +119,14 @@ def _contrastive(recipe: Recipe, dtype: torch.dtype) -> Parts:
 
 def gloss_classes(recipe: Recipe) -> int:
     """Classes of the gloss head, the blank included; 0 = there is none. Of `UNKNOWN_GLOSSES` if a source cannot be read
-    here."""
+    here, or its glosses are in a text column."""
     ctc = recipe.contrastive.ctc
     if not ctc.used:
         return 0
     glosses: set[str] = set()
     for source in recipe.data.train:
-        column = None if is_remote(source.shards) else column_of(source, ctc.source)
+        unknown = is_remote(source.shards) or recipe.contrastive.glosses != "gloss"
+        column = None if unknown else column_of(source, "gloss")
         if column is None or isinstance(column, Problem):
             return 1 + UNKNOWN_GLOSSES
         glosses.update(gloss for text in column.unique().to_pylist() for gloss in text.split())

@@ -28,7 +28,7 @@ from transformers.utils import ModelOutput
 
 from pipeline.config.schema import ConnectorConfig, ConnectorStageConfig
 from pipeline.errors import DataError
-from pipeline.losses import TokenLoss
+from pipeline.losses import Criterion, TokenLoss
 from pipeline.models.clip_layout import ClipLayout
 from pipeline.models.connector import Connector, ConnectorLinear
 from pipeline.models.language import decoder, output_head
@@ -93,7 +93,8 @@ class LlavaSltConfig(PreTrainedConfig):
 
 @dataclass
 class LlavaSltOutput(ModelOutput):
-    """Of a packed row `loss_sum` (float32 scalar) over its answer tokens; otherwise `logits` [B, L, V]."""
+    """Of a packed row `loss_sum` (float32 scalar) over its answer tokens, or the criterion's value; otherwise `logits`
+    [B, L, V]."""
 
     loss_sum: Tensor | None = None
     logits: Tensor | None = None
@@ -223,6 +224,7 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
         frame_lengths: Tensor | None = None,
         layout: ClipLayout | None = None,
         answers: PackedAnswers | None = None,
+        criterion: Criterion | None = None,
         **kwargs: Any,
     ) -> LlavaSltOutput:
         """Logits, or with ``answers`` the summed loss of a packed row.
@@ -236,6 +238,8 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
             layout: of these frames (`ClipLayout`), instead of their lengths.
             answers: borders and places of a packed row. The LLM's attention must be a packed one
                 (`pipeline.models.attention.implementation`).
+            criterion: makes the loss of a packed row from the log probabilities of its answer tokens, instead of their
+                negative sum (`pipeline.losses.token_criterion`).
             kwargs: transformers' own, passed on to the LLM (`position_ids`, `past_key_values`, `use_cache`,
                 `logits_to_keep`).
 
@@ -245,7 +249,10 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
             assert frames is not None  # a packed row without video would have no connector to train
             video_ME, _ = self.encode_video(frames, frame_lengths, layout)
             hidden_ND = self._packed_states(input_ids, video_ME, answers)
-            return LlavaSltOutput(loss_sum=self.token_loss(hidden_ND, answers["targets_N"], head=output_head(self.llm)))
+            head = output_head(self.llm)
+            return LlavaSltOutput(
+                loss_sum=self.token_loss(hidden_ND, answers["targets_N"], head=head, criterion=criterion)
+            )
         embeds_BLE = self.embed_inputs(input_ids, frames, frame_lengths, layout)
         result = self.llm(inputs_embeds=embeds_BLE, attention_mask=attention_mask, **kwargs)
         return LlavaSltOutput(logits=result.logits, past_key_values=result.past_key_values)
@@ -253,6 +260,8 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _packed_states(self, ids_BL: Tensor, video_ME: Tensor, answers: PackedAnswers) -> Tensor:
         """Hidden states [N, E] that predict the answer tokens of a packed row. Nothing waits for the device."""
         places_M = answers["visual_positions_M"]
+        if "visual_tokens_M" in answers:
+            video_ME = video_ME.index_select(0, answers["visual_tokens_M"])
         if len(video_ME) != len(places_M):
             raise DataError(
                 f"the packed row has places for {len(places_M)} visual tokens, the encoder gives {len(video_ME)}"
@@ -274,17 +283,20 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
         frame_lengths: Tensor | None = None,
         layout: ClipLayout | None = None,
         generation_config: GenerationConfig | None = None,
+        copies: int = 1,
         **options: Any,
     ) -> Tensor:
-        """Translates; returns the new tokens only, [B * num_return_sequences, new].
+        """Translates; returns the new tokens only, [B * copies * num_return_sequences, new].
 
         The encoder runs once, before decoding. Prompts of unequal length are left padded with their
-        ``attention_mask``. ``options`` are transformers' own and go to the LLM's `generate` (`num_beams`,
-        `max_new_tokens`, `synced_gpus`, ...).
+        ``attention_mask``. ``copies``: translations of each sample, side by side. ``options`` are transformers' own and
+        go to the LLM's `generate` (`num_beams`, `max_new_tokens`, `synced_gpus`, ...).
         """
         embeds_BLE = self.embed_inputs(input_ids, frames, frame_lengths, layout)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        if copies > 1:
+            embeds_BLE, attention_mask = (rows.repeat_interleave(copies, 0) for rows in (embeds_BLE, attention_mask))
         settings = copy.deepcopy(self.generation_config if generation_config is None else generation_config)
         rest = settings.update(**options)
         llm: Any = self.llm

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ class PackedAnswers(TypedDict):
     """int64, the places in front of the answer tokens: their hidden states predict the answers."""
     targets_N: Tensor
     """int64, the tokens of all answers, each with its eos."""
+    visual_tokens_M: NotRequired[Tensor]
+    """int64, which visual token each place takes, where documents share clips; without it they follow each other."""
 
 
 class PackedRow(TypedDict):
@@ -38,6 +40,27 @@ class PackedRow(TypedDict):
     input_ids: Tensor
     """int64 [1, L], `SAFE_ID` where visual tokens go."""
     answers: PackedAnswers
+
+
+def pack_candidates(
+    prompts: Sequence[list[int]], answers: Sequence[Sequence[list[int]]], video_token_id: int
+) -> PackedRow:
+    """As `pack_row`, with several answers to each prompt: each is a document of its own, behind the same clip.
+
+    Args:
+        answers: per prompt those that follow it, at least one.
+    """
+    copies_B = np.array([len(group) for group in answers])
+    row = pack_row(
+        [prompt for prompt, group in zip(prompts, answers, strict=True) for _ in group],
+        [answer for group in answers for answer in group],
+        video_token_id,
+    )
+    counts_B = np.array([prompt.count(video_token_id) for prompt in prompts])
+    firsts_B = np.cumsum(counts_B) - counts_B
+    clips_C = np.repeat(np.arange(len(prompts)), copies_B)
+    tokens_M = np.concatenate([np.arange(firsts_B[clip], firsts_B[clip] + counts_B[clip]) for clip in clips_C])
+    return {**row, "answers": {**row["answers"], "visual_tokens_M": torch.from_numpy(tokens_M)}}
 
 
 def pack_row(prompts: Sequence[list[int]], answers: Sequence[list[int]], video_token_id: int) -> PackedRow:

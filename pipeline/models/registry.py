@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import cached_file
 
 from pipeline.config.inputs_schema import PoseConfig
+from pipeline.config.prompt_schema import PromptsConfig
 from pipeline.config.schema import BackboneConfig, DataConfig, ModelConfig, TextEncoderConfig, TinyVit, VisualConfig
 from pipeline.errors import RecipeError
 from pipeline.models import frame_level
@@ -117,7 +118,12 @@ def word_stride(config: VisualConfig) -> int:
 
 
 def build_processor(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, stride: int, model: ModelConfig, data: DataConfig
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    stride: int,
+    model: ModelConfig,
+    data: DataConfig,
+    prompts: PromptsConfig | None = None,
 ) -> LlavaSltProcessor:
     """The processor that belongs to a LlavaSlt of these parts."""
     options = ProcessorOptions(
@@ -127,12 +133,18 @@ def build_processor(
         image_pixels=data.image_pixels,
         max_frames=data.max_frames,
         frame_stride=data.frame_stride,
+        prompts=prompts or PromptsConfig(),
     )
     return LlavaSltProcessor(tokenizer, options)
 
 
 def build_llava_slt(
-    model: ModelConfig, data: DataConfig, prompt: str, dtype: torch.dtype, attention: str | None = None
+    model: ModelConfig,
+    data: DataConfig,
+    prompt: str,
+    dtype: torch.dtype,
+    attention: str | None = None,
+    prompts: PromptsConfig | None = None,
 ) -> tuple[LlavaSltForConditionalGeneration, LlavaSltProcessor]:
     """Visual encoder, new connector and LLM of a recipe as one model, and its processor.
 
@@ -148,7 +160,7 @@ def build_llava_slt(
             f"data.max_frames: {data.max_frames} exceeds the visual encoder's max_frames {visual.config.max_frames};"
             " lower it."
         )
-    processor = build_processor(tokenizer, prompt, visual.config.stride, model, data)
+    processor = build_processor(tokenizer, prompt, visual.config.stride, model, data, prompts)
     check_prompt(llm, processor.before_ids + processor.after_ids)
     config = LlavaSltConfig(
         visual_config=visual.config,

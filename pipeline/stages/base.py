@@ -48,6 +48,8 @@ class Normaliser:
     world_size: int
     maxima: Mapping[str, int] = field(default_factory=dict)
     """The largest of each of `MicroBatch.maxima`, over all micro-batches and ranks."""
+    step: int = 0
+    """Optimizer steps before this one."""
 
     def scale(self, loss_sum: torch.Tensor) -> torch.Tensor:
         """Local sum -> this micro-batch's part of the global mean, given that gradients are averaged over ranks."""

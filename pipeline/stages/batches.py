@@ -13,7 +13,8 @@ from typing import Any, TypedDict, TypeVar
 import numpy as np
 import torch
 
-from pipeline.inference.clips import Clip, Clips, pack_clips
+from pipeline.inference.clips import Clip, Clips, CollatePrompts, PromptBatch, pack_clips
+from pipeline.inference.cues import apart
 from pipeline.losses import IGNORE_LABEL
 from pipeline.models.attention import Packed, packed_kwargs
 from pipeline.models.clip_layout import ClipSizes
@@ -23,6 +24,7 @@ from pipeline.models.text_cache import TextFeatureCache
 from pipeline.stages.glosses import AlignedGlosses, GlossBatch, GlossTargets
 from shards.load.documents import Pack
 from shards.load.reader import SampleReader
+from shards.schema import text_hash
 
 T = TypeVar("T")
 
@@ -63,6 +65,15 @@ class ContrastiveBatch(Clips, MicroBatch, GlossBatch):
 
 class TranslationBatch(Clips, PackedRow, MicroBatch):
     """Clips, and their tokenised prompts and answers packed into one row."""
+
+
+class SequenceBatch(PromptBatch, MicroBatch):
+    """Clips with prompts to translate from, and their references."""
+
+    prompts: list[list[int]]
+    """Ids of each clip's prompt, without padding."""
+    references: list[list[int]]
+    """Ids of each clip's text as an answer, with its eos."""
 
 
 def fetch_pack(reader: SampleReader, item: np.ndarray) -> list[Pack]:
@@ -112,11 +123,13 @@ class ContrastiveCollate:
     texts: TextFeatureCache
     targets: GlossTargets | None = None
     aligned: AlignedGlosses | None = None
+    several: bool = False
+    """Whether rows may hold another text of their sample than the index does."""
 
     def __call__(self, items: list[list[Clip]]) -> ContrastiveBatch:
         clips = pack_clips(items, self.sizes)
         hashes = [row.text_hash for row in clips["rows"]]
-        texts = self.texts.lookup(hashes)
+        texts = self.texts.lookup([text_hash(row.text) for row in clips["rows"]] if self.several else hashes)
         words = clips["layout"].word_lengths_B.tolist()
         glosses: GlossBatch = {}
         if self.targets is not None:
@@ -144,11 +157,34 @@ class TranslationCollate:
     processor: LlavaSltProcessor
     sizes: ClipSizes
 
-    def __call__(self, items: list[list[Clip]]) -> TranslationBatch:
+    def __call__(self, items: list[list[Any]]) -> TranslationBatch:
+        """``items``: what the fetch of `with_cues` gives."""
+        items, cues = apart(items, self.processor)
         clips = pack_clips(items, self.sizes)
-        row = self.processor.pack(clips["frame_lengths_B"].tolist(), [row.text for row in clips["rows"]])
+        row = self.processor.pack(clips["frame_lengths_B"].tolist(), [row.text for row in clips["rows"]], cues)
         valid = len(row["answers"]["targets_N"])
         return {**clips, **row, "valid_tokens": valid, "samples": len(clips["rows"]), "maxima": {}}
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceCollate:
+    """Clips with left padded prompts, and the tokens of their texts."""
+
+    processor: LlavaSltProcessor
+    sizes: ClipSizes
+
+    def __call__(self, items: list[list[Any]]) -> SequenceBatch:
+        """``items``: what the fetch of `with_cues` gives."""
+        batch = CollatePrompts(self.processor, self.sizes)(items)
+        padded = zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        return {
+            **batch,
+            "prompts": [ids_L[mask_L > 0].tolist() for ids_L, mask_L in padded],
+            "references": [self.processor.answer_ids(row.text) for row in batch["rows"]],
+            "valid_tokens": len(batch["rows"]),
+            "samples": len(batch["rows"]),
+            "maxima": {},
+        }
 
 
 def map_tensors(batch: T, function: Callable[[torch.Tensor], Any]) -> T:

@@ -12,11 +12,14 @@ from typing import Any, Self
 
 import torch
 
+from pipeline.config.prompt_schema import text_columns as prompt_columns
 from pipeline.config.schema import ConnectorStageConfig, Recipe, SourceConfig
 from pipeline.evaluate.metrics import score
 from pipeline.inference.clips import CollatePrompts
-from pipeline.inference.generate import GenerationOptions, translate_batch
+from pipeline.inference.cues import prepare_cues, with_cues
+from pipeline.inference.generate import GenerationOptions, translate_batch, with_end
 from pipeline.inference.load import VIDEO_FORM
+from pipeline.inference.references import texts_of_sample
 from pipeline.inference.rows import ROWS_FORM
 from pipeline.models import attention, kernels
 from pipeline.models.generation_attention import generation_key, switched
@@ -69,6 +72,12 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
         return replace(options, kind="group" if train and data.frame_budget else "clip", frame_budget=data.frame_budget)
 
     @classmethod
+    def text_columns(cls, recipe: Recipe, train: bool) -> tuple[str, ...]:
+        shown = prompt_columns(recipe.connector.prompt, recipe.connector.prompts, train)
+        held_out = () if train else recipe.data.references.eval
+        return (*super().text_columns(recipe, train), *shown, *held_out)
+
+    @classmethod
     def plan(cls, recipe: Recipe, sources: list[SourceConfig], train: bool) -> Plan:
         count = count_answers(recipe) if train and recipe.data.pack_tokens else None
         columns = cls.text_columns(recipe, train)
@@ -77,20 +86,22 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
     @classmethod
     def build(cls, context: StageContext, plans: Plans) -> Self:
         recipe, model = context.recipe, context.recipe.model
+        prompt, prompts = recipe.connector.prompt, recipe.connector.prompts
         llava, processor = build_llava_slt(
-            model, recipe.data, recipe.connector.prompt, context.dtype, attention.implementation("sdpa")
+            model, recipe.data, prompt, context.dtype, attention.implementation("sdpa"), prompts
         )
+        processor = prepare_cues(processor, plans.train, plans.held_out)
         backend = attention.choose_for(llava.llm, model.attention, context.device)
         llava.visual.choose_attention(model.attention, context.device)
         check_prompt(llava.llm, processor, recipe)
-        ends = llava.generation_config.eos_token_id
+        ends = with_end(llava.generation_config.eos_token_id, processor.end_id)
         llava.generation_config = generation(recipe.connector).config(ends, processor.pad_id)
         checkpoint_gradients(llava, share_of(model))
         fused = kernels.choose(model.kernels, llava.llm, context.device)
         llava.token_loss.backend = fused.loss
         if fused.layers == "liger":
             kernels.fuse_layers(llava.llm)
-        check_answers(llava.llm, processor, plans)
+        check_answers(llava.llm, processor, plans, recipe.data.references.train)
         stage = cls(context, llava, processor, generation_key(llava.llm, backend))
         if llava.visual.backbone.trains:
             llava.visual.config.backbone_fingerprint = ""  # of weights that change from now on
@@ -100,6 +111,9 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
 
     def freeze_plan(self) -> dict[str, bool]:
         return {"visual": False, "connector": True, "llm": False}
+
+    def fetch(self, train: bool) -> Callable[..., Any]:
+        return with_cues(super().fetch(train), self.processor, train)
 
     def collate(self) -> TranslationCollate:
         return TranslationCollate(self.processor, self.module.config.visual_config.clip_sizes())
@@ -126,22 +140,30 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
             return {}
         synced = self.context.world_size > 1 and self.context.zero_stage == 3
         options = replace(generation(config), synced=synced)
-        texts_of_sample: dict[int, tuple[str, str]] = {}
+        references = self.held_out_references(sources)
+        found: dict[int, tuple[str, list[str]]] = {}
         sizes = self.module.config.visual_config.clip_sizes()
         batches = self.held_out(sources, CollatePrompts(self.processor, sizes), stop_requested, config.eval_samples)
         with switched(self.module.llm, self.attention_key):
             for batch, samples in batches:
                 texts = translate_batch(self.module, self.processor, batch, options)
                 for sample, text, row in zip(samples, texts, batch["rows"], strict=False):  # padding has no samples
-                    texts_of_sample[sample] = (text, row.text)
-        pairs = merge_over_ranks(texts_of_sample)
+                    found[sample] = (text, references(sample, row.text))
+        pairs = merge_over_ranks(found)
         scores = score([text for text, _ in pairs], [reference for _, reference in pairs], config.score_protocol)
         return {"eval/bleu4": scores.bleu4, "eval/rouge_l": scores.rouge_l, "eval/samples": float(len(pairs))}
+
+    def held_out_references(self, sources: list[SourceConfig]) -> Callable[[int, str], list[str]]:
+        """``references(sample, text)`` of these held-out sources: the sample's text, and those of text columns."""
+        if not (columns := self.recipe.data.references.eval):
+            return lambda sample, text: [text]
+        samples = self.plan(self.recipe, sources, train=False).samples
+        return lambda sample, text: texts_of_sample(samples, sample, text, columns)
 
     def outputs(
         self, model: Callable[..., Any], frames_NHWC: Inputs, lengths_B: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        tokens = self.processor(frame_lengths=lengths_B.tolist(), texts=["a b", "c"])
+        tokens = self.processor(frame_lengths=lengths_B.tolist(), texts=["a b", "c"], cues=self.processor.stand_ins(2))
         ids_BL, mask_BL = tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)
         with switched(self.module.llm, "sdpa"):  # flash kernels leave zeros at padding, where sdpa computes something
             output = model(frames=frames_NHWC, frame_lengths=lengths_B, input_ids=ids_BL, attention_mask=mask_BL)

@@ -6,7 +6,7 @@ with token embeddings (arXiv 2412.16524).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -18,8 +18,7 @@ from safetensors.torch import load_file
 
 from pipeline import dist
 from pipeline.config.inputs import too_few_texts
-from pipeline.config.schema import Recipe
-from pipeline.config.supervision_schema import AlignmentConfig
+from pipeline.config.schema import ContrastiveConfig, Recipe
 from pipeline.errors import RecipeError
 from pipeline.losses import clamped_scale
 from pipeline.models.clip_layout import ClipLayout
@@ -33,7 +32,15 @@ from pipeline.stages.base import CachedStage, ExportCard, ExportPlan, LossParts,
 from pipeline.stages.batches import ContrastiveBatch, ContrastiveCollate
 from pipeline.stages.contrastive_loss import LOSSES, contrastive_loss, tile_mib
 from pipeline.stages.data import Plans, StageContext
-from pipeline.stages.glosses import AlignedGlosses, GlossTargets, Recognised, aligned_texts, gloss_metrics
+from pipeline.stages.glosses import (
+    IN_INDEX,
+    AlignedGlosses,
+    FetchWithGlosses,
+    GlossTargets,
+    Recognised,
+    aligned_texts,
+    gloss_metrics,
+)
 from pipeline.stages.held_out_retrieval import HeldOutPair, held_out_metrics, pairs_of
 from pipeline.stages.video import VideoStage, check_video, merge_over_ranks, probed_inputs
 from shards.order.options import PlanOptions
@@ -58,6 +65,7 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         "eval/video_to_text/r1",
         "eval/text_to_video/r1",
         "eval/video_to_text/median_rank",
+        "eval/wer",
     )
     module: ContrastiveModel
 
@@ -78,6 +86,12 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         return replace(super().plan_options(recipe, train), unique_texts_window=window)
 
     @classmethod
+    def text_columns(cls, recipe: Recipe, train: bool) -> tuple[str, ...]:
+        config = recipe.contrastive
+        read = (config.ctc.used or config.alignment.used) and config.glosses != IN_INDEX
+        return (*super().text_columns(recipe, train), *([config.glosses] if read else []))
+
+    @classmethod
     def build(cls, context: StageContext, plans: Plans) -> Self:
         """Encodes every distinct text once, each rank its share; does not keep the text encoder."""
         recipe, model = context.recipe, context.recipe.model
@@ -87,12 +101,13 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         visual.choose_attention(model.attention, context.device)
         checkpoint_gradients(visual, share_of(model))
         config = recipe.contrastive
-        targets = GlossTargets.of(plans.train, visual, config.ctc) if config.ctc.used else None
+        targets = GlossTargets.of(plans.train, visual, config) if config.ctc.used else None
         module = ContrastiveModel(visual, encoder.width, config, len(targets.vocabulary) if targets else 0)
         check_texts(plans.train)
         check_video(context, plans, visual, model.text_encoder.path)
         cache = TextFeatureCache(Path(recipe.run_dir) / "text_features")
-        cache.build(texts_of(plans, config.alignment), encoder, context.rank, context.world_size, dist.barrier)
+        texts = texts_of(plans, config, recipe.data.references.train)
+        cache.build(texts, encoder, context.rank, context.world_size, dist.barrier)
         module.set_text_statistics(cache.statistics())
         log.info("contrastive loss: tiles of %d MiB", tile_mib(config, context.device))
         return cls(context, module, cache, targets)
@@ -102,10 +117,15 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         heads = ("frame_head", "gloss_head")
         return {part: True for part in (*towers, *heads, "log_scale", "log_token_scale", "sentence_bias")}
 
+    def fetch(self, train: bool) -> Callable[..., Any]:
+        """Clips whose rows hold the glosses that the recipe names."""
+        source, clips = self.recipe.contrastive.glosses, super().fetch(train)
+        return clips if source == IN_INDEX else FetchWithGlosses(clips, source)
+
     def collate(self) -> ContrastiveCollate:
-        alignment = self.recipe.contrastive.alignment
-        aligned = AlignedGlosses(self.texts, alignment) if alignment.used else None
-        return replace(self.held_out_collate(), targets=self.targets, aligned=aligned)
+        aligned = AlignedGlosses(self.texts) if self.recipe.contrastive.alignment.used else None
+        several = bool(self.recipe.data.references.train)
+        return replace(self.held_out_collate(), targets=self.targets, aligned=aligned, several=several)
 
     def held_out_collate(self) -> ContrastiveCollate:
         """`collate` of clips that nothing is learned from: their glosses may be missing or unknown."""
@@ -189,12 +209,15 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         return outputs
 
 
-def texts_of(plans: Plans, alignment: AlignmentConfig) -> pa.Table:
-    """``text`` and ``text_hash`` of every sample, and of the glosses of those trained on if they are aligned."""
+def texts_of(plans: Plans, config: ContrastiveConfig, references: Sequence[str] = ()) -> pa.Table:
+    """``text`` and ``text_hash`` of every sample; of those trained on also the text columns ``references``, and their
+    glosses if they are aligned."""
     names = ("text", "text_hash")
     tables = [pa.table({name: plan.samples.column(name) for name in names}) for plan in plans.all()]
-    if alignment.used:
-        texts = list(aligned_texts(plans.train, alignment))
+    samples = plans.train.samples
+    further = {text for n in range(len(samples)) for column in references for text in samples.texts(column, n)}
+    texts = sorted(further) + (list(aligned_texts(plans.train, config.glosses)) if config.alignment.used else [])
+    if texts:
         hashes = pa.array([text_hash(text) for text in texts], tables[0].schema.field("text_hash").type)
         tables.append(pa.table({"text": pa.array(texts, tables[0].schema.field("text").type), "text_hash": hashes}))
     return pa.concat_tables(tables)

@@ -16,6 +16,7 @@ from shards.format.opening import open_shards
 from shards.load.loader import EvalLoader
 from shards.order.options import PlanOptions, Source
 from shards.order.plan import CountTokens, Plan
+from shards.schema import UNLABELLED
 from shards.storage.access import Remote
 
 
@@ -76,11 +77,22 @@ def open_plan(
     count: CountTokens | None = None,
     columns: Sequence[str] = (),
 ) -> Plan:
-    """The order of the given sources; ``count`` as in `Plan`, ``columns`` as in `Source`."""
+    """The order of the given sources; ``count`` as in `Plan`, ``columns`` as in `Source`. Raises RecipeError for clips
+    without texts."""
     read = tuple(dict.fromkeys(columns))
-    return Plan(
-        [Source(open_set(data, s.shards, read), s.split, s.corpus, s.weight, read) for s in sources], options, count
-    )
+    opened = [
+        Source(
+            open_set(data, s.shards, (*read, *([s.text] if s.text else []))), s.split, s.corpus, s.weight, read, s.text
+        )
+        for s in sources
+    ]
+    for source in opened:
+        if not source.text and source.shard_set.manifest.options.get(UNLABELLED):
+            raise RecipeError(
+                f"{source.shard_set.dir} was built without needing texts; say which text column to learn, such as"
+                " text: pseudo_label, made by `slt pseudo-label`."
+            )
+    return Plan(opened, options, count)
 
 
 def pose_plan(data: DataConfig, sources: Sequence[SourceConfig]) -> Plan | None:

@@ -6,21 +6,24 @@ Legend: B clips, N glosses of all of them, or tokens of these glosses as texts.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypedDict
 
 import numpy as np
 import torch
 
-from pipeline.config.supervision_schema import AlignmentConfig, CtcConfig
+from pipeline.config.schema import ContrastiveConfig
+from pipeline.config.supervision_schema import CtcConfig
 from pipeline.errors import DataError, RecipeError
 from pipeline.evaluate.word_errors import word_errors
-from pipeline.inference.clips import Clips
+from pipeline.inference.clips import Clip, Clips
 from pipeline.losses.gloss import words_needed
 from pipeline.models.gloss_vocabulary import GlossVocabulary
 from pipeline.models.text_cache import TextFeatureCache
 from pipeline.models.visual import HierarchicalVisualEncoder
+from shards.load.reader import SampleReader
+from shards.order.options import kept_frames
 from shards.order.plan import Plan
 from shards.schema import IndexRow, text_hash
 
@@ -60,30 +63,31 @@ class GlossTargets:
     config: CtcConfig
 
     @classmethod
-    def of(cls, plan: Plan, encoder: HierarchicalVisualEncoder, config: CtcConfig) -> Self:
+    def of(cls, plan: Plan, encoder: HierarchicalVisualEncoder, config: ContrastiveConfig) -> Self:
         """With the vocabulary of a training plan, all of whose clips are looked through.
 
         Raises:
             RecipeError: no clip has glosses.
             DataError: a clip is unusable, and the recipe does not leave it out.
         """
-        column = plan.samples.column(config.source)
-        vocabulary = GlossVocabulary.of(column.to_pylist())
+        texts = gloss_texts(plan, config.glosses)
+        vocabulary = GlossVocabulary.of(texts)
         if not vocabulary.glosses:
             raise RecipeError(
-                f"contrastive.ctc: no sample of data.train has glosses (column {config.source}); train on a corpus that"
-                " has them, or set contrastive.ctc.weight and set_weight to 0"
+                f"contrastive.ctc: no sample of data.train has glosses (contrastive.glosses={config.glosses}); train on"
+                " a corpus that has them, or set contrastive.ctc.weight and set_weight to 0"
             )
-        targets = cls(vocabulary, config)
-        frames = plan.options.lengths({"frames": plan.samples.columns["frames"][np.arange(len(plan.samples))]})
+        targets = cls(vocabulary, config.ctc)
+        stored = plan.samples.columns["frames"][np.arange(len(plan.samples))]
+        frames = kept_frames(stored, plan.options.max_frames, plan.options.frame_stride)
         words = [encoder.config.word_count(count) for count in frames.tolist()]
         problems = [
             (sample, problem)
-            for sample, (text, count) in enumerate(zip(column.to_pylist(), words, strict=True))
+            for sample, (text, count) in enumerate(zip(texts, words, strict=True))
             if (problem := targets.problem(text.split(), count))
         ]
         log.info("%d glosses; %d of %d clips are unusable", len(vocabulary.glosses), len(problems), len(words))
-        if problems and config.unusable == "error":
+        if problems and config.ctc.unusable == "error":
             sample, problem = problems[0]
             row = plan.samples.row(sample)
             raise DataError(f"{problem} ({len(problems)} of {len(words)} clips are so)", where=where(row), fix=FIX)
@@ -113,10 +117,10 @@ class GlossTargets:
     def recognised(self, features: Mapping[str, torch.Tensor], batch: Mapping[str, Any]) -> list[Recognised]:
         """What the gloss head reads in every clip of a micro-batch, and its glosses."""
         found = self.vocabulary.decode(features["glosses_MV"], batch["word_lengths"])
-        return [(own, glosses_of(row, self.config.source)) for own, row in zip(found, batch["rows"], strict=True)]
+        return [(own, row.gloss.split()) for own, row in zip(found, batch["rows"], strict=True)]
 
     def _classes(self, row: IndexRow, words: int) -> list[int]:
-        glosses = glosses_of(row, self.config.source)
+        glosses = row.gloss.split()
         if problem := self.problem(glosses, words):
             if self.config.unusable == "leave_out":
                 return []
@@ -129,11 +133,10 @@ class AlignedGlosses:
     """Glosses of clips as texts of their own. Picklable."""
 
     texts: TextFeatureCache
-    config: AlignmentConfig
 
     def batch(self, rows: Sequence[IndexRow], clips: Clips) -> GlossBatch:
         """Of these clips."""
-        hashes = [text_hash(" ".join(glosses_of(row, self.config.source))) for row in rows]
+        hashes = [text_hash(" ".join(row.gloss.split())) for row in rows]
         found = self.texts.lookup(hashes)
         return {
             "gloss_ids_B": torch.tensor(hashes, dtype=torch.int64),
@@ -143,14 +146,13 @@ class AlignedGlosses:
         }
 
 
-def aligned_texts(plan: Plan, config: AlignmentConfig) -> Iterator[str]:
+def aligned_texts(plan: Plan, source: str) -> Iterator[str]:
     """The glosses of a training plan as texts, equal ones once.
 
     Raises:
         DataError: a clip has none.
     """
-    column = plan.samples.column(config.source)
-    texts = [" ".join(text.split()) for text in column.to_pylist()]
+    texts = [" ".join(text.split()) for text in gloss_texts(plan, source)]
     if absent := texts.count(""):
         raise DataError(
             f"no glosses to align with ({absent} of {len(texts)} clips have none)",
@@ -166,10 +168,34 @@ def gloss_metrics(recognised: Sequence[Recognised]) -> dict[str, float]:
     return {"wer": word_errors(*zip(*known, strict=True)).wer} if known else {}
 
 
-def glosses_of(row: IndexRow, source: str) -> list[str]:
-    """The glosses of a clip, from this column."""
-    text: str = getattr(row, source)
-    return text.split()
+IN_INDEX = "gloss"
+"""The `contrastive.glosses` that is a column of the index; all others are text columns."""
+
+
+def gloss_texts(plan: Plan, source: str) -> list[str]:
+    """The glosses of every sample, from `contrastive.glosses`."""
+    if source == IN_INDEX:
+        texts: list[str] = plan.samples.column(IN_INDEX).to_pylist()
+        return texts
+    return [" ".join(plan.samples.texts(source, sample)) for sample in range(len(plan.samples))]
+
+
+@dataclass(frozen=True, slots=True)
+class FetchWithGlosses:
+    """Clips whose index rows hold the glosses of a text column as theirs; runs in loader processes."""
+
+    fetch: Callable[[SampleReader, np.ndarray], list[Clip]]
+    column: str
+
+    @property
+    def draws(self) -> bool:
+        """Whether the clips draw random numbers (:mod:`shards.load.substitute`)."""
+        return bool(getattr(self.fetch, "draws", False))
+
+    def __call__(self, reader: SampleReader, item: np.ndarray) -> list[Clip]:
+        texts = [" ".join(reader.plan.samples.texts(self.column, int(sample))) for sample in item["sample"]]
+        clips = zip(self.fetch(reader, item), texts, strict=True)
+        return [(frames, row._replace(gloss=gloss)) for (frames, row), gloss in clips]
 
 
 def where(row: IndexRow) -> str:

@@ -14,8 +14,9 @@ import torch
 from pipeline import dist
 from pipeline.config.schema import DataConfig, Recipe
 from pipeline.errors import RecipeError
-from pipeline.inference.augment import Augment
+from pipeline.inference.augment import Augment, check_augment
 from pipeline.inference.clips import FetchFrames, check_poses, check_rows, holds_features
+from pipeline.inference.jitter import Jitter, check_margins
 from pipeline.models.streams import Inputs, Streams, frames_of
 from pipeline.models.training_texts import warn_of_known_texts
 from pipeline.models.visual import HierarchicalVisualEncoder, VisualEncoderConfig
@@ -52,12 +53,18 @@ class VideoStage(Stage[Batch]):
             slowest=data.augment.slowest if train else 1.0,
         )
 
+    @classmethod
+    def text_columns(cls, recipe: Recipe, train: bool) -> tuple[str, ...]:
+        return tuple(recipe.data.references.train) if train else ()
+
     def fetch(self, train: bool) -> Callable[..., Any]:
         data = self.recipe.data
         augment = Augment(data.augment, self.recipe.seed) if train and data.augment.changed() else None
+        references = tuple(data.references.train) if train else ()
+        jitter = Jitter(data.jitter, self.recipe.seed) if train and data.jitter.most_seconds else None
         poses = pose_plan(data, data.train if train else data.eval)
         beside = None if poses is None else Beside(poses, remote(data))
-        return FetchFrames(data.max_frames, data.frame_stride, data.image_pixels, augment, beside)
+        return FetchFrames(data.max_frames, data.frame_stride, data.image_pixels, augment, references, jitter, beside)
 
     def probe(self, model: Callable[..., Any]) -> dict[str, torch.Tensor]:
         inputs, lengths_B = probe_inputs(self.visual.config, self.device)
@@ -85,9 +92,11 @@ def check_video(
         text_model: folder of the model that reads or writes the scored texts; None if there is none.
 
     Raises:
-        RecipeError: as `check_features` and `check_passes`.
+        RecipeError: as `check_margins`, `check_augment`, `check_features` and `check_passes`.
     """
     check_beside(context.recipe.data, plans, encoder.config)
+    check_margins(plans.train, context.recipe.data.jitter)
+    check_augment(plans.train, context.recipe.data.augment)
     for plan in plans.all():
         check_features(plan, encoder)
         if context.world_size > 1:

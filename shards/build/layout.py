@@ -16,14 +16,27 @@ import av
 
 from shards.build.prepare import EXCLUDED, Skip
 from shards.errors import DataError, OptionError
+from shards.media.margin import check_margin
 from shards.media.rows import RowsForm
 from shards.media.video import VideoOptions
 from shards.names import located, same_name
-from shards.schema import SPLIT_NAME, Corpus, Crop, Kind, Media, RowsFile, Segment, VideoFile
+from shards.schema import (
+    MARGIN_SECONDS,
+    SPLIT_NAME,
+    UNLABELLED,
+    Corpus,
+    Crop,
+    Kind,
+    Media,
+    RowsFile,
+    Segment,
+    VideoFile,
+)
 from shards.text import load_tokenizer, token_dtype, tokenizer_fingerprint
 from shards.text_tokens import TextTokens
 
 DEFAULT_SKIPPED_FRACTION = 0.05
+MOST_MARGIN_SECONDS = 30.0
 _SEGMENTS_PER_UNIT, _OVERLAP_SECONDS, _DOCUMENTS_PER_UNIT = 8, 1.0, 512
 
 
@@ -41,6 +54,10 @@ class BuildOptions:
     documents_per_shard: int = 65536
     tokens_per_member: int = 1_000_000
     """Documents are concatenated into members of about this many token ids."""
+    margin_seconds: float = 0.0
+    """Kept before and after every segment, for ``data.jitter``; the clip itself is the same."""
+    unlabelled: bool = False
+    """Segments without a text are stored, too, for pseudo-labels."""
     max_skipped_fraction: float | None = None
     """A build that skips a larger part of the segments fails. None = the corpus's usual value, or 0.05. Segments
     excluded by a published filter do not count."""
@@ -54,6 +71,9 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if min(self.samples_per_shard, self.documents_per_shard, self.tokens_per_member) < 1:
             raise OptionError("shard and member sizes must be >= 1", where="build options", fix="correct the option")
+        if not 0 <= self.margin_seconds <= MOST_MARGIN_SECONDS:
+            what = f"margin_seconds {self.margin_seconds:g} is not between 0 and {MOST_MARGIN_SECONDS:g}"
+            raise OptionError(what, where="build options", fix="correct the option")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +122,8 @@ def survey_corpus(corpus: Corpus, options: BuildOptions) -> Survey:
             survey.excluded += 1
         else:
             survey.total += 1
+            if options.margin_seconds:
+                check_margin(segment)
             kinds.setdefault(_kind_of(segment.media), segment.origin)
         identity = segment_identity(segment)
         if identity in seen:
@@ -153,7 +175,7 @@ def shard_tasks(corpus: Corpus, options: BuildOptions, kind: Kind) -> Iterator[S
         digest = hashlib.sha256(b"".join(_segment_digest(segment) for segment in segments)).hexdigest()
         name, number = f"{split}-{numbers[split]:06d}.tar", numbers.total()
         numbers[split] += 1
-        judged = [(segment, *skip_reason(segment)) for segment in segments]
+        judged = [(segment, *skip_reason(segment, options.unlabelled)) for segment in segments]
         skips = [Skip(s.id, s.split, reason, detail, s.origin) for s, reason, detail in judged if reason]
         return ShardTask(
             name, number, [_located(segment) for segment, reason, _ in judged if not reason], skips, digest
@@ -173,11 +195,11 @@ def _located(segment: Segment) -> Segment:
     return segment if segment.media is None else dataclasses.replace(segment, media=located(segment.media))
 
 
-def skip_reason(segment: Segment) -> tuple[str, str]:
+def skip_reason(segment: Segment, unlabelled: bool = False) -> tuple[str, str]:
     """(reason, detail) why a segment is skipped by its annotation alone; empty if it is not."""
     if segment.excluded:
         return f"{EXCLUDED}{segment.excluded}", ""
-    if not segment.text.strip():
+    if not segment.text.strip() and not unlabelled:
         return "empty_text", ""
     wrong = wrong_times(segment)
     return ("wrong_times", wrong) if wrong else ("", "")
@@ -243,11 +265,13 @@ def build_identity(corpus: Corpus, options: BuildOptions, survey: Survey) -> dic
     versions: dict[str, str] = {}
     if survey.kind != "text":
         stored["samples_per_shard"] = options.samples_per_shard
+        stored |= {UNLABELLED: True} if options.unlabelled else {}
         if survey.kind == "features":
             assert options.rows is not None  # `Placed` and its form come together
             stored["features"] = options.rows.record()
         else:
             stored["video"] = options.video.record()
+            stored |= {MARGIN_SECONDS: options.margin_seconds} if options.margin_seconds else {}
             versions |= {"av": av.__version__, "libavcodec": ".".join(map(str, av.library_versions["libavcodec"]))}
         if options.tokenizer:
             stored |= {"text_tokenizer": tokenizer_fingerprint(load_tokenizer(options.tokenizer))}

@@ -18,6 +18,7 @@ import numpy as np
 
 from shards.errors import DataError
 from shards.media.frame_folder import MissingFrames, is_frame
+from shards.media.margin import margin_frames
 from shards.media.rows import RowsForm
 from shards.media.source import OutsideVideo, no_file
 from shards.media.video import (
@@ -62,10 +63,13 @@ class Skip:
 class PreparedVideo:
     payload: bytes
     info: VideoInfo
+    """Of the clip, without its margins."""
     why: str = ""
     """Why a whole file was encoded, a key of ``build.encoded.REASONS``; empty for other media and unchanged files."""
     source_bytes: int = 0
     """Size of that file."""
+    margin_frames: int = 0
+    """Stored before the clip, and as many after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +92,20 @@ def has_media(media: Media) -> bool:
     return media.path.is_dir() and any(map(is_frame, media.path.glob(media.pattern)))
 
 
-def prepare_videos(segments: Sequence[Segment], options: VideoOptions) -> list[PreparedVideo | Skip]:
+def prepare_videos(
+    segments: Sequence[Segment], options: VideoOptions, margin_seconds: float = 0.0
+) -> list[PreparedVideo | Skip]:
     """Transcode one segment, or several pieces of one file in order of their starts.
 
-    Unusable media becomes a Skip with its reason.
+    Unusable media becomes a Skip with its reason. ``margin_seconds``: stored around each segment, which has times.
     """
     media = [segment.media if segment.media is None else located(segment.media) for segment in segments]
     pieces = [item for item in media if isinstance(item, VideoFile)]
-    if len(pieces) < len(media) or len(media) == 1 or not has_media(pieces[0]):
+    alone = len(pieces) < len(media) or (len(media) == 1 and not margin_seconds)
+    if alone or not has_media(pieces[0]):
         return [prepare_video(segment, options) for segment in segments]
-    results = transcode_pieces(pieces, options)
-    return [_prepared(segment, result) for segment, result in zip(segments, results, strict=True)]
+    results = transcode_pieces(pieces, options, margin_seconds)
+    return [_prepared(segment, result, margin_seconds) for segment, result in zip(segments, results, strict=True)]
 
 
 def prepare_video(segment: Segment, options: VideoOptions) -> PreparedVideo | Skip:
@@ -126,9 +133,13 @@ def _absent(media: Media) -> str:
     return f"{path} {no_file(path) or 'is a file, not a folder of images'}"
 
 
-def _prepared(segment: Segment, result: bytes | DataError) -> PreparedVideo | Skip:
+def _prepared(segment: Segment, result: bytes | DataError, margin_seconds: float = 0.0) -> PreparedVideo | Skip:
     if isinstance(result, bytes):
-        return PreparedVideo(result, probe(result))
+        info = probe(result)
+        margin = margin_frames(margin_seconds, info.fps)
+        frames = info.frames - 2 * margin
+        clip = replace(info, frames=frames, duration_seconds=frames / info.fps) if margin else info
+        return PreparedVideo(result, clip, margin_frames=margin)
     reason = "missing_frames" if isinstance(result, MissingFrames) else "unreadable_media"
     reason = "outside_video" if isinstance(result, OutsideVideo) else reason
     return Skip(segment.id, segment.split, reason, f"{result.where}: {result.what}", segment.origin)

@@ -36,7 +36,7 @@ class Finished:
 def preparer(options: BuildOptions, kind: Kind) -> Callable[[list[Segment]], list[Any]]:
     """The function that prepares one unit of segments; picklable."""
     if kind == "video":
-        return functools.partial(prepare_videos, options=options.video)
+        return functools.partial(prepare_videos, options=options.video, margin_seconds=options.margin_seconds)
     if kind == "features":
         assert options.rows is not None  # `build_identity` has needed it
         return functools.partial(prepare_rows, form=options.rows)
@@ -83,7 +83,7 @@ def _store_videos(
         elif isinstance(result, PreparedRows):
             stored.rows.append(add_rows(tar, segment, result.rows, result.rate, number))
         else:
-            stored.rows.append(add_video(tar, segment, result.payload, result.info, number))
+            stored.rows.append(add_video(tar, segment, result.payload, result.info, number, result.margin_frames))
             stored.tallies.update(tally(segment, result))
     return stored
 

@@ -1,4 +1,4 @@
-"""``slt shards`` verbs on texts of finished shard sets: further texts of every sample, contamination."""
+"""``slt shards`` verbs on texts of finished shard sets: text columns of several kinds, contamination."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shards.cli.common import Json, app, data_errors, pairs
+from shards.cli.common import Json, app, data_errors, pairs, with_settings
 from shards.errors import OptionError
 
 if TYPE_CHECKING:
+    from shards.exchange.pseudo_gloss import GlossOptions
     from shards.filter.overlap import ContaminationReport
     from shards.format.text_columns import TextColumn
 
@@ -43,11 +44,7 @@ def texts(
     if name and (table is None) == (from_set is None):
         raise OptionError("give one of --table and --from-set", where="slt shards texts", fix="add it")
     if table is not None:
-        known = {field.name for field in dataclasses.fields(TableColumns)}
-        named = pairs(columns.split(","), "--columns") if columns else {}
-        if unknown := sorted(set(named) - known):
-            raise OptionError(f"unknown {unknown[0]!r}", where="--columns", fix=f"known: {', '.join(sorted(known))}")
-        column_from_table(location, name, table, TableColumns(**named), replace)
+        column_from_table(location, name, table, TableColumns(**_named_columns(columns, TableColumns)), replace)
     elif from_set is not None:
         column_from_set(location, name, from_set, replace)
     shard_set = read_index(location)
@@ -115,3 +112,114 @@ def _show(report: ContaminationReport) -> None:
         for example in split.examples[:3]:
             how = "equal" if example.exact else f"{example.overlap:.0%}"
             console.print(f"{example.origin}: {example.text!r} ({how}) {example.train_origin}", markup=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class GlossSettings:
+    """The options of ``pseudo-gloss``."""
+
+    name: Annotated[str, typer.Option(help="of the text column")] = "pseudo_gloss"
+    splitter: Annotated[str, typer.Option(help="words | tokenizer | jieba | spacy | stanza: how words are found")] = (
+        "words"
+    )
+    model: Annotated[
+        list[str],
+        typer.Option(help="tokenizer folder, spaCy model or Stanza language; several languages: de=MODEL, repeat"),
+    ] = dataclasses.field(default_factory=list)
+    tags: Annotated[str, typer.Option(help="parts of speech that are kept, where the splitter knows them")] = ""
+    min_texts: Annotated[int, typer.Option(min=1, help="words in fewer training texts go")] = 1
+    max_share: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="words in a larger share go; default 0.2 without parts of speech, else 1"),
+    ] = None
+    drop: Annotated[Path | None, typer.Option(help="file with further words that go, one a line")] = None
+    replace: Annotated[bool, typer.Option("--replace", help="an existing column of that name goes")] = False
+
+    def options(self) -> GlossOptions:
+        """The options as the builder of the column takes them."""
+        from shards.corpora.rows import read_lines
+        from shards.exchange.pseudo_gloss import GlossOptions
+
+        named = [entry.partition("=") for entry in self.model]
+        options = GlossOptions(
+            splitter=self.splitter,
+            models={first if equals else "": path if equals else first for first, equals, path in named},
+            min_texts=self.min_texts,
+            max_share=self.max_share,
+            dropped=tuple(line.strip() for _, line in read_lines(self.drop)) if self.drop is not None else (),
+        )
+        tags = tuple(tag.strip().upper() for tag in self.tags.split(",") if tag.strip())
+        return dataclasses.replace(options, tags=tags) if tags else options
+
+
+@app.command(
+    name="pseudo-gloss",
+    epilog="Example: slt shards pseudo-gloss data/ph14t --splitter spacy --model de=de_core_news_sm --min-texts 2",
+)
+@data_errors
+@with_settings(GlossSettings)
+def pseudo_gloss(
+    location: Annotated[Path, typer.Argument(help="shard set on a disk")],
+    settings: GlossSettings,
+    as_json: Json = False,
+) -> None:
+    """Keep the content words of every text as a text column.
+
+    The choice is made on the training split: by part of speech where the
+    splitter tags (spaCy, Stanza, jieba), and by the share of texts a word is
+    in. Scripts without spaces: jieba, a tokenizer's pieces, or characters.
+    """
+    from shards.exchange.pseudo_gloss import pseudo_glosses
+
+    figures = pseudo_glosses(location, settings.options(), settings.name, settings.replace)
+    if as_json:
+        typer.echo(json.dumps({language: dataclasses.asdict(of) for language, of in figures.items()}))
+        return
+    for language, of in figures.items():
+        typer.echo(
+            f"{language or 'no language'}: {of.kept} of {of.words} words of {of.texts} texts kept, "
+            f"{of.vocabulary} distinct in training; {of.empty} texts without any, {of.unknown} words only in other "
+            f"splits\n  most frequent: {' '.join(of.frequent)}\n  left out: {' '.join(of.left_out)}"
+        )
+
+
+@app.command(
+    epilog=r"Example: slt shards previous data/youtube-asl --pattern '(?P<video>.+)-(?P<start>\d+)-\d+' --count 3"
+)
+@data_errors
+def previous(
+    location: Annotated[Path, typer.Argument(help="shard set on a disk")],
+    pattern: Annotated[
+        str, typer.Option(help="expression that finds video and start in a sample's id, as named groups")
+    ] = "",
+    table: Annotated[Path | None, typer.Option(help="or a table with the video and start of every sample")] = None,
+    columns: Annotated[str, typer.Option(help="which column of the table says what: id=name,video=file,start=t0")] = "",
+    count: Annotated[int, typer.Option(min=1, help="most sentences before each sample")] = 1,
+    name: Annotated[str, typer.Option(help="of the text column; NAME_ids holds the ids of their samples")] = "previous",
+    replace: Annotated[bool, typer.Option("--replace", help="existing columns of these names go")] = False,
+) -> None:
+    """Keep the sentences before each sample in the same video as a text column.
+
+    Samples of one corpus, split, language and video stand in the order of
+    their starts.
+    """
+    from shards.exchange.previous import TimeColumns, places_by_pattern, places_by_table, previous_sentences
+    from shards.format.index import read_index
+
+    if bool(pattern) == (table is not None):
+        raise OptionError("give one of --pattern and --table", where="slt shards previous", fix="add it")
+    shard_set = read_index(location)
+    if table is not None:
+        places = places_by_table(shard_set, table, TimeColumns(**_named_columns(columns, TimeColumns)))
+    else:
+        places = places_by_pattern(shard_set, pattern)
+    typer.echo(f"{location}: {column_line(previous_sentences(location, places, count, name, replace))}")
+
+
+def _named_columns(text: str, of: type) -> dict[str, str]:
+    """``id=name,text=sentence`` as fields of a dataclass. Raises OptionError for another name."""
+    known = {field.name for field in dataclasses.fields(of)}
+    named = pairs(text.split(","), "--columns") if text else {}
+    if unknown := sorted(set(named) - known):
+        raise OptionError(f"unknown {unknown[0]!r}", where="--columns", fix=f"known: {', '.join(sorted(known))}")
+    return named

@@ -185,7 +185,8 @@ def _video(tar: TarWriter, key: str, payload: bytes) -> MemberLocation:
 def _array(tar: TarWriter, key: str, row: IndexRow, payload: bytes) -> MemberLocation:
     """Features: the index addresses the data inside an ``.npy`` member."""
     buffer = io.BytesIO()
-    values = np.frombuffer(payload, "<f2").reshape(row.frames, row.width)
+    views = np.frombuffer(payload, "<f2").reshape(-1, row.frames, row.width)
+    values = views if len(views) > 1 else views[0]
     np.lib.format.write_array(buffer, values, version=(1, 0), allow_pickle=False)
     member = tar.add(f"{key}.npy", buffer.getvalue())
     return MemberLocation(member.offset + member.size - len(payload), len(payload), zlib.crc32(payload))

@@ -5,7 +5,8 @@ may be anywhere in the tar, in any order; other members are ignored. It is one o
 
 * **video**: one member whose last extension is that of a video (VIDEO_KINDS), and ``.json`` or ``.txt`` with the text
   (``text``, ``caption``, ``translation`` or ``sentence`` in the json).
-* **features**: ``.npy`` (float16 [T, D]) and ``.json`` with the text, as ``slt shards features`` writes them.
+* **features**: ``.npy`` (float16 [T, D], or [K, T, D] of K views) and ``.json`` with the text, as ``slt shards
+  features`` writes them.
 * **text**: ``.npy`` (token ids of many documents) and ``.json`` with ``documents``, as ``slt shards build`` writes it.
 
 Names that begin with a dot and the ``__name__`` members of WebDataset are skipped. Anything else is an error that
@@ -28,7 +29,7 @@ from shards.exchange.layout import TEXT_FIELDS, VIDEO_KINDS, TarSplits
 from shards.format.tar import Member, index_tar
 from shards.media.video import probe
 from shards.names import ByName
-from shards.schema import ANNOTATION, IndexRow, Kind, text_hash
+from shards.schema import ANNOTATION, MARGIN_FRAMES, IndexRow, Kind, text_hash
 
 _IMAGE_KINDS = frozenset({"jpg", "jpeg", "png", "webp", "bmp"})
 _LARGEST = 1e9
@@ -146,8 +147,10 @@ def _video(handle: BinaryIO, path: Path, key: str, members: dict[str, Member], c
         raise DataError(
             f"{video.name} cannot be used: {error.what}", where=where, fix="repair or remove the sample"
         ) from None
-    stored: dict[str, Any] = {"frames": info.frames, "fps": info.fps, "width": info.width, "height": info.height}
-    stored["duration_seconds"] = info.frames / info.fps if info.fps else info.duration_seconds
+    meta = _parse(handle, path, key, members["json"]) if "json" in members else {}
+    frames = info.frames - 2 * int(meta.get(MARGIN_FRAMES, 0))  # how many seconds they are, the manifest says
+    stored: dict[str, Any] = {"frames": frames, "fps": info.fps, "width": info.width, "height": info.height}
+    stored["duration_seconds"] = frames / info.fps if info.fps else info.duration_seconds
     return _clip(path, key, video, members, annotation | stored)
 
 
@@ -163,11 +166,11 @@ def _features(handle: BinaryIO, path: Path, key: str, members: dict[str, Member]
             where=f"{path.name}:{key}",
             fix=f"repair {member.name}: it is no array",
         ) from None
-    if array.dtype != np.dtype("<f2") or array.ndim != 2 or not array.flags.c_contiguous:
+    if array.dtype != np.dtype("<f2") or array.ndim not in (2, 3) or not array.flags.c_contiguous:
         raise DataError(
             f"{member.name} is {array.dtype.name} {list(array.shape)}, and its json lists no documents",
             where=f"{path.name}:{key}",
-            fix="features are float16 [frames, width]; for documents the json needs "
+            fix="features are float16 [frames, width] or [views, frames, width]; for documents the json needs "
             "documents: [{id, start, tokens, text, split, corpus}]",
         )
     header = len(payload) - array.nbytes
@@ -176,12 +179,12 @@ def _features(handle: BinaryIO, path: Path, key: str, members: dict[str, Member]
     where = f"{path.name}:{key}"
     fps = _figure(meta, "fps", 0.0, where)
     stored: dict[str, Any] = {
-        "frames": len(array),
+        "frames": array.shape[-2],
         "fps": fps,
-        "width": array.shape[1],
-        "height": int(_figure(meta, "height", 1.0, where)),
+        "width": array.shape[-1],
+        "height": int(_figure(meta, "height", 1.0, where)) if array.ndim == 2 else len(array),
     }
-    stored["duration_seconds"] = _figure(meta, "duration_seconds", len(array) / fps if fps else 0.0, where)
+    stored["duration_seconds"] = _figure(meta, "duration_seconds", stored["frames"] / fps if fps else 0.0, where)
     return _clip(path, key, data, members, _annotated(handle, path, key, members, corpus) | stored)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def column_from_set(folder: Path | str, name: str, other: Path | str, replace: b
     here, there = read_index(folder), read_index(other)
     column, rows = open_column(there, name), _rows_by_key(there)
     texts, scores, missing = [], [], []
-    for key in _keys(here):
+    for key in keys_of(here):
         row = rows.get(key, -1)
         missing += [key] if row < 0 else []
         texts.append(column.texts(row) if row >= 0 else [])
@@ -73,18 +73,22 @@ def column_from_set(folder: Path | str, name: str, other: Path | str, replace: b
     return write_column(here, name, texts, {**column.about, "from_set": there.fingerprint}, scores, replace)
 
 
-def _said(table: Path, columns: TableColumns) -> Iterator[Said]:
-    needed = [columns.id, columns.text, *([columns.score] if columns.score else [])]
+def table_rows(table: Path, needed: list[str]) -> Iterator[tuple[int, dict[str, object]]]:
+    """(number, row) of a table of any known kind. Raises DataError for another one, or a missing column."""
     suffix = table.suffix.lower()
     if suffix in _RECORDS:
-        rows: Iterable[tuple[int, dict[str, object]]] = _RECORDS[suffix](table, needed)
+        yield from _RECORDS[suffix](table, needed)
     elif suffix in DELIMITERS:
-        plain = read_table(table, DELIMITERS[suffix], suffix == ".csv", needed)
-        rows = ((number, dict(row)) for number, row in plain)
+        for number, row in read_table(table, DELIMITERS[suffix], suffix == ".csv", needed):
+            yield number, dict(row)
     else:
         known = ", ".join([*DELIMITERS, *_RECORDS])
         raise DataError("not a table of a known kind", where=str(table), fix=f"name it by its kind: {known}")
-    for number, row in rows:
+
+
+def _said(table: Path, columns: TableColumns) -> Iterator[Said]:
+    needed = [columns.id, columns.text, *([columns.score] if columns.score else [])]
+    for number, row in table_rows(table, needed):
         where = f"{table}:{number}"
         text = text_field(row, columns.text, where)
         if text:
@@ -121,10 +125,11 @@ def _write(shard_set: ShardSet, name: str, said: list[Said], about: dict[str, ob
     return write_column(shard_set, name, texts, about, scores, replace)
 
 
-def _keys(shard_set: ShardSet) -> list[str]:
+def keys_of(shard_set: ShardSet) -> list[str]:
+    """``CORPUS/ID`` of every sample, in the order of the index."""
     pairs = zip(*(shard_set.table[name].to_pylist() for name in ("corpus", "sample_id")), strict=True)
     return [f"{corpus}/{sample_id}" for corpus, sample_id in pairs]
 
 
 def _rows_by_key(shard_set: ShardSet) -> dict[str, int]:
-    return {key: row for row, key in enumerate(_keys(shard_set))}
+    return {key: row for row, key in enumerate(keys_of(shard_set))}

@@ -16,6 +16,7 @@ column (``PlanOptions.columns``). Any Arrow tool reads it: ``pyarrow.feather.rea
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -27,10 +28,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from shards.atomic import put_file
 from shards.errors import DataError, OptionError
 from shards.format.index import ShardSet
+from shards.schema import text_hash
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 _ABOUT = b"slt"
@@ -55,6 +59,11 @@ class TextColumn:
         """The texts of one row, possibly none."""
         found: list[str] = self.table.column(0)[row].as_py()
         return found
+
+    def counts(self) -> NDArray[np.int64]:
+        """[rows] how many texts each row has."""
+        offsets: NDArray[np.int64] = self.table.column(0).offsets.to_numpy()
+        return np.diff(offsets)
 
     def scores(self, row: int) -> list[float]:
         """The scores of the row's texts, or none."""
@@ -100,12 +109,7 @@ def write_column(
         OptionError: a name that cannot be one, or a column that exists.
         DataError: a wrong number of rows or scores, an empty text, or the folder cannot be written.
     """
-    path = shard_set.dir / column_file(name)
-    if not NAME.fullmatch(name):
-        raise OptionError(f"{name!r} is no name of a column", where="text column", fix="use small letters, digits, _")
-    if path.exists() and not replace:
-        fix = "take another name (runs that read the old one go on), or say that it may be replaced"
-        raise OptionError("the column exists", where=str(path), fix=fix)
+    path = new_column_path(shard_set, name, replace)
     scores = [()] * len(texts) if scores is None else scores
     _check(shard_set, path, texts, scores)
     values = [_lists(texts, pa.large_string()), _lists(scores, pa.float32())]
@@ -127,6 +131,17 @@ def write_column(
         fix = "make room or let this user write there; a read-only set can be copied with `cp -rs`"
         raise DataError(f"the column cannot be written ({error.strerror})", where=str(path), fix=fix) from error
     return open_column(shard_set, name)
+
+
+def new_column_path(shard_set: ShardSet, name: str, replace: bool) -> Path:
+    """Where a column will be written. Raises OptionError for a name that cannot be one, or a column that exists."""
+    path = shard_set.dir / column_file(name)
+    if not NAME.fullmatch(name):
+        raise OptionError(f"{name!r} is no name of a column", where="text column", fix="use small letters, digits, _")
+    if path.exists() and not replace:
+        fix = "take another name (runs that read the old one go on), or say that it may be replaced"
+        raise OptionError("the column exists", where=str(path), fix=fix)
+    return path
 
 
 def open_column(shard_set: ShardSet, name: str) -> TextColumn:
@@ -159,6 +174,20 @@ def open_column(shard_set: ShardSet, name: str) -> TextColumn:
             fix="make it again, or take it over by sample: `slt shards texts SET NAME --from-set THE-OTHER`",
         )
     return column
+
+
+def with_texts(shard_set: ShardSet, column: TextColumn) -> ShardSet:
+    """The set with the first text of a column as every sample's own text. Samples for which the column says nothing
+    belong to no split, so that no plan shows them."""
+    said = [texts[0] if texts else "" for texts in column.table.column(0).to_pylist()]
+    table, texts = shard_set.table, pa.array(said, pa.string())
+    splits = pc.if_else(pc.equal(texts, ""), "", pc.cast(table["split"], pa.string()))
+    table = table.set_column(table.schema.get_field_index("split"), "split", splits)
+    changed = {"text": texts, "text_hash": [text_hash(text) for text in said], "tokens": [0] * len(said)}
+    for name, values in changed.items():
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, name, pa.array(values, table.schema.field(name).type))
+    return dataclasses.replace(shard_set, table=table, mapped=None)
 
 
 def _check(shard_set: ShardSet, path: Path, texts: Sequence[Sequence[str]], scores: Sequence[Sequence[float]]) -> None:

@@ -28,7 +28,7 @@ from isal.isal_zlib import crc32
 from shards.errors import DataError
 from shards.format.tar import BLOCK
 from shards.media.video import VideoInfo
-from shards.schema import ANNOTATION, IndexRow, Segment, text_hash
+from shards.schema import ANNOTATION, MARGIN_FRAMES, IndexRow, Segment, text_hash
 
 _KEY_CHARACTERS = 64
 _RECORD = tarfile.RECORDSIZE  # archives are padded to whole records, as tar itself does
@@ -230,13 +230,22 @@ def _canonical() -> json.JSONEncoder:
     return json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
-def add_video(tar: TarWriter, segment: Segment, payload: bytes, info: VideoInfo, tokens: int = 0) -> IndexRow:
-    """Append ``<key>.mp4`` and ``<key>.json`` and return the sample's index row; ``tokens`` are those of the text."""
+def add_video(
+    tar: TarWriter, segment: Segment, payload: bytes, info: VideoInfo, tokens: int = 0, margin_frames: int = 0
+) -> IndexRow:
+    """Append ``<key>.mp4`` and ``<key>.json`` and return the sample's index row.
+
+    Args:
+        info: of the clip, without margins.
+        tokens: of the text.
+        margin_frames: that the payload holds before the clip, and after it.
+    """
     key = shard_key(segment.id)
     stored = {"frames": info.frames, "fps": info.fps, "width": info.width, "height": info.height}
     stored["duration_seconds"] = info.frames / info.fps
     video = tar.add(f"{key}.mp4", payload)
-    meta = tar.add(f"{key}.json", dump_json({"id": segment.id, **_annotation(segment), **stored}))
+    margin = {MARGIN_FRAMES: margin_frames} if margin_frames else {}
+    meta = tar.add(f"{key}.json", dump_json({"id": segment.id, **_annotation(segment), **stored, **margin}))
     return _row(segment, tar.path.name, key, video, meta, tokens=tokens, **stored)
 
 

@@ -26,6 +26,7 @@ from shards.format.opening import open_set
 from shards.format.verify import Problem
 from shards.inspect.lint_set import set_problems
 from shards.inspect.lint_shard import LintOptions, ShardWork, lint_shard
+from shards.schema import UNLABELLED
 from shards.storage.store import open_folder
 from shards.text import load_tokenizer, tokenizer_fingerprint
 
@@ -189,10 +190,11 @@ def _work(shard_set: ShardSet, location: str) -> Iterator[tuple[ShardWork, Shard
     starts = np.searchsorted(numbers[order], np.arange(len(codes.dictionary) + 1))
     names = codes.dictionary.to_pylist()
     rows_of = {name: order[starts[n] : starts[n + 1]] for n, name in enumerate(names)}
-    adopted = bool(shard_set.manifest.options.get("adopted"))
-    for entry in shard_set.manifest.shards:
+    manifest = shard_set.manifest
+    adopted, unlabelled = bool(manifest.options.get("adopted")), UNLABELLED in manifest.options
+    for entry in manifest.shards:
         rows = shard_set.table.take(pa.array(rows_of.get(entry["name"], order[:0]))).to_pylist()
-        work = ShardWork(location, shard_set.manifest.kind, entry, rows, adopted)
+        work = ShardWork(location, manifest.kind, entry, rows, manifest.margin_seconds, unlabelled, adopted)
         yield work, work
 
 

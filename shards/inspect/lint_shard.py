@@ -19,6 +19,7 @@ from shards.format.annotations import parse_annotation
 from shards.format.tar import Member, index_tar
 from shards.format.verify import Problem, verify_shard
 from shards.inspect.lint_text import quoted, text_problems
+from shards.media.margin import margin_frames
 from shards.media.source import OpenVideo, decoded
 from shards.schema import ANNOTATION, Kind, text_hash
 from shards.storage.store import open_folder
@@ -63,6 +64,10 @@ class ShardWork:
     kind: Kind
     entry: dict[str, Any]
     rows: list[dict[str, Any]]
+    margin_seconds: float
+    """Kept around every clip."""
+    unlabelled: bool
+    """Samples may have no text."""
     adopted: bool
     """Made elsewhere: the index completes fields that a json lacks or writes as another type."""
 
@@ -98,7 +103,8 @@ def lint_shard(work: ShardWork, options: LintOptions) -> ShardResult:
 def _lint_file(path: Path, work: ShardWork, options: LintOptions) -> ShardResult:
     result = ShardResult(verify_shard(path, work.entry, work.rows))
     for row in work.rows:
-        result.add(row, row_problems(row, options))
+        named = row_problems(row, options)
+        result.add(row, [problem for problem in named if not (work.unlabelled and problem[0] == "empty_text")])
     if not path.is_file():
         return result
     damaged = {problem.key for problem in result.problems if problem.rule == "crc32"}
@@ -121,7 +127,7 @@ def _lint_file(path: Path, work: ShardWork, options: LintOptions) -> ShardResult
             if work.kind == "features":
                 broken_rules += _feature_problems(handle, row)
             elif options.decode:
-                video_problems = list(_video_problems(handle, row))
+                video_problems = list(_video_problems(handle, row, margin_frames(work.margin_seconds, row["fps"])))
                 result.frames += 0 if video_problems else row["frames"]
                 broken_rules += video_problems
             result.add(row, broken_rules)
@@ -182,10 +188,10 @@ def _meta_problems(handle: BinaryIO, row: dict[str, Any], work: ShardWork) -> It
             yield "meta", f"{name} is {meta[name]!r} in the annotation member, {row[name]!r} in the index"
 
 
-def _video_problems(handle: BinaryIO, row: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Decode all frames, but compare the pixels of only three."""
+def _video_problems(handle: BinaryIO, row: dict[str, Any], margin: int) -> Iterator[tuple[str, str]]:
+    """Decode all frames, but compare the pixels of only three of the clip; it has ``margin`` frames on each side."""
     handle.seek(row["offset"])
-    shown = {0, row["frames"] // 2, row["frames"] - 1}
+    shown = {margin + number for number in (0, row["frames"] // 2, row["frames"] - 1)}
     pictures: list[NDArray[Any]] = []
     count, sizes = 0, set()
     try:
@@ -198,8 +204,9 @@ def _video_problems(handle: BinaryIO, row: dict[str, Any]) -> Iterator[tuple[str
     except DataError as error:
         yield "decode", error.what
         return
-    if count != row["frames"]:
-        yield "decode", f"{count} frames, the index says {row['frames']}"
+    if count != row["frames"] + 2 * margin:
+        margins = f" and margins of {margin}" if margin else ""
+        yield "decode", f"{count} frames, the index says {row['frames']}{margins}"
         return
     if sizes != {(row["height"], row["width"])}:
         yield "size", f"frames are {sorted(sizes)}, the index says {(row['height'], row['width'])}"
@@ -209,10 +216,11 @@ def _video_problems(handle: BinaryIO, row: dict[str, Any]) -> Iterator[tuple[str
 
 
 def _feature_problems(handle: BinaryIO, row: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Frozen features: float16 [frames, width], no NaN and no infinity."""
+    """Frozen features: float16 [frames, width], or one of them per view, no NaN and no infinity."""
     handle.seek(row["offset"])
     payload = handle.read(row["size"])
-    if len(payload) != 2 * row["frames"] * row["width"]:
+    view = 2 * row["frames"] * row["width"]
+    if len(payload) not in (view, row["height"] * view):  # a clip with views has their number for a height
         yield "features", f"{len(payload)} bytes are not {row['frames']} rows of {row['width']} float16"
     elif not np.isfinite(np.frombuffer(payload, "<f2")).all():
         yield "features", "NaN or infinite values"

@@ -38,9 +38,8 @@ def read_views(reader: SampleReader, sample: int) -> NDArray[np.float16]:
 
     Raises DataError as ``read_features``.
     """
-    stored, views = reader.stored_frames(sample), max(1, reader.row(sample).height)
+    stored, width = reader.stored_frames(sample), reader.row(sample).width
     payload = reader.payload(sample)
-    if stored < 1 or len(payload) % (views * stored * DTYPE.itemsize):
-        rows = f"{stored} rows" if views == 1 else f"{views} views of {stored} rows"
-        raise reader.error(sample, f"{len(payload)} bytes are not {rows} of {DTYPE.name}")
-    return np.frombuffer(payload, DTYPE).reshape(views, stored, -1)
+    if stored < 1 or width < 1 or len(payload) % (stored * width * DTYPE.itemsize):
+        raise reader.error(sample, f"{len(payload)} bytes are not {stored} rows of {DTYPE.name}")
+    return np.frombuffer(payload, DTYPE).reshape(-1, stored, width)

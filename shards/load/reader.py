@@ -15,6 +15,7 @@ from shards.errors import DataError
 from shards.format.annotations import parse_annotation
 from shards.format.checksums import Joiner
 from shards.load.documents import Documents, Pack, Tokens, in_order
+from shards.media.margin import margin_frames
 from shards.media.square import USUAL, Placement
 from shards.media.video import decode
 from shards.order.items import ELEMENT, Elements, Items
@@ -84,12 +85,21 @@ class SampleReader(ABC):
 
         Args:
             sample: number in the plan.
-            wanted: increasing numbers of stored frames; None = all.
+            wanted: increasing numbers of the clip's frames; None = all. Where the set keeps margins, numbers below 0
+                and from ``stored_frames`` on are those of the margins.
             size: as for ``frames``.
             placement: with ``size``: which square of the frames.
         """
-        stored = self.stored_frames(sample)
-        return decode(bytes(self.payload(sample)), stored, wanted, size, self.where(sample), placement)
+        stored, margin = self.stored_frames(sample), self.margin_frames(sample)
+        if margin:
+            wanted = [number + margin for number in (range(stored) if wanted is None else wanted)]
+        return decode(bytes(self.payload(sample)), stored + 2 * margin, wanted, size, self.where(sample), placement)
+
+    def margin_frames(self, sample: int) -> int:
+        """Frames that are stored before the clip, and as many after it."""
+        source, _ = self.plan.samples.place(sample)
+        seconds = self.plan.sources[source].shard_set.manifest.margin_seconds
+        return margin_frames(seconds, self.row(sample).fps) if seconds else 0
 
     def stored_frames(self, sample: int) -> int:
         """Frames of a clip, or rows of its features, as the index says."""

@@ -323,6 +323,13 @@ class DecodingPass:
         return self.container.duration / av.time_base if alone else None
 
 
+def clip_slots(media: VideoFile, rate: float, frame_seconds: float) -> int:
+    """Frames of a piece between two times at a constant rate, where the video has them all; at least 1."""
+    assert media.end_seconds is not None
+    seconds = media.end_seconds - (media.start_seconds or 0.0)
+    return max(1, math.floor(seconds * rate + min(_SLOT_EARLY, frame_seconds * rate / 2)))
+
+
 def constant_rate(timed: Iterator[Timed], rate: float, start: float, frame_seconds: float) -> Iterator[av.VideoFrame]:
     """Frames at a constant rate: slot k shows the first frame that falls into it, or else the frame before.
 

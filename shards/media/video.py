@@ -22,11 +22,13 @@ from av.video.reformatter import VideoReformatter
 
 from shards.errors import DataError, OptionError
 from shards.media.frame_folder import folder_frames
+from shards.media.margin import margin_frames, widened, with_margins
 from shards.media.picture import Pictures, stored_size, upright
 from shards.media.source import (
     FIX_MEDIA,
     DecodingPass,
     OpenVideo,
+    clip_slots,
     constant_rate,
     decoded,
     decoded_packets,
@@ -133,10 +135,14 @@ def transcode(media: VideoFile | FrameFolder, options: VideoOptions) -> bytes:
     return result
 
 
-def transcode_pieces(pieces: Sequence[VideoFile], options: VideoOptions) -> list[bytes | DataError]:
+def transcode_pieces(
+    pieces: Sequence[VideoFile], options: VideoOptions, margin_seconds: float = 0.0
+) -> list[bytes | DataError]:
     """Pieces of one file in order of their starts, encoded; stretches they share are decoded once.
 
     The bytes of a piece do not depend on the others. A piece that cannot be used is a DataError in its place.
+
+    ``margin_seconds``: stored before and after every piece (:mod:`shards.media.margin`).
     """
     path = pieces[0].path
     if no_file(path):
@@ -144,13 +150,13 @@ def transcode_pieces(pieces: Sequence[VideoFile], options: VideoOptions) -> list
     results: list[bytes | DataError] = []
     while len(results) < len(pieces):
         rest = pieces[len(results) :]
-        encoded = _transcode_pass(rest, options, back=0.0)
+        encoded = _transcode_pass(rest, options, 0.0, margin_seconds)
         if isinstance(encoded[-1], DataError):
             if len(encoded) > 1:
                 encoded.pop()  # the damage may lie between the pieces: try this one again alone
             elif rest[0].start_seconds:
                 # the key frame before the piece may be unusable, or the file's index poor: decode from further back
-                [again] = _transcode_pass(rest[:1], options, back=_FURTHER_BACK_SECONDS)
+                [again] = _transcode_pass(rest[:1], options, _FURTHER_BACK_SECONDS, margin_seconds)
                 encoded = encoded if isinstance(again, DataError) else [again]
         results += encoded
     return results
@@ -297,7 +303,9 @@ def _other_form(container: Any, stream: Any, options: VideoOptions) -> str:
     return next((name for name, differs in differences.items() if differs), "")
 
 
-def _transcode_pass(pieces: Sequence[VideoFile], options: VideoOptions, back: float) -> list[bytes | DataError]:
+def _transcode_pass(
+    pieces: Sequence[VideoFile], options: VideoOptions, back: float, margin_seconds: float
+) -> list[bytes | DataError]:
     """The pieces up to and including the first unusable one.
 
     ``back``: decode from this many seconds before the first piece, and from further back if the file's index has no
@@ -309,15 +317,20 @@ def _transcode_pass(pieces: Sequence[VideoFile], options: VideoOptions, back: fl
         with OpenVideo(pieces[0].path, str(pieces[0].path)) as (container, stream, where):
             source = DecodingPass(container, stream, where)
             rate = options.fps or 1 / source.frame_seconds
-            for number, piece in enumerate(pieces):
+            margin = margin_frames(margin_seconds, rate)
+            wide = [widened(piece, margin, rate) for piece in pieces] if margin else pieces
+            for number, (piece, clip) in enumerate(zip(wide, pieces, strict=True)):
                 start = source.begin(piece)
                 if number:
                     source.skip_to(start)
                 elif start - back > source.first and not source.seek(start - back):
-                    return _transcode_pass(pieces, options, math.inf if back else _FURTHER_BACK_SECONDS)
-                following = [source.begin(later) for later in pieces[number + 1 : number + 2]]
+                    return _transcode_pass(pieces, options, math.inf if back else _FURTHER_BACK_SECONDS, margin_seconds)
+                following = [source.begin(later) for later in wide[number + 1 : number + 2]]
                 timed = source.piece(piece, *following)
                 slots = constant_rate(timed, rate, start, source.frame_seconds)
+                if margin:
+                    length = clip_slots(clip, rate, source.frame_seconds)
+                    slots = with_margins(slots, length, margin)
                 pictures = Pictures(piece.crop, options.short_side, stream.sample_aspect_ratio, where)
                 results.append(_encode(slots, rate, pictures, options))
     except DataError as error:

@@ -14,7 +14,7 @@ import numpy as np
 
 from shards.errors import DataError
 from shards.format.index import ShardSet
-from shards.format.text_columns import TextColumn, open_column
+from shards.format.text_columns import TextColumn, open_column, with_texts
 from shards.order.mix import Schedule, Weight, as_schedule
 from shards.order.shuffle import Ints
 
@@ -47,11 +47,21 @@ class Source:
     columns: tuple[str, ...] = ()
     """Text columns of the shard set that the run reads (:mod:`shards.format.text_columns`): their content is part of
     the order's identity, so that a changed one is noticed."""
+    text: str = ""
+    """Text column whose first text is the text of each sample; samples without one are left out. Empty = the index's
+    texts."""
 
     @cached_property
     def text_columns(self) -> dict[str, TextColumn]:
-        """The opened ``columns`` by name. Raises DataError for one that is missing or does not belong to the set."""
-        return {name: open_column(self.shard_set, name) for name in self.columns}
+        """The opened ``columns`` by name, and that of ``text``. Raises DataError for one that is missing or does not
+        belong to the set."""
+        names = dict.fromkeys((*self.columns, *([self.text] if self.text else [])))
+        return {name: open_column(self.shard_set, name) for name in names}
+
+    @cached_property
+    def texted(self) -> ShardSet:
+        """The shard set with the texts of the run."""
+        return with_texts(self.shard_set, self.text_columns[self.text]) if self.text else self.shard_set
 
     @property
     def schedule(self) -> Schedule:
@@ -199,6 +209,7 @@ def identity(sources: Sequence[Source], options: PlanOptions) -> dict[str, Any]:
     parts = [
         f"{source.shard_set.fingerprint[:16]} {source.split}/{source.corpus or '*'} x{source.named_weight()}"
         + "".join(f" +{name}:{of[:8]}" for name, of in columns.items())
+        + (f" text={source.text}" if source.text else "")
         for source, columns in zip(sources, read, strict=True)
     ]
     exact = [
@@ -208,6 +219,7 @@ def identity(sources: Sequence[Source], options: PlanOptions) -> dict[str, Any]:
             source.corpus,
             repr(source.schedule),
             *([columns] if columns else []),
+            *([source.text] if source.text else []),
         ]
         for source, columns in zip(sources, read, strict=True)
     ]

@@ -71,7 +71,7 @@ class Plan:
         plan_options.check_options(options, sources, counted=count is not None)
         self.sources, self.options = tuple(sources), options
         schedules = [source.schedule for source in sources]
-        selections = [(source.shard_set, source.split, source.corpus) for source in sources]
+        selections = [(source.texted, source.split, source.corpus) for source in sources]
         self.samples = Samples(selections, _choose(options))
         """What the index knows of every sample."""
         self.samples.text_columns = [source.text_columns for source in sources]
@@ -93,7 +93,9 @@ class Plan:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A worker process opens the index again: cheaper than a pipe for millions of rows, and it proves equality.
-        specs = [(s.shard_set.dir, s.shard_set.cache, s.split, s.corpus, s.weight, s.columns) for s in self.sources]
+        specs = [
+            (s.shard_set.dir, s.shard_set.cache, s.split, s.corpus, s.weight, s.columns, s.text) for s in self.sources
+        ]
         return _reopen, (specs, self.options, self.identity, self.samples.text_tokens)
 
     # -- items ---------------------------------------------------------------------------------------------------

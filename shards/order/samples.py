@@ -113,6 +113,11 @@ class Samples:
         source, row = self.place(sample)
         return self.text_columns[source][column].scores(row)
 
+    def text_counts(self, column: str) -> Ints:
+        """[n_samples] how many texts a text column has of each sample."""
+        parts = zip(self.text_columns, self._rows, strict=True)
+        return np.concatenate([columns[column].counts()[rows[np.arange(rows.count)]] for columns, rows in parts])
+
     def place(self, sample: int) -> tuple[int, int]:
         """The source of a sample, and its row in the source's index."""
         source = bisect_right(self._firsts, sample) - 1

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from launch.slt import app
 from pipeline.engine.checkpoint import Checkpoint, latest_checkpoint
 from pipeline.export.hf import export
 from pipeline.models.gloss_vocabulary import GlossVocabulary
 from shards.format.index import read_index
 from tests.jobs import World, rows, run_job
 from tests.multiproc.test_training import TO_ROUNDING, weights
+from tests.unit.pipeline.evaluate.test_word_errors import by_recursion
 
 pytestmark = pytest.mark.multiproc
 
@@ -75,3 +79,12 @@ def test_the_export_recognises_what_the_run_did(world: World, whole: Path, tmp_p
     assert vocabulary == GlossVocabulary.of(train)
     assert newest(whole).probe()["glosses_BSV"].shape[-1] == len(vocabulary)
     assert json.loads((folder / "glosses.json").read_text(encoding="utf-8"))["blank"] == 0
+
+    command = ["recognise", str(folder), "--shards", str(world.video), "--split", "dev", "--micro-batch", "5"]
+    result = CliRunner().invoke(app, command, catch_exceptions=False)
+    with (folder / "recognised" / "dev.tsv").open(encoding="utf-8") as file:
+        pairs = [(row["hypothesis"].split(), row["reference"].split()) for row in csv.DictReader(file, delimiter="\t")]
+    assert len(pairs) == list(table["split"].to_pylist()).count("dev")
+    rate = 100 * sum(by_recursion(*map(tuple, pair)) for pair in pairs) / sum(len(own) for _, own in pairs)
+    assert f"WER {rate:.2f} %" in result.stdout
+    assert rows(whole, "eval/wer")[4] == pytest.approx(rate), "the run's own evaluation"

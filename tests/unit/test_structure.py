@@ -76,6 +76,14 @@ IMPORT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     ("pipeline.memory", ("pipeline.models", "pipeline.config", "pipeline.errors")),
     ("pipeline.inference", ("pipeline.models", "pipeline.config", "pipeline.errors", "shards")),
+    (
+        "pipeline.experiment",
+        (
+            *("pipeline.config", "pipeline.errors", "pipeline.evaluate", "shards"),
+            # what runs left behind
+            *("pipeline.engine.goodput", "pipeline.engine.metrics"),
+        ),
+    ),
     ("pipeline.evaluate.cli", ("pipeline", "shards")),
     ("pipeline.evaluate", ("pipeline.inference", "pipeline.models", "pipeline.config", "pipeline.errors", "shards")),
 )
@@ -113,6 +121,7 @@ REGISTRATIONS = {
     "add_implicit_resolver": ("pipeline.config.source",),
     "register": ("pipeline.models", "pipeline.models.attention"),
     "register_evaluate": ("launch.slt",),
+    "register_experiment": ("launch.slt",),
     "add_typer": ("launch.slt", "shards.cli.app", "launch.cli"),
     "command": ("launch.slt", "launch.checkpoints_cli", "shards.cli.app", "launch.cli"),
 }

@@ -33,6 +33,8 @@ CASES = [
     (PRETRAINING, ["data.train.0.pose=x"], "data.train.0.pose=x is for encoders with model.visual.pose"),
     (CONTRASTIVE, ["model.visual.pose={layout: openpose}", "data.train.0.pose=x", "data.augment.flip=0.5"],
      "data.augment.flip=0.5 mirrors frames, but not the keypoints beside them; set 0"),
+    (CONNECTOR, ["data.train.0.pose=x", "data.jitter={before_seconds: 0.5}"],
+     "data.jitter moves cuts into margins, which the keypoints of data.train.N.pose do not have; leave it out"),
     (CONTRASTIVE, ["model.visual.backbone.kind=video"],
      "model.visual.backbone.kind=video needs a path: tiny makes an image model"),
     (CONTRASTIVE, ["model.visual.backbone={path: x, kind: video}"],
@@ -77,6 +79,8 @@ CASES = [
      " got [1.2, 0.8]"),
     (CONTRASTIVE, ["data.augment.crop_area=[0.5, 1.5]"], "data.augment.crop_area must be [lowest, highest] between 0.05"
      " and 1"),
+    (CONTRASTIVE, ["data.augment.drop_frames=0.1", "contrastive.ctc.weight=1"], "data.augment makes clips shorter"
+     " (speed, drop_frames or keep_part), so that their glosses may not fit any more; set contrastive.ctc.unusable"),
     (PRETRAINING, ["data.block_tokens=600"], "data.block_tokens=600 exceeds model.llm.tiny.max_positions=512"),
     (CONNECTOR, ["train.eval_every_steps=5"], "train.eval_every_steps=5 but data.eval is empty"),
     (CONNECTOR, ["data.train=[{shards: a}, {shards: a, weight: 2}]"], "data.train.1 is the same source as data.train.0"
@@ -94,6 +98,15 @@ CASES = [
     (PRETRAINING, ["model.attention=fa2"], "model.attention=fa2 computes in 16 bits only, but train.precision=fp32"),
     (CONNECTOR, ["train.optimizer.betas=[0.9, 1.0]"], "train.optimizer.betas.1=1.0 must be at least 0 and below 1"),
     (CONNECTOR, ["connector.prompt='{video}{video}'"], "connector.prompt must contain {video} exactly once"),
+    (CONNECTOR, ["stage=sequence_tuning", "sequence_tuning.bleu_weight=0", "sequence_tuning.rouge_l_weight=0"],
+     "sequence_tuning.bleu_weight and sequence_tuning.rouge_l_weight are both 0: every translation has the reward 0"),
+    (CONNECTOR, ["connector.prompt='{video} {langage}'"], "{langage} is no field; did you mean {language}?"),
+    (CONNECTOR, ["connector.prompt='{video} {gloss}'"], "connector.prompts.gloss.held_out=empty needs a text"),
+    (CONNECTOR, ["connector.prompt='{video} {previous}'", "connector.prompts.previous.dropout=0.5"],
+     "connector.prompts.previous.dropout=0.5 needs a text that stands there instead"),
+    (CONNECTOR, ["connector.prompt='{video} {example}'", "connector.prompts.example.template='{gloss}'"],
+     "connector.prompts.example.template='{gloss}' must contain {text}, and no field but {gloss} besides"),
+    (CONNECTOR, ["connector.prompts.system=hi"], "connector.prompts.system is a turn of a chat; set chat to true"),
     (CONTRASTIVE, ["model.text_encoder.kind=llm", "model.text_encoder.pooling=cls"], "which has seen no text in a"),
     (CONNECTOR, ["run_dir=$HOME/x"], "run_dir='$HOME/x': recipes do not expand variables"),
     (CONNECTOR, ["model.llm.path=~/llm"], "model.llm.path='~/llm': recipes do not expand variables"),

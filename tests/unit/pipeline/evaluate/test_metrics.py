@@ -166,3 +166,10 @@ def test_errors(hypotheses: list[str], references: list[str], message: str) -> N
     with pytest.raises(DataError) as caught:
         score(hypotheses, references, DEFAULT)
     assert message in str(caught.value)
+
+
+def test_samples_with_fewer_references_are_not_scored_against_an_empty_one() -> None:
+    """A translation of one word is closer in length to an empty text than to its only reference of eight words."""
+    pairs = ["regen", "der wind weht schwach"], [["im norden regen und im sueden sonne ."], ["der wind weht", "wind"]]
+    scores = score(*pairs, "default")
+    assert scores.reference_tokens == 8 + 3 and "nrefs:var" in scores.signatures["bleu"]

@@ -233,6 +233,7 @@ def test_what_a_recipe_s_settings_say_of_themselves() -> None:
     assert AugmentConfig().changed() == {} and AugmentConfig().slowest == 1.0
     config = AugmentConfig(speed=(0.8, 1.2), flip=0.5)
     assert config.changed() == {"speed": [0.8, 1.2], "flip": 0.5} and config.of_pictures() == {"flip": 0.5}
+    assert AugmentConfig(erase_area=(0.1, 0.2)).changed() == {}, "nothing is erased"
     assert config.slowest == 0.8 and AugmentConfig(speed=(1.5, 2.0)).slowest == 1.0
     wrong = dict(AugmentConfig(speed=(2.0, 0.5), crop_area=(0.0, 1.0)).wrong_pairs())
     assert wrong == {

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig
 from typer.testing import CliRunner
 
 from launch.slt import app
+from pipeline.config.augment_schema import AugmentConfig
 from pipeline.config.schema import BackboneConfig
 from pipeline.errors import RecipeError
+from pipeline.inference.augment import Augment, check_augment
 from pipeline.inference.clips import FetchFrames, holds_features, pack_clips
 from pipeline.inference.extract_features import extract
 from pipeline.models.frame_level import new_backbone
@@ -22,7 +25,9 @@ from shards.build.build import BuildOptions, build
 from shards.build.features import FeatureOptions
 from shards.errors import DataError
 from shards.format.index import read_index
+from shards.load.features import read_views
 from shards.load.reader import Reader
+from shards.order.items import SHOWN_ELEMENT
 from shards.order.options import PlanOptions, Source
 from shards.order.plan import Plan
 from tests.unit.pipeline.config.recipes import CONTRASTIVE, PRETRAINING, write
@@ -74,6 +79,49 @@ def test_batches_of_features_give_what_batches_of_frames_give(world: Path) -> No
     # Random weights hardly tell frames apart, and clips are centred: what float16 rounds away weighs more than usual.
     torch.testing.assert_close(outputs[0].words_MD, outputs[1].words_MD, atol=3e-2, rtol=0)
     torch.testing.assert_close(outputs[0].sentence_BD, outputs[1].sentence_BD, atol=3e-2, rtol=0)
+
+
+AUGMENT = ["data.augment.crop_area=[0.3, 0.6]", "data.augment.flip=0.5", "data.augment.speed=[0.8, 1.2]"]
+
+
+def test_views_are_features_of_augmented_clips_and_each_has_its_turn(world: Path, tmp_path: Path) -> None:
+    extract(world / "recipe.yaml", AUGMENT, world / "videos", tmp_path / "out", FeatureOptions(views=3))
+    augment = Augment(AugmentConfig(crop_area=(0.3, 0.6), flip=0.5), seed=0)
+    reader, frames = Reader(plan(tmp_path / "out")), Reader(plan(world / "videos"))
+    model = encoder(world)
+    views_KTP = read_views(reader, 2)
+    for view in (1, 2):
+        shown = frames.decoded(2, None, PIXELS, augment.placement(2, view))
+        with torch.no_grad():
+            expected = model.pooled(torch.from_numpy(augment.picture(shown, 2, view)))
+        torch.testing.assert_close(torch.tensor(views_KTP[view]).float(), expected, atol=1e-2, rtol=0)
+    plain = FetchFrames(64, 1, PIXELS)(reader, reader.plan.epoch(0).item(2))[0][0]
+    assert (plain == views_KTP[0]).all(), "evaluation sees the clip as it is"
+    fetch = FetchFrames(64, 1, PIXELS, augment)
+    items = [np.array([(2, 0, 0, showing)], SHOWN_ELEMENT) for showing in range(6)]
+    shown = [[(fetch(reader, item)[0][0] == view).all() for view in views_KTP].index(True) for item in items]
+    assert sorted(shown[:3]) == sorted(shown[3:]) == [0, 1, 2]
+    no_pictures = FetchFrames(64, 1, PIXELS, Augment(AugmentConfig(drop_frames=0.5), seed=0))
+    found = no_pictures(reader, items[1])[0][0]
+    assert len(found) < len(plain) and all((plain == row).all(axis=1).any() for row in found)
+
+
+def test_features_made_without_the_augmentations_of_the_recipe_are_refused(world: Path, tmp_path: Path) -> None:
+    extract(world / "recipe.yaml", AUGMENT, world / "videos", tmp_path / "out", FeatureOptions(views=2))
+    views, videos, plain = plan(tmp_path / "out"), plan(world / "videos"), plan(world / "features")
+    config = AugmentConfig(crop_area=(0.3, 0.6), flip=0.5, drop_frames=0.1)
+    check_augment(views, config)
+    check_augment(videos, config)
+    check_augment(plain, AugmentConfig(drop_frames=0.1))
+    with pytest.raises(RecipeError, match=r"of clips as they are, but data.augment asks for {.*'flip': 0.5}. Extract"):
+        check_augment(plain, config)
+    with pytest.raises(RecipeError, match=r"their views made with {'crop_area': \[0.3, 0.6\], 'flip': 0.5}, but"):
+        check_augment(views, AugmentConfig(flip=0.5))
+
+
+def test_views_that_would_be_equal_are_refused(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"4 views of every clip are asked for, but data.augment changes no picture"):
+        extract(world / "recipe.yaml", AUGMENT[2:], world / "videos", tmp_path / "out", FeatureOptions(views=4))
 
 
 def test_features_of_another_backbone_or_of_one_that_trains_are_refused(world: Path) -> None:

@@ -109,7 +109,9 @@ def test_a_text_that_repeats_the_one_before_gives_no_subtitle(
     translator: Translator, film: tuple[Path, list[tuple[float, float]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Around a cut both clips see the same frames; words that both texts hold there come once."""
-    monkeypatch.setattr(Translator, "translate_clips", lambda self, batch, options: ["the rain comes"] * len(batch))
+    monkeypatch.setattr(
+        Translator, "translate_clips", lambda self, batch, options, before: ["the rain comes"] * len(batch)
+    )
     options = SpanOptions(max_seconds=2.0, overlap_seconds=0.4)
     report = LongReport()
     cues = list(translate_long(translator, LongVideo(film[0], options), FAST, report))

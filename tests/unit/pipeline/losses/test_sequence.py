@@ -41,7 +41,9 @@ def reward_of(sequence: tuple[int, ...]) -> float:
     return (sum(sequence) + 2 * (sequence[-1] == END) + 0.5 * len(sequence) % 2) / 10
 
 
-def candidates_of(groups: list[Counter[tuple[int, ...]]], references: list[tuple[int, ...]]) -> Candidates:
+def candidates_of(
+    groups: list[Counter[tuple[int, ...]]], references: list[tuple[int, ...]], sampler: Policy | None = None
+) -> Candidates:
     """The table of candidates of clips, with how often each was sampled."""
     most = max(map(len, groups))
     shape = (len(groups), most, max(len(s) for group in groups for s in group))
@@ -54,7 +56,8 @@ def candidates_of(groups: list[Counter[tuple[int, ...]]], references: list[tuple
             mask[clip, number, : len(sequence)] = 1
             counts[clip, number], rewards[clip, number] = count, reward_of(sequence)
             is_reference[clip, number] = sequence == reference
-    return Candidates(torch.tensor(places), mask, counts, rewards, is_reference)
+    sampled = log_probs_of(sampler or Policy(), groups).detach()
+    return Candidates(torch.tensor(places), mask, counts, rewards, is_reference, sampled)
 
 
 def log_probs_of(policy: Policy, groups: list[Counter[tuple[int, ...]]]) -> Tensor:
@@ -125,9 +128,9 @@ def test_the_policy_gradient_is_that_of_the_slow_formula(weight: float, seed_of_
     samples = [[(1, 0), (2, 2, 0), (1, 0), (0,)], [(1, 1, 1), (2, 1, 0), (2, 1, 0), (2, 1, 0)]]
     groups = [Counter(group) for group in samples]
     groups[0][(2, 2, 2)] = 0
-    candidates = candidates_of(groups, [(2, 2, 2), (2, 1, 0)])
+    candidates = candidates_of(groups, [(2, 2, 2), (2, 1, 0)], sampled)
     kept = None if start is None else (log_probs_of(start, groups).detach(), weight)
-    losses = policy_gradient(log_probs_of(now, groups), log_probs_of(sampled, groups).detach(), candidates, 0.2, kept)
+    losses = policy_gradient(log_probs_of(now, groups), candidates, 0.2, kept)
     for loss, group in zip(losses, samples, strict=True):
         expected = slow_policy_gradient(now, sampled, start, group, 0.2, weight)
         torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
@@ -137,7 +140,7 @@ def test_the_policy_gradient_is_that_of_the_slow_formula(weight: float, seed_of_
 def test_equal_rewards_move_nothing() -> None:
     policy, groups = Policy(), [Counter({(1, 0): 4, (1, 1, 1): 0})]
     log_probs_N = log_probs_of(policy, groups)
-    loss = policy_gradient(log_probs_N, log_probs_N.detach(), candidates_of(groups, [(1, 1, 1)]), 0.2)
+    loss = policy_gradient(log_probs_N, candidates_of(groups, [(1, 1, 1)]), 0.2)
     assert not gradient(policy, loss.sum()).any() and loss.tolist() == [0.0]
 
 

@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline.config.load import load_recipe
+from pipeline.config.parts_schema import PartConfig
+from pipeline.config.rates import rates_of
 from pipeline.config.schema import Recipe
 from pipeline.config.stages import STAGES
+from pipeline.engine.setup import parameter_groups
 from pipeline.memory import plan as plans
 from pipeline.memory.answer import answer
 from pipeline.memory.lines import GIB, PHASES
 from pipeline.memory.parts import UNKNOWN_GLOSSES, gloss_classes, parts_of
 from pipeline.memory.search import _options, choose, plan_of
+from pipeline.memory.zero import _groups
 from pipeline.stages.registry import stage_class
 from shards.format.index import write_index
 from shards.schema import Manifest
@@ -38,7 +43,7 @@ def _recipe(folder: Path, stage: str, *sets: str) -> Recipe:
     tiny = json.dumps(llm_config(folder).model_dump(mode="json"))
     backbone = {"backbone": {"tiny": {"width": 24, "layers": 1, "heads": 2, "feed_forward": 32}}, "width": 32}
     sets = (f"model.llm={tiny}", f"model.visual={json.dumps(backbone)}", *sets)
-    return load_recipe(write(folder, CONNECTOR), list(sets))
+    return load_recipe(write(folder, CONNECTOR), [f"stage={stage}", *sets])
 
 
 @pytest.fixture
@@ -47,7 +52,7 @@ def no_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plans, "RESERVED_GIB", 0.0)
 
 
-@pytest.mark.parametrize("stage", ["continued_pretraining", "contrastive", "connector"])
+@pytest.mark.parametrize("stage", ["continued_pretraining", "contrastive", "connector", "sequence_tuning"])
 def test_a_plan_of_every_stage(stage: str, tmp_path: Path) -> None:
     """Frozen and trained weights are those of the stage's own freeze plan."""
     recipe = _recipe(tmp_path, stage)
@@ -68,6 +73,7 @@ def test_a_plan_of_every_stage(stage: str, tmp_path: Path) -> None:
         "contrastive": {"frame backbone", "text encoder", "similarities", "features of the global batch"},
         "connector": {"weights, frozen", "activations of the LLM", "cache of generation", "frame backbone"},
     }
+    wanted["sequence_tuning"] = wanted["connector"]
     assert wanted[stage] <= items
     assert plan.largest(2)[0].bytes >= plan.largest(2)[1].bytes
     # a setting that the stage does not read would be proposed in vain
@@ -99,6 +105,29 @@ def test_alignment_with_glosses_counts_frames(tmp_path: Path) -> None:
     clip = features() // 2
     rows = (features("contrastive.alignment.frame_weight=1") - features()) // clip
     assert rows == 256 + 64, "data.max_frames, and the longest glosses that are counted"
+
+
+def test_parts_of_a_recipe_are_planned(tmp_path: Path) -> None:
+    """Adapters, an open word level and a language model that trains: by the groups that the optimizer will have."""
+    plain = plan_of(recipe := _recipe(tmp_path, "connector"), 2, parts_of(recipe))
+    planned = {
+        "visual.word": PartConfig(lr=1e-4, lr_decay=0.5), "llm": PartConfig(lr=1e-4),
+        "llm.model.layers.0": PartConfig(mode="frozen"),
+    }  # fmt: skip
+    train = recipe.train.model_copy(update={"parts": planned})
+    changed = recipe.model_copy(update={"train": train})
+    parts = parts_of(changed)
+    module = torch.nn.ModuleDict(parts.modules)
+    rates = rates_of([name for name, _ in module.named_parameters()], planned, train.optimizer.lr)
+    groups = parameter_groups(module, 0.1, rates)
+    assert _groups(list(parts.weights())) == [[p.numel() for p in group["params"]] for group in groups]
+    assert len(groups) > 6
+    plan = plan_of(changed, 2, parts)
+    lines, before = ({line.item: line for line in found.lines} for found in (plan, plain))
+    assert lines["AdamW moments"].bytes > before["AdamW moments"].bytes
+    assert "passing through" in before["activations of the LLM"].rule
+    assert "passing through" not in lines["activations of the LLM"].rule
+    assert "backward" in lines["word and sentence level"].phases - before["word and sentence level"].phases
 
 
 def test_a_rank_under_zero3_plans_too(tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.config.parts_schema import PartConfig
 from pipeline.config.schema import LlmConfig, ModelConfig, Recipe
 from pipeline.config.stages import STAGES
 from pipeline.errors import RecipeError
 from pipeline.stages.base import Normaliser, Stage
 from pipeline.stages.batches import MicroBatch, to_device
 from pipeline.stages.data import StageContext, held_out_loader
-from pipeline.stages.freezing import apply_freeze_plan, frozen_names
+from pipeline.stages.freezing import apply_freeze_plan, check_held, frozen_names
 from pipeline.stages.video import probe_frames
 from shards.order.options import PlanOptions, Source
 from shards.order.plan import Plan
@@ -81,6 +82,20 @@ def test_a_plan_that_trains_nothing_is_refused() -> None:
         RecipeError, match=r"the freeze plan \{'visual': False, 'llm': False\} leaves no parameter to train"
     ):
         apply_freeze_plan(model(), {"visual": False, "llm": False})
+
+
+def test_what_no_folder_holds_may_not_be_frozen_by_a_recipe() -> None:
+    """By its stage it may: only the recipe says what is new."""
+    module = model()
+    apply_freeze_plan(module, {"visual": True, "llm": False})
+    check_held(module, {}, ())
+    parts = {"llm": PartConfig(mode="lora", lora_rank=1)}
+    module = nn.ModuleDict({"visual": model()["visual"], "llm": nn.ModuleDict({"q": nn.Linear(2, 2)})})
+    apply_freeze_plan(module, {"visual": True, "llm": False}, parts)
+    check_held(module, parts, ("llm.", "visual."))
+    message = r"train\.parts\.llm\.mode=lora leaves llm\.q\.base_layer\.weight as it is, but its weights are new"
+    with pytest.raises(RecipeError, match=message):
+        check_held(module, parts, ("visual.",))
 
 
 def test_every_part_must_be_decided() -> None:

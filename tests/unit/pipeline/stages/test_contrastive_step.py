@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.config.schema import ContrastiveConfig, Recipe
 from pipeline.engine.accumulate import accumulate
+from pipeline.losses import Tokens
 from pipeline.models.clip_layout import ClipLayout
 from pipeline.models.contrastive import ContrastiveModel
 from pipeline.models.gloss_vocabulary import GlossVocabulary
@@ -21,6 +22,7 @@ from pipeline.stages.base import Normaliser
 from pipeline.stages.contrastive import Contrastive
 from pipeline.stages.data import StageContext
 from pipeline.stages.glosses import GlossTargets
+from tests.contrast_reference import whole_ctc, whole_gloss_set, whole_sentences, whole_tokens
 from tests.unit.pipeline.models.tiny import PIXELS, clips, model_config, shake, visual_config
 
 CPU = torch.device("cpu")
@@ -137,6 +139,34 @@ def test_supervision_by_glosses_does_not_depend_on_micro_batches(
     assert heads <= whole.keys() and all(whole[name].any() for name in heads)
     for name, gradient in whole.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("settings", SUPERVISED.values(), ids=SUPERVISED)
+def test_the_losses_are_those_of_their_definitions(settings: dict[str, Any], tmp_path: Path) -> None:
+    """In float64, with everything in memory at once."""
+    stage = stage_of(tmp_path, "full", **settings, token_weight=0.1)
+    (batch,) = batches_of(stage, [[0, 1, 2, 3, 4, 5]])
+    with torch.no_grad():
+        found = stage.features(stage.module, batch)
+        losses = stage.contrast([found], [batch], Normaliser(6, 1))
+    scales = (found["log_scale"].exp(), found["log_token_scale"].exp())
+    words = Tokens(found["words_ME"], batch["word_lengths"])
+    expected = {"sentence": whole_sentences(found["video_BE"], found["text_BE"], batch["text_ids_B"], scales[0])}
+    if "alignment" in settings:
+        glosses = (Tokens(found["gloss_tokens_NE"], batch["gloss_token_lengths"]), batch["gloss_ids_B"], scales)
+        expected["frame"] = whole_tokens(Tokens(found["frames_NE"], batch["frame_lengths"]), *glosses)
+        expected["segment"] = whole_tokens(words, *glosses)
+    else:
+        tokens = Tokens(found["tokens_NE"], batch["token_lengths"])
+        expected["token"] = whole_tokens(words, tokens, batch["text_ids_B"], scales)
+        logits = Tokens(found["glosses_MV"], batch["word_lengths"])
+        classes = [part.tolist() for part in batch["gloss_classes_N"].split(batch["gloss_lengths"])]
+        if "set_weight" in settings["ctc"]:
+            expected["set"] = whole_gloss_set(logits, classes)
+        else:
+            expected["ctc"] = whole_ctc(logits, classes)
+    for name, value in expected.items():
+        torch.testing.assert_close(losses.sums[f"{name}_loss"] / 6, value.squeeze(), rtol=1e-10, atol=1e-12)
 
 
 def test_the_weighted_sum_and_the_clips_left_out_are_reported(tmp_path: Path) -> None:

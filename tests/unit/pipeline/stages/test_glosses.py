@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.config.schema import ContrastiveConfig
 from pipeline.config.supervision_schema import AlignmentConfig, CtcConfig
 from pipeline.errors import DataError, RecipeError
 from pipeline.inference.clips import pack_clips
@@ -18,14 +19,16 @@ from pipeline.models.clip_layout import ClipSizes
 from pipeline.models.gloss_vocabulary import GlossVocabulary
 from pipeline.models.text_cache import TextFeatureCache
 from pipeline.stages.batches import ContrastiveCollate
-from pipeline.stages.contrastive import texts_of
+from pipeline.stages.contrastive import Contrastive, texts_of
 from pipeline.stages.data import Plans
-from pipeline.stages.glosses import AlignedGlosses, GlossTargets, gloss_metrics
+from pipeline.stages.glosses import AlignedGlosses, FetchWithGlosses, GlossTargets, gloss_metrics, gloss_texts
+from shards.format.index import read_index
+from shards.format.text_columns import write_column
 from shards.order.options import PlanOptions, Source
 from shards.order.plan import Plan
 from shards.schema import text_hash
 from tests.unit.pipeline.models.test_contrastive import TableEncoder, cached, table_of
-from tests.unit.shards.shard_sets import in_memory
+from tests.unit.shards.shard_sets import in_memory, write_videos
 
 STRIDE = 4
 ENCODER: Any = SimpleNamespace(config=SimpleNamespace(word_count=lambda frames: -(-frames // STRIDE)))
@@ -34,6 +37,10 @@ SIZES = ClipSizes(window_frames=4, stride=STRIDE, max_frames=64)
 
 def plan(frames: list[int], glosses: list[str], **options: Any) -> Plan:
     return Plan([Source(in_memory("video", frames, gloss=glosses), "train")], PlanOptions(kind="clip", **options))
+
+
+def told(**ctc: Any) -> ContrastiveConfig:
+    return ContrastiveConfig(ctc=CtcConfig(**ctc))
 
 
 def clip(frames: int, text: str, gloss: str) -> tuple[np.ndarray, Any]:
@@ -48,19 +55,19 @@ def clip(frames: int, text: str, gloss: str) -> tuple[np.ndarray, Any]:
 
 def test_the_vocabulary_is_that_of_the_plan(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        found = GlossTargets.of(plan([8, 8, 8], ["B A", "A", ""]), ENCODER, CtcConfig(weight=1, unusable="leave_out"))
+        found = GlossTargets.of(plan([8, 8, 8], ["B A", "A", ""]), ENCODER, told(weight=1, unusable="leave_out"))
     assert found.vocabulary.glosses == ("A", "B")
     assert "2 glosses; 1 of 3 clips are unusable" in caplog.text
 
 
 def test_no_glosses_at_all() -> None:
-    with pytest.raises(RecipeError, match=r"no sample of data\.train has glosses \(column gloss\); train on a corpus"):
-        GlossTargets.of(plan([8, 8], ["", " "]), ENCODER, CtcConfig(weight=1, unusable="leave_out"))
+    with pytest.raises(RecipeError, match=r"no sample of data\.train has glosses \(contrastive\.glosses=gloss\)"):
+        GlossTargets.of(plan([8, 8], ["", " "]), ENCODER, told(weight=1, unusable="leave_out"))
 
 
 def test_a_clip_without_glosses() -> None:
     with pytest.raises(DataError, match=r"(?s)no glosses \(1 of 2 clips are so\).*ctc\.unusable: leave_out"):
-        GlossTargets.of(plan([8, 8], ["A", ""]), ENCODER, CtcConfig(weight=1))
+        GlossTargets.of(plan([8, 8], ["A", ""]), ENCODER, told(weight=1))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +78,7 @@ def test_a_text_longer_than_its_tokens(frames: int, options: dict[str, int]) -> 
     """As many frames as the plan keeps of a clip."""
     data = plan([40, frames], ["A", "A B"], **options)
     with pytest.raises(DataError, match="2 glosses need 2 word tokens, the clip has 1") as raised:
-        GlossTargets.of(data, ENCODER, CtcConfig(weight=1))
+        GlossTargets.of(data, ENCODER, told(weight=1))
     assert data.samples.row(1).sample_id in str(raised.value), "the clip is named"
 
 
@@ -112,7 +119,7 @@ def texts(tmp_path: Path) -> TextFeatureCache:
 
 
 def test_glosses_are_texts_of_their_own(texts: TextFeatureCache) -> None:
-    collate = ContrastiveCollate(SIZES, texts, aligned=AlignedGlosses(texts, AlignmentConfig(frame_weight=1)))
+    collate = ContrastiveCollate(SIZES, texts, aligned=AlignedGlosses(texts))
     batch = collate([[clip(5, "one", "A  B"), clip(3, "two", "B")]])
     assert batch["gloss_ids_B"].tolist() == [text_hash("A B"), text_hash("B")]
     assert batch["gloss_token_lengths"] == [4, 3] and batch["frame_lengths"] == [5, 3]
@@ -129,8 +136,8 @@ def test_the_texts_to_encode() -> None:
     train, held_out = plan([8, 8, 8], ["B  A", "B A", "A"]), plan([8], ["UNKNOWN"])
     plans = Plans(train, [held_out])
     texts = {text for data in plans.all() for text in data.samples.column("text").to_pylist()}
-    assert set(texts_of(plans, AlignmentConfig())["text"].to_pylist()) == texts
-    found = texts_of(plans, AlignmentConfig(segment_weight=1))
+    assert set(texts_of(plans, ContrastiveConfig())["text"].to_pylist()) == texts
+    found = texts_of(plans, ContrastiveConfig(alignment=AlignmentConfig(segment_weight=1)))
     assert set(found["text"].to_pylist()) == texts | {"B A", "A"}, "held-out glosses are not aligned"
     assert found["text_hash"].to_pylist()[-2:] == [text_hash("B A"), text_hash("A")]
 
@@ -138,7 +145,38 @@ def test_the_texts_to_encode() -> None:
 def test_alignment_of_a_clip_without_glosses() -> None:
     plans = Plans(plan([8, 8], ["A", ""]), [])
     with pytest.raises(DataError, match=r"(?s)no glosses to align with \(1 of 2 clips have none\).*leave these"):
-        texts_of(plans, AlignmentConfig(frame_weight=1))
+        texts_of(plans, ContrastiveConfig(alignment=AlignmentConfig(frame_weight=1)))
+
+
+# --- glosses of a text column
+
+
+def test_a_text_column_takes_the_place_of_the_index(tmp_path: Path) -> None:
+    videos = write_videos(tmp_path / "set", [b"x"] * 3, [8, 8, 8])
+    write_column(read_index(videos), "pseudo", [["RAIN NORTH"], [], ["SUN", "RAIN"]], {})
+    data = Plan([Source(read_index(videos), "train", columns=("pseudo",))], PlanOptions(kind="clip", max_frames=8))
+    assert gloss_texts(data, "pseudo") == ["RAIN NORTH", "", "SUN RAIN"]
+    config = ContrastiveConfig(glosses="pseudo", ctc=CtcConfig(weight=1, unusable="leave_out"))
+    assert GlossTargets.of(data, ENCODER, config).vocabulary.glosses == ("RAIN", "NORTH", "SUN")
+
+    def fetch(reader: Any, item: np.ndarray) -> list[Any]:
+        return [(int(sample), reader.plan.samples.row(int(sample))) for sample in item["sample"]]
+
+    reader: Any = SimpleNamespace(plan=data)
+    found: Any = FetchWithGlosses(fetch, "pseudo")(reader, np.array([(2,), (1,)], dtype=[("sample", np.int64)]))
+    assert [(frames, row.gloss) for frames, row in found] == [(2, "SUN RAIN"), (1, "")]
+    assert found[0][1] == data.samples.row(2)._replace(gloss="SUN RAIN")
+
+
+@pytest.mark.parametrize(
+    ("section", "columns"),
+    [({}, ()), ({"glosses": "pseudo"}, ()), ({"ctc": CtcConfig(weight=1)}, ()),
+     ({"glosses": "pseudo", "ctc": CtcConfig(set_weight=1)}, ("pseudo",)),
+     ({"glosses": "pseudo", "alignment": AlignmentConfig(frame_weight=1)}, ("pseudo",))],
+)  # fmt: skip
+def test_a_column_is_opened_where_it_is_read(section: dict[str, Any], columns: tuple[str, ...]) -> None:
+    recipe: Any = SimpleNamespace(contrastive=ContrastiveConfig(**section))
+    assert Contrastive.text_columns(recipe, train=True) == Contrastive.text_columns(recipe, train=False) == columns
 
 
 # --- held-out

@@ -14,11 +14,14 @@ from shards.build.features import FeatureOptions, write_features
 from shards.build.work import SKIPPED_NAME
 from shards.errors import DataError
 from shards.exchange.adopt import adopt
+from shards.exchange.subset import head
 from shards.format.index import INDEX_NAME, MANIFEST_NAME, read_index
 from shards.format.verify import verify
-from shards.load.features import read_features
+from shards.inspect.lint import lint
+from shards.load.features import read_features, read_views
 from shards.load.loader import EvalLoader
-from shards.load.reader import Reader
+from shards.load.reader import Reader, wanted_frames
+from shards.media.square import Placement
 from shards.order.plan import Plan, PlanOptions, Source
 from tests.unit.shards.making import video_corpus
 from tests.unit.shards.shard_sets import write_texts
@@ -124,6 +127,47 @@ def test_another_encoder_does_not_continue_or_replace(videos: Path, tmp_path: Pa
         write_features(videos, tmp_path / "out", MeanColours(2.0), FeatureOptions())
 
 
+class Darker:
+    """Views that are darker by the view's number times ten and the sample's; the square further right."""
+
+    def placement(self, sample: int, showing: int) -> Placement:
+        del sample
+        return Placement(right=0.125 * showing)
+
+    def picture(self, frames_THWC: np.ndarray, sample: int, showing: int) -> np.ndarray:
+        return np.maximum(frames_THWC, 20) - np.uint8(10 * showing + sample % 10)
+
+
+def test_views_are_of_changed_clips_and_the_first_is_of_the_clip_as_it_is(videos: Path, tmp_path: Path) -> None:
+    encoder, change, options = MeanColours(), Darker(), FeatureOptions(frame_stride=2, views=3)
+    manifest = write_features(videos, tmp_path / "out", encoder, options, change=change)
+    assert manifest.options["features"]["views"] == 3
+    frames, features = Reader(plan_of(videos)), Reader(plan_of(tmp_path / "out"))
+    for sample in range(7):
+        row, views_KTD = features.row(sample), read_views(features, sample)
+        wanted = list(range(0, frames.row(sample).frames, 2))
+        assert views_KTD.shape == (3, len(wanted), 3) == (row.height, row.frames, row.width)
+        for view in range(3):
+            shown = frames.decoded(sample, wanted, SIZE, change.placement(sample, view) if view else Placement())
+            shown = change.picture(shown, sample, view) if view else shown
+            np.testing.assert_allclose(views_KTD[view], encoder(shown), atol=0.07)
+        assert (read_features(features, sample, 3) == views_KTD[0][wanted_frames(len(wanted), 3)]).all()
+    write_features(videos, tmp_path / "two", encoder, FeatureOptions(2, 2, views=3), change=change)
+    for path in (tmp_path / "out").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+
+
+def test_sets_with_views_are_intact_for_the_other_commands(videos: Path, tmp_path: Path) -> None:
+    out, copy = tmp_path / "out", tmp_path / "copy"
+    made = write_features(videos, out, MeanColours(), FeatureOptions(views=2), change=Darker())
+    assert verify(out) == [] and not [problem for problem in lint(out).problems if problem.rule == "features"]
+    head(out, copy, 7)
+    ours, theirs = Reader(plan_of(out)), Reader(plan_of(copy))
+    assert all((read_views(ours, n) == read_views(theirs, n)).all() for n in range(7))
+    (out / INDEX_NAME).unlink()
+    assert adopt(out).fingerprint == made.fingerprint
+
+
 def damaged(videos: Path, folder: Path, samples: list[int]) -> Path:
     shard_set = read_index(videos)
     folder.mkdir()
@@ -156,6 +200,8 @@ def test_what_cannot_be_extracted(videos: Path, tmp_path: Path) -> None:
         write_features(videos, tmp_path / "out", MeanColours(1e9), FeatureOptions())
     with pytest.raises(DataError, match="frame_stride 0 is not positive"):
         FeatureOptions(frame_stride=0)
+    with pytest.raises(DataError, match=r"views 0 is not positive"):
+        FeatureOptions(views=0)
 
 
 def test_rows_that_do_not_fit_are_refused(videos: Path) -> None:

@@ -159,3 +159,23 @@ def test_texts_names_a_wrong_option(built: Path, tmp_path: Path) -> None:
     assert both.exit_code == 2 and "give one of --table and --from-set" in both.stderr
     unknown = run("texts", built, "said", "--table", tmp_path / "a.tsv", "--columns", "key=name")
     assert unknown.exit_code == 2 and "unknown 'key'" in unknown.stderr and "known: id, score, text" in unknown.stderr
+
+
+def test_previous_and_pseudo_gloss_keep_columns(built: Path, tmp_path: Path) -> None:
+    keys = read_index(built).table["sample_id"].to_pylist()
+    table = tmp_path / "times.tsv"
+    table.write_text("name\tvideo\tstart\n" + "".join(f"{key}\tv\t{n}\n" for n, key in enumerate(keys)))
+    said = run("previous", built, "--table", table, "--columns", "id=name", "--count", 2).stdout
+    assert "previous: 3 texts of 2 of 3 samples, at most 2 of one" in said
+    assert run("previous", built).exit_code == 2
+    words = ("pseudo-gloss", built, "--max-share", 1, "--tags", "noun")
+    said = run(*words).stdout
+    assert "words of 3 texts kept" in said and "most frequent:" in said
+    figures = json.loads(run(*words, "--replace", "--json", "--model", "de=x").stdout)
+    assert next(iter(figures.values()))["texts"] == 3
+    drop = tmp_path / "drop.txt"
+    drop.write_text("\n".join(next(iter(figures.values()))["frequent"]) + "\n")
+    dropped = json.loads(run(*words, "--drop", drop, "--name", "fewer", "--json").stdout)
+    assert next(iter(dropped.values()))["kept"] < next(iter(figures.values()))["kept"]
+    for path in built.glob("column-*.arrow"):
+        path.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,6 +57,13 @@ def test_an_interval_is_summed_and_reported_once(peak: float | None) -> None:
     assert row["perf/samples_per_second"] * row["perf/seconds_per_step"] == pytest.approx(2)
     assert ("perf/mfu" in row) == (peak is not None)
     assert log.on_step(step(2.0, last=True), Wishes(), 0)["train/loss"] == pytest.approx(0.75), "since the last row"
+
+
+def test_rates_of_parts_are_shown() -> None:
+    run = training(1, None)
+    run.state.step = 1
+    row = Log(run).on_step(replace(step(8.0), part_rates={"llm": 0.0, "visual.word": 0.02}), Wishes(), 0)
+    assert (row["train/lr"], row["train/lr/llm"], row["train/lr/visual.word"]) == (0.1, 0.0, 0.02)
 
 
 def test_a_stop_ends_the_interval() -> None:
