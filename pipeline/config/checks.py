@@ -15,6 +15,7 @@ from pipeline.config.schema import AUTO, Recipe, SourceConfig
 from pipeline.config.sequence_checks import sequence_problems
 from pipeline.config.source import Problem
 from pipeline.config.stages import STAGES
+from pipeline.config.transfer_checks import transfer_problems
 from pipeline.config.unread import unread
 from pipeline.config.visual_rules import visual_input_problems
 
@@ -343,6 +344,7 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
             paths.append(("model.visual.backbone.path", model.visual.backbone.path))
     if model.text_encoder is not None:
         paths.append(("model.text_encoder.path", model.text_encoder.path))
+    paths += [(f"model.init_from.{part}", path) for part, path in model.init_from.model_dump().items()]
     for name, path in paths:
         if path is None:
             continue
@@ -358,6 +360,7 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
 RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _length, _parts, _one_of_path_and_tiny, visual_input_problems, _heads, _images, _batch, _long_text, _data,
     _precision, _zero_choice, _texts, _gloss_order, _paths, _augment, parts_problems, sequence_problems,
+    transfer_problems,
 )  # fmt: skip
 
 __all__ = ["RULES", "batch_problem", "cross_field_problems", "heads_problem", "is_remote", "notes"]

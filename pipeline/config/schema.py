@@ -18,6 +18,7 @@ from pipeline.config.sequence_schema import SequenceTuningConfig
 from pipeline.config.stages import STAGES
 from pipeline.config.supervision_schema import AlignmentConfig, CtcConfig
 from pipeline.config.train_schema import TrainConfig
+from pipeline.config.transfer_schema import InitFromConfig
 from pipeline.config.weak_schema import JitterConfig
 
 if TYPE_CHECKING:
@@ -186,6 +187,8 @@ class ModelConfig(Section):
     """The frozen text encoder (contrastive)."""
     connector: ConnectorConfig = ConnectorConfig()
     """Between the two (connector)."""
+    init_from: InitFromConfig = InitFromConfig()
+    """Exports of earlier runs whose weights this one starts with (docs/transfer.md)."""
     attention: Literal["auto", "fa4", "fa3", "fa2", "torch_varlen", "sdpa"] = "auto"
     """Attention kernel for packed documents and clips, in every stage: `auto` takes the best that runs and logs it; a
     kernel that is named but cannot run is an error. fa4, fa3 and fa2 are flash-attn's, `torch_varlen` is torch's own

@@ -83,6 +83,9 @@ def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if not any("://" in source.shards for source in (*data.train, *data.eval)):
         for name in _REMOTE:
             yield f"data.{name}", "no source is in an object store"
+    if recipe.train.averaging.kind == "none":
+        for name in ("decay", "start"):
+            yield f"train.averaging.{name}", "train.averaging.kind is none"
     if not data.eval:
         for name in _HELD_OUT:
             if recipe.stage != "sequence_tuning" or name not in _OF_SAMPLES:

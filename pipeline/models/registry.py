@@ -7,7 +7,6 @@ that holds them. All ranks must call these functions alike.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import logging
@@ -24,6 +23,7 @@ from pipeline.config.schema import BackboneConfig, DataConfig, ModelConfig, Text
 from pipeline.errors import RecipeError
 from pipeline.models import frame_level
 from pipeline.models.clip_level import window_frames
+from pipeline.models.fingerprint import export_fingerprint, weights_digest
 from pipeline.models.language import embedding_rms, load_language, load_llm, load_tokenizer
 from pipeline.models.llava_slt import LlavaSltConfig, LlavaSltForConditionalGeneration
 from pipeline.models.pretrained import check_prompt, log_dropout
@@ -206,11 +206,9 @@ def _exported_visual(path: str, image_pixels: int, dtype: torch.dtype) -> Hierar
             f"data.image_pixels: {image_pixels}, but the encoder in {path!r} was trained on {config.image_pixels};"
             f" set it to {config.image_pixels}."
         )
-    if (
-        not config.backbone_fingerprint and config.backbone_config is not None
-    ):  # trained with the encoder: its backbone comes from this export
-        identity = [weights_digest(Path(path)), config.pool, config.image_pixels, config.image_mean, config.image_std]
-        config.backbone_fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+    if not config.backbone_fingerprint and config.backbone_config is not None:
+        # trained with the encoder: its backbone comes from this export
+        config.backbone_fingerprint = export_fingerprint(Path(path), config)
     encoder = HierarchicalVisualEncoder.from_pretrained(path, config=config, dtype=dtype)
     encoder.freeze_backbone()
     if encoder.backbone.trains:
@@ -264,17 +262,6 @@ def _fingerprint(config: BackboneConfig, image_pixels: int, normalisation: tuple
     if config.kind == "video":
         identity += [config.kind, config.window_stride]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
-
-
-@functools.lru_cache(maxsize=4)
-def weights_digest(folder: Path) -> str:
-    """sha256 over the weight files of a Hugging Face folder, in the order of their names."""
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    digests = []
-    for path in files:
-        with path.open("rb") as handle:
-            digests.append(hashlib.file_digest(handle, "sha256").hexdigest())
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _normalisation(path: str | None) -> tuple[list[float], list[float]]:

@@ -190,7 +190,10 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         return {name: value.float() for name, value in outputs.items()}
 
     def write_export_files(self, folder: Path) -> ExportPlan:
-        self.module.visual.config.save_pretrained(folder)
+        visual = self.module.visual
+        if visual.backbone.trains:  # of an encoder that was loaded: features of its old backbone are another's now
+            visual.config.backbone_fingerprint = ""
+        visual.config.save_pretrained(folder)
         if self.targets is not None:
             self.targets.vocabulary.save(folder)
         return self.export_plan(prefix="visual.", tied=[])

@@ -69,6 +69,16 @@ CASES = [
      "model.llm.tiny: 4 attention heads and 4 key heads cannot be shared by train.sequence_parallel=3 ranks"),
     (PRETRAINING, ["continued_pretraining.offload_activations=true"], "offload_activations moves what"
      " model.gradient_checkpointing keeps; set both"),
+    (PRETRAINING, ["model.init_from.visual=x"], "model.init_from.visual: the model of the continued_pretraining stage"
+     " has only llm; remove it"),
+    (CONNECTOR, ["model.init_from.heads=x"], "stage has only visual, llm, connector; remove it"),
+    (CONTRASTIVE, ["model.init_from.llm=x"], "stage has only visual, heads; remove it"),
+    (CONNECTOR, ["model.init_from.model=~/x"], "model.init_from.model='~/x': recipes do not expand variables or ~"),
+    (CONNECTOR, ["train.early_stop={patience: 3}"], "train.early_stop needs evaluations during training: set"
+     " train.eval_every_steps and data.eval"),
+    (CONNECTOR, ["train.early_stop={patience: 3, metric: eval/rouge_l}", "train.eval_every_steps=5",
+     "data.eval=[{shards: x}]"], "train.early_stop: give metric and direction"
+     " (min or max) together, or neither for the stage's own"),
     (CONNECTOR, ["data.unique_texts=true"], "data.unique_texts belongs to the contrastive stage, not to connector"),
     (CONTRASTIVE, ["data.frame_budget=999"], "in-batch negatives need a fixed batch; set it to null"),
     (PRETRAINING, ["data.frame_budget=999"], "data.frame_budget has no meaning for text"),
