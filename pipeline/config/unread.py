@@ -53,6 +53,9 @@ def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield f"data.jitter.{name}", "data.jitter moves no cut: before_seconds and after_seconds are 0"
     if not data.augment.erase:
         yield "data.augment.erase_area", "data.augment.erase is 0"
+    if visual is not None and visual.path is None and visual.pose is None:
+        for name in ("pose_scale", "pose_turn", "pose_shift", "pose_drop"):
+            yield f"data.augment.{name}", "model.visual reads no keypoints"
     if objective != "both":
         yield "contrastive.token_weight", f"contrastive.objective is {objective}, not both"
     ctc, alignment = recipe.contrastive.ctc, recipe.contrastive.alignment

@@ -68,7 +68,7 @@ def test_every_offset_has_an_equal_chance(plans: tuple[Plan, Plan]) -> None:
 
 def test_the_cut_moves_and_keeps_its_length(plans: tuple[Plan, Plan]) -> None:
     reader, jitter = Reader(plans[1]), Jitter(CONFIG, 3)
-    fetch = FetchFrames(12, 1, 32, None, jitter=jitter)
+    fetch = FetchFrames(12, 1, 32, jitter=jitter)
     assert fetch.draws
     for showing in range(6):
         item = np.array([(1, 0, 15, showing)], dtype=SHOWN_ELEMENT)
