@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pipeline.stages.batches import TranslationCollate
 from pipeline.stages.connector import ConnectorStage
 from pipeline.stages.data import Plans, StageContext
 from shards.format.index import ShardSet
+from shards.format.text_columns import write_column
 from shards.order.plan import Plan
 from tests.unit.pipeline.models.tiny import PIXELS, bpe_tokenizer, model_config, shake
 from tests.unit.shards.shard_sets import in_memory
@@ -151,3 +153,20 @@ def test_plans_of_recipes_that_pack_nothing_are_as_ever(tmp_path: Path, shards: 
     for data, kind in (({}, "clip"), ({"frame_budget": 128, "length_window": 4}, "group")):
         plans: Plans = ConnectorStage.plans(recipe_of(tmp_path, **data))
         assert plans.train.options.kind == kind and plans.train.options.block_tokens == 0
+
+
+def test_columns_of_further_texts_are_read_where_they_count(
+    tmp_path: Path, stage: ConnectorStage, shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(tmp_path, references={"train": ["paraphrase"], "scored": ["reference"]})
+    assert ConnectorStage.text_columns(recipe, train=True) == ("paraphrase",)
+    assert ConnectorStage.text_columns(recipe, train=False) == ("reference",)
+    sources = stage.recipe.data.eval
+    assert stage.held_out_references(sources)(0, "Hello") == ["Hello"]
+    (tmp_path / "set").mkdir()
+    there = dataclasses.replace(shards, dir=tmp_path / "set")
+    write_column(there, "reference", [["Hi", "Hello"], *([] for _ in TEXTS[1:])], {})
+    monkeypatch.setattr("pipeline.stages.data.open_set", lambda data, location, columns: there)
+    monkeypatch.setattr(stage, "recipe", recipe)
+    references = stage.held_out_references(sources)
+    assert references(0, "Hello") == ["Hello", "Hi"] and references(1, TEXTS[1]) == [TEXTS[1]]
