@@ -85,6 +85,6 @@ class ReferencesConfig(Section):
     train: list[str] = []
     """Training takes one of the sample's texts at every showing, each in its turn; every set of `data.train` needs
     these columns."""
-    eval: list[str] = []
+    scored: list[str] = []
     """Held-out translations are scored against all texts of a sample, which raises scores; every set of `data.eval`
     needs these columns."""

@@ -46,7 +46,7 @@ STAGES = {
         unread=(
             "continued_pretraining", "connector", "sequence_tuning", "model.llm", "model.connector", "model.kernels",
             "data.block_tokens", "data.frame_budget", "data.pack_tokens", "train.peak_tflops",
-            "data.references.eval",
+            "data.references.scored",
         ),
         contrasts=True,
     ),

@@ -13,11 +13,11 @@ _NEW_ENCODER = ("width", "dropout", "max_frames", "centre_clips", "word", "sente
 _REMOTE = ("access", "cache_gib", "storage_options")
 _HELD_OUT = (
     "train.eval_batches", "connector.eval_samples", "connector.num_beams", "connector.max_new_tokens",
-    "connector.score_protocol", "data.references.eval",
+    "connector.score_protocol", "data.references.scored",
 )  # fmt: skip
 _OF_SAMPLES = ("connector.max_new_tokens", "connector.score_protocol")
 """Those of held-out texts that hold for the texts a stage samples in training, too."""
-_OF_OBJECTIVE = {"minimum_risk": ("sharpness", "include_reference"), "grpo": ("clip",)}
+_OF_OBJECTIVE = {"minimum_risk": ("sharpness", "include_reference"), "grpo": ("clip", "kl_weight")}
 
 
 def unread(recipe: Recipe, origins: Mapping[str, str]) -> Iterator[str]:
@@ -61,7 +61,8 @@ def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if not ctc.used:
         yield "contrastive.ctc.unusable", "contrastive.ctc.weight and set_weight are 0"
     if not ctc.weight:
-        yield "contrastive.ctc.order", "contrastive.ctc.weight is 0"
+        for name in ("order", "start_step"):
+            yield f"contrastive.ctc.{name}", "contrastive.ctc.weight is 0"
     if not ctc.used and not alignment.used:
         yield "contrastive.glosses", "the weights of contrastive.ctc and contrastive.alignment are 0"
     if objective == "token":

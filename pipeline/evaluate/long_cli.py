@@ -139,7 +139,10 @@ def translate_subtitles(
     if settings.segments is not None:
         times = [(c.start_seconds, c.end_seconds) for c in read_timed(settings.segments, settings.tiers)]
         make_spans = lambda playback: GivenSpans(times, playback.start_seconds, playback.rate)  # noqa: E731
-    source: Path | BinaryIO = typer.get_binary_stream("stdin") if str(path) == STREAM else path
+    source: Path | BinaryIO = path
+    if str(path) == STREAM:
+        stdin = typer.get_binary_stream("stdin")
+        source = getattr(stdin, "raw", stdin)  # unbuffered: what has arrived, without waiting for more
     video = LongVideo(source, options.spans(), make_spans, parse_crop(settings.crop), options.batch)
     report, format_of_stream = LongReport(), ".jsonl" if as_json else ".vtt"
     out = (
@@ -148,8 +151,8 @@ def translate_subtitles(
         else SubtitleFile(settings.out)
     )
     with out as subtitles:
-        for cue in translate_long(translator, video, generation, report):
-            subtitles.write(cue.start_seconds, cue.end_seconds, cue.text)
+        for found in translate_long(translator, video, generation, report):
+            subtitles.write(found.start_seconds, found.end_seconds, found.text)
     if as_json and settings.out is not None:
         typer.echo(json.dumps(dataclasses.asdict(report)))
     else:
@@ -159,7 +162,7 @@ def translate_subtitles(
 def report_line(report: LongReport, given: bool) -> str:
     """What became of the video, in one line."""
     short = "given spans outside the video" if given else "moments of motion too short for a sentence"
-    return f"{report.cues} subtitles; left out: {report.skipped} {short}, {report.without_text} without text"
+    return f"{report.subtitles} subtitles; left out: {report.skipped} {short}, {report.without_text} without text"
 
 
 def evaluate_videos(

@@ -130,7 +130,7 @@ class FetchFrames:
         return row._replace(text=shown_text(texts, plan.options.seed, sample, showing))
 
     def _drawn(self, reader: SampleReader, sample: int, showing: int) -> np.ndarray:
-        stored, augment = reader.stored_frames(sample), self.augment
+        augment, stored = self.augment, reader.stored_frames(sample)
         offset = 0 if self.jitter is None else self.jitter.offset(reader, sample, showing)
         if augment is None and not offset:
             return self._frames(reader, sample)

@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 
 from pipeline.config.schema import ModelConfig
 from pipeline.errors import CheckpointError
-from pipeline.models.exported import init_folders, part_of
+from pipeline.models.exported import HEADS, init_folders, part_of
 from pipeline.models.weight_files import files_of
 
 Digests = dict[str, dict[str, dict[str, Any]]]
@@ -50,6 +50,7 @@ def source_prefixes(model: ModelConfig) -> tuple[str, ...]:
         "llm.": None if model.llm is None else model.llm.path,
         "visual.": None if visual is None else visual.path,
         "visual.backbone.": backbone,
+        **{f"{part}.": str(folder) for part, folder in init_folders(model).items() if part != HEADS},
     }
     return tuple(prefix for prefix, path in paths.items() if path is not None)
 

@@ -74,7 +74,7 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
     @classmethod
     def text_columns(cls, recipe: Recipe, train: bool) -> tuple[str, ...]:
         shown = prompt_columns(recipe.connector.prompt, recipe.connector.prompts, train)
-        held_out = () if train else recipe.data.references.eval
+        held_out = () if train else recipe.data.references.scored
         return (*super().text_columns(recipe, train), *shown, *held_out)
 
     @classmethod
@@ -155,7 +155,7 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
 
     def held_out_references(self, sources: list[SourceConfig]) -> Callable[[int, str], list[str]]:
         """``references(sample, text)`` of these held-out sources: the sample's text, and those of text columns."""
-        if not (columns := self.recipe.data.references.eval):
+        if not (columns := self.recipe.data.references.scored):
             return lambda sample, text: [text]
         samples = self.plan(self.recipe, sources, train=False).samples
         return lambda sample, text: texts_of_sample(samples, sample, text, columns)
