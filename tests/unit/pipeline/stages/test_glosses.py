@@ -103,9 +103,7 @@ def test_a_gloss_head_of_other_glosses_is_not_taken_over(tmp_path: Path) -> None
     check_warm_start(ModelConfig(), GlossVocabulary(("A", "B")))
     GlossVocabulary(("A", "B")).save(tmp_path)
     check_warm_start(model, GlossVocabulary(("A", "B")))
-    with pytest.raises(
-        RecipeError, match=r"tells 2 glosses apart, this run 2, of which 1 are the same; take only"
-    ):
+    with pytest.raises(RecipeError, match=r"tells 2 glosses apart, this run 2, of which 1 are the same; take only"):
         check_warm_start(model, GlossVocabulary(("B", "C")))
 
 
