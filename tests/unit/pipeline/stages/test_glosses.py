@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.config.augment_schema import ReferencesConfig
 from pipeline.config.schema import ContrastiveConfig, ModelConfig
 from pipeline.config.supervision_schema import AlignmentConfig, CtcConfig
 from pipeline.errors import DataError, RecipeError
@@ -193,8 +194,8 @@ def test_a_text_column_takes_the_place_of_the_index(tmp_path: Path) -> None:
      ({"glosses": "pseudo", "alignment": AlignmentConfig(frame_weight=1)}, ("pseudo",))],
 )  # fmt: skip
 def test_a_column_is_opened_where_it_is_read(section: dict[str, Any], columns: tuple[str, ...]) -> None:
-    references = SimpleNamespace(train=[], eval=[])
-    recipe: Any = SimpleNamespace(contrastive=ContrastiveConfig(**section), data=SimpleNamespace(references=references))
+    data = SimpleNamespace(references=ReferencesConfig())
+    recipe: Any = SimpleNamespace(contrastive=ContrastiveConfig(**section), data=data)
     assert Contrastive.text_columns(recipe, train=True) == Contrastive.text_columns(recipe, train=False) == columns
 
 
