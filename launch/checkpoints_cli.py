@@ -60,6 +60,18 @@ def ckpt_verify(path: Annotated[Path, typer.Argument(help="checkpoint folder, or
         )  # fmt: skip
 
 
+@app.command("average", epilog="Example: slt ckpt average runs/demo/connector --last 5")
+def ckpt_average(
+    run_dir: Annotated[Path, typer.Argument(help="run folder")],
+    last: Annotated[int, typer.Option(min=2, help="how many of its newest complete checkpoints")],
+    out: Annotated[Path | None, typer.Option(help="new folder; default: beside the checkpoints")] = None,
+) -> None:
+    """Average the weights of a run's last checkpoints into one that `slt export --no-verify` reads."""
+    from pipeline.engine.saving.mean import mean_of_last
+
+    typer.echo(str(mean_of_last(run_dir, last, out)))
+
+
 @app.command("reshard", epilog="Example: slt ckpt reshard runs/demo/connector/checkpoints/step-000100 --out universal")
 def ckpt_reshard(
     path: Annotated[Path, typer.Argument(help="checkpoint folder, or run folder for its latest")],

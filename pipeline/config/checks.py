@@ -12,8 +12,10 @@ from pipeline.config.names import is_secret
 from pipeline.config.parts_rules import parts_problems
 from pipeline.config.prompt_schema import VIDEO, cue_problems, fields_of, prompt_problem
 from pipeline.config.schema import AUTO, Recipe, SourceConfig
+from pipeline.config.sequence_checks import sequence_problems
 from pipeline.config.source import Problem
 from pipeline.config.stages import STAGES
+from pipeline.config.transfer_checks import transfer_problems
 from pipeline.config.unread import unread
 
 
@@ -55,8 +57,6 @@ def _one_of_path_and_tiny(recipe: Recipe) -> Iterator[Problem]:
         pairs.append(("model.llm", "path", llm.path, "tiny", llm.tiny))
     if backbone is not None:
         pairs.append(("model.visual.backbone", "path", backbone.path, "tiny", backbone.tiny))
-    if visual is not None:
-        pairs.append(("model.visual", "path", visual.path, "backbone", backbone))
     for section, first, first_value, second, second_value in pairs:
         fields = (f"{section}.{first}", f"{section}.{second}")
         if first_value is not None and second_value is not None:
@@ -67,6 +67,25 @@ def _one_of_path_and_tiny(recipe: Recipe) -> Iterator[Problem]:
     if llm is not None and llm.tiny is not None and llm.tokenizer is None:
         text = "model.llm.tokenizer is missing: random (tiny) weights come without a tokenizer"
         yield Problem(text, ("model.llm.tokenizer", "model.llm.tiny"))
+
+
+def _visual_inputs(recipe: Recipe) -> Iterator[Problem]:
+    """What a visual encoder reads: an export's, or images or features, keypoints, or keypoints beside one of them."""
+    visual = recipe.model.visual
+    if visual is None:
+        return
+    parts = [name for name in ("backbone", "features", "pose") if getattr(visual, name) is not None]
+    fields = ("model.visual.path", *(f"model.visual.{name}" for name in parts))
+    if visual.path is not None and parts:
+        listed = " and ".join(parts)
+        text = f"model.visual takes exactly one of path and {listed}, got both; an export brings what it reads"
+        yield Problem(f"{text}; set one of them to null", fields)
+    elif visual.path is None and not parts:
+        text = "model.visual needs exactly one of path and backbone, got neither; features or pose may replace backbone"
+        yield Problem(text, ("model.visual.path", "model.visual.backbone"))
+    elif visual.backbone is not None and visual.features is not None:
+        text = "model.visual takes exactly one of backbone and features: stored features stand where a backbone would"
+        yield Problem(f"{text}; set one of them to null", fields[1:])
 
 
 def _heads(recipe: Recipe) -> Iterator[Problem]:
@@ -328,13 +347,6 @@ def _gloss_order(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(text, ("contrastive.ctc.order", "contrastive.ctc.set_weight"))
 
 
-def _rewards(recipe: Recipe) -> Iterator[Problem]:
-    config = recipe.sequence_tuning
-    if recipe.stage == "sequence_tuning" and not config.bleu_weight and not config.rouge_l_weight:
-        names = ("sequence_tuning.bleu_weight", "sequence_tuning.rouge_l_weight")
-        yield Problem(f"{' and '.join(names)} are both 0: every translation has the reward 0; raise one", names)
-
-
 def _paths(recipe: Recipe) -> Iterator[Problem]:
     """Paths mean the same on every host: no variables, no home folders."""
     model = recipe.model
@@ -349,6 +361,7 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
             paths.append(("model.visual.backbone.path", model.visual.backbone.path))
     if model.text_encoder is not None:
         paths.append(("model.text_encoder.path", model.text_encoder.path))
+    paths += [(f"model.init_from.{part}", path) for part, path in model.init_from.model_dump().items()]
     for name, path in paths:
         if path is None:
             continue
@@ -362,8 +375,9 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
 
 
 RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
-    _length, _parts, _one_of_path_and_tiny, _heads, _images, _batch, _long_text, _data, _precision, _zero_choice,
-    _texts, _gloss_order, _rewards, _paths, _augment, parts_problems,
+    _length, _parts, _one_of_path_and_tiny, _visual_inputs, _heads, _images, _batch, _long_text, _data, _precision,
+    _zero_choice, _texts, _gloss_order, _paths, _augment, parts_problems, sequence_problems,
+    transfer_problems,
 )  # fmt: skip
 
 __all__ = ["RULES", "batch_problem", "cross_field_problems", "heads_problem", "is_remote", "notes"]

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.config.checks import heads_problem
 from pipeline.config.pretrained import read_json
-from pipeline.config.schema import Recipe
+from pipeline.config.schema import Recipe, VisualConfig
 from pipeline.config.shard_sets import SetFacts
 from pipeline.config.source import Problem
 from pipeline.config.stages import STAGES
@@ -194,9 +194,14 @@ def _visual_export(recipe: Recipe, broken: Collection[str]) -> Iterator[Problem]
 def _stored_features(recipe: Recipe, sets: Mapping[str, SetFacts]) -> Iterator[Problem]:
     """Stored frame features must be those of the encoder's own, frozen backbone."""
     stored = {place: facts.options.get("features") for place, facts in sets.items() if facts.kind == "features"}
+    wanted = _backbone(recipe)
+    images = wanted.pop("images", True)
+    if not images and (video := next((place for place, facts in sets.items() if facts.kind == "video"), None)):
+        text = f"{video}.shards holds videos, but model.visual has no backbone: it reads stored features or keypoints"
+        yield Problem(f"{text}; name shards that were built with --rows", (f"{video}.shards", "model.visual"))
+        return
     if not stored:
         return
-    wanted = _backbone(recipe)
     if recipe.stage == "contrastive" and wanted.pop("train", "frozen") != "frozen":
         place = next(iter(stored))
         text = f"{place}.shards holds frame features, but model.visual.backbone.train lets the backbone change"
@@ -204,10 +209,13 @@ def _stored_features(recipe: Recipe, sets: Mapping[str, SetFacts]) -> Iterator[P
         return
     for place, made in stored.items():
         made = made if isinstance(made, dict) else {}
-        if names := [name for name in wanted if made.get(name, wanted[name]) != wanted[name]]:
-            shown = ", ".join(f"{name} {made[name]}, the model's is {wanted[name]}" for name in names)
+        if names := [name for name in wanted if made.get(name, _without(name, wanted)) != wanted[name]]:
+            shown = ", ".join(f"{name} {made.get(name, 'not said')}, the model's is {wanted[name]}" for name in names)
             text = f"{place}.shards holds frame features of another backbone or preprocessing ({shown}); use the video"
             text += " shards, or extract them again: `slt shards features SHARDS --recipe RECIPE --out DIR`"
+            if not images:
+                text = f"{place}.shards holds other rows than the model reads ({shown}); build them with the layout or"
+                text += " the fingerprint that the recipe names, or change the recipe"
             yield Problem(text, (f"{place}.shards", "model.visual"))
 
 
@@ -215,8 +223,14 @@ def _backbone(recipe: Recipe) -> dict[str, Any]:
     """What files say of the features that the recipe's backbone makes, named as a set of features records it."""
     visual = recipe.model.visual
     assert visual is not None
+    if visual.path is None and visual.backbone is None:
+        return _rows_wanted(visual)
     if visual.path is not None:
         export = read_json(Path(visual.path) / "config.json")
+        if export.get("pose_layout") and not export.get("backbone_config") and not export.get("features_width"):
+            return {"images": False, "layout": export["pose_layout"], "fingerprint": export.get("pose_fingerprint")}
+        if width := export.get("features_width"):
+            return {"images": False, "width": width, "fingerprint": export.get("backbone_fingerprint")}
         config, pool, train = export.get("backbone_config") or {}, export.get("pool"), export.get("backbone_train")
         known = {"fingerprint": export.get("backbone_fingerprint"), "image_pixels": export.get("image_pixels")}
     elif visual.backbone is not None and visual.backbone.path is not None:
@@ -227,6 +241,18 @@ def _backbone(recipe: Recipe) -> dict[str, Any]:
     width = feature_width(config)
     known |= {"pool": pool, "train": train, "width": width * (2 if pool == "cls_mean" else 1) if width else None}
     return {name: value for name, value in known.items() if value}
+
+
+def _without(name: str, wanted: dict[str, Any]) -> Any:
+    """What a set is taken to hold where it does not say: what is wanted, but for keypoints, which always say."""
+    return "none" if name == "layout" else wanted[name]
+
+
+def _rows_wanted(visual: VisualConfig) -> dict[str, Any]:
+    """The same for an encoder without a backbone."""
+    if visual.features is not None:
+        return {"images": False, "width": visual.features.width, "fingerprint": visual.features.fingerprint}
+    return {"images": False, "layout": visual.pose.layout if visual.pose is not None else ""}
 
 
 __all__ = ["VISUAL_MODEL", "fingerprint_of_files", "fit_problems", "tokenizer_fingerprint", "vocabulary_problem"]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pipeline.config.parts_schema import BACKBONE, PartConfig, part_of, short_form
 from pipeline.config.schema import Recipe
 from pipeline.config.source import Problem
+from pipeline.config.stages import STAGES
 
 _RATES, _ADAPTERS = ("lr", "lr_decay", "start_step"), ("lora_rank", "lora_alpha", "lora_targets")
 
@@ -33,7 +34,7 @@ def parts_problems(recipe: Recipe) -> Iterator[Problem]:
 
 def unreached(recipe: Recipe) -> tuple[str, ...]:
     """Paths whose outputs the loss of the stage does not read, so that they get no gradient."""
-    if recipe.stage != "connector":
+    if not STAGES[recipe.stage].translates:
         return ()
     return ("visual.sentence",) if recipe.model.connector.tokens == "word" else ("visual.sentence", "visual.word")
 

@@ -51,6 +51,7 @@ def parts_of(recipe: Recipe) -> Iterator[Part]:
             named.append(("model.visual.backbone.path", model.visual.backbone.path, True, True))
     if model.text_encoder is not None and "text_encoder" in needed:
         named += [("model.text_encoder.path", model.text_encoder.path, weights, True) for weights in (True, False)]
+    named += [(f"model.init_from.{part}", path, True, False) for part, path in model.init_from.model_dump().items()]
     yield from (Part(name, path, weights, hub) for name, path, weights, hub in named if path is not None)
 
 

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.augment_schema import AugmentConfig, ReferencesConfig
+from pipeline.config.inputs_schema import FeaturesConfig, PoseConfig
 from pipeline.config.prompt_schema import PromptsConfig
 from pipeline.config.section import Section
 from pipeline.config.sequence_schema import SequenceTuningConfig
 from pipeline.config.stages import STAGES
 from pipeline.config.supervision_schema import AlignmentConfig, CtcConfig
 from pipeline.config.train_schema import TrainConfig
+from pipeline.config.transfer_schema import InitFromConfig
 from pipeline.config.weak_schema import JitterConfig
 
 if TYPE_CHECKING:
@@ -126,6 +128,10 @@ class VisualConfig(Section):
     """Folder exported by the contrastive stage; the remaining fields then come from it."""
     backbone: BackboneConfig | None = None
     """Frame level of a new encoder."""
+    features: FeaturesConfig | None = None
+    """In place of a backbone: features that another program computed."""
+    pose: PoseConfig | None = None
+    """Keypoints, alone or beside backbone or features."""
     width: int = Field(default=128, gt=0)
     """Width of word and sentence level."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -176,6 +182,8 @@ class ModelConfig(Section):
     """The frozen text encoder (contrastive)."""
     connector: ConnectorConfig = ConnectorConfig()
     """Between the two (connector)."""
+    init_from: InitFromConfig = InitFromConfig()
+    """Exports of earlier runs whose weights this one starts with (docs/transfer.md)."""
     attention: Literal["auto", "fa4", "fa3", "fa2", "torch_varlen", "sdpa"] = "auto"
     """Attention kernel for packed documents and clips, in every stage: `auto` takes the best that runs and logs it; a
     kernel that is named but cannot run is an error. fa4, fa3 and fa2 are flash-attn's, `torch_varlen` is torch's own
@@ -231,10 +239,10 @@ class DataConfig(Section):
     """Samples per epoch over all sources, their weights being proportions; 0 = weights count passes."""
     augment: AugmentConfig = AugmentConfig()
     """What training changes in clips."""
-    jitter: JitterConfig = JitterConfig()
-    """How far training moves the cuts of weakly aligned clips."""
     references: ReferencesConfig = ReferencesConfig()
     """Further texts of the samples."""
+    jitter: JitterConfig = JitterConfig()
+    """How far training moves the cuts of weakly aligned clips."""
     access: Literal["auto", "ranged", "cache"] = "auto"
     """How shards in object stores are read: only the bytes wanted (`ranged`), or whole ones through the `cache` of the
     host; `auto`: cache when cache_gib is set."""

@@ -31,5 +31,11 @@ class SequenceTuningConfig(Section):
     """grpo: a token's ratio of current to sampling policy counts from 1 - clip to 1 + clip. Samples serve one step, so
     at temperature 1 it is 1 up to rounding."""
 
+    @property
+    def with_reference(self) -> bool:
+        """Whether the loss reads the reference's probability."""
+        in_set = self.objective == "minimum_risk" and self.include_reference
+        return in_set or self.cross_entropy_weight > 0
+
 
 __all__ = ["SequenceTuningConfig"]

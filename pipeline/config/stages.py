@@ -23,6 +23,8 @@ class StageEntry:
     """Sections or settings that it never reads."""
     contrasts: bool = False
     """Its loss compares the items of a batch: their number is fixed, at least two, best without equal texts."""
+    translates: bool = False
+    """Its module is the whole translation model, of which it trains the connector; so is its export."""
 
 
 STAGES = {
@@ -33,7 +35,8 @@ STAGES = {
         unread=(
             "contrastive", "connector", "sequence_tuning", "model.visual", "model.text_encoder", "model.connector",
             "data.max_frames", "data.frame_stride", "data.image_pixels", "data.frame_budget", "data.pack_tokens",
-            "data.length_window", "data.unique_texts", "data.augment", "data.references", "data.jitter",
+            "data.length_window", "data.unique_texts", "data.augment", "data.references",
+            "data.jitter",
         ),
     ),
     "contrastive": StageEntry(
@@ -55,6 +58,7 @@ STAGES = {
             "continued_pretraining", "contrastive", "sequence_tuning", "model.text_encoder", "data.block_tokens",
             "data.unique_texts", "train.peak_tflops",
         ),
+        translates=True,
     ),
     "sequence_tuning": StageEntry(
         "pipeline.stages.sequence_tuning:SequenceTuning",
@@ -64,5 +68,6 @@ STAGES = {
             "continued_pretraining", "contrastive", "model.text_encoder", "data.block_tokens",
             "data.unique_texts", "train.peak_tflops",
         ),
+        translates=True,
     ),
 }  # fmt: skip

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from pipeline.config.parts_schema import PartConfig
 from pipeline.config.section import Section
+from pipeline.config.transfer_schema import AveragingConfig, EarlyStopConfig
 
 
 class OptimizerConfig(Section):
@@ -101,6 +102,10 @@ class TrainConfig(Section):
     """Consecutive steps that are not applied, because loss or gradients are not finite, before the run rolls back."""
     health: HealthConfig = HealthConfig()
     """Rollbacks, spikes and slow ranks."""
+    averaging: AveragingConfig = AveragingConfig()
+    """A mean of the weights over the steps, to evaluate and export."""
+    early_stop: EarlyStopConfig | None = None
+    """End before the last step once the held-out metric stays where it is; None = never."""
     wandb_project: str | None = None
     """Also log to this Weights & Biases project."""
     sample_ledger: bool = False

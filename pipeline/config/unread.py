@@ -15,6 +15,9 @@ _HELD_OUT = (
     "train.eval_batches", "connector.eval_samples", "connector.num_beams", "connector.max_new_tokens",
     "connector.score_protocol", "data.references.eval",
 )  # fmt: skip
+_OF_SAMPLES = ("connector.max_new_tokens", "connector.score_protocol")
+"""Those of held-out texts that hold for the texts a stage samples in training, too."""
+_OF_OBJECTIVE = {"minimum_risk": ("sharpness", "include_reference"), "grpo": ("clip",)}
 
 
 def unread(recipe: Recipe, origins: Mapping[str, str]) -> Iterator[str]:
@@ -40,6 +43,8 @@ def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if visual is not None and visual.path is not None:
         for name in _NEW_ENCODER:
             yield f"model.visual.{name}", "it comes from the exported encoder in model.visual.path"
+    elif visual is not None and visual.backbone is None:
+        yield "data.image_pixels", "model.visual has no backbone that reads images"
     elif visual is not None and visual.backbone is not None and visual.backbone.train != "lora":
         for name in ("lora_rank", "lora_alpha", "lora_targets"):
             yield f"model.visual.backbone.{name}", f"model.visual.backbone.train is {visual.backbone.train}, not lora"
@@ -75,9 +80,17 @@ def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if not any("://" in source.shards for source in (*data.train, *data.eval)):
         for name in _REMOTE:
             yield f"data.{name}", "no source is in an object store"
+    if recipe.train.averaging.kind == "none":
+        for name in ("decay", "start"):
+            yield f"train.averaging.{name}", "train.averaging.kind is none"
     if not data.eval:
         for name in _HELD_OUT:
-            yield name, "data.eval is empty"
+            if recipe.stage != "sequence_tuning" or name not in _OF_SAMPLES:
+                yield name, "data.eval is empty"
+    tuning = recipe.sequence_tuning.objective
+    for other, names in _OF_OBJECTIVE.items():
+        for name in names if other != tuning else ():
+            yield f"sequence_tuning.{name}", f"sequence_tuning.objective is {tuning}"
 
 
 def _where_changed(recipe: Recipe, origins: Mapping[str, str], name: str) -> str:

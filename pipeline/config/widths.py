@@ -24,10 +24,11 @@ def _widths(recipe: Recipe) -> Iterator[int]:
         yield from [model.llm.tiny.width] if model.llm.tiny is not None else _of_config(model.llm.path)
     if model.visual is not None and "visual" in needed:
         backbone = model.visual.backbone
-        if backbone is None:
+        if model.visual.path is not None:
             yield from _of_config(model.visual.path)
         else:
             yield model.visual.width
+        if backbone is not None:
             yield from [backbone.tiny.width] if backbone.tiny is not None else _of_config(backbone.path)
 
 

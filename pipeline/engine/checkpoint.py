@@ -61,11 +61,21 @@ class Checkpoint:
     def world_size(self) -> int:
         return int(self.manifest["world_size"])
 
+    @property
+    def mean_of(self) -> list[str]:
+        """Names of the checkpoints it is the mean of; empty for one that a run has saved."""
+        return list(self.manifest.get("mean_of", []))
+
     def state(self) -> TrainState:
         return TrainState.from_dict(json.loads((self.path / "state.json").read_text(encoding="utf-8")))
 
     def resolved(self) -> ResolvedRecipe:
         return ResolvedRecipe.from_yaml((self.path / "recipe.resolved.yaml").read_text(encoding="utf-8"))
+
+    def export_plan(self) -> dict[str, Any]:
+        """The `pipeline.stages.base.ExportPlan` of the run, as plain values."""
+        plan: dict[str, Any] = json.loads((self.path / "hf" / "export.json").read_text(encoding="utf-8"))
+        return plan
 
     def probe(self) -> dict[str, torch.Tensor]:
         """The live model's outputs and their inputs.
@@ -73,6 +83,11 @@ class Checkpoint:
         Raises:
             CheckpointError: it was saved without them.
         """
+        if self.mean_of:
+            raise CheckpointError(
+                f"{self.path} is a mean of checkpoints, with which no live model has computed: there is nothing to "
+                "compare an export with; export it with --no-verify, and evaluate it with `slt evaluate`"
+            )
         if not (self.path / "probe.safetensors").is_file():
             raise CheckpointError(
                 f"{self.path} was saved amid training, without outputs of the live model to compare an export with: "

@@ -15,7 +15,7 @@ import torch
 from pipeline import dist
 from pipeline.engine.setup import quiet_deepspeed
 from pipeline.engine.zero_layout import ZeroLayout, adam_state, cut_by, uncut
-from pipeline.engine.zero_shards import KINDS, Kind, ZeroShards
+from pipeline.engine.zero_shards import Kind, ZeroShards
 from pipeline.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -89,9 +89,8 @@ def _load_cut(engine: Any, shards: ZeroShards, mine: ZeroLayout) -> None:
     adam_state(state)["state"] = {
         group: {
             "step": torch.tensor(float(max(shards.step(name) for name in names[group]))),
-            "exp_avg": share_of(shards, mine, rank, group, "exp_avg"),
-            "exp_avg_sq": share_of(shards, mine, rank, group, "exp_avg_sq"),
         }
+        | {kind: share_of(shards, mine, rank, group, kind) for kind in shards.kinds if kind != "weight"}
         for group in range(len(names))
     }
     by_rank: list[dict[str, Any] | None] = [None] * dist.world_size()
@@ -122,7 +121,7 @@ def _load_uncut(engine: Any, shards: ZeroShards, mine: ZeroLayout) -> None:
     state = optimizer.state_dict()
     adam_state(state)["state"] = {
         number: {"step": torch.tensor(float(shards.step(name)))}
-        | {kind: shards.tensor(name, kind) for kind in KINDS if kind != "weight"}
+        | {kind: shards.tensor(name, kind) for kind in shards.kinds if kind != "weight"}
         for name, (number, _) in mine.places.items()
     }
     if "fp32_groups" in state:  # the model is in bf16

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +27,21 @@ _Found = tuple[str, str, Path, str]
 """Parameter, the setting that names its part, file, name in the file."""
 
 
-def check_loaded(module: nn.Module, model: ModelConfig) -> None:
+def check_loaded(module: nn.Module, model: ModelConfig, started_from: Mapping[str, Path] | None = None) -> None:
     """Compare a few tensors of every part with the files of its folder, as long as no step has changed them.
 
     Parts without a folder on this machine, and tensors that have another name or form in the model, are left out. All
     ranks must call.
+
+    Args:
+        started_from: part -> the export that its weights came from by `model.init_from`.
 
     Raises:
         CheckpointError: on every rank: names the first tensor that differs, and its file.
     """
     # a layer that got an adapter has another name in the model than in the folder
     parameters = {name.replace(".base_layer.", "."): parameter for name, parameter in module.named_parameters()}
-    found = list(_sampled(parameters, model)) if dist.ranks_from_environment().is_main else []
+    found = list(_sampled(parameters, model, started_from or {})) if dist.ranks_from_environment().is_main else []
     found = dist.broadcast_object(found)
     problem = ""
     for name, setting, file, stored in found:
@@ -51,8 +54,10 @@ def check_loaded(module: nn.Module, model: ModelConfig) -> None:
         logger.info("%d sampled tensors equal those of their files", len(found))
 
 
-def _sampled(parameters: dict[str, nn.Parameter], model: ModelConfig) -> Iterator[_Found]:
-    for prefix, setting, path in _parts(model):
+def _sampled(
+    parameters: dict[str, nn.Parameter], model: ModelConfig, started_from: Mapping[str, Path]
+) -> Iterator[_Found]:
+    for prefix, setting, path in _parts(model, started_from):
         files = sorted(Path(path).glob("*.safetensors")) if path is not None else []
         known = [
             (name, setting, file, stored)
@@ -64,11 +69,13 @@ def _sampled(parameters: dict[str, nn.Parameter], model: ModelConfig) -> Iterato
         yield from known[::step]
 
 
-def _parts(model: ModelConfig) -> Iterator[tuple[str, str, str | None]]:
+def _parts(model: ModelConfig, started_from: Mapping[str, Path]) -> Iterator[tuple[str, str, str | None]]:
     """Where a part is in the module, the setting that names it, its folder or hub id."""
-    if model.llm is not None:
+    for part, folder in started_from.items():
+        yield "" if part == "heads" else f"{part}.", f"model.init_from ({part})", str(folder)
+    if model.llm is not None and "llm" not in started_from:
         yield "llm.", "model.llm.path", model.llm.path
-    if model.visual is not None:
+    if model.visual is not None and "visual" not in started_from:
         yield "visual.", "model.visual.path", model.visual.path
         if model.visual.backbone is not None:
             yield "visual.backbone.model.", "model.visual.backbone.path", model.visual.backbone.path

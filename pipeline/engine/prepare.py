@@ -51,9 +51,10 @@ def prepare(
     total_steps = steps_of(recipe, plans.train)
     zero_stage = int(resolved.ds_config["zero_optimization"]["stage"])
     sequence = dist.sequence_group(recipe.train.sequence_parallel)
-    context = StageContext(recipe, ranks.rank, ranks.world_size, device, zero_stage, sequence)
+    before = None if resume is None else resume.export_plan()
+    context = StageContext(recipe, ranks.rank, ranks.world_size, device, zero_stage, sequence, before)
     stage, engine = start_engine(lambda: kind.build(context, plans), resolved, total_steps)
-    check_loaded(stage.module, recipe.model)
+    check_loaded(stage.module, recipe.model, stage.started_from)
     # from here every process draws differently, but alike in every run of this recipe
     seed_everything(recipe.seed + 1, ranks.rank)
     state = TrainState()

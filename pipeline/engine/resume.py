@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ FREE_FIELDS = (
     "continued_pretraining.mlp_chunk_tokens", "continued_pretraining.offload_activations", "contrastive.tile_mib",
     "model.visual.backbone.frames_per_pass",
     "train.log_every_steps", "train.eval_every_steps", "train.eval_batches", "train.max_skipped_steps",
-    "train.health",
+    "train.early_stop", "train.health",
     "train.wandb_project", "train.sample_ledger", "train.tensorboard", "train.peak_tflops",
 )  # fmt: skip
 
@@ -88,8 +87,8 @@ def check_frozen_sources(resumed: Checkpoint, stage: AnyStage) -> None:
     """
     change = ""
     if dist.is_main():
-        plan = json.loads((resumed.path / "hf" / "export.json").read_text(encoding="utf-8"))
-        change = stage.changed_source(plan.get("sources", {}))  # none in checkpoints of earlier releases
+        recorded = resumed.export_plan().get("sources", {})  # none in checkpoints of earlier releases
+        change = stage.changed_source(recorded)
     if change := dist.broadcast_object(change):
         raise CheckpointError(
             f"{change}: the run of {resumed.path} would go on with other frozen weights. Put the old files back, or "

@@ -37,6 +37,8 @@ class TrainState:
     """Steps that rollbacks took back."""
     best: dict[str, Any] = field(default_factory=dict)
     """Best evaluation so far: metric, value, step."""
+    early_stop: dict[str, Any] = field(default_factory=dict)
+    """Of `train.early_stop`: metric, the value to beat, its step, and evaluations waited since."""
     evaluation_due: bool = False
     """The run was stopped before this step's evaluation ended."""
 

@@ -35,7 +35,9 @@ class Trainer:
         try:
             wishes = Wishes()
             for observer in self.observers:
-                self._write(observer.on_start(wishes))
+                metrics = observer.on_start(wishes)
+                wishes.metrics |= metrics
+                self._write(metrics)
             batches = self._batches()
             while state.step < training.total_steps and not wishes.stop:
                 copying = named_if_out_of_memory(training.resolved, f"the copy of step {state.step + 1}")
@@ -62,7 +64,7 @@ class Trainer:
         finally:
             for sink in self.sinks:
                 sink.close()
-        if state.step < training.total_steps or state.evaluation_due:
+        if not wishes.finished and (state.step < training.total_steps or state.evaluation_due):
             return EXIT_INTERRUPTED if training.stop.interrupted else EXIT_PREEMPTED
         return EXIT_OK
 

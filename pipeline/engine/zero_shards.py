@@ -18,8 +18,11 @@ import torch
 from pipeline.engine.zero_layout import ZeroLayout, adam_state, cut_by, uncut
 from pipeline.errors import CheckpointError
 
-Kind = Literal["weight", "exp_avg", "exp_avg_sq"]
+Kind = Literal["weight", "exp_avg", "exp_avg_sq", "average"]
 KINDS: tuple[Kind, ...] = ("weight", "exp_avg", "exp_avg_sq")
+"""In every checkpoint."""
+AVERAGE: Kind = "average"
+"""A mean of the weight over the steps (`pipeline.engine.averaging`), kept as Adam's moments are."""
 
 
 class _Foreign:
@@ -105,6 +108,17 @@ class ZeroShards:
     @property
     def deepspeed_version(self) -> str:
         return str(self._model["ds_version"])
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What they hold of every parameter."""
+        states = adam_state(self._state(0))["state"].values()
+        return (*KINDS, AVERAGE) if any(AVERAGE in state for state in states) else KINDS
+
+    @property
+    def exported(self) -> Kind:
+        """What an export takes: the mean of the weights if there is one."""
+        return AVERAGE if AVERAGE in self.kinds else "weight"
 
     def hyperparameters(self) -> list[dict[str, Any]]:
         """Learning rate, weight decay and the like of each parameter group."""

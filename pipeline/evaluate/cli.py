@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 _SETS_HELP = (
     "num_beams=4, max_new_tokens=64, length_penalty=1.0, device=auto|cpu|cuda:N, precision=auto|fp32|bf16{more}; repeat"
 )
-_LABEL_SETS = ", split=train, corpus=NAME, micro_batch=8, workers=0"
 _EVALUATE_SETS = (
     ", corpus=NAME, references=COLUMN,COLUMN, micro_batch=8, max_samples=0, workers=0, previous=reference|predicted"
 )
+_LABEL_SETS = ", split=train, corpus=NAME, micro_batch=8, workers=0"
 _Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 
@@ -43,10 +43,10 @@ def register(app: typer.Typer) -> None:
         epilog="Example: slt evaluate runs/phoenix/export --shards data/phoenix --split test --protocol phoenix14t"
     )(evaluate)
     app.command(epilog="Example: slt translate video.mp4 --model runs/demo/connector/export")(translate)
-    app.command(epilog="Example: slt pseudo-label data/news --model runs/phoenix/export --min-score 0.5")(pseudo_label)
     app.command(epilog="Example: slt recognise runs/phoenix/contrastive/export --shards data/phoenix --split dev")(
         recognise
     )
+    app.command(epilog="Example: slt pseudo-label data/news --model runs/phoenix/export --min-score 0.5")(pseudo_label)
 
 
 @with_settings(EvaluateSettings)
@@ -86,7 +86,7 @@ def evaluate(
 
 @with_settings(LongSettings)
 def translate(
-    videos: Annotated[list[Path], typer.Argument(help="video files")],
+    videos: Annotated[list[Path], typer.Argument(help="videos, or files of the keypoints or features a model reads")],
     model: Annotated[Path, typer.Option("--model", help="folder written by `slt export` for a connector run")],
     prompt: Annotated[str | None, typer.Option(help="another prompt template, with {video} once")] = None,
     between: Annotated[str | None, typer.Option(help="translate only this part, in seconds: 12.5-20")] = None,
@@ -139,6 +139,34 @@ def translate(
         raise typer.Exit(DataError.exit_code)
 
 
+def recognise(
+    model: Annotated[Path, typer.Argument(help="folder written by `slt export` for a contrastive run with glosses")],
+    shards: Annotated[list[Path], typer.Option("--shards", help="shard set; repeat for several")],
+    split: Annotated[str, typer.Option(help="split to read")] = "dev",
+    out: Annotated[Path | None, typer.Option(help="table to write; default MODEL/recognised/SPLIT.tsv")] = None,
+    micro_batch: Annotated[int, typer.Option(min=1, help="clips at once")] = 8,
+    max_samples: Annotated[int, typer.Option(min=0, help="only the first clips; 0 = all")] = 0,
+    as_json: _Json = False,
+) -> None:
+    """Read the glosses of a split with an exported gloss head: word error rate, and a table of what was read.
+
+    The rate counts the clips that have glosses in the index.
+    """
+    from pipeline.dist import Ranks, device_for
+    from pipeline.evaluate.recognise import RecogniseOptions, recognise_export, write_recognised
+
+    options = RecogniseOptions(split, micro_batch, max_samples, str(device_for(Ranks(0, 0, 1))))
+    with contextlib.nullcontext() if as_json else progress("reading clips") as on_progress:
+        errors, found = recognise_export(model, shards, options, on_progress)
+    target = out or model / "recognised" / f"{split}.tsv"
+    write_recognised(target, found)
+    if as_json:
+        typer.echo(json.dumps({"wer": errors.wer, **dataclasses.asdict(errors)}, indent=1))
+    else:
+        counted = f"{errors.errors} errors in {errors.words} glosses of {errors.samples} clips"
+        typer.echo(f"WER {errors.wer:.2f} % ({counted}); table: {target}")
+
+
 def pseudo_label(
     shards: Annotated[Path, typer.Argument(help="shard set on disk, with texts or built with --store unlabelled=true")],
     model: Annotated[Path, typer.Option("--model", help="folder written by `slt export` for a connector run")],
@@ -169,34 +197,6 @@ def pseudo_label(
             f"{shards}: column {column}: {report.labelled} of {report.samples} samples labelled (mean confidence"
             f" {report.mean_score:.3f}), {report.below_min_score} below {min_score:g}, {report.without_text} empty"
         )
-
-
-def recognise(
-    model: Annotated[Path, typer.Argument(help="folder written by `slt export` for a contrastive run with glosses")],
-    shards: Annotated[list[Path], typer.Option("--shards", help="shard set; repeat for several")],
-    split: Annotated[str, typer.Option(help="split to read")] = "dev",
-    out: Annotated[Path | None, typer.Option(help="table to write; default MODEL/recognised/SPLIT.tsv")] = None,
-    micro_batch: Annotated[int, typer.Option(min=1, help="clips at once")] = 8,
-    max_samples: Annotated[int, typer.Option(min=0, help="only the first clips; 0 = all")] = 0,
-    as_json: _Json = False,
-) -> None:
-    """Read the glosses of a split with an exported gloss head: word error rate, and a table of what was read.
-
-    The rate counts the clips that have glosses in the index.
-    """
-    from pipeline.dist import Ranks, device_for
-    from pipeline.evaluate.recognise import RecogniseOptions, recognise_export, write_recognised
-
-    options = RecogniseOptions(split, micro_batch, max_samples, str(device_for(Ranks(0, 0, 1))))
-    with contextlib.nullcontext() if as_json else progress("reading clips") as on_progress:
-        errors, found = recognise_export(model, shards, options, on_progress)
-    target = out or model / "recognised" / f"{split}.tsv"
-    write_recognised(target, found)
-    if as_json:
-        typer.echo(json.dumps({"wer": errors.wer, **dataclasses.asdict(errors)}, indent=1))
-    else:
-        counted = f"{errors.errors} errors in {errors.words} glosses of {errors.samples} clips"
-        typer.echo(f"WER {errors.wer:.2f} % ({counted}); table: {target}")
 
 
 def _join() -> tuple[EvalRanks, str]:

@@ -64,7 +64,7 @@ class EvaluateSettings:
 
     shards: Annotated[
         list[Path],
-        typer.Option("--shards", help="shard set of videos, or of the model's own frozen features; repeat for several"),
+        typer.Option("--shards", help="shard set of what the model reads: videos, features, keypoints; repeat"),
     ] = field(default_factory=list)
     split: Annotated[str, typer.Option(help="split to translate")] = "test"
     protocol: Annotated[str, typer.Option(help="how BLEU and ROUGE are computed: phoenix14t, csl_daily, ...")] = (

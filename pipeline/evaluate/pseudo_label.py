@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.config.prompt_schema import text_columns
 from pipeline.errors import RecipeError
 from pipeline.evaluate.run import EvalRanks
-from pipeline.inference.clips import CollatePrompts, FetchFrames, PromptBatch, check_fingerprints
+from pipeline.inference.clips import CollatePrompts, FetchFrames, PromptBatch, check_rows
 from pipeline.inference.confidence import confidences
 from pipeline.inference.cues import CueReader, check_cues, with_cues
 from pipeline.inference.generate import GenerationOptions, check_fits, translate_batch
@@ -109,7 +109,7 @@ def pseudo_label(
         PlanOptions("clip", shuffle=False, max_frames=sizes.max_frames, frame_stride=sizes.frame_stride),
     )
     check_cues(plan, CueReader(sizes), train=False)
-    check_fingerprints(plan, model.visual.config.backbone_fingerprint)
+    check_rows(plan, model.visual.config)
     loader = EvalLoader(
         plan, with_cues(FetchFrames(sizes.max_frames, sizes.frame_stride, sizes.image_pixels), processor),
         CollatePrompts(processor, model.visual.config.clip_sizes()), rank=ranks.rank, world_size=ranks.world_size,

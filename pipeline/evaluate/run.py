@@ -20,7 +20,7 @@ from pipeline.evaluate.in_turn import Turns, translate_in_turn, turns_of
 from pipeline.evaluate.metrics import Scores, score
 from pipeline.evaluate.protocols import get_protocol
 from pipeline.evaluate.report import merge_predictions, write_part, write_predictions, write_scores
-from pipeline.inference.clips import CollatePrompts, FetchFrames, PromptBatch, check_fingerprints
+from pipeline.inference.clips import CollatePrompts, FetchFrames, PromptBatch, check_rows
 from pipeline.inference.cues import CueReader, check_cues, with_cues
 from pipeline.inference.generate import GenerationOptions, Prediction, check_fits, translate
 from pipeline.inference.load import Precision, load_export
@@ -113,7 +113,7 @@ def evaluate_export(
     processor = _with_source(processor, options.previous)
     loader = _loader(sets, CollatePrompts(processor, model.visual.config.clip_sizes()), options, ranks)
     check_cues(loader.plan, CueReader(processor.options), train=False)
-    check_fingerprints(loader.plan, model.visual.config.backbone_fingerprint)
+    check_rows(loader.plan, model.visual.config)
     count = _counter(len(range(ranks.rank, loader.n_items, ranks.world_size)), on_progress)
     turns = turns_of(loader, expected_keys(loader), processor) if _predicted(processor) else None
     if turns is not None:

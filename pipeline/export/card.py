@@ -12,7 +12,10 @@ from pipeline.stages.registry import stage_class
 
 
 def run_metrics(source: Path, checkpoint: Checkpoint) -> dict[str, float]:
-    """The last value of each held-out metric that the run logged up to the exported step."""
+    """The last value of each held-out metric that the run logged up to the exported step; of a mean of checkpoints it
+    has logged none."""
+    if checkpoint.mean_of:
+        return {}
     run_dir = source if (source / "metrics.jsonl").is_file() else checkpoint.path.parent.parent
     if not (run_dir / "metrics.jsonl").is_file():
         return {}
@@ -30,6 +33,7 @@ def write_card(
     provenance = {
         "stage": stage, "step": checkpoint.step, "seed": resolved.recipe.seed, "world_size": checkpoint.world_size,
         "git_commit": resolved.git_commit, "versions": resolved.versions, "metrics": metrics,
+        "mean_of": checkpoint.mean_of, "init_from": checkpoint.export_plan().get("initial", {}),
         "data_fingerprint": checkpoint.state().data["fingerprint"], "verified_against_live_model": differences,
     }  # fmt: skip
     (folder / "provenance.json").write_text(json.dumps(provenance, indent=1), encoding="utf-8")

@@ -7,6 +7,7 @@ and nothing is in memory until it is read; only what transformers has to convert
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -18,7 +19,9 @@ import torch
 from pipeline.config.resolve import ResolvedRecipe
 from pipeline.errors import CheckpointError
 from pipeline.export.entry import Entry, written_dtype
-from pipeline.models.sources import check_unchanged, source_folders, weight_files
+from pipeline.models.exported import Export, init_folders, part_of
+from pipeline.models.sources import check_unchanged, source_folders
+from pipeline.models.weight_files import weight_files
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +33,7 @@ def check_sources(resolved: ResolvedRecipe, plan: dict[str, Any]) -> dict[str, P
         CheckpointError: a file has changed, or a frozen part has never been in a folder.
     """
     folders = source_folders(resolved.recipe.model, plan["frozen"])
-    new = sorted({name.partition(".")[0] for name in plan["frozen"]} - folders.keys())
+    new = sorted({part_of(name) for name in plan["frozen"]} - folders.keys())
     if new:
         raise CheckpointError(
             f"model.{new[0]} holds frozen parameters with new (tiny) weights, which no checkpoint and no folder holds; "
@@ -55,12 +58,12 @@ def frozen_entries(
     """
     missing = set(plan["frozen"]) - {plan["prefix"] + name for name in plan["tied"]}
     for part, load in _loaders(resolved, dtype, folders).items():
-        if not any(name.startswith(f"{part}.") for name in missing):
+        if not any(part_of(name) == part for name in missing):
             continue
         # a layer that got an adapter has another name in the model than in the folder
         wanted = {name.replace(".base_layer.", "."): name for name in missing}
-        for name, tensor in load().state_dict().items():
-            full = wanted.get(f"{part}.{name.replace('.base_layer.', '.')}", "")
+        for name, tensor in load().items():
+            full = wanted.get(name.replace(".base_layer.", "."), "")
             if full in missing:
                 missing.discard(full)
                 yield _entry(full, tensor, dtype)
@@ -77,17 +80,33 @@ def _entry(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> Entry:
 
 def _loaders(
     resolved: ResolvedRecipe, dtype: torch.dtype, folders: dict[str, Path]
-) -> dict[str, Callable[[], torch.nn.Module]]:
+) -> dict[str, Callable[[], dict[str, torch.Tensor]]]:
+    """Part -> what gives its tensors by their names in the stage's module."""
     from pipeline.models.registry import build_visual, load_llm
 
-    llm, visual = resolved.recipe.model.llm, resolved.recipe.model.visual
-    loaders: dict[str, Callable[[], torch.nn.Module]] = {}
-    if llm is not None and "llm" in folders:
-        loaders["llm"] = lambda: load_llm(llm, stored_dtype(folders["llm"], dtype))
-    if visual is not None and "visual" in folders:
+    model = resolved.recipe.model
+    llm, visual, initial = model.llm, model.visual, init_folders(model) if folders else {}
+    loaders: dict[str, Callable[[], dict[str, torch.Tensor]]] = {
+        part: functools.partial(_exported, part, folder) for part, folder in folders.items() if part in initial
+    }
+    if llm is not None and "llm" in folders.keys() - initial:
+        loaders["llm"] = lambda: _named("llm", load_llm(llm, stored_dtype(folders["llm"], dtype)))
+    if visual is not None and "visual" in folders.keys() - initial:
         pixels = resolved.recipe.data.image_pixels
-        loaders["visual"] = lambda: build_visual(visual, pixels, stored_dtype(folders["visual"], dtype))
+        loaders["visual"] = lambda: _named(
+            "visual", build_visual(visual, pixels, stored_dtype(folders["visual"], dtype))
+        )
     return loaders
+
+
+def _named(part: str, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {f"{part}.{name}": tensor for name, tensor in model.state_dict().items()}
+
+
+def _exported(part: str, folder: Path) -> dict[str, torch.Tensor]:
+    """Of an export that `model.init_from` names."""
+    export = Export(folder)
+    return {name: export.tensor(name) for name in export.names(part)}
 
 
 def stored_dtype(folder: Path, otherwise: torch.dtype) -> torch.dtype:

@@ -18,6 +18,8 @@ from pipeline.inference.jitter import Jitter
 from pipeline.inference.references import shown_text, texts_of_sample
 from pipeline.models.clip_layout import ClipLayout, ClipSizes
 from pipeline.models.processing import LlavaSltProcessor, Prompts
+from pipeline.models.streams import Inputs
+from pipeline.models.visual import VisualEncoderConfig
 from shards.format.index import MANIFEST_NAME
 from shards.load.features import read_features
 from shards.load.reader import SampleReader, wanted_frames
@@ -31,8 +33,8 @@ Clip = tuple[np.ndarray, IndexRow]
 class Clips(TypedDict):
     """Clips of a micro-batch, one after another."""
 
-    frames_NHWC: torch.Tensor
-    """uint8 [N, H, W, 3], or stored frame features [N, P]."""
+    frames_NHWC: Inputs
+    """uint8 [N, H, W, 3], stored rows [N, P], or frames with keypoints."""
     frame_lengths_B: torch.Tensor
     layout: ClipLayout
     rows: list[IndexRow]
@@ -41,7 +43,7 @@ class Clips(TypedDict):
 class VideoPrompts(Prompts):
     """Input of a translation: left padded prompts and the frames of their videos."""
 
-    frames_NHWC: torch.Tensor
+    frames_NHWC: Inputs
     frame_lengths_B: torch.Tensor
     layout: ClipLayout
 
@@ -57,11 +59,18 @@ def holds_features(plan: Plan) -> bool:
     return plan.sources[0].shard_set.manifest.kind == "features"
 
 
-def check_fingerprints(plan: Plan, fingerprint: str) -> None:
-    """Refuse stored frame features whose backbone or preprocessing is not the model's (``fingerprint``).
+def check_rows(plan: Plan, config: VisualEncoderConfig) -> None:
+    """Refuse clips that an encoder does not read: videos where it has no backbone, stored rows that are not its own.
 
-    Raises RecipeError, also for features without a fingerprint.
+    Raises RecipeError, also for rows without a fingerprint.
     """
+    if not holds_features(plan) and config.backbone_config is None:
+        raise RecipeError(
+            f"{plan.sources[0].shard_set.dir}: these shards hold videos, but the model has no backbone; it reads"
+            f" {'stored features' if config.reads_frames else f'keypoints of the layout {config.pose_layout}'}. Name"
+            " shards that were built with --rows (docs/inputs.md)."
+        )
+    fingerprint = config.rows_fingerprint
     for source in plan.sources if holds_features(plan) else ():
         where = f"{source.shard_set.dir}: these shards hold frame features"
         stored = source.shard_set.manifest.options.get("features")
@@ -74,10 +83,20 @@ def check_fingerprints(plan: Plan, fingerprint: str) -> None:
             )
         if stored["fingerprint"] != fingerprint:
             raise RecipeError(
-                f"{where} of another backbone or preprocessing (theirs {stored}, the model's fingerprint is"
-                f" {fingerprint or 'none: its weights are random'}); use the video shards, or extract them again:"
-                " `slt shards features SHARDS --recipe RECIPE --out DIR`."
+                f"{where} of another backbone or preprocessing (theirs {_shown(stored)}, the model's fingerprint is"
+                f" {fingerprint or 'none: its weights are random'}); {_FIX_ROWS[config.backbone_config is None]}."
             )
+
+
+_FIX_ROWS = {
+    False: "use the video shards, or extract them again: `slt shards features SHARDS --recipe RECIPE --out DIR`",
+    True: "build the shards with the layout or the fingerprint that the model names (docs/inputs.md)",
+}
+
+
+def _shown(stored: dict[str, object]) -> dict[str, object]:
+    """What a set records of its rows, without the long list of joints."""
+    return {name: value for name, value in stored.items() if name != "joints"}
 
 
 @dataclass(frozen=True, slots=True)

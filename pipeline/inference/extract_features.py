@@ -42,7 +42,7 @@ class FrozenBackbone:
         self.frames_per_pass = config.frames_per_pass or _FRAMES_PER_PASS
         self.identity: dict[str, Any] = {
             "fingerprint": config.backbone_fingerprint,
-            "width": encoder.frame_projection.in_features,
+            "width": encoder.stored_width(),
             "pool": config.pool,
             "image_pixels": config.image_pixels,
             "precision": str(encoder.dtype).removeprefix("torch."),
@@ -88,6 +88,8 @@ def extract(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if loaded.train.precision == "bf16" else torch.float32
     encoder = build_visual(visual, loaded.data.image_pixels, dtype)
+    if encoder.config.backbone_config is None:
+        raise RecipeError(f"{recipe}: model.visual has no backbone; it reads rows that are stored already")
     if not encoder.config.backbone_fingerprint:
         raise RecipeError(
             f"{recipe}: model.visual.backbone must be pretrained (path) and frozen (train: frozen); features of one"

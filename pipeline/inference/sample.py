@@ -2,9 +2,8 @@
 a resume.
 
 A token is drawn by inverting the distribution function at a number that the seed, the optimizer step, the sample, the
-candidate and the place decide. Numbers are raw Philox output, as in `shards.order.shuffle`. No process keeps a state of
-them, and the numbers of dropout are not used. Two runs draw the same unless a number falls between two tokens' borders
-that rounding has moved: in fp32 about one token in a million.
+candidate and the place decide (`shards.load.draws`); those of dropout are not used. Two runs draw the same unless a
+number falls between two tokens' borders that rounding has moved: in fp32 about one token in a million.
 
 Legend: B clips, K candidates of a clip, R = B * K rows, L tokens, V vocabulary.
 """
@@ -23,11 +22,8 @@ from pipeline.inference.clips import VideoPrompts
 from pipeline.inference.generate import GenerationOptions, end_ids
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
 from pipeline.models.processing import LlavaSltProcessor
-from shards.order.shuffle import raw_keys
+from shards.load.draws import Draw, Purpose
 from shards.schema import IndexRow, text_hash
-
-_STREAM = 23
-"""First word of the seeds: a stream of its own beside those of the data layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +51,8 @@ class SamplingOptions:
 
 def numbers_of(seed: int, step: int, rows: Sequence[IndexRow], samples: int, tokens: int) -> Tensor:
     """Uniform numbers in [0, 1), float64 [R, L]: of every sample those of its candidates, one after another."""
-    tables = []
-    for row in rows:
-        name = text_hash(f"{row.corpus}/{row.sample_id}")
-        keys = raw_keys(samples * tokens, _STREAM, seed, step, name)
-        tables.append((keys >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+    names = [text_hash(f"{row.corpus}/{row.sample_id}") for row in rows]
+    tables = [Draw(Purpose.CANDIDATES, seed, name, step).randoms(samples * tokens) for name in names]
     return torch.from_numpy(np.concatenate(tables).reshape(-1, tokens))
 
 

@@ -1,4 +1,7 @@
-"""Translate any video file with an exported model: convert it to the form the model was trained on, then generate."""
+"""Translate any video file with an exported model: convert it to the form the model was trained on, then generate.
+
+A model of keypoints or of stored features translates files of these instead.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,15 @@ from pipeline.inference.clips import VideoPrompts
 from pipeline.inference.cues import StatedCues, stated_cues
 from pipeline.inference.generate import GenerationOptions, check_fits, translate_batch
 from pipeline.inference.load import VIDEO_FORM, Precision, load_export
+from pipeline.inference.rows import ROWS_FORM, RowForms, read_row_forms
 from pipeline.models.clip_layout import ClipLayout
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
 from pipeline.models.processing import LlavaSltProcessor
 from shards.load.reader import wanted_frames
+from shards.media.rows import RowsForm
 from shards.media.video import VideoOptions, decode, probe, transcode
 from shards.names import located
-from shards.schema import VideoFile
+from shards.schema import RowsFile, VideoFile
 
 logger = logging.getLogger(__name__)
 
@@ -72,14 +77,25 @@ class Translator:
         model: in eval mode, on the device to use.
         processor: tokenizer, prompt and frame sizes.
         form: how training videos were stored.
+        rows: how files of keypoints or features are read, for a model of these.
+
+    Raises:
+        CheckpointError: the model reads rows and nothing says how.
     """
 
     def __init__(
-        self, model: LlavaSltForConditionalGeneration, processor: LlavaSltProcessor, form: VideoOptions
+        self,
+        model: LlavaSltForConditionalGeneration,
+        processor: LlavaSltProcessor,
+        form: VideoOptions,
+        rows: RowForms | None = None,
     ) -> None:
-        self.model, self.processor, self.form = model, processor, form
+        self.model, self.processor, self.form, self.rows = model, processor, form, rows or RowForms()
         self.stated = StatedCues()
         """What the prompt shows of every video, beyond the sentences that were translated before."""
+        self.reads_rows = model.visual.config.backbone_config is None
+        if self.reads_rows and self.rows.alone is None:
+            raise CheckpointError(f"the model reads stored rows, but has no {ROWS_FORM}; export the run again.")
         self._fitting: GenerationOptions | None = None
 
     @classmethod
@@ -88,29 +104,37 @@ class Translator:
     ) -> Translator:
         """Load an exported folder. Raises CheckpointError when it cannot be used."""
         model, processor = load_export(export_dir, device, precision)
+        if model.visual.config.backbone_config is None:
+            return cls(model, processor, VideoOptions(), read_row_forms(export_dir))
         return cls(model, processor, read_video_form(export_dir))
 
     def with_prompt(self, prompt: str) -> Translator:
         """The same model with another prompt template. Raises RecipeError when it lacks ``{video}``."""
         options = dataclasses.replace(self.processor.options, prompt=prompt)
-        other = Translator(self.model, LlavaSltProcessor(self.processor.tokenizer, options), self.form)
+        other = Translator(self.model, LlavaSltProcessor(self.processor.tokenizer, options), self.form, self.rows)
         other.stated = self.stated
         return other
 
     def with_cues(self, stated: StatedCues) -> Translator:
         """The same model with what its prompt shall show. Raises DataError for a language without a name, or a cue that
         is neither stated nor may be empty."""
-        other = Translator(self.model, self.processor, self.form)
+        other = Translator(self.model, self.processor, self.form, self.rows)
         other.stated = stated
         stated_cues(self.processor, stated)
         return other
 
     def read(self, media: VideoFile) -> np.ndarray:
-        """Frames uint8 [T, H, W, 3] as the encoder sees them in training: stored form, stride, limit, square crop.
+        """Frames uint8 [T, H, W, 3] as the encoder sees them in training: stored form, stride, limit, square crop. Rows
+        [T, W] of a file of keypoints or features, where the model reads these.
 
         Raises:
             DataError: missing or damaged media, or nothing between the two times.
         """
+        if self.reads_rows:
+            sizes = self.processor.options
+            rows_TW = self._form().read(RowsFile(media.path, media.start_seconds, media.end_seconds))
+            chosen = wanted_frames(len(rows_TW), sizes.max_frames, sizes.frame_stride)
+            return rows_TW if chosen is None else rows_TW[chosen]
         return self.frames(transcode(media, self.form), str(media.path))
 
     def frames(self, payload: bytes, where: str) -> np.ndarray:
@@ -163,9 +187,17 @@ class Translator:
             check_fits(self.model, self.processor, options, "the export")
             self._fitting = options
 
-    @staticmethod
-    def _seconds(media: VideoFile) -> float:
-        end = probe(media.path).duration_seconds if media.end_seconds is None else media.end_seconds
+    def _form(self) -> RowsForm:
+        assert self.rows.alone is not None  # checked when the translator was made
+        return self.rows.alone
+
+    def _seconds(self, media: VideoFile) -> float:
+        if media.end_seconds is not None:
+            end = media.end_seconds
+        elif self.reads_rows:
+            return len(self._form().read(RowsFile(media.path, media.start_seconds))) / self._form().rate
+        else:
+            end = probe(media.path).duration_seconds
         return end - (media.start_seconds or 0.0)
 
 
@@ -181,7 +213,7 @@ def translate_file(
 
     Args:
         export_dir: folder written by `slt export`.
-        video: any file FFmpeg reads, or a part of one.
+        video: any file FFmpeg reads, or a part of one; a file of rows for a model of these.
         options: search options; default greedy.
         prompt: template instead of the trained one; must contain ``{video}`` once.
         device: where to run.

@@ -178,11 +178,37 @@ def _passes(parts: Parts, passes: int) -> int:
 
 def _frames(recipe: Recipe, parts: Parts, trains: bool) -> Iterator[Line]:
     """Frames and encoder. What a frozen encoder makes is gone before the language model begins, but for the frames."""
-    visual, recompute = parts.visual, share_of(recipe.model)
-    frames, side = clip_frames(recipe, _stride(recipe, parts)), recipe.data.image_pixels
+    visual = parts.visual
+    frames = clip_frames(recipe, _stride(recipe, parts))
+    size = 2 if parts.dtype == torch.bfloat16 else 4
+    phases = _BACKWARD if trains else frozenset({ENCODING, GENERATION})
+    if visual.config.backbone_config is not None:
+        yield from _images(recipe, parts, frames, phases)
+    yield from _rows(parts, frames, phases | _BACKWARD)
+    config = visual.config
+    words = frames // config.stride
+    blocks = frames * config.word_layers + words * config.sentence_layers
+    rule = f"{_BLOCK_NUMBERS} numbers of width {config.width} per row{' and block' if trains else ''}"
+    rows = (blocks if trains else frames) * config.width
+    yield Line("word and sentence level", _BLOCK_NUMBERS * rows * size, rule, phases, _FRAME_FIELDS)
+
+
+def _rows(parts: Parts, frames: int, phases: frozenset[str]) -> Iterator[Line]:
+    """Stored rows that are the whole input, or keypoints: their numbers, and what the pose level makes of them."""
+    config, size = parts.visual.config, 2 if parts.dtype == torch.bfloat16 else 4
+    numbers = config.pose_channels + (config.features_width if config.backbone_config is None else 0)
+    # shape, confidences, middle and size in fp32; then a hidden layer before and after GELU and the output per group
+    hidden = 3 * len(config.pose_groups) * config.pose_width
+    rule = f"{frames} rows of {numbers} numbers as float16 and in the model's precision"
+    rule += f", the pose level with {hidden} numbers" if hidden else ""
+    total = frames * (numbers * (2 + size) + 2 * config.pose_channels * 4 + hidden * size)
+    yield Line("stored rows", total if numbers else 0, rule, phases, _FRAME_FIELDS)
+
+
+def _images(recipe: Recipe, parts: Parts, frames: int, phases: frozenset[str]) -> Iterator[Line]:
+    visual, recompute, side = parts.visual, share_of(recipe.model), recipe.data.image_pixels
     size = 2 if parts.dtype == torch.bfloat16 else 4
     per_pass = frames_per_pass(recipe, parts)
-    phases = _BACKWARD if trains else frozenset({ENCODING, GENERATION})
     numbers = 3 * side * side
     rule = f"{frames} frames of {side} x {side} as bytes"
     yield Line("frames", frames * numbers, rule, phases | _BACKWARD, (*_FRAME_FIELDS, "data.image_pixels"))
@@ -195,12 +221,6 @@ def _frames(recipe: Recipe, parts: Parts, trains: bool) -> Iterator[Line]:
     how = how_recomputed(recompute) if visual.backbone.trains else "frozen"
     rule = f"{frames} frames, {per_pass or 'all'} per pass, {how}"
     yield Line("frame backbone", backbone_bytes(parts, frames, per_pass, recompute), rule, phases, fields)
-    config = visual.config
-    words = frames // config.stride
-    blocks = frames * config.word_layers + words * config.sentence_layers
-    rule = f"{_BLOCK_NUMBERS} numbers of width {config.width} per row{' and block' if trains else ''}"
-    rows = (blocks if trains else frames) * config.width
-    yield Line("word and sentence level", _BLOCK_NUMBERS * rows * size, rule, phases, _FRAME_FIELDS)
 
 
 def _translation(recipe: Recipe, parts: Parts) -> Iterator[Line]:
@@ -219,8 +239,9 @@ def _translation(recipe: Recipe, parts: Parts) -> Iterator[Line]:
 
 
 def _candidates(recipe: Recipe) -> int:
-    """Texts behind the same clip in a row: when whole translations are compared, each of them and the reference."""
-    return recipe.sequence_tuning.samples + 1 if recipe.stage == "sequence_tuning" else 1
+    """Texts behind the same clip in a row: when whole translations are compared, each of them."""
+    config = recipe.sequence_tuning
+    return config.samples + config.with_reference if recipe.stage == "sequence_tuning" else 1
 
 
 def _stride(recipe: Recipe, parts: Parts) -> int:

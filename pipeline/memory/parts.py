@@ -14,9 +14,10 @@ from pipeline.config.checks import is_remote
 from pipeline.config.parts_rules import unreached
 from pipeline.config.parts_schema import PartConfig
 from pipeline.config.rates import rates_of
-from pipeline.config.schema import LlmConfig, Recipe, TextEncoderConfig, VisualConfig
+from pipeline.config.schema import BackboneConfig, LlmConfig, Recipe, TextEncoderConfig, VisualConfig
 from pipeline.config.shard_sets import column_of
 from pipeline.config.source import Problem
+from pipeline.config.stages import STAGES
 from pipeline.errors import RecipeError
 from pipeline.memory.stand_in import KEY, attend
 from pipeline.memory.zero import Weight
@@ -85,7 +86,7 @@ def parts_of(recipe: Recipe) -> Parts:
             "sequence_tuning": _connector,
         }[recipe.stage](recipe, dtype)  # fmt: skip
         whole = found.modules.get("model") or nn.ModuleDict(found.modules)
-        frozen = ("visual", "llm") if recipe.stage in ("connector", "sequence_tuning") else ()
+        frozen = ("visual", "llm") if STAGES[recipe.stage].translates else ()
         plan = {name: name not in frozen for name in (name.split(".")[0] for name, _ in whole.named_parameters())}
         apply_parts(whole, plan, recipe.train.parts, unreached(recipe))
     for part in found.modules.values():
@@ -158,23 +159,24 @@ def _visual(config: VisualConfig, image_pixels: int, dtype: torch.dtype) -> Hier
                 f"model.visual.path: {config.path!r} holds a {settings.model_type!r} model, not an encoder"
             )
     else:
-        backbone = config.backbone
-        assert backbone is not None  # checked when the recipe was loaded
-        if backbone.tiny is not None:
-            vision = tiny_vit(backbone.tiny, image_pixels)
-        else:
-            assert backbone.path is not None
-            _config("model.visual.backbone.path", backbone.path)
-            vision = frame_level.vision_config(backbone.path)
-        settings = new_encoder_config(config, backbone, vision, image_pixels)
+        vision = None if config.backbone is None else _vision(config.backbone, image_pixels)
+        settings = new_encoder_config(config, vision, image_pixels)
     encoder: HierarchicalVisualEncoder = AutoModel.from_config(settings, dtype=dtype)
     if config.backbone is not None and config.backbone.train == "lora":
         encoder.add_lora(config.backbone.lora_rank, config.backbone.lora_alpha, config.backbone.lora_targets)
     encoder.freeze_backbone()
-    for module in encoder.backbone.model.modules():
+    for module in encoder.backbone.modules():
         if isinstance(found := getattr(module, "config", None), PreTrainedConfig):
             found._attn_implementation = KEY
     return encoder
+
+
+def _vision(config: BackboneConfig, image_pixels: int) -> PreTrainedConfig:
+    if config.tiny is not None:
+        return tiny_vit(config.tiny, image_pixels)
+    assert config.path is not None  # checked when the recipe was loaded
+    _config("model.visual.backbone.path", config.path)
+    return frame_level.vision_config(config.path)
 
 
 def _text_config(config: TextEncoderConfig) -> PreTrainedConfig:

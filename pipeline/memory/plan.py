@@ -64,7 +64,8 @@ def plan_rank(recipe: Recipe, config: Mapping[str, Any], world_size: int, parts:
         world_size: number of ranks.
         parts: its model, `parts_of(recipe)`.
     """
-    states = state_lines(parts.weights(), ZeroSettings.of(config, world_size))
+    averages = recipe.train.averaging.kind == "ema"
+    states = state_lines(parts.weights(), ZeroSettings.of(config, world_size), averages)
     return MemoryPlan((*states, *activation_lines(recipe, parts)), recipe.deepspeed.gpu_memory_gib)
 
 

@@ -11,6 +11,7 @@ from pipeline.config.checks import batch_problem
 from pipeline.config.deepspeed import ds_config
 from pipeline.config.resolve import accumulation_steps, with_settings
 from pipeline.config.schema import AUTO, TILE_MIB, Recipe
+from pipeline.config.stages import STAGES
 from pipeline.memory.activations import frames_per_pass, how_recomputed
 from pipeline.memory.lines import GIB
 from pipeline.memory.parts import Parts, parts_of
@@ -136,7 +137,7 @@ def _options(recipe: Recipe, world_size: int) -> Iterator[tuple[str, list[Any]]]
         yield "deepspeed.base", [BASES[-1]]
     smaller = (with_settings(recipe, {"train.micro_batch": size}) for size in range(train.micro_batch - 1, 0, -1))
     yield "train.micro_batch", [found.train.micro_batch for found in smaller if not batch_problem(found, world_size)]
-    if recipe.stage in ("connector", "sequence_tuning"):
+    if STAGES[recipe.stage].translates:
         yield "connector.num_beams", list(range(recipe.connector.num_beams - 1, 0, -1))
     if recipe.stage != "continued_pretraining":
         yield "data.max_frames", _smaller(recipe.data.max_frames)[:2]

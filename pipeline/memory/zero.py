@@ -9,12 +9,13 @@ fp32 accumulation). `tests/multiproc/test_memory_ranks.py` compares every number
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.config.rates import Rate
 from pipeline.memory.lines import ALWAYS, BACKWARD, ENCODING, GENERATION, STEP, TRAINING, Line
 
+_MOMENTS = "AdamW moments"
 _DENSE_GRADIENT_ELEMENTS = 500_000_000  # elements that stage 0 flattens at once to average them
 
 
@@ -86,13 +87,24 @@ def _on_host(zero: Mapping[str, Any], name: str) -> bool:
     return (zero.get(name) or {}).get("device", "none") != "none"
 
 
-def state_lines(weights: Iterable[Weight], settings: ZeroSettings) -> list[Line]:
-    """Everything about a model's weights that one rank keeps on its device."""
+def state_lines(weights: Iterable[Weight], settings: ZeroSettings, averages: bool = False) -> list[Line]:
+    """Everything about a model's weights that one rank keeps on its device.
+
+    ``averages``: also their mean over the steps (`train.averaging`), which is kept as each of Adam's moments is.
+    """
     kept = list(weights)
     rule: Callable[[list[Weight], ZeroSettings], Iterator[Line]] = {
         0: _unsharded, 1: _flat_groups, 2: _flat_groups, 3: _partitions
     }[settings.stage]  # fmt: skip
-    return [line for line in rule(kept, settings) if line.bytes]
+    lines = [line for line in rule(kept, settings) if line.bytes]
+    moments = [line for line in lines if averages and line.item == _MOMENTS]
+    return lines + [
+        replace(
+            line, item="mean of the weights", bytes=line.bytes // 2, rule="as one of the two moments",
+            fields=("train.averaging.kind",),
+        )
+        for line in moments
+    ]  # fmt: skip
 
 
 def _trained(weights: list[Weight]) -> int:
@@ -121,7 +133,7 @@ def _unsharded(weights: list[Weight], z: ZeroSettings) -> Iterator[Line]:
     if z.weight_bytes == 2:
         yield Line("fp32 master weights", trained * 4, parts, ALWAYS, ("deepspeed.base",))
         yield Line("fp32 gradients of the step", trained * 4, parts, frozenset({STEP}), ("deepspeed.base",))
-    yield Line("AdamW moments", trained * 8, "two fp32 numbers per trained weight", ALWAYS, ("deepspeed.base",))
+    yield Line(_MOMENTS, trained * 8, "two fp32 numbers per trained weight", ALWAYS, ("deepspeed.base",))
     bucket = min(trained, _DENSE_GRADIENT_ELEMENTS) * z.weight_bytes
     if z.ranks > 1:
         yield Line("communication", bucket, "gradients flattened to be averaged", frozenset({BACKWARD}))
@@ -152,7 +164,7 @@ def _flat_groups(weights: list[Weight], z: ZeroSettings) -> Iterator[Line]:
     if z.optimizer_on_host:
         return
     yield Line(_master(z), owned * z.master_bytes, part, ALWAYS, base)
-    yield Line("AdamW moments", owned * 2 * z.master_bytes, f"two numbers, {part}", ALWAYS, base)
+    yield Line(_MOMENTS, owned * 2 * z.master_bytes, f"two numbers, {part}", ALWAYS, base)
     rule = "the owned gradients in the optimizer's precision, one group at a time"
     largest = max((-(-sum(sizes) // unit) * 2 for sizes in _groups(weights)), default=0)
     yield Line("gradients of the step", largest * z.master_bytes, rule, frozenset({STEP}), base)
@@ -193,7 +205,7 @@ def _partitions(weights: list[Weight], z: ZeroSettings) -> Iterator[Line]:
     if not z.optimizer_on_host:
         yield Line("gradients", owned * z.gradient_bytes, "one flat buffer for the owned parts", ALWAYS, base)
         yield Line(_master(z), owned * z.master_bytes, rule, ALWAYS, base)
-        yield Line("AdamW moments", owned * 2 * z.master_bytes, "two numbers per owned weight", ALWAYS, base)
+        yield Line(_MOMENTS, owned * 2 * z.master_bytes, "two numbers per owned weight", ALWAYS, base)
         step = min(owned, z.sub_group) * z.master_bytes
         yield Line(
             "gradients of the step", step, "at most sub_group_size of the owned parts", frozenset({STEP}),

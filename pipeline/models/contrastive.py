@@ -13,6 +13,7 @@ from torch import nn
 
 from pipeline.config.schema import ContrastiveConfig
 from pipeline.models.clip_layout import ClipLayout
+from pipeline.models.streams import Inputs, frames_of
 from pipeline.models.visual import HierarchicalVisualEncoder
 
 SIGMOID_BIAS = -10.0
@@ -72,7 +73,7 @@ class ContrastiveModel(nn.Module):
 
     def forward(
         self,
-        frames_NHWC: torch.Tensor,
+        frames_NHWC: Inputs,
         frame_lengths_B: torch.Tensor | None,
         text_BD: torch.Tensor,
         text_tokens_ND: torch.Tensor,
@@ -99,7 +100,7 @@ class ContrastiveModel(nn.Module):
             features["frames_NE"] = self.frame_head(visual.frames_ND)
         if self.gloss_head is not None:
             features["glosses_MV"] = self.gloss_head(visual.words_MD)
-        if not frames_NHWC.is_floating_point() and not self.visual.backbone.trains:
+        if not frames_of(frames_NHWC).is_floating_point() and not self.visual.backbone.trains:
             features["pooled_NP"] = visual.pooled_NP
         # multiplied by one so that the values survive ZeRO-3's re-partitioning after the forward
         return features | {name: getattr(self, name) * 1.0 for name in self.learned_numbers}

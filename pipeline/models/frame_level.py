@@ -73,6 +73,12 @@ def pooled_width(config: PreTrainedConfig, pool: str) -> int:
     return feature_width(config) * (2 if pool == "cls_mean" else 1)
 
 
+class NoBackbone(nn.Module):
+    """Stands where the backbone is, in an encoder whose frames come as stored rows."""
+
+    trains = False
+
+
 class FrameBackbone(nn.Module):
     """Runs the backbone over frames and pools each to one vector [N, D or 2D].
 

@@ -34,6 +34,7 @@ from pipeline.models.connector import Connector, ConnectorLinear
 from pipeline.models.language import decoder, output_head
 from pipeline.models.lora import add_described
 from pipeline.models.packed_row import PackedAnswers
+from pipeline.models.streams import Inputs
 from pipeline.models.visual import HierarchicalVisualEncoder, VisualEncoderConfig
 
 VIDEO_TOKEN_ID = -200
@@ -170,7 +171,7 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return decoder(self.llm)
 
     def encode_video(
-        self, frames: Tensor, frame_lengths: Tensor | None = None, layout: ClipLayout | None = None
+        self, frames: Inputs, frame_lengths: Tensor | None = None, layout: ClipLayout | None = None
     ) -> tuple[Tensor, Tensor]:
         """Visual tokens in the LLM's embedding space, packed [M, E] in sample order, and how many each sample has [B].
 
@@ -185,7 +186,7 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def embed_inputs(
         self,
         input_ids: Tensor,
-        frames: Tensor | None,
+        frames: Inputs | None,
         frame_lengths: Tensor | None,
         layout: ClipLayout | None = None,
     ) -> Tensor:
@@ -219,7 +220,7 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        frames: Tensor | None = None,
+        frames: Inputs | None = None,
         frame_lengths: Tensor | None = None,
         layout: ClipLayout | None = None,
         answers: PackedAnswers | None = None,
@@ -232,7 +233,7 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_ids: [B, L] with `config.video_token_id` where visual tokens go; of a packed row as its collator
                 made them.
             attention_mask: [B, L], 1 = real; none for a packed row.
-            frames: uint8 [N, H, W, 3], all samples' frames one after another.
+            frames: what the visual encoder reads, all samples' frames one after another.
             frame_lengths: [B], frames per sample.
             layout: of these frames (`ClipLayout`), instead of their lengths.
             answers: borders and places of a packed row. The LLM's attention must be a packed one
@@ -278,7 +279,7 @@ class LlavaSltForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        frames: Tensor | None = None,
+        frames: Inputs | None = None,
         frame_lengths: Tensor | None = None,
         layout: ClipLayout | None = None,
         generation_config: GenerationConfig | None = None,

@@ -7,7 +7,6 @@ that holds them. All ranks must call these functions alike.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import logging
@@ -18,16 +17,19 @@ import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from pipeline.config.inputs_schema import PoseConfig
 from pipeline.config.prompt_schema import PromptsConfig
 from pipeline.config.schema import BackboneConfig, DataConfig, ModelConfig, TextEncoderConfig, TinyVit, VisualConfig
 from pipeline.errors import RecipeError
 from pipeline.models import frame_level
+from pipeline.models.fingerprint import export_fingerprint, weights_digest
 from pipeline.models.language import embedding_rms, load_language, load_llm, load_tokenizer
 from pipeline.models.llava_slt import LlavaSltConfig, LlavaSltForConditionalGeneration
 from pipeline.models.pretrained import check_prompt, log_dropout
 from pipeline.models.processing import LlavaSltProcessor, ProcessorOptions
 from pipeline.models.text_encoder import TextEncoder
 from pipeline.models.visual import IMAGE_MEAN, IMAGE_STD, HierarchicalVisualEncoder, VisualEncoderConfig
+from shards.media.pose_layouts import LAYOUTS
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +43,11 @@ def build_visual(config: VisualConfig, image_pixels: int, dtype: torch.dtype) ->
     if config.path is not None:
         return _exported_visual(config.path, image_pixels, dtype)
     if config.backbone is None:
-        raise RecipeError("model.visual: give path (an exported encoder) or backbone.")
+        encoder_config = new_encoder_config(config, None, image_pixels)
+        built: HierarchicalVisualEncoder = AutoModel.from_config(encoder_config, dtype=dtype)
+        return built
     backbone_config, weights = _backbone(config.backbone, image_pixels, dtype)
-    encoder_config = new_encoder_config(config, config.backbone, backbone_config, image_pixels)
+    encoder_config = new_encoder_config(config, backbone_config, image_pixels)
     normalisation = (list(encoder_config.image_mean), list(encoder_config.image_std))
     encoder_config.backbone_fingerprint = _fingerprint(config.backbone, image_pixels, normalisation)
     loaded = {} if weights is None else {"backbone": _mark_loaded(weights)}
@@ -57,10 +61,18 @@ def build_visual(config: VisualConfig, image_pixels: int, dtype: torch.dtype) ->
 
 
 def new_encoder_config(
-    config: VisualConfig, backbone: BackboneConfig, backbone_config: PreTrainedConfig, image_pixels: int
+    config: VisualConfig, backbone_config: PreTrainedConfig | None, image_pixels: int
 ) -> VisualEncoderConfig:
-    """The config of a new encoder around a backbone; the backbone's weights are not read."""
+    """The config of a new encoder around a backbone, whose weights are not read, or without one.
+
+    Raises RecipeError when nothing says what the encoder reads.
+    """
+    features, pose = config.features, config.pose
+    if config.backbone is None and features is None and pose is None:
+        raise RecipeError("model.visual: give path (an exported encoder) or backbone, features or pose.")
+    backbone = config.backbone or BackboneConfig(train="frozen")
     mean, std = _normalisation(backbone.path)
+    joints = None if pose is None else LAYOUTS[pose.layout]
     return VisualEncoderConfig(
         backbone_config=backbone_config,
         pool=backbone.pool,
@@ -79,6 +91,12 @@ def new_encoder_config(
         backbone_train=backbone.train,
         frames_per_pass=backbone.frames_per_pass,
         centre_clips=config.centre_clips,
+        backbone_fingerprint="" if features is None else features.fingerprint,
+        features_width=0 if features is None else features.width,
+        pose_layout="" if pose is None else pose.layout,
+        pose_groups=() if joints is None else joints.sizes,
+        pose_width=PoseConfig.model_fields["width"].default if pose is None else pose.width,
+        pose_fingerprint="" if joints is None else joints.fingerprint,
     )
 
 
@@ -178,14 +196,14 @@ def _exported_config(path: str) -> VisualEncoderConfig:
 
 def _exported_visual(path: str, image_pixels: int, dtype: torch.dtype) -> HierarchicalVisualEncoder:
     config = _exported_config(path)
-    if config.image_pixels != image_pixels:
+    if config.image_pixels != image_pixels and config.backbone_config is not None:
         raise RecipeError(
             f"data.image_pixels: {image_pixels}, but the encoder in {path!r} was trained on {config.image_pixels};"
             f" set it to {config.image_pixels}."
         )
-    if not config.backbone_fingerprint:  # trained with the encoder: its backbone comes from this export
-        identity = [weights_digest(Path(path)), config.pool, config.image_pixels, config.image_mean, config.image_std]
-        config.backbone_fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+    if not config.backbone_fingerprint and config.backbone_config is not None:
+        # trained with the encoder: its backbone comes from this export
+        config.backbone_fingerprint = export_fingerprint(Path(path), config)
     encoder = HierarchicalVisualEncoder.from_pretrained(path, config=config, dtype=dtype)
     encoder.freeze_backbone()
     if encoder.backbone.trains:
@@ -237,17 +255,6 @@ def _fingerprint(config: BackboneConfig, image_pixels: int, normalisation: tuple
     assert config_file is not None  # the backbone has been loaded from there
     identity = [weights_digest(Path(config_file).parent), config.pool, image_pixels, *normalisation]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
-
-
-@functools.lru_cache(maxsize=4)
-def weights_digest(folder: Path) -> str:
-    """sha256 over the weight files of a Hugging Face folder, in the order of their names."""
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    digests = []
-    for path in files:
-        with path.open("rb") as handle:
-            digests.append(hashlib.file_digest(handle, "sha256").hexdigest())
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _normalisation(path: str | None) -> tuple[list[float], list[float]]:

@@ -7,7 +7,6 @@ still the files that the run loaded.
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
@@ -18,27 +17,29 @@ from transformers.utils import cached_file
 
 from pipeline.config.schema import ModelConfig
 from pipeline.errors import CheckpointError
+from pipeline.models.exported import init_folders, part_of
+from pipeline.models.weight_files import files_of
 
 Digests = dict[str, dict[str, dict[str, Any]]]
-"""Part (`llm`, `visual`) -> file name -> size in bytes and sha256."""
-
-_NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""In the order in which transformers looks for them."""
+"""Part (`llm`, `visual`; of `model.init_from` also `connector`, `heads`) -> file name -> size in bytes and sha256."""
 
 
 def source_folders(model: ModelConfig, names: Iterable[str]) -> dict[str, Path]:
     """Part -> the folder its pretrained weights come from, of the parts that have any of these parameters.
 
-    A part with new weights (`tiny`) has none. Hub ids mean their folder in the local cache.
+    A part with new weights (`tiny`) has none. Hub ids mean their folder in the local cache. An export that
+    `model.init_from` names for a part comes before the part's own path.
     """
+    parts = {part_of(name) for name in names}
+    initial = init_folders(model) if parts else {}
     visual = model.visual
     backbone = None if visual is None or visual.backbone is None else visual.backbone.path
     paths = {
         "llm": None if model.llm is None else model.llm.path,
         "visual": None if visual is None else visual.path or backbone,
     }
-    parts = {name.partition(".")[0] for name in names}
-    return {part: _folder(path) for part, path in paths.items() if part in parts and path is not None}
+    loaded = {part: _folder(path) for part, path in paths.items() if path is not None}
+    return {part: folder for part, folder in (loaded | initial).items() if part in parts}
 
 
 def source_prefixes(model: ModelConfig) -> tuple[str, ...]:
@@ -51,17 +52,6 @@ def source_prefixes(model: ModelConfig) -> tuple[str, ...]:
         "visual.backbone.": backbone,
     }
     return tuple(prefix for prefix, path in paths.items() if path is not None)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The weight files that transformers loads from a folder, sorted; empty if there are none."""
-    found = next((folder / name for name in _NAMES if (folder / name).is_file()), None)
-    if found is None:
-        return []
-    if found.suffix != ".json":
-        return [found]
-    names = set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values())
-    return [folder / name for name in sorted(names)]
 
 
 class SourceDigests:
@@ -84,7 +74,7 @@ class SourceDigests:
 
 def digests_of(folders: Mapping[str, Path]) -> Digests:
     """Size and sha256 of every weight file of every part."""
-    return {part: {path.name: _digest(path) for path in weight_files(folder)} for part, folder in folders.items()}
+    return {part: {path.name: _digest(path) for path in files_of(part, folder)} for part, folder in folders.items()}
 
 
 def check_unchanged(recorded: Digests, folders: Mapping[str, Path]) -> None:
@@ -94,7 +84,7 @@ def check_unchanged(recorded: Digests, folders: Mapping[str, Path]) -> None:
         CheckpointError: one is missing, new or has other bytes; names it.
     """
     present = {
-        part: {path.name: _digest(path) if path.is_file() else {} for path in weight_files(folders[part])}
+        part: {path.name: _digest(path) if path.is_file() else {} for path in files_of(part, folders[part])}
         for part in recorded
     }
     if change := changed_file(recorded, present, folders):

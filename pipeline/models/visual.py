@@ -1,5 +1,8 @@
 """The hierarchical visual encoder: frames -> frame level -> word level -> sentence level.
 
+Its frame level is a backbone over images, features that another program stored, keypoints, or frames and keypoints
+together: then the sum of both, each projected to the width.
+
 The paper (LLaVA-SLT, arXiv 2412.16524) names the hierarchy and its purpose, a word-level representation that suits an
 LLM's token embeddings, but publishes no sizes; every size here is a config value.
 
@@ -19,12 +22,16 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from pipeline.config.inputs_schema import PoseConfig
 from pipeline.config.schema import IMAGE_PIXELS, BackboneConfig, VisualConfig
-from pipeline.errors import DataError, RecipeError
+from pipeline.errors import RecipeError
 from pipeline.models import frame_level
 from pipeline.models.attention import Reach, choose, ragged_attention
 from pipeline.models.clip_layout import ClipLayout, ClipSizes
 from pipeline.models.lora import add_described
+from pipeline.models.pose_level import CHANNELS, PoseLevel
+from pipeline.models.streams import Inputs, Streams, frames_of
+from pipeline.models.visual_inputs import Expected, check_inputs
 from pipeline.models.word_level import TemporalBlock, WordLevel, WordLevelSizes, rotary
 
 IMAGE_MEAN, IMAGE_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -50,6 +57,9 @@ class VisualEncoderConfig(PreTrainedConfig):
             all of its frames (as cepstral mean normalisation does for a speaker's channel). Still clips keep theirs.
         backbone_fingerprint: identity of a pretrained backbone's weights and preprocessing, from `build_visual`;
             empty if training made or changed them. Says which stored frame features belong to it.
+        features_width: numbers per row of the stored features that it reads in place of a backbone's; 0 = none.
+        pose_layout, pose_groups, pose_width, pose_fingerprint: keypoints that it reads, alone or beside frames: their
+            layout, the joints of every group, the width of a group, and which stored keypoints fit. Empty = none.
     """
 
     model_type = "slt_visual"
@@ -77,17 +87,37 @@ class VisualEncoderConfig(PreTrainedConfig):
     frames_per_pass: int = _BACKBONE.frames_per_pass
     centre_clips: bool = _RECIPE.centre_clips
     backbone_fingerprint: str = ""
+    features_width: int = 0
+    pose_layout: str = ""
+    pose_groups: Sequence[int] = ()
+    pose_width: int = PoseConfig.model_fields["width"].default
+    pose_fingerprint: str = ""
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.backbone_config, dict):
             self.backbone_config = AutoConfig.for_model(**self.backbone_config)
-        elif self.backbone_config is None:
+        elif self.backbone_config is None and not (self.features_width or self.pose_layout):
             self.backbone_config = AutoConfig.for_model("vit")
         # a copy, because the base class resets the attention choice of every nested config it is given
         self.backbone_config = copy.deepcopy(self.backbone_config)
         self._check()
         super().__post_init__(**kwargs)
+
+    @property
+    def reads_frames(self) -> bool:
+        """Whether it reads images or their features; an encoder of keypoints alone does not."""
+        return self.backbone_config is not None or self.features_width > 0
+
+    @property
+    def rows_fingerprint(self) -> str:
+        """Identity of the stored rows that it takes in place of images; empty if there are none."""
+        return self.backbone_fingerprint if self.reads_frames else self.pose_fingerprint
+
+    @property
+    def pose_channels(self) -> int:
+        """Numbers of a frame's keypoints; 0 if it reads none."""
+        return CHANNELS * sum(self.pose_groups)
 
     def word_count(self, frames: int) -> int:
         """Word tokens of a clip of ``frames`` frames: ceil(frames / stride)."""
@@ -170,6 +200,7 @@ class HierarchicalVisualEncoder(PreTrainedModel):
     work while a ZeRO-3 `HfDeepSpeedConfig` is alive (the plain constructor does not).
     """
 
+    config: VisualEncoderConfig
     config_class = VisualEncoderConfig
     base_model_prefix = "visual"
     main_input_name = "frames_NHWC"
@@ -180,13 +211,13 @@ class HierarchicalVisualEncoder(PreTrainedModel):
     def __init__(self, config: VisualEncoderConfig, backbone: PreTrainedModel | None = None) -> None:
         """``backbone``: a loaded vision model to use instead of a new one from ``config.backbone_config``."""
         super().__init__(config)
-        model = frame_level.new_backbone(config.backbone_config) if backbone is None else backbone
-        config.backbone_config = model.config
-        if config.lora_rank:
-            frame_level.add_adapters(model, config.lora_rank, config.lora_alpha, config.lora_targets)
-        self.backbone = frame_level.FrameBackbone(model, config.pool, config.image_pixels)
         width = config.width
-        self.frame_projection = nn.Linear(frame_level.pooled_width(config.backbone_config, config.pool), width)
+        self.backbone: Any = frame_level.NoBackbone() if config.backbone_config is None else self._frames(backbone)
+        if config.reads_frames:
+            self.frame_projection = nn.Linear(self.stored_width(), width)
+        if config.pose_layout:
+            self.pose_level = PoseLevel(config.pose_groups, config.pose_width)
+            self.pose_projection = nn.Linear(len(config.pose_groups) * config.pose_width, width)
         self.frame_norm = nn.LayerNorm(width)
         self.word_level = WordLevel(
             WordLevelSizes(width, config.word_layers, config.stride, config.word_heads, config.dropout)
@@ -199,6 +230,27 @@ class HierarchicalVisualEncoder(PreTrainedModel):
         self.sentence_pool = AttentionPooling(width, config.sentence_heads)
         add_described(self, config.adapters)
         self.post_init()
+
+    def _frames(self, backbone: PreTrainedModel | None) -> frame_level.FrameBackbone:
+        config = self.config
+        model = frame_level.new_backbone(config.backbone_config) if backbone is None else backbone
+        config.backbone_config = model.config
+        if config.lora_rank:
+            frame_level.add_adapters(model, config.lora_rank, config.lora_alpha, config.lora_targets)
+        return frame_level.FrameBackbone(model, config.pool, config.image_pixels)
+
+    def stored_width(self) -> int:
+        """Numbers of a row that may stand for a frame: pooled backbone features, stored features, or keypoints."""
+        config = self.config
+        if config.backbone_config is not None:
+            return frame_level.pooled_width(config.backbone_config, config.pool)
+        return config.features_width or config.pose_channels
+
+    def _expected(self) -> Expected:
+        config = self.config
+        pixels = 0 if config.backbone_config is None else config.image_pixels
+        beside = config.pose_channels if config.reads_frames else 0
+        return Expected(config.clip_sizes(), self.stored_width(), pixels, beside)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -213,7 +265,7 @@ class HierarchicalVisualEncoder(PreTrainedModel):
     def freeze_backbone(self) -> None:
         """Sets requires_grad of the backbone as ``config.backbone_train`` says; a stage may plan otherwise."""
         mode = self.config.backbone_train
-        for name, parameter in self.backbone.model.named_parameters():
+        for name, parameter in self.backbone.named_parameters():
             parameter.requires_grad_(mode == "full" or (mode == "lora" and "lora_" in name))
 
     def choose_attention(self, name: str, device: torch.device | str) -> None:
@@ -246,7 +298,7 @@ class HierarchicalVisualEncoder(PreTrainedModel):
 
     def forward(
         self,
-        frames_NHWC: Tensor,
+        frames_NHWC: Inputs,
         frame_lengths_B: Tensor | None = None,
         layout: ClipLayout | None = None,
         sentences: bool = True,
@@ -255,7 +307,8 @@ class HierarchicalVisualEncoder(PreTrainedModel):
 
         Args:
             frames_NHWC: uint8 frames of all samples, one sample after another; or, as floats [N, pooled width], their
-                stored `pooled` features, which skip the (frozen) backbone.
+                stored `pooled` features, which skip the (frozen) backbone. An encoder of keypoints alone takes these
+                as floats; one that reads both takes `Streams`.
             frame_lengths_B: frames of each sample, at least 1 each; they sum to N. Read only without a layout.
             layout: of these lengths, on the device of the frames. Without one it is made here, for which the host waits
                 for a CUDA device.
@@ -263,17 +316,27 @@ class HierarchicalVisualEncoder(PreTrainedModel):
         Raises:
             DataError: lengths that do not fit the frames, an empty clip, or a clip longer than ``max_frames``.
         """
-        layout = self._layout(frames_NHWC, frame_lengths_B) if layout is None else layout
-        self._check(frames_NHWC, layout)
+        frames = frames_of(frames_NHWC)
+        layout = self._layout(frames, frame_lengths_B) if layout is None else layout
+        check_inputs(frames_NHWC, layout, self._expected())
         config = self.config
-        stored = frames_NHWC.is_floating_point()
-        pooled_NP = frames_NHWC.to(self.dtype) if stored else self.pooled(frames_NHWC)
-        frames_ND = self.frame_projection(pooled_NP)
+        pooled_NP, frames_ND = self._project(frames_NHWC)
         frames_ND = self.frame_norm(_centred(frames_ND, layout) if config.centre_clips else frames_ND)
         rows_MD = self.word_level(frames_ND, layout)
         words_MD = self.word_norm(rows_MD)
         sentence_BD: Any = self._sentences(rows_MD, layout) if sentences else None
         return VisualOutput(frames_ND, words_MD, sentence_BD, layout, pooled_NP)
+
+    def _project(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """Pooled features (or keypoints) and their projection [N, D]; of two streams the sum of both projections."""
+        frames = frames_of(inputs)
+        if not self.config.reads_frames:
+            return frames, self.pose_projection(self.pose_level(frames))
+        pooled_NP = frames.to(self.dtype) if frames.is_floating_point() else self.pooled(frames)
+        frames_ND = self.frame_projection(pooled_NP)
+        if isinstance(inputs, Streams):
+            frames_ND = frames_ND + self.pose_projection(self.pose_level(inputs.pose_NK))
+        return pooled_NP, frames_ND
 
     def _sentences(self, rows_MD: Tensor, layout: ClipLayout) -> Tensor:
         config = self.config
@@ -286,28 +349,3 @@ class HierarchicalVisualEncoder(PreTrainedModel):
     def _layout(self, frames_NHWC: Tensor, frame_lengths_B: Tensor | None) -> ClipLayout:
         lengths = [] if frame_lengths_B is None else frame_lengths_B.tolist()
         return ClipLayout.of(lengths, self.config.clip_sizes()).to(frames_NHWC.device)
-
-    def _check(self, frames_NHWC: Tensor, layout: ClipLayout) -> None:
-        """Nothing here reads a number from the device."""
-        side, width = self.config.image_pixels, self.frame_projection.in_features
-        images = tuple(frames_NHWC.shape[1:]) == (side, side, 3) and frames_NHWC.dtype == torch.uint8
-        features = tuple(frames_NHWC.shape[1:]) == (width,) and frames_NHWC.is_floating_point()
-        if not images and not features:
-            raise DataError(
-                f"frames are {frames_NHWC.dtype} {tuple(frames_NHWC.shape)},"
-                f" expected torch.uint8 (N, {side}, {side}, 3), or stored features (N, {width})",
-                where="visual encoder",
-                fix="set data.image_pixels to the size the encoder was built with",
-            )
-        if (described := len(layout.frame_samples_N)) != len(frames_NHWC):
-            raise DataError(
-                f"frame lengths of {described} frames do not describe {len(frames_NHWC)} packed frames",
-                where="visual encoder",
-                fix="pass every sample's frame count, at least 1 each",
-            )
-        if layout.sizes != self.config.clip_sizes():
-            raise DataError(
-                f"the layout was made for {layout.sizes}, the encoder has {self.config.clip_sizes()}",
-                where="visual encoder",
-                fix="make it with ClipLayout.of(lengths, encoder.config.clip_sizes())",
-            )

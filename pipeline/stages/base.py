@@ -17,8 +17,10 @@ from torch import nn
 from pipeline import dist
 from pipeline.config.parts_rules import unreached
 from pipeline.config.schema import Recipe, SourceConfig
+from pipeline.models.exported import part_of
 from pipeline.models.lora import adapted_layers, described
 from pipeline.models.sources import Digests, SourceDigests, changed_file, source_folders, source_prefixes
+from pipeline.models.warm_start import warm_start
 from pipeline.stages.batches import MicroBatch, to_device
 from pipeline.stages.data import Plans, StageContext, held_out_loader, open_plan
 from pipeline.stages.freezing import apply_freeze_plan, check_held, frozen_names
@@ -70,6 +72,8 @@ class ExportPlan:
     """The weight files they were loaded from, as they were when the run started."""
     adapters: list[dict[str, Any]] = field(default_factory=list)
     """`pipeline.models.lora.described`, by full names."""
+    initial: Digests = field(default_factory=dict)
+    """The files of `model.init_from` that the run started with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +113,23 @@ class Stage(abc.ABC, Generic[Batch]):
     def __init__(self, context: StageContext, module: nn.Module) -> None:
         self.context, self.module = context, module
         self.recipe, self.device = context.recipe, context.device
+        self.started_from = self._warm_start()
+        """Part -> folder, of `model.init_from`, whose weights this process has loaded."""
         parts = self.recipe.train.parts
         self.trainable = apply_freeze_plan(module, self.freeze_plan(), parts, unreached(self.recipe))
         """Names of the parameters that train."""
-        check_held(module, parts, source_prefixes(self.recipe.model))
+        started = [name for name in frozen_names(module) if part_of(name) in self.started_from]
+        check_held(module, parts, (*source_prefixes(self.recipe.model), *started))
         self._folders = source_folders(self.recipe.model, frozen_names(module)) if context.rank == 0 else {}
         self._sources = SourceDigests(self._folders)
+        others = {part: folder for part, folder in self.started_from.items() if part not in self._folders}
+        self._initial = SourceDigests(others if context.rank == 0 else {})
+
+    def _warm_start(self) -> dict[str, Path]:
+        """Load the parts of `model.init_from`; of a run that goes on only those that no checkpoint holds whole."""
+        resumed = self.context.resumed
+        only = None if resumed is None else {part_of(name) for name in resumed["frozen"]}
+        return warm_start(self.module, self.recipe.model, only)
 
     # -- before there is a model -----------------------------------------------------------------------------------
     @classmethod
@@ -227,8 +242,12 @@ class Stage(abc.ABC, Generic[Batch]):
 
     def export_plan(self, prefix: str, tied: list[str]) -> ExportPlan:
         """Which parameters are exported, and where those come from that the checkpoint leaves out."""
+        resumed, sources = self.context.resumed, self._sources.get()
+        initial = {part: files for part, files in sources.items() if part in self.started_from} | self._initial.get()
+        if resumed is not None:
+            initial = resumed.get("initial", {})
         adapters = described(adapted_layers(self.module))
-        return ExportPlan(prefix, tied, frozen_names(self.module), self._sources.get(), adapters)
+        return ExportPlan(prefix, tied, frozen_names(self.module), sources, adapters, initial)
 
     def changed_source(self, recorded: Digests) -> str:
         """The first file of frozen parts that is not what an earlier start of the run loaded; empty if there is none.

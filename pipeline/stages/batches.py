@@ -13,7 +13,7 @@ from typing import Any, TypedDict, TypeVar
 import numpy as np
 import torch
 
-from pipeline.inference.clips import Clip, Clips, PromptBatch, pack_clips
+from pipeline.inference.clips import Clip, Clips, CollatePrompts, PromptBatch, pack_clips
 from pipeline.inference.cues import apart
 from pipeline.losses import IGNORE_LABEL
 from pipeline.models.attention import Packed, packed_kwargs
@@ -175,17 +175,14 @@ class SequenceCollate:
 
     def __call__(self, items: list[list[Any]]) -> SequenceBatch:
         """``items``: what the fetch of `with_cues` gives."""
-        items, cues = apart(items, self.processor)
-        clips = pack_clips(items, self.sizes)
-        lengths = clips["frame_lengths_B"].tolist()
-        each = [None] * len(lengths) if cues is None else cues
+        batch = CollatePrompts(self.processor, self.sizes)(items)
+        padded = zip(batch["input_ids"], batch["attention_mask"], strict=True)
         return {
-            **clips,
-            **self.processor(lengths, cues=cues),
-            "prompts": [self.processor.prompt_ids(*pair) for pair in zip(lengths, each, strict=True)],
-            "references": [self.processor.answer_ids(row.text) for row in clips["rows"]],
-            "valid_tokens": len(lengths),
-            "samples": len(lengths),
+            **batch,
+            "prompts": [ids_L[mask_L > 0].tolist() for ids_L, mask_L in padded],
+            "references": [self.processor.answer_ids(row.text) for row in batch["rows"]],
+            "valid_tokens": len(batch["rows"]),
+            "samples": len(batch["rows"]),
             "maxima": {},
         }
 

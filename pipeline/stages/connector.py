@@ -20,18 +20,20 @@ from pipeline.inference.cues import prepare_cues, with_cues
 from pipeline.inference.generate import GenerationOptions, translate_batch, with_end
 from pipeline.inference.load import VIDEO_FORM
 from pipeline.inference.references import texts_of_sample
+from pipeline.inference.rows import ROWS_FORM
 from pipeline.models import attention, kernels
 from pipeline.models.generation_attention import generation_key, switched
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
 from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.recompute import checkpoint_gradients, share_of
 from pipeline.models.registry import build_llava_slt
+from pipeline.models.streams import Inputs
 from pipeline.stages.base import ExportCard, ExportPlan, LossParts, Normaliser, SummedStage
 from pipeline.stages.batches import TranslationBatch, TranslationCollate
 from pipeline.stages.connector_packing import count_answers, sequence_options
 from pipeline.stages.connector_positions import check_answers, check_prompt
 from pipeline.stages.data import Plans, StageContext, open_plan, open_set
-from pipeline.stages.video import VideoStage, check_video, merge_over_ranks
+from pipeline.stages.video import VideoStage, check_video, merge_over_ranks, probed_inputs
 from shards.order.options import PlanOptions
 from shards.order.plan import Plan
 
@@ -159,7 +161,7 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
         return lambda sample, text: texts_of_sample(samples, sample, text, columns)
 
     def outputs(
-        self, model: Callable[..., Any], frames_NHWC: torch.Tensor, lengths_B: torch.Tensor
+        self, model: Callable[..., Any], frames_NHWC: Inputs, lengths_B: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         tokens = self.processor(frame_lengths=lengths_B.tolist(), texts=["a b", "c"], cues=self.processor.stand_ins(2))
         ids_BL, mask_BL = tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)
@@ -176,6 +178,10 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
         stored = open_set(self.recipe.data, self.recipe.data.train[0].shards).manifest.options
         if "video" in stored:
             (folder / VIDEO_FORM).write_text(json.dumps(stored["video"], indent=1), encoding="utf-8")
+        if self.visual.config.backbone_config is None:
+            kind = "frames" if self.visual.config.reads_frames else "pose"
+            record = json.dumps({kind: stored["features"]}, indent=1)
+            (folder / ROWS_FORM).write_text(record, encoding="utf-8")
         tied = ["llm.lm_head.weight"] if getattr(self.module.llm.config, "tie_word_embeddings", False) else []
         return self.export_plan(prefix="", tied=tied)
 
@@ -185,7 +191,7 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
         output = model(
             probe["input_ids"],
             attention_mask=probe["attention_mask"],
-            frames=probe["frames"],
+            frames=probed_inputs(probe),
             frame_lengths=probe["frame_lengths"],
         )
         return {"logits": output.logits}

@@ -25,6 +25,7 @@ from pipeline.models.clip_layout import ClipLayout
 from pipeline.models.contrastive import ContrastiveModel
 from pipeline.models.recompute import checkpoint_gradients, share_of
 from pipeline.models.registry import build_text_encoder, build_visual
+from pipeline.models.streams import Inputs, with_frames
 from pipeline.models.text_cache import TextFeatureCache
 from pipeline.models.visual import HierarchicalVisualEncoder
 from pipeline.stages.base import CachedStage, ExportCard, ExportPlan, LossParts, Normaliser
@@ -41,7 +42,7 @@ from pipeline.stages.glosses import (
     gloss_metrics,
 )
 from pipeline.stages.held_out_retrieval import HeldOutPair, held_out_metrics, pairs_of
-from pipeline.stages.video import VideoStage, check_video, merge_over_ranks
+from pipeline.stages.video import VideoStage, check_video, merge_over_ranks, probed_inputs
 from shards.order.options import PlanOptions
 from shards.order.plan import Plan
 from shards.schema import text_hash
@@ -140,7 +141,7 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
     def for_replay(self, batch: ContrastiveBatch, features: dict[str, torch.Tensor]) -> ContrastiveBatch:
         """A frozen backbone runs once: its features, a hundredth of the images' size, take their place."""
         pooled_NP = features.pop("pooled_NP", None)
-        return batch if pooled_NP is None else {**batch, "frames_NHWC": pooled_NP}
+        return batch if pooled_NP is None else {**batch, "frames_NHWC": with_frames(batch["frames_NHWC"], pooled_NP)}
 
     def contrast(
         self, features: list[dict[str, torch.Tensor]], batches: list[ContrastiveBatch], normaliser: Normaliser
@@ -176,7 +177,7 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         return {f"eval/{name}": value for name, value in dist.broadcast_object(metrics).items()}
 
     def outputs(
-        self, model: Callable[..., Any], frames_NHWC: torch.Tensor, lengths_B: torch.Tensor
+        self, model: Callable[..., Any], frames_NHWC: Inputs, lengths_B: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         texts = self.texts.lookup(self.texts.first(2))
         layout = ClipLayout.of(lengths_B.tolist(), self.module.visual.config.clip_sizes()).to(self.device)
@@ -189,7 +190,10 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         return {name: value.float() for name, value in outputs.items()}
 
     def write_export_files(self, folder: Path) -> ExportPlan:
-        self.module.visual.config.save_pretrained(folder)
+        visual = self.module.visual
+        if visual.backbone.trains:  # of an encoder that was loaded: features of its old backbone are another's now
+            visual.config.backbone_fingerprint = ""
+        visual.config.save_pretrained(folder)
         if self.targets is not None:
             self.targets.vocabulary.save(folder)
         return self.export_plan(prefix="visual.", tied=[])
@@ -197,7 +201,7 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
     @classmethod
     def exported(cls, folder: Path, probe: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
         model = HierarchicalVisualEncoder.from_pretrained(folder, dtype=dtype).eval()
-        output, heads = model(probe["frames"], probe["frame_lengths"]), load_file(folder / "heads.safetensors")
+        output, heads = model(probed_inputs(probe), probe["frame_lengths"]), load_file(folder / "heads.safetensors")
         outputs = {
             "video_BE": output.sentence_BD @ heads["sentence_head.weight"].T,
             "words_BSE": output.layout.pad_words(output.words_MD)[0] @ heads["word_head.weight"].T,

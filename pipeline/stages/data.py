@@ -32,6 +32,8 @@ class StageContext:
     """ZeRO stage of the engine that will hold the model."""
     sequence: SequenceGroup = field(default_factory=SequenceGroup)
     """The ranks that compute every sequence together; they read the same data."""
+    resumed: Mapping[str, Any] | None = None
+    """`ExportPlan` of the checkpoint that the run goes on from; None if it starts."""
 
     @property
     def data_rank(self) -> int:

@@ -18,6 +18,7 @@ from pipeline.inference.generate import end_ids
 from pipeline.inference.sample import Candidate, SamplingOptions, draw_candidates, numbers_of
 from pipeline.losses.sequence import Candidates, minimum_risk, policy_gradient, reference_loss
 from pipeline.models.generation_attention import switched
+from pipeline.models.streams import frames_of, with_frames
 from pipeline.stages.base import LossParts, Normaliser
 from pipeline.stages.batches import SequenceBatch, SequenceCollate, to_device
 from pipeline.stages.candidates import Group, Ids, row_of, table_of
@@ -60,11 +61,12 @@ class SequenceTuning(ConnectorStage):
 
     def _with_features(self, batch: SequenceBatch) -> SequenceBatch:
         """A frozen backbone runs once for sampling and learning: its features take the images' place."""
-        visual, frames_NHWC = self.module.visual, batch["frames_NHWC"]
+        visual, inputs = self.module.visual, batch["frames_NHWC"]
+        frames_NHWC = frames_of(inputs)
         if visual.backbone.trains or frames_NHWC.is_floating_point():
             return batch
         with torch.no_grad():
-            return {**batch, "frames_NHWC": visual.pooled(frames_NHWC)}
+            return {**batch, "frames_NHWC": with_frames(inputs, visual.pooled(frames_NHWC))}
 
     def _samples(self, batch: SequenceBatch, step: int) -> list[list[Candidate]]:
         """Translations of every clip by the model as it is."""
@@ -81,8 +83,7 @@ class SequenceTuning(ConnectorStage):
             self.module.train(was_training)
 
     def _groups(self, batch: SequenceBatch, samples: list[list[Candidate]]) -> list[Group]:
-        config = self.recipe.sequence_tuning
-        learned = config.cross_entropy_weight > 0 or (config.objective == "minimum_risk" and config.include_reference)
+        learned = self.recipe.sequence_tuning.with_reference
         return [
             Group.of(drawn, tuple(reference) if learned else None)
             for drawn, reference in zip(samples, batch["references"], strict=True)

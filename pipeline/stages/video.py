@@ -15,10 +15,11 @@ from pipeline import dist
 from pipeline.config.schema import Recipe
 from pipeline.errors import RecipeError
 from pipeline.inference.augment import Augment, check_augment
-from pipeline.inference.clips import FetchFrames, check_fingerprints, holds_features
+from pipeline.inference.clips import FetchFrames, check_rows, holds_features
 from pipeline.inference.jitter import Jitter, check_margins
+from pipeline.models.streams import Inputs, Streams, frames_of
 from pipeline.models.training_texts import warn_of_known_texts
-from pipeline.models.visual import HierarchicalVisualEncoder
+from pipeline.models.visual import HierarchicalVisualEncoder, VisualEncoderConfig
 from pipeline.stages.base import Batch, Stage
 from pipeline.stages.data import Plans, StageContext
 from shards.order.options import PlanOptions
@@ -29,6 +30,13 @@ T = TypeVar("T")
 
 class VideoStage(Stage[Batch]):
     """A stage whose items are clips."""
+
+    @property
+    def visual(self) -> HierarchicalVisualEncoder:
+        """The stage's encoder."""
+        found = self.module.visual
+        assert isinstance(found, HierarchicalVisualEncoder)
+        return found
 
     @classmethod
     def plan_options(cls, recipe: Recipe, train: bool) -> PlanOptions:
@@ -51,20 +59,22 @@ class VideoStage(Stage[Batch]):
     def fetch(self, train: bool) -> Callable[..., Any]:
         data = self.recipe.data
         augment = Augment(data.augment, self.recipe.seed) if train and data.augment.changed() else None
-        jitter = Jitter(data.jitter, self.recipe.seed) if train and data.jitter.most_seconds else None
         references = tuple(data.references.train) if train else ()
+        jitter = Jitter(data.jitter, self.recipe.seed) if train and data.jitter.most_seconds else None
         return FetchFrames(data.max_frames, data.frame_stride, data.image_pixels, augment, references, jitter)
 
     def probe(self, model: Callable[..., Any]) -> dict[str, torch.Tensor]:
-        frames_NHWC, lengths_B = probe_frames(self.recipe.data.image_pixels, self.device)
+        inputs, lengths_B = probe_inputs(self.visual.config, self.device)
         with torch.no_grad():
-            outputs = self.outputs(model, frames_NHWC, lengths_B)
-        tensors = {"frames": frames_NHWC, "frame_lengths": lengths_B, **outputs}
+            outputs = self.outputs(model, inputs, lengths_B)
+        tensors = {"frames": frames_of(inputs), "frame_lengths": lengths_B, **outputs}
+        if isinstance(inputs, Streams):
+            tensors["pose"] = inputs.pose_NK
         return {name: value.cpu() for name, value in tensors.items()}
 
     @abc.abstractmethod
     def outputs(
-        self, model: Callable[..., Any], frames_NHWC: torch.Tensor, lengths_B: torch.Tensor
+        self, model: Callable[..., Any], frames_NHWC: Inputs, lengths_B: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """Outputs (float32) that an exported model must repeat for these two clips, and their other inputs."""
 
@@ -106,24 +116,39 @@ def check_passes(plan: Plan, encoder: HierarchicalVisualEncoder, zero_stage: int
 
 
 def check_features(plan: Plan, encoder: HierarchicalVisualEncoder) -> None:
-    """Refuse stored frame features that are not what this encoder's frozen backbone would compute.
+    """Refuse clips that this encoder does not read: videos without a backbone, or stored rows that are not its own.
 
     Raises RecipeError when the backbone trains, or the features come from another backbone or preprocessing.
     """
-    if not holds_features(plan):
-        return
-    if encoder.backbone.trains:
+    if holds_features(plan) and encoder.backbone.trains:
         raise RecipeError(
             f"{plan.sources[0].shard_set.dir}: these shards hold frame features, but model.visual.backbone.train lets"
             " the backbone change; set it to frozen, or train on the video shards."
         )
-    check_fingerprints(plan, encoder.config.backbone_fingerprint)
+    check_rows(plan, encoder.config)
 
 
 def merge_over_ranks(value_of_sample: dict[int, T]) -> list[T]:
     """Every rank's values, in the order of the samples; equal on every rank. All ranks must call."""
     merged = {sample: value for share in dist.gather_objects(value_of_sample) for sample, value in share.items()}
     return [merged[sample] for sample in sorted(merged)]
+
+
+def probe_inputs(config: VisualEncoderConfig, device: torch.device) -> tuple[Inputs, torch.Tensor]:
+    """Two seeded random clips of different lengths, packed, of what the encoder reads; lengths [2]."""
+    frames, lengths_B = probe_frames(config.image_pixels, device)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.rand(len(frames), max(config.features_width, config.pose_channels), generator=generator)
+    if config.backbone_config is None:
+        frames = rows[:, : config.features_width or config.pose_channels].to(device)
+    if not (config.reads_frames and config.pose_layout):
+        return frames, lengths_B
+    return Streams(frames, rows[:, : config.pose_channels].to(device)), lengths_B
+
+
+def probed_inputs(probe: dict[str, torch.Tensor]) -> Inputs:
+    """The input of `probe_inputs` as a checkpoint keeps it."""
+    return Streams(probe["frames"], probe["pose"]) if "pose" in probe else probe["frames"]
 
 
 def probe_frames(pixels: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     CUES = 21
     JITTER = 22
     PLACE = 23
+    CANDIDATES = 24
 
 
 class Draw:

@@ -1,14 +1,19 @@
-"""Reads keypoint files of the usual estimators: one person, x, y and confidence of every keypoint and frame."""
+"""Reads keypoint files of the usual estimators: one person, x, y and confidence of every keypoint and frame.
+
+Where a file holds several people, the one whose keypoints are most confident together is taken, frame by frame.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import DataError
+from shards.media.pose_binary import read_pickle, read_pose
+from shards.media.pose_json import Person, read_folder, read_json
 from shards.media.rows import FIX_FILE, load_array
 
 Points = NDArray[np.float64]
@@ -19,18 +24,18 @@ def read_points(path: Path, columns: str) -> tuple[Points, float]:
     """Keypoints of a file, and its frames per second; 0 where it does not say.
 
     Args:
-        path: ``.npy`` [T, K, len(columns)].
+        path: an ``.npy`` of [T, K, len(columns)], a ``.json``, ``.pkl`` or ``.pose`` file, or a folder of OpenPose.
         columns: what the last axis of an ``.npy`` holds.
 
     Raises:
-        DataError: an unreadable file, one without frames, or of another shape.
+        DataError: an unreadable file, one without frames or people, or of another shape.
     """
-    reader = READERS.get(path.suffix.lower())
+    reader = _folder if path.is_dir() else READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(
             f"no keypoint file: the name ends in {path.suffix!r}",
             where=str(path),
-            fix=f"readable are {', '.join(READERS)}",
+            fix=f"readable are {', '.join(READERS)} and folders of OpenPose",
         )
     points_TKC, rate = reader(path, columns)
     if not len(points_TKC):
@@ -62,5 +67,47 @@ def _array(path: Path, columns: str) -> tuple[Points, float]:
     return with_confidence(values.astype(np.float64), columns), 0.0
 
 
-READERS: dict[str, Callable[[Path, str], tuple[Points, float]]] = {".npy": _array}
-"""By the suffix of the name; ``""`` is a folder."""
+def one_person(frames: Iterable[Iterable[Person]], path: Path) -> Points:
+    """The most confident person of every frame; a frame without anybody is all zeros.
+
+    Raises:
+        DataError: nobody in any frame, or people with different numbers of keypoints.
+    """
+    chosen = [max(people, key=lambda person: person[:, 2].sum(), default=None) for people in frames]
+    counts = {len(person) for person in chosen if person is not None}
+    if len(counts) != 1:
+        what = f"people of {sorted(counts)} keypoints" if counts else "nobody in any frame"
+        raise DataError(f"holds {what}", where=str(path), fix=FIX_FILE)
+    nobody = np.zeros((counts.pop(), 3))
+    points = np.stack([nobody if person is None else person for person in chosen])
+    return with_confidence(points, "xyc")
+
+
+def _json(path: Path, columns: str) -> tuple[Points, float]:
+    del columns
+    frames, rate = read_json(path)
+    return one_person(frames, path), rate
+
+
+def _folder(path: Path, columns: str) -> tuple[Points, float]:
+    del columns
+    frames, rate = read_folder(path)
+    return one_person(frames, path), rate
+
+
+def _pose(path: Path, columns: str) -> tuple[Points, float]:
+    del columns
+    people, rate = read_pose(path)
+    return one_person(people, path), rate
+
+
+def _pickle(path: Path, columns: str) -> tuple[Points, float]:
+    del columns
+    people, rate = read_pickle(path)
+    return one_person(people, path), rate
+
+
+READERS: dict[str, Callable[[Path, str], tuple[Points, float]]] = {
+    ".npy": _array, ".json": _json, ".pkl": _pickle, ".pickle": _pickle, ".pose": _pose,
+}  # fmt: skip
+"""By the suffix of the name."""

@@ -26,8 +26,10 @@ Rows = NDArray[np.float16]
 class RowsForm(Protocol):
     """How a kind of file becomes rows."""
 
-    rate: float
-    """Rows per second."""
+    @property
+    def rate(self) -> float:
+        """Rows per second."""
+        ...
 
     def read(self, media: RowsFile) -> Rows:
         """Rows float16 [T, W] of a file or of the part of it. Raises DataError naming the file."""

@@ -109,7 +109,8 @@ def without(training: Training) -> Iterator[None]:
 
 def settings(precision: str, zero: int) -> dict[str, object]:
     overrides = f"{{zero_optimization: {{stage: {zero}}}}}"
-    return {**SETTINGS, "train__precision": precision, "deepspeed__overrides": overrides}
+    averaging = "{kind: ema, decay: 0.5}" if zero == 3 else "{}"
+    return {**SETTINGS, "train__precision": precision, "deepspeed__overrides": overrides, "train__averaging": averaging}
 
 
 def train_all(rank: int, world_size: int, jobs: list[dict[str, list[str]]]) -> list[dict[str, End]]:

@@ -13,10 +13,14 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from pipeline.engine.checkpoint import TAG, Checkpoint, latest_checkpoint, list_checkpoints
-from pipeline.engine.zero_shards import KINDS, ZeroShards
+from pipeline.engine.saving.mean import mean_of_last
+from pipeline.engine.zero_shards import AVERAGE, ZeroShards
 from pipeline.errors import EXIT_DAMAGED, EXIT_DATA, EXIT_DIVERGED, EXIT_PREEMPTED, EXIT_USER
+from pipeline.export.hf import export
 from pipeline.inference.extract_features import extract
 from shards.build.features import FeatureOptions
 from shards.format.index import read_index
@@ -26,6 +30,8 @@ pytestmark = pytest.mark.multiproc
 
 STAGES = ("continued_pretraining", "contrastive", "connector")
 SETTINGS = {"train__steps": 6, "train__checkpoint__every_steps": 3, "train__checkpoint__keep": 5}
+AVERAGED: dict[str, dict[str, object]] = {"contrastive": {"train__averaging": "{kind: ema, decay: 0.5}"}}
+"""By stage: the runs of the others keep no mean of the weights."""
 METRICS = {"continued_pretraining": "eval/loss", "contrastive": "eval/video_to_text/r1", "connector": "eval/bleu4"}
 TO_ROUNDING = 3e-4
 """fp32 sums in another order: what another world size or micro-batch may change."""
@@ -47,7 +53,7 @@ def whole(world: World, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     @cache
     def run(stage: str) -> Path:
         run_dir = tmp_path_factory.mktemp("whole") / stage
-        run_job(stage, world.sets(stage, run_dir, 2, **SETTINGS), 2)
+        run_job(stage, world.sets(stage, run_dir, 2, **settings_of(stage)), 2)
         return run_dir
 
     return run
@@ -60,7 +66,7 @@ def killed(world: World, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     @cache
     def run(stage: str) -> Path:
         run_dir = tmp_path_factory.mktemp("killed") / stage
-        ranks = start_ranks(stage, world.sets(stage, run_dir, 2, **SETTINGS), 2)
+        ranks = start_ranks(stage, world.sets(stage, run_dir, 2, **settings_of(stage)), 2)
         wait_for(lambda: (run_dir / "checkpoints" / "step-000003" / "COMPLETE").is_file(), ranks)
         for rank in ranks:
             os.killpg(rank.pid, signal.SIGKILL)
@@ -94,14 +100,18 @@ def alone(world: World, killed: Runs, tmp_path_factory: pytest.TempPathFactory) 
         shutil.copytree(killed(stage), made.resumed)
         big = {"train__micro_batch": 8, "train__peak_tflops": 1.0}
         jobs = [
-            start_ranks(stage, world.sets(stage, made.big, 1, **SETTINGS, **big), 1),
-            start_ranks(stage, world.sets(stage, made.resumed, 1, **SETTINGS, **OTHERWISE[stage]), 1),
+            start_ranks(stage, world.sets(stage, made.big, 1, **settings_of(stage), **big), 1),
+            start_ranks(stage, world.sets(stage, made.resumed, 1, **settings_of(stage), **OTHERWISE[stage]), 1),
         ]
         for codes, output in [finish(job) for job in jobs]:
             assert codes == [0], output[-6000:]
         return made
 
     return run
+
+
+def settings_of(stage: str) -> dict[str, object]:
+    return {**SETTINGS, **AVERAGED.get(stage, {})}
 
 
 def newest(run_dir: Path) -> Checkpoint:
@@ -117,7 +127,7 @@ def weights(run_dir: Path) -> dict[str, str]:
     digests = {
         f"{name} {kind}": hashlib.sha256(shards.tensor(name, kind).numpy().tobytes()).hexdigest()
         for name in shards.parameters
-        for kind in KINDS
+        for kind in shards.kinds
     }
     parts = checkpoint.manifest["parts"]
     return digests | {name: parts[name]["sha256"] for name in parts if name.startswith("rng-")}
@@ -128,7 +138,7 @@ def test_killed_run_resumes_bit_equal(stage: str, world: World, whole: Runs, kil
     """6 steps == 3 steps + kill -9 + resume + 3 steps: losses, weights and random numbers to the last bit."""
     run_dir = tmp_path / "resumed"
     shutil.copytree(killed(stage), run_dir)
-    output = run_job(stage, world.sets(stage, run_dir, 2, **SETTINGS), 2)
+    output = run_job(stage, world.sets(stage, run_dir, 2, **settings_of(stage)), 2)
     assert "step-000003 at step 3" in output
     assert sorted(rows(run_dir)) == [1, 2, 3, 4, 5, 6]
     assert rows(run_dir) == rows(whole(stage))
@@ -159,6 +169,20 @@ def test_resume_at_another_world_size_and_zero_stage(stage: str, whole: Runs, al
     assert rows(run_dir) == pytest.approx(rows(whole(stage)), rel=TO_ROUNDING)
     assert newest(run_dir).world_size == 1
     assert newest(run_dir).state().data == newest(whole(stage)).state().data
+
+
+def test_an_export_holds_the_mean_of_the_weights(whole: Runs, tmp_path: Path) -> None:
+    """As the live model computed with it when it was saved; and `slt ckpt average` averages these means."""
+    run_dir = whole("contrastive")
+    assert max(export(run_dir, tmp_path / "export", which="latest").values()) < 1e-4
+    name, found = "visual.word_norm.bias", load_file(tmp_path / "export" / "model.safetensors")
+    of_steps = [ZeroShards.open(checkpoint.path / TAG) for checkpoint in list_checkpoints(run_dir)]
+    means = [shards.tensor(name, AVERAGE) for shards in of_steps]
+    assert torch.equal(found["word_norm.bias"], means[-1]) and not torch.equal(means[-1], of_steps[-1].tensor(name))
+    mean_of_last(run_dir, 2, tmp_path / "mean")
+    export(tmp_path / "mean", tmp_path / "averaged", check=False)
+    averaged = load_file(tmp_path / "averaged" / "model.safetensors")
+    assert torch.allclose(averaged["word_norm.bias"], (means[0] + means[1]) / 2) and averaged.keys() == found.keys()
 
 
 def test_filled_items_train_alike_at_any_world_size_and_resume_bit_equal(world: World, tmp_path: Path) -> None:

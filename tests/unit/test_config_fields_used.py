@@ -91,7 +91,7 @@ def test_the_waiting_list_only_shrinks() -> None:
 # Code that a training run of a stage does not pass through, or that reads every setting whatever the stage.
 _OTHER_CODE = (
     *(path.removesuffix(".py").replace("/", ".") for path in SCHEMA),
-    "pipeline.config.checks", "pipeline.config.unread", "pipeline.config.cli",
+    "pipeline.config.checks", "pipeline.config.transfer_checks", "pipeline.config.unread", "pipeline.config.cli",
     "pipeline.demo", "pipeline.inference.translate", "pipeline.inference.extract_features",
     "launch.slt", "pipeline.stages.registry",
     "pipeline.evaluate.run", "pipeline.evaluate.cli", "launch.cli", "pipeline.config.inputs",

@@ -94,7 +94,9 @@ def test_every_page_is_reached_from_the_readme() -> None:
 
 def test_settings_named_in_the_pages_exist() -> None:
     """`data.unique_texts` and the like: a section name, a dot, and a field the recipe knows."""
-    pattern = re.compile(r"(?:model|data|train|deepspeed|contrastive|connector|continued_pretraining)(?:\.[a-z0-9_]+)+")
+    pattern = re.compile(
+        r"(?:model|data|train|deepspeed|contrastive|connector|continued_pretraining|sequence_tuning)(?:\.[a-z0-9_]+)+"
+    )
     problems = []
     for page in PAGES:
         for code in _code(page):

@@ -46,6 +46,8 @@ class Wishes:
 
     stop: bool = False
     """Save and end after this step."""
+    finished: bool = False
+    """With ``stop``: the run has reached its end, before its last step."""
     save: bool = False
     """Save a checkpoint."""
     best: bool = False
@@ -55,7 +57,7 @@ class Wishes:
     trouble_after: int | None = None
     """Of a rollback: the step behind which the trouble began; None = no checkpoint can hold it."""
     metrics: Metrics = field(default_factory=dict)
-    """What observers with earlier turns report of this step."""
+    """What observers with earlier turns report of this step, or of the start."""
 
 
 class Observer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from pipeline.engine.averaging import averaged
 from pipeline.engine.observers.base import FinishedStep, Observer, Wishes
 from pipeline.engine.sinks.base import Metrics
 from pipeline.engine.state import restore_rng, rng_state
@@ -50,7 +51,7 @@ class Evaluate(Observer):
         module, random = self.training.engine.module, rng_state()
         module.eval()
         try:
-            with self.training.phases.during("evaluation"):
+            with self.training.phases.during("evaluation"), averaged(self.training):
                 metrics = stage.evaluate(self.training.engine.forward, self._stop_requested)
         except EvaluationStopped:
             restore_rng(random)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pipeline.engine.observers.attempt import Attempt
+from pipeline.engine.observers.average import Average
 from pipeline.engine.observers.base import Observer
+from pipeline.engine.observers.early_stop import EarlyStop
 from pipeline.engine.observers.evaluate import Evaluate
 from pipeline.engine.observers.frozen import FrozenParts
 from pipeline.engine.observers.health import Health, LossSpikes
@@ -18,7 +20,9 @@ OBSERVERS: tuple[type[Observer], ...] = (
     Log,
     LossSpikes,  # reads the row
     Ledger,
+    Average,
     Evaluate,
+    EarlyStop,  # reads what was evaluated
     Attempt,
 )
 

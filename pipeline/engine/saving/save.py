@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from pipeline import dist
+from pipeline.engine.averaging import averaged
 from pipeline.engine.checkpoint import TAG, checkpoint_folder
 from pipeline.engine.durable import named_if_unwritable
 from pipeline.engine.saving.files import Parts, RankFiles, complete, export_files
@@ -139,7 +140,8 @@ class Saver:
         if outputs:
             module = training.engine.module
             module.eval()
-            probe = training.stage.probe(training.engine.forward)
+            with averaged(training):  # what the export holds
+                probe = training.stage.probe(training.engine.forward)
             module.train()
         captured = self._capture(folder)
         small: dict[str, bytes] = {}

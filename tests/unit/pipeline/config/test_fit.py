@@ -15,6 +15,7 @@ from tests.unit.pipeline.config.recipes import CONNECTOR, CONTRASTIVE, PRETRAINI
 from tests.unit.pipeline.config.test_inputs import make_set, make_tokenizer, refused, world
 
 __all__ = ["world"]
+OPENPOSE = {"kind": "pose", "layout": "openpose", "fingerprint": "p", "width": 9}
 BACKBONE = "model.visual={backbone: {path: models/backbone, train: frozen, pool: cls_mean}}"
 
 
@@ -128,3 +129,41 @@ def test_stored_features(world: Path) -> None:
         "data.train mixes videos and stored features (data.train.0 holds video, data.train.1 holds features)"
         in (refused(CONTRASTIVE, BACKBONE, mixed)[0])
     )
+
+
+def test_rows_of_other_programs(world: Path) -> None:
+    made = {"kind": "i3d", "fingerprint": "bsl5k", "width": 8}
+    make_set(world / "i3d", "features", features=made)
+    make_set(
+        world / "pose", "features", features={"kind": "pose", "layout": "openpose", "fingerprint": "p", "width": 9}
+    )
+    features = "model.visual={features: {fingerprint: bsl5k, width: 8}}"
+    pose = "model.visual={pose: {layout: openpose}}"
+    for visual, shards in ((features, "i3d"), (pose, "pose")):
+        check_inputs(load(write(world, CONTRASTIVE), [visual, f"data.train.0.shards={shards}"]))
+    other = "build them with the layout or the fingerprint that the recipe names, or change the recipe"
+    sets = ["model.visual={features: {fingerprint: mine, width: 4}}", "data.train.0.shards=i3d"]
+    assert refused(CONTRASTIVE, *sets) == [
+        "--set data.train.0.shards=i3d: data.train.0.shards holds other rows than the model reads (width 8, the model's"
+        f" is 4, fingerprint bsl5k, the model's is mine); {other}"
+    ]
+    sets = ["model.visual={pose: {layout: mediapipe}}", "data.train.0.shards=pose"]
+    assert f"(layout openpose, the model's is mediapipe); {other}" in refused(CONTRASTIVE, *sets)[0]
+    assert "(layout not said, the model's is openpose)" in refused(CONTRASTIVE, pose, "data.train.0.shards=i3d")[0]
+    assert (
+        "data.train.0.shards holds videos, but model.visual has no backbone: it reads stored features or keypoints;"
+        " name shards that were built with --rows" in refused(CONTRASTIVE, pose)[0]
+    )
+
+
+def test_exported_encoders_of_rows(world: Path) -> None:
+    export = world / "models" / "visual" / "config.json"
+    make_set(
+        world / "pose", "features", features={"kind": "pose", "layout": "openpose", "fingerprint": "p", "width": 9}
+    )
+    rewrite(export, pose_layout="openpose", pose_fingerprint="p", backbone_config=None)
+    check_inputs(load(write(world, CONNECTOR), ["data.train.0.shards=pose"]))
+    rewrite(export, pose_fingerprint="q")
+    assert "(fingerprint p, the model's is q)" in refused(CONNECTOR, "data.train.0.shards=pose")[0]
+    rewrite(export, pose_layout="", features_width=8, backbone_fingerprint="bsl5k")
+    assert "(width 9, the model's is 8, fingerprint p," in refused(CONNECTOR, "data.train.0.shards=pose")[0]

@@ -162,16 +162,18 @@ def test_notes_name_settings_the_stage_never_reads(tmp_path: Path) -> None:
     assert load(write(tmp_path, CONNECTOR), ["train.optimizer.warmup_steps=11"]).notes == (note,)
 
 
+TUNING = CONNECTOR.replace("stage: connector", "stage: sequence_tuning")
+
 UNREAD_CASES = [
     (PRETRAINING, "data.length_window=8", "is not read by the continued_pretraining stage"),
     (CONTRASTIVE, "train.peak_tflops=100.0", "is not read by the contrastive stage"),
     (CONNECTOR, "data.block_tokens=99", "is not read by the connector stage"),
     (PRETRAINING, "data.augment.flip=0.5", "is not read by the continued_pretraining stage"),
-    (PRETRAINING, "data.jitter.before_seconds=0.5", "is not read by the continued_pretraining stage"),
-    (CONTRASTIVE, "data.jitter.probability=0.5", "is not read: data.jitter moves no cut"),
     (PRETRAINING, "data.references.train=[paraphrase]", "is not read by the continued_pretraining stage"),
     (CONTRASTIVE, "data.references.eval=[paraphrase]", "is not read by the contrastive stage"),
     (CONNECTOR, "data.references.eval=[paraphrase]", "is not read: data.eval is empty"),
+    (PRETRAINING, "data.jitter.before_seconds=0.5", "is not read by the continued_pretraining stage"),
+    (CONTRASTIVE, "data.jitter.probability=0.5", "is not read: data.jitter moves no cut"),
     (CONTRASTIVE, "data.augment.erase_area=[0.1, 0.2]", "is not read: data.augment.erase is 0"),
     (CONTRASTIVE, "data.pack_tokens=99", "is not read by the contrastive stage"),
     (CONNECTOR, "model.visual.centre_clips=false", "is not read: it comes from the exported encoder in model.visual"),
@@ -183,6 +185,8 @@ UNREAD_CASES = [
     (CONNECTOR, "data.storage_options={profile: x}", "is not read: no source is in an object store"),
     (CONNECTOR, "train.eval_batches=2", "is not read: data.eval is empty"),
     (CONNECTOR, "connector.num_beams=2", "is not read: data.eval is empty"),
+    (TUNING, "connector.num_beams=2", "is not read: data.eval is empty"),
+    (TUNING, "sequence_tuning.sharpness=1.0", "is not read: sequence_tuning.objective is grpo"),
 ]
 
 
@@ -217,6 +221,14 @@ def test_notes_follow_the_objective_and_the_schedule(tmp_path: Path) -> None:
         assert note.endswith("is not read: contrastive.objective is token")
     (note,) = load(path, ["train.optimizer.final_lr_fraction=0.5", "train.optimizer.schedule=constant"]).notes
     assert note.endswith("is not read: train.optimizer.schedule is constant")
+
+
+def test_notes_follow_the_objective_of_sequence_tuning(tmp_path: Path) -> None:
+    """What samples are made and scored by is read without held-out data."""
+    path = write(tmp_path, TUNING)
+    assert load(path, ["connector.max_new_tokens=9", "connector.score_protocol=phoenix14t"]).notes == ()
+    (note,) = load(path, ["sequence_tuning.clip=0.1", "sequence_tuning.objective=minimum_risk"]).notes
+    assert note.endswith("is not read: sequence_tuning.objective is minimum_risk")
 
 
 def test_a_written_default_is_no_reason_for_a_note(tmp_path: Path) -> None:

@@ -57,3 +57,15 @@ def test_a_tensor_that_did_not(tmp_path: Path) -> None:
         module.llm["model"]["l0"].weight.fill_(float("nan"))  # type: ignore[index]
     with pytest.raises(CheckpointError, match="differs by up to nan"):
         check_loaded(module, model)
+
+
+def test_weights_of_an_export_that_the_run_started_from(tmp_path: Path) -> None:
+    module = Small()
+    model = ModelConfig(llm=LlmConfig(path=saved(Small(), "llm.", tmp_path / "llm")))
+    translator = saved(module, "", tmp_path / "translator")
+    check_loaded(module, model, {"llm": Path(translator), "visual": Path(translator)})
+    with torch.no_grad():
+        module.visual["backbone"]["model"]["embed"].weight.add_(1.0)  # type: ignore[index]
+    text = r"model\.init_from \(visual\): visual\.backbone\.model\.embed\.weight of .* did not reach the model"
+    with pytest.raises(CheckpointError, match=text):
+        check_loaded(module, model, {"visual": Path(translator)})

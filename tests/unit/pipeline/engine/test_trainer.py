@@ -11,6 +11,7 @@ import torch
 
 from pipeline import dist
 from pipeline.config.train_schema import CheckpointConfig
+from pipeline.config.transfer_schema import AveragingConfig
 from pipeline.engine import trainer as trainers
 from pipeline.engine.gate import Gate
 from pipeline.engine.observers import registry
@@ -38,7 +39,7 @@ class Loader:
 
 def training(steps: int = 2, done: int = 0) -> Any:
     """A run without a model."""
-    train = SimpleNamespace(checkpoint=CheckpointConfig())
+    train = SimpleNamespace(checkpoint=CheckpointConfig(), averaging=AveragingConfig())
     recipe = SimpleNamespace(name="a-run", data=SimpleNamespace(max_bad_samples=0), train=train)
     return SimpleNamespace(
         recipe=recipe, ranks=dist.Ranks(0, 0, 1), device=torch.device("cpu"), loader=Loader(), stop=StopFlag(),
@@ -125,6 +126,25 @@ def test_a_request_or_a_wish_ends_the_run_behind_its_step(interrupted: bool, cod
     run.stop.requested = run.stop.interrupted = interrupted
     assert Trainer(run, [Stopping(run)], []).fit() == code
     assert run.state.step == 1
+
+
+def test_a_run_may_reach_its_end_before_its_last_step() -> None:
+    class Ending(Observer):
+        def on_start(self, wishes: Wishes) -> dict[str, float]:
+            assert wishes.metrics == ({"a/start": 0.0} if turns else {}), "of observers with earlier turns"
+            wishes.stop = wishes.finished = self.training.state.step == 5
+            return {}
+
+        def on_step(self, step: FinishedStep, wishes: Wishes, votes: int) -> dict[str, float]:
+            wishes.stop = wishes.finished = self.training.state.step == 2
+            return {}
+
+    turns: list[str] = []
+    run = training(steps=9)
+    assert Trainer(run, [Ending(run)], []).fit() == EXIT_OK and run.state.step == 2
+    run = training(steps=9, done=5)
+    turns = ["a"]
+    assert Trainer(run, [Watch(run, "a", turns), Ending(run)], []).fit() == EXIT_OK and run.state.step == 5
 
 
 def test_checkpoints_come_behind_all_that_may_wish_for_one(monkeypatch: pytest.MonkeyPatch) -> None:

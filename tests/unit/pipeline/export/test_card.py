@@ -44,7 +44,7 @@ def test_everything_that_made_the_model_travels_with_it(tmp_path: Path) -> None:
     assert provenance == {
         "stage": "continued_pretraining", "step": 5, "seed": 11, "world_size": 2, "git_commit": resolved.git_commit,
         "versions": resolved.versions, "metrics": {"eval/perplexity": 12.3456, "eval/tokens": 100},
-        "data_fingerprint": "f00d", "verified_against_live_model": {"logits": 1.5e-6},
+        "mean_of": [], "init_from": {}, "data_fingerprint": "f00d", "verified_against_live_model": {"logits": 1.5e-6},
     }  # fmt: skip
     assert ResolvedRecipe.from_yaml((out / "recipe.resolved.yaml").read_text()) == resolved
     card = (out / "README.md").read_text()

@@ -155,3 +155,22 @@ def test_frozen_new_weights_are_nowhere() -> None:
     message = r"model\.visual holds frozen parameters with new \(tiny\) weights, which no checkpoint and no folder"
     with pytest.raises(CheckpointError, match=message):
         check_sources(recipe_of("contrastive"), plan)
+
+
+def test_frozen_parts_come_from_the_export_that_the_run_started_from(tmp_path: Path) -> None:
+    """Not from the part's own path, whose weights they have replaced."""
+    (tmp_path / "config.json").write_text('{"model_type": "llava_slt"}')
+    save_file({"llm.embed": torch.ones(2), "connector.up": torch.ones(3)}, tmp_path / "model.safetensors")
+    resolved = recipe_of(
+        "connector", "model.llm.path=llm", "model.visual.path=encoder", f"model.init_from.llm={tmp_path}"
+    )
+    plan = {"prefix": "", "tied": [], "frozen": ["llm.embed"], "sources": digests_of({"llm": tmp_path})}
+    folders = check_sources(resolved, plan)
+    assert folders == {"llm": tmp_path}
+    found = list(frozen_entries(resolved, plan, torch.bfloat16, folders))
+    assert [(entry.name, entry.dtype, entry.read().tolist()) for entry in found] == [
+        ("llm.embed", torch.bfloat16, [1, 1])
+    ]
+    save_file({"llm.embed": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors has changed since the run that froze model\.llm"):
+        check_sources(resolved, plan)

@@ -18,8 +18,8 @@ def test_floats_are_cast_counters_are_not_and_nothing_is_read_early(
 ) -> None:
     opened, read = [], []
 
-    def tensor(name: str) -> torch.Tensor:
-        read.append(name)
+    def tensor(name: str, kind: str) -> torch.Tensor:
+        read.append(f"{kind} {name}")
         return torch.ones(2, 3)
 
     def open_(folder: Path) -> SimpleNamespace:
@@ -27,8 +27,9 @@ def test_floats_are_cast_counters_are_not_and_nothing_is_read_early(
         shared = {"tied": "weight", "tied_to_frozen": "elsewhere"}
         buffers = {"count": torch.tensor([3]), "mean": torch.zeros(2)}
         return SimpleNamespace(
-            parameters={"weight": torch.Size([2, 3])}, shared=shared, buffers=lambda: buffers, tensor=tensor
-        )
+            parameters={"weight": torch.Size([2, 3])}, shared=shared, buffers=lambda: buffers, tensor=tensor,
+            exported="average",
+        )  # fmt: skip
 
     monkeypatch.setattr(ZeroShards, "open", open_)
     checkpoint = finished_run(tmp_path, recipe_of("continued_pretraining"))
@@ -38,5 +39,5 @@ def test_floats_are_cast_counters_are_not_and_nothing_is_read_early(
         "count": ((1,), torch.int64, 8), "mean": ((2,), torch.bfloat16, 4), "weight": ((2, 3), torch.bfloat16, 12),
         "tied": ((2, 3), torch.bfloat16, 12),
     }  # fmt: skip
-    assert torch.equal(found["tied"].read(), torch.ones(2, 3)) and read == ["weight"]
+    assert torch.equal(found["tied"].read(), torch.ones(2, 3)) and read == ["average weight"]
     assert found["count"].read().tolist() == [3]

@@ -35,6 +35,16 @@ def test_an_optimizer_in_host_memory_takes_nothing_on_the_device(stage: int) -> 
     assert not {"fp32 master weights", "AdamW moments", "gradients of the step"} & set(gone)
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_mean_of_the_weights_takes_as_much_as_one_moment(stage: int) -> None:
+    settings = ZeroSettings.of({"zero_optimization": {"stage": stage}, "bf16": {"enabled": True}}, 2)
+    plain, more = (state_lines(WEIGHTS, settings, averages) for averages in (False, True))
+    (mean,) = more[len(plain) :]
+    (moments,) = (line for line in plain if line.item == "AdamW moments")
+    assert more[:-1] == plain and mean.item == "mean of the weights" and 2 * mean.bytes == moments.bytes
+    assert mean.fields == ("train.averaging.kind",)
+
+
 def test_weights_in_host_memory_are_only_gathered() -> None:
     gone = _lines(stage=3, stage3_param_persistence_threshold=0, offload_param={"device": "cpu"})
     assert "weights, trained" not in gone and gone["weights gathered"] == 2 * 1510

@@ -10,7 +10,8 @@ import pytest
 
 from pipeline.config.schema import BackboneConfig, LlmConfig, ModelConfig, TinyLlm, VisualConfig
 from pipeline.errors import CheckpointError
-from pipeline.models.sources import SourceDigests, check_unchanged, digests_of, source_folders, weight_files
+from pipeline.models.sources import SourceDigests, check_unchanged, digests_of, source_folders
+from pipeline.models.weight_files import weight_files
 
 
 def folder_of(path: Path, **files: bytes) -> Path:

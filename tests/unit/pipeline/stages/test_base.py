@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from pipeline.config.parts_schema import PartConfig
 from pipeline.config.schema import LlmConfig, ModelConfig, Recipe
 from pipeline.config.stages import STAGES
+from pipeline.config.transfer_schema import InitFromConfig
 from pipeline.errors import RecipeError
+from pipeline.stages import base
 from pipeline.stages.base import Normaliser, Stage
 from pipeline.stages.batches import MicroBatch, to_device
 from pipeline.stages.data import StageContext, held_out_loader
@@ -75,6 +79,35 @@ def test_an_export_plan_names_the_files_that_frozen_parts_were_loaded_from(tmp_p
             assert not stage.changed_source(sources)
             before = {"llm": {"model.safetensors": {"size": 7, "sha256": "another"}}}
             assert stage.changed_source(before).startswith(f"{tmp_path / 'model.safetensors'} has changed since")
+
+
+def test_an_export_plan_names_what_the_run_started_with_also_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained parts are in the checkpoint and not loaded again; a frozen one is."""
+
+    class Frozen(Stage[MicroBatch]):
+        def freeze_plan(self) -> dict[str, bool]:
+            return {"visual": False, "llm": True}
+
+    Frozen.__abstractmethods__ = frozenset()
+    (tmp_path / "config.json").write_text('{"model_type": "llava_slt"}')
+    module = model()
+    save_file({name: value + 1 for name, value in module.state_dict().items()}, tmp_path / "model.safetensors")
+
+    def load(module: nn.Module, config: ModelConfig, only: set[str] | None) -> dict[str, Path]:
+        return dict.fromkeys(("visual", "llm") if only is None else sorted(only), tmp_path)
+
+    monkeypatch.setattr(base, "warm_start", load)
+    recipe: Any = SimpleNamespace(model=ModelConfig(init_from=InitFromConfig(model=str(tmp_path))))
+    stage = Frozen(StageContext(recipe, 0, 1, torch.device("cpu")), model())  # type: ignore[abstract]
+    assert stage.started_from == {"visual": tmp_path, "llm": tmp_path}
+    plan = stage.export_plan(prefix="", tied=[])
+    assert plan.initial.keys() == {"visual", "llm"} and plan.sources.keys() == {"visual"}
+    resumed = StageContext(recipe, 0, 1, torch.device("cpu"), resumed=dataclasses.asdict(plan))
+    again = Frozen(resumed, model())  # type: ignore[abstract]
+    assert again.started_from == {"visual": tmp_path}
+    assert again.export_plan(prefix="", tied=[]) == plan
 
 
 def test_a_plan_that_trains_nothing_is_refused() -> None:
