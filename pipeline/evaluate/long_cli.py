@@ -30,8 +30,11 @@ SETS_HELP = "; with --long also pause_seconds=0.5, max_seconds=0 and the other v
 
 @dataclass(frozen=True)
 class LongSettings:
-    """The options of `slt translate` for long videos."""
+    """Further options of `slt translate`, most of them for long videos."""
 
+    pose: Annotated[
+        list[Path], typer.Option(help="keypoints of each video, in their order, for a model that reads both")
+    ] = field(default_factory=list)
     long: Annotated[
         bool,
         typer.Option("--long", help="one long video, or - for a stream on stdin: find the sentences, give subtitles"),
@@ -65,6 +68,9 @@ class EvaluateSettings:
     shards: Annotated[
         list[Path],
         typer.Option("--shards", help="shard set of what the model reads: videos, features, keypoints; repeat"),
+    ] = field(default_factory=list)
+    pose: Annotated[
+        list[Path], typer.Option(help="keypoints of the same samples, for a model that reads both; repeat")
     ] = field(default_factory=list)
     split: Annotated[str, typer.Option(help="split to translate")] = "test"
     protocol: Annotated[str, typer.Option(help="how BLEU and ROUGE are computed: phoenix14t, csl_daily, ...")] = (
@@ -139,7 +145,10 @@ def translate_subtitles(
     if settings.segments is not None:
         times = [(c.start_seconds, c.end_seconds) for c in read_timed(settings.segments, settings.tiers)]
         make_spans = lambda playback: GivenSpans(times, playback.start_seconds, playback.rate)  # noqa: E731
-    source: Path | BinaryIO = typer.get_binary_stream("stdin") if str(path) == STREAM else path
+    source: Path | BinaryIO = path
+    if str(path) == STREAM:
+        stdin = typer.get_binary_stream("stdin")
+        source = getattr(stdin, "raw", stdin)  # unbuffered: what has arrived, without waiting for more
     video = LongVideo(source, options.spans(), make_spans, parse_crop(settings.crop), options.batch)
     report, format_of_stream = LongReport(), ".jsonl" if as_json else ".vtt"
     out = (
@@ -148,8 +157,8 @@ def translate_subtitles(
         else SubtitleFile(settings.out)
     )
     with out as subtitles:
-        for cue in translate_long(translator, video, generation, report):
-            subtitles.write(cue.start_seconds, cue.end_seconds, cue.text)
+        for found in translate_long(translator, video, generation, report):
+            subtitles.write(found.start_seconds, found.end_seconds, found.text)
     if as_json and settings.out is not None:
         typer.echo(json.dumps(dataclasses.asdict(report)))
     else:
@@ -159,7 +168,7 @@ def translate_subtitles(
 def report_line(report: LongReport, given: bool) -> str:
     """What became of the video, in one line."""
     short = "given spans outside the video" if given else "moments of motion too short for a sentence"
-    return f"{report.cues} subtitles; left out: {report.skipped} {short}, {report.without_text} without text"
+    return f"{report.subtitles} subtitles; left out: {report.skipped} {short}, {report.without_text} without text"
 
 
 def evaluate_videos(

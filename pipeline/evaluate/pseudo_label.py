@@ -15,11 +15,12 @@ from typing import cast
 
 import numpy as np
 
+from pipeline.config.prompt_schema import text_columns
 from pipeline.errors import RecipeError
 from pipeline.evaluate.run import EvalRanks
 from pipeline.inference.clips import CollatePrompts, FetchFrames, PromptBatch, check_rows
 from pipeline.inference.confidence import confidences
-from pipeline.inference.cues import with_cues
+from pipeline.inference.cues import CueReader, check_cues, with_cues
 from pipeline.inference.generate import GenerationOptions, check_fits, translate_batch
 from pipeline.inference.load import Precision, load_export
 from shards.atomic import write_atomic
@@ -104,9 +105,10 @@ def pseudo_label(
     check_fits(model, processor, options.generation, str(export_dir))
     sizes = processor.options
     plan = Plan(
-        [Source(shard_set, options.split, options.corpus)],
+        [Source(shard_set, options.split, options.corpus, columns=text_columns(sizes.prompt, sizes.prompts, False))],
         PlanOptions("clip", shuffle=False, max_frames=sizes.max_frames, frame_stride=sizes.frame_stride),
     )
+    check_cues(plan, CueReader(sizes), train=False)
     check_rows(plan, model.visual.config)
     loader = EvalLoader(
         plan, with_cues(FetchFrames(sizes.max_frames, sizes.frame_stride, sizes.image_pixels), processor),

@@ -123,8 +123,8 @@ def _subtitle(
     given = (lambda playback: GivenSpans(times, playback.start_seconds, playback.rate)) if videos.given_times else None
     video = LongVideo(pair.video, options[0].spans(), given, videos.crop, options[0].batch)
     with SubtitleFile(out) as subtitles:
-        for cue in translate_long(translator, video, options[1], LongReport()):
-            subtitles.write(cue.start_seconds, cue.end_seconds, cue.text)
+        for found in translate_long(translator, video, options[1], LongReport()):
+            subtitles.write(found.start_seconds, found.end_seconds, found.text)
 
 
 def _written(out_dir: Path, pair: _Pair) -> Path:

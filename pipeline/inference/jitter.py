@@ -40,7 +40,7 @@ class Jitter:
 def check_margins(plan: Plan, config: JitterConfig) -> None:
     """Refuse shard sets that keep less around their clips than a cut may move. Raises RecipeError, also for a corpus
     that no source has."""
-    if unknown := sorted(set(config.corpora) - set(plan.samples.distinct("corpus"))):
+    if config.corpora and (unknown := sorted(set(config.corpora) - set(plan.samples.distinct("corpus")))):
         raise RecipeError(
             f"data.jitter.corpora: {', '.join(unknown)} is in no source of data.train; there are"
             f" {', '.join(plan.samples.distinct('corpus'))}."

@@ -16,6 +16,7 @@ from typing import BinaryIO, Protocol
 import av
 import numpy as np
 
+from pipeline.errors import RecipeError
 from pipeline.inference.generate import GenerationOptions
 from pipeline.inference.translate import Translator
 from shards.media.motion import Motion, PauseSpans, Span, SpanOptions
@@ -30,7 +31,7 @@ _LEAST_WORDS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Cue:
+class Subtitle:
     """One translated span of a long video."""
 
     start_seconds: float
@@ -109,7 +110,7 @@ class LongVideo:
 class LongReport:
     """What became of a long video."""
 
-    cues: int = 0
+    subtitles: int = 0
     skipped: int = 0
     """Runs of motion too short for a sentence, or given spans outside the video."""
     without_text: int = 0
@@ -118,7 +119,7 @@ class LongReport:
 
 def translate_long(
     translator: Translator, video: LongVideo, options: GenerationOptions, report: LongReport | None = None
-) -> Iterator[Cue]:
+) -> Iterator[Subtitle]:
     """Subtitles of a video in order of their ends.
 
     Args:
@@ -130,9 +131,20 @@ def translate_long(
     Raises:
         DataError: the video cannot be read; subtitles until then have been given.
         OptionError: the spans do not fit what the model takes at once.
-        RecipeError: more new tokens than the LLM has positions for.
+        RecipeError: more new tokens than the LLM has positions for, a batch of sentences that need each other, or a
+            model that reads no videos.
     """
     translator.check(options)
+    if translator.reads_rows or translator.fused:
+        raise RecipeError(
+            "--long cuts whole videos, but this model reads keypoints or stored features; translate the"
+            " files of its segments instead."
+        )
+    if video.batch > 1 and "previous" in translator.processor.cues:
+        raise RecipeError(
+            f"--set batch={video.batch}: this model's prompt shows {{previous}}, so each sentence waits for the one"
+            " before it; leave batch at 1."
+        )
     report, said, before = report or LongReport(), "", list[str]()
     with play(video.source, translator.form, video.crop) as playback:
         spans = (
@@ -150,8 +162,8 @@ def translate_long(
                 if not fresh:
                     report.without_text += 1
                     continue
-                report.cues += 1
-                yield Cue(round(clip.start_seconds, 3), round(clip.end_seconds, 3), fresh, len(clip.frames_THWC))
+                report.subtitles += 1
+                yield Subtitle(round(clip.start_seconds, 3), round(clip.end_seconds, 3), fresh, len(clip.frames_THWC))
         report.skipped = spans.skipped
 
 

@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from pipeline.config.schema import ModelConfig
 from pipeline.errors import RecipeError
+from pipeline.models.pretrained import refuse_adapters
 from pipeline.models.weight_files import head_files, weight_files
 
 MODEL_PARTS = ("visual", "connector", "llm")
@@ -38,11 +39,12 @@ class Export:
         folder: with config.json and safetensors files.
 
     Raises:
-        RecipeError: it holds no such files, or none that can be read.
+        RecipeError: it holds no such files, none that can be read, or its weights without their adapters.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        refuse_adapters(str(folder), "model.init_from")
         try:
             self.config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             self._prefix = _PREFIXES.get(self.config.get("model_type", ""), "llm.")

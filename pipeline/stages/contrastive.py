@@ -39,7 +39,7 @@ from pipeline.stages.glosses import (
     GlossTargets,
     Recognised,
     aligned_texts,
-    check_glosses,
+    check_warm_start,
     gloss_metrics,
 )
 from pipeline.stages.held_out_retrieval import HeldOutPair, held_out_metrics, pairs_of
@@ -80,8 +80,6 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         """``targets``: what the gloss head learns, if there is one."""
         super().__init__(context, module)
         self.texts, self.targets = texts, targets
-        if targets is not None and (folder := self.started_from.get("heads")) is not None:
-            check_glosses(folder, targets.vocabulary)
 
     @classmethod
     def plan_options(cls, recipe: Recipe, train: bool) -> PlanOptions:
@@ -105,6 +103,8 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         checkpoint_gradients(visual, share_of(model))
         config = recipe.contrastive
         targets = GlossTargets.of(plans.train, visual, config) if config.ctc.used else None
+        if targets is not None:
+            check_warm_start(model, targets.vocabulary)
         module = ContrastiveModel(visual, encoder.width, config, len(targets.vocabulary) if targets else 0)
         check_texts(plans.train)
         check_video(context, plans, visual, model.text_encoder.path)

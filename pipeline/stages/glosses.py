@@ -8,18 +8,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self, TypedDict
 
 import numpy as np
 import torch
 
-from pipeline.config.schema import ContrastiveConfig
+from pipeline.config.schema import ContrastiveConfig, ModelConfig
 from pipeline.config.supervision_schema import CtcConfig
 from pipeline.errors import DataError, RecipeError
 from pipeline.evaluate.word_errors import word_errors
 from pipeline.inference.clips import Clip, Clips
 from pipeline.losses.gloss import words_needed
+from pipeline.models.exported import HEADS, init_folders
 from pipeline.models.gloss_vocabulary import VOCABULARY_NAME, GlossVocabulary
 from pipeline.models.text_cache import TextFeatureCache
 from pipeline.models.visual import HierarchicalVisualEncoder
@@ -147,6 +147,24 @@ class AlignedGlosses:
         }
 
 
+def check_warm_start(model: ModelConfig, vocabulary: GlossVocabulary) -> None:
+    """Refuse the gloss head of an export that tells other glosses apart: its classes would mean others here.
+
+    Raises RecipeError for `model.init_from` with heads of another vocabulary.
+    """
+    folder = init_folders(model).get(HEADS)
+    if folder is None or not (folder / VOCABULARY_NAME).is_file():
+        return
+    theirs = GlossVocabulary.load(folder)
+    if theirs != vocabulary:
+        known = len(set(theirs.glosses) & set(vocabulary.glosses))
+        raise RecipeError(
+            f"model.init_from: the gloss head of {folder} tells {len(theirs.glosses)} glosses apart, this run"
+            f" {len(vocabulary.glosses)}, of which {known} are the same; take only `visual` from that export, or train"
+            " on the same glosses"
+        )
+
+
 def aligned_texts(plan: Plan, source: str) -> Iterator[str]:
     """The glosses of a training plan as texts, equal ones once.
 
@@ -202,12 +220,3 @@ class FetchWithGlosses:
 def where(row: IndexRow) -> str:
     """A clip in words."""
     return f"{row.corpus}/{row.sample_id} ({row.shard})"
-
-
-def check_glosses(folder: Path, vocabulary: GlossVocabulary) -> None:
-    """Refuse a gloss head of an export that was trained for other glosses. Raises RecipeError."""
-    if (folder / VOCABULARY_NAME).is_file() and GlossVocabulary.load(folder) != vocabulary:
-        raise RecipeError(
-            f"model.init_from: the gloss head of {folder} was trained for other glosses than those of data.train; leave"
-            " out contrastive.ctc, or take the other parts only"
-        )

@@ -142,7 +142,7 @@ def test_a_long_video_becomes_subtitles(app: typer.Typer, long_command: list[str
     lines = CliRunner().invoke(app, [*long_command, "--json"], catch_exceptions=False).stdout.splitlines()
     assert [json.loads(line)["text"] for line in lines] == [caption.text for caption in captions]
     again = [*long_command, "--out", str(tmp_path / "film.srt"), "--json"]
-    assert json.loads(CliRunner().invoke(app, again, catch_exceptions=False).stdout)["cues"] == len(captions)
+    assert json.loads(CliRunner().invoke(app, again, catch_exceptions=False).stdout)["subtitles"] == len(captions)
 
 
 def test_given_times_of_a_long_video(app: typer.Typer, long_command: list[str], tmp_path: Path) -> None:

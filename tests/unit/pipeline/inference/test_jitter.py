@@ -68,7 +68,7 @@ def test_every_offset_has_an_equal_chance(plans: tuple[Plan, Plan]) -> None:
 
 def test_the_cut_moves_and_keeps_its_length(plans: tuple[Plan, Plan]) -> None:
     reader, jitter = Reader(plans[1]), Jitter(CONFIG, 3)
-    fetch = FetchFrames(12, 1, 32, None, jitter)
+    fetch = FetchFrames(12, 1, 32, jitter=jitter)
     assert fetch.draws
     for showing in range(6):
         item = np.array([(1, 0, 15, showing)], dtype=SHOWN_ELEMENT)
@@ -86,7 +86,7 @@ def test_with_augmentation_both_choose_frames(plans: tuple[Plan, Plan]) -> None:
     reader, jitter = Reader(plans[1]), Jitter(CONFIG, 3)
     augment = Augment(AugmentConfig(speed=(0.8, 1.3)), 3)
     item = np.array([(2, 0, 15, 5)], dtype=SHOWN_ELEMENT)
-    ((frames_THWC, _),) = FetchFrames(12, 1, 32, augment, jitter)(reader, item)
+    ((frames_THWC, _),) = FetchFrames(12, 1, 32, augment, jitter=jitter)(reader, item)
     numbers = [n + jitter.offset(reader, 2, 5) for n in augment.frame_numbers(2, 5, reader.stored_frames(2), 12, 1)]
     assert np.array_equal(frames_THWC, augment.frames(reader, 2, 5, numbers, 32))
 
@@ -98,7 +98,7 @@ def test_clips_of_other_corpora_stay(plans: tuple[Plan, Plan]) -> None:
 
 
 def test_the_same_clips_for_any_workers_and_after_a_resume(plans: tuple[Plan, Plan]) -> None:
-    plan, fetch = plans[1], FetchFrames(12, 1, 32, None, Jitter(CONFIG, 3))
+    plan, fetch = plans[1], FetchFrames(12, 1, 32, jitter=Jitter(CONFIG, 3))
 
     def batches(workers: int, begin: int = 0) -> list[bytes]:
         loader = StepLoader(plan, fetch, _joined, LoaderOptions(0, 1, 2, 2, workers))

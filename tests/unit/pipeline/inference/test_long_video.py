@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import os
 import shutil
+import threading
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
+from pipeline.errors import RecipeError
 from pipeline.inference.generate import GenerationOptions
 from pipeline.inference.load import VIDEO_FORM
 from pipeline.inference.long_video import LongReport, LongVideo, clips, translate_long, without_overlap
@@ -46,15 +51,15 @@ def test_a_subtitle_is_the_translation_of_its_part(
 ) -> None:
     path, gold = film
     report = LongReport()
-    cues = list(translate_long(translator, LongVideo(path), FAST, report))
-    assert len(cues) == len(gold) == report.cues
-    for cue, (start, end) in zip(cues, gold, strict=True):
-        assert abs(cue.start_seconds - start) < 0.4 and abs(cue.end_seconds - end) < 0.4
-        part = VideoFile(path, cue.start_seconds, cue.end_seconds - 1 / (8 * FPS))
+    subtitles = list(translate_long(translator, LongVideo(path), FAST, report))
+    assert len(subtitles) == len(gold) == report.subtitles
+    for subtitle, (start, end) in zip(subtitles, gold, strict=True):
+        assert abs(subtitle.start_seconds - start) < 0.4 and abs(subtitle.end_seconds - end) < 0.4
+        part = VideoFile(path, subtitle.start_seconds, subtitle.end_seconds - 1 / (8 * FPS))
         (alone,) = translator.translate([part], FAST)
-        assert (cue.text, cue.frames) == (alone.text, alone.frames)
+        assert (subtitle.text, subtitle.frames) == (alone.text, alone.frames)
     together = list(translate_long(translator, LongVideo(path, batch=3), FAST))
-    assert together == cues
+    assert together == subtitles
 
 
 def test_the_frames_are_those_of_the_part(translator: Translator, film: tuple[Path, list[tuple[float, float]]]) -> None:
@@ -72,9 +77,11 @@ def test_given_spans_are_taken_as_they_are(
     path, gold = film
     video = LongVideo(path, make_spans=lambda playback: GivenSpans([*gold, (900.0, 901.0)], 0.0, playback.rate))
     report = LongReport()
-    cues = list(translate_long(translator, video, FAST, report))
-    assert [(cue.start_seconds, cue.end_seconds) for cue in cues] == [(round(a, 3), round(b, 3)) for a, b in gold]
-    assert (report.cues, report.skipped) == (4, 1)
+    subtitles = list(translate_long(translator, video, FAST, report))
+    assert [(subtitle.start_seconds, subtitle.end_seconds) for subtitle in subtitles] == [
+        (round(a, 3), round(b, 3)) for a, b in gold
+    ]
+    assert (report.subtitles, report.skipped) == (4, 1)
 
 
 def test_pictures_of_finished_spans_are_given_up(
@@ -114,8 +121,8 @@ def test_a_text_that_repeats_the_one_before_gives_no_subtitle(
     )
     options = SpanOptions(max_seconds=2.0, overlap_seconds=0.4)
     report = LongReport()
-    cues = list(translate_long(translator, LongVideo(film[0], options), FAST, report))
-    assert report.without_text > 0 and report.cues == len(cues) >= 4
+    subtitles = list(translate_long(translator, LongVideo(film[0], options), FAST, report))
+    assert report.without_text > 0 and report.subtitles == len(subtitles) >= 4
 
 
 def test_a_damaged_video_gives_its_subtitles_until_then(
@@ -128,8 +135,8 @@ def test_a_damaged_video_gives_its_subtitles_until_then(
     damaged.write_bytes(payload)
     found = []
     with pytest.raises(DataError, match="damaged"):
-        for cue in translate_long(translator, LongVideo(damaged), FAST):
-            found.append(cue)
+        for subtitle in translate_long(translator, LongVideo(damaged), FAST):
+            found.append(subtitle)
     assert 1 <= len(found) < 4
 
 
@@ -146,3 +153,54 @@ def test_a_damaged_video_gives_its_subtitles_until_then(
 )
 def test_words_of_the_overlap_come_once(before: str, text: str, fresh: str) -> None:
     assert without_overlap(before, text) == fresh
+
+
+def test_sentences_that_need_the_one_before_come_one_by_one(
+    translator: Translator, film: tuple[Path, list[tuple[float, float]]]
+) -> None:
+    waiting = translator.with_prompt("{previous} {video} text:")
+    with pytest.raises(RecipeError, match=r"--set batch=2: this model's prompt shows \{previous\}"):
+        list(translate_long(waiting, LongVideo(film[0], batch=2), FAST))
+
+
+def test_a_subtitle_comes_before_the_stream_goes_on(translator: Translator, tmp_path: Path) -> None:
+    """The writer holds back the rest of the broadcast until the first sentence, which is over, has its subtitle."""
+    gold = write_film(tmp_path / "live.mp4", 8)
+    stream, ends = _transport_stream(tmp_path / "live.mp4")
+    second = gold[1][1] + 6.0  # FFmpeg looks at the first five seconds of a stream before it decodes any of them
+    held = next(size for seconds, size in ends if seconds > second)
+    reading, writing = os.pipe()
+    seen, waited = threading.Event(), []
+
+    def write() -> None:
+        with os.fdopen(writing, "wb") as pipe:
+            pipe.write(stream[:held])
+            pipe.flush()
+            waited.append(seen.wait(60))
+            pipe.write(stream[held:])
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    found = []
+    with os.fdopen(reading, "rb", buffering=0) as pipe:
+        for subtitle in translate_long(translator, LongVideo(pipe), FAST):
+            found.append(subtitle)
+            seen.set()
+    writer.join()
+    assert waited == [True] and len(found) == len(gold)
+    assert found == list(translate_long(translator, LongVideo(tmp_path / "live.mp4"), FAST))
+
+
+def _transport_stream(video: Path) -> tuple[bytes, list[tuple[float, int]]]:
+    """A video as MPEG-TS, and (seconds shown, bytes written) after each picture."""
+    target, ends = io.BytesIO(), []
+    with av.open(str(video)) as source, av.open(target, "w", format="mpegts") as output:
+        stream = output.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is None or packet.pts is None:
+                continue
+            seconds = float(packet.pts * packet.time_base)
+            packet.stream = stream
+            output.mux(packet)
+            ends.append((seconds, target.tell()))
+    return target.getvalue(), ends
