@@ -50,9 +50,14 @@ def long_words(encoder: HierarchicalVisualEncoder, pooled_TP: Tensor, frames_at_
         frames_at_once: how many frames word level sees in one pass, halo included; bounds the memory.
 
     Raises:
-        RecipeError: so few frames that none would be left between the halos, or more than the encoder takes.
+        RecipeError: an encoder that reads keypoints, so few frames that none would be left between the halos, or more
+            than the encoder takes.
     """
     config: Any = encoder.config  # transformers types it as the base class
+    if config.pose_layout:
+        raise RecipeError(
+            "long_words takes features of frames alone; this encoder also reads, or only reads, keypoints."
+        )
     grid, halo = grid_frames(config), halo_frames(config)
     before = -(-halo // grid) * grid  # a window begins on the grid
     core = (frames_at_once - before - halo) // grid * grid

@@ -163,6 +163,14 @@ def test_sentences_that_need_the_one_before_come_one_by_one(
         list(translate_long(waiting, LongVideo(film[0], batch=2), FAST))
 
 
+def test_a_model_of_rows_takes_no_long_video(
+    translator: Translator, film: tuple[Path, list[tuple[float, float]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(translator, "reads_rows", True)
+    with pytest.raises(RecipeError, match=r"reads keypoints or stored features, a long video holds pictures"):
+        list(translate_long(translator, LongVideo(film[0]), FAST))
+
+
 def test_a_subtitle_comes_before_the_stream_goes_on(translator: Translator, tmp_path: Path) -> None:
     """The writer holds back the rest of the broadcast until the first sentence, which is over, has its subtitle."""
     gold = write_film(tmp_path / "live.mp4", 8)

@@ -80,3 +80,10 @@ def test_too_few_or_too_many_frames_at_once(frames_at_once: int) -> None:
     )
     with pytest.raises(RecipeError, match=message):
         long_words(encoder, torch.zeros(200, encoder.frame_projection.in_features), frames_at_once)
+
+
+def test_keypoints_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = encoder_of(2, 8, 4, False)
+    monkeypatch.setattr(encoder.config, "pose_layout", "openpose")
+    with pytest.raises(RecipeError, match="long_words takes features of frames alone"):
+        long_words(encoder, torch.zeros(200, 24), 90)
