@@ -28,6 +28,8 @@ app.add_typer(shards_app, name="shards")
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(launch_app, name="launch")
 app.add_typer(ckpt_app, name="ckpt")
+vocab_app = typer.Typer(help="The words of a language model and its tokenizer.", no_args_is_help=True)
+app.add_typer(vocab_app, name="vocab")
 register_evaluate(app)
 register_experiment(app)
 
@@ -57,6 +59,24 @@ def features(
     with progress(f"features {out.name}") as show:
         manifest = extract(recipe, sets, shards, out, options, lambda done, total: show(done, total, ""))
     typer.echo(f"{out}: {manifest.counts['samples']} samples, {manifest.options['features']}")
+
+
+@vocab_app.command(epilog="Example: slt vocab extend models/llm --words words.txt --out models/llm-more")
+def extend(
+    llm: Annotated[str, typer.Argument(help="Hugging Face folder or hub id of a causal language model")],
+    words: Annotated[Path, typer.Option(help="text file, one word per line")],
+    out: Annotated[Path, typer.Option(help="new folder for model and tokenizer")],
+    spaces: Annotated[
+        bool, typer.Option("--spaces/--no-spaces", help="whether the words' language separates words by spaces")
+    ] = True,
+) -> None:
+    """Give a language model new words, each a single token whose rows start as the mean of its old pieces."""
+    from pipeline.models.vocabulary import extend as run
+    from pipeline.models.vocabulary import read_words
+
+    for word, number in run(llm, read_words(words), out, spaces).items():
+        typer.echo(f"{number}\t{word}")
+    typer.echo(str(out))
 
 
 @app.command(epilog="Example: slt train launch/recipes/demo_contrastive.yaml --set train.steps=20")

@@ -11,10 +11,11 @@ from pipeline.config.section import Section
 
 _LIMITS = {
     "crop_area": (0.05, 1.0), "crop_aspect": (0.5, 2.0), "scale": (0.5, 2.0), "erase_area": (0.001, 0.9),
-    "speed": (0.25, 4.0), "keep_part": (0.1, 1.0),
+    "speed": (0.25, 4.0), "keep_part": (0.1, 1.0), "pose_scale": (0.5, 2.0),
 }  # fmt: skip
 """Of the settings that are a [lowest, highest] pair: what both must lie between."""
 _TIME = ("speed", "drop_frames", "keep_part")
+_POSE = ("pose_scale", "pose_turn", "pose_shift", "pose_drop")
 
 
 class AugmentConfig(Section):
@@ -52,6 +53,15 @@ class AugmentConfig(Section):
     keep_part: tuple[float, float] = (1.0, 1.0)
     """Temporal crop: the part of the clip that is shown, from anywhere in it. What is cut off is still in the text."""
 
+    pose_scale: tuple[float, float] = (1.0, 1.0)
+    """Keypoints: size about the middle of the shoulders."""
+    pose_turn: float = Field(default=0.0, ge=0, le=45)
+    """Keypoints turned in the picture by at most so many degrees, either way."""
+    pose_shift: float = Field(default=0.0, ge=0, le=1)
+    """Keypoints moved by at most so many shoulder widths to the left or right, and up or down."""
+    pose_drop: float = Field(default=0.0, ge=0, lt=1)
+    """Probability that a joint is missing throughout the clip, each by itself."""
+
     def wrong_pairs(self) -> Iterator[tuple[str, str]]:
         """Name and problem of every pair that is out of order or beyond its limits."""
         for name, (low, high) in _LIMITS.items():
@@ -66,7 +76,7 @@ class AugmentConfig(Section):
 
     def of_pictures(self) -> dict[str, Any]:
         """Those that change pictures: stored frame features were made with or without them."""
-        return {name: value for name, value in self.changed().items() if name not in _TIME}
+        return {name: value for name, value in self.changed().items() if name not in (*_TIME, *_POSE)}
 
     @property
     def shortens(self) -> bool:
@@ -85,6 +95,6 @@ class ReferencesConfig(Section):
     train: list[str] = []
     """Training takes one of the sample's texts at every showing, each in its turn; every set of `data.train` needs
     these columns."""
-    eval: list[str] = []
+    scored: list[str] = []
     """Held-out translations are scored against all texts of a sample, which raises scores; every set of `data.eval`
     needs these columns."""

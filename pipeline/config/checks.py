@@ -17,6 +17,7 @@ from pipeline.config.source import Problem
 from pipeline.config.stages import STAGES
 from pipeline.config.transfer_checks import transfer_problems
 from pipeline.config.unread import unread
+from pipeline.config.visual_rules import visual_input_problems
 
 
 def cross_field_problems(recipe: Recipe) -> list[Problem]:
@@ -67,25 +68,6 @@ def _one_of_path_and_tiny(recipe: Recipe) -> Iterator[Problem]:
     if llm is not None and llm.tiny is not None and llm.tokenizer is None:
         text = "model.llm.tokenizer is missing: random (tiny) weights come without a tokenizer"
         yield Problem(text, ("model.llm.tokenizer", "model.llm.tiny"))
-
-
-def _visual_inputs(recipe: Recipe) -> Iterator[Problem]:
-    """What a visual encoder reads: an export's, or images or features, keypoints, or keypoints beside one of them."""
-    visual = recipe.model.visual
-    if visual is None:
-        return
-    parts = [name for name in ("backbone", "features", "pose") if getattr(visual, name) is not None]
-    fields = ("model.visual.path", *(f"model.visual.{name}" for name in parts))
-    if visual.path is not None and parts:
-        listed = " and ".join(parts)
-        text = f"model.visual takes exactly one of path and {listed}, got both; an export brings what it reads"
-        yield Problem(f"{text}; set one of them to null", fields)
-    elif visual.path is None and not parts:
-        text = "model.visual needs exactly one of path and backbone, got neither; features or pose may replace backbone"
-        yield Problem(text, ("model.visual.path", "model.visual.backbone"))
-    elif visual.backbone is not None and visual.features is not None:
-        text = "model.visual takes exactly one of backbone and features: stored features stand where a backbone would"
-        yield Problem(f"{text}; set one of them to null", fields[1:])
 
 
 def _heads(recipe: Recipe) -> Iterator[Problem]:
@@ -353,6 +335,7 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
     paths: list[tuple[str, str | None]] = [("run_dir", recipe.run_dir), ("deepspeed.base", recipe.deepspeed.base)]
     for name, sources in (("train", recipe.data.train), ("eval", recipe.data.eval)):
         paths += [(f"data.{name}.{number}.shards", source.shards) for number, source in enumerate(sources)]
+        paths += [(f"data.{name}.{number}.pose", source.pose) for number, source in enumerate(sources)]
     if model.llm is not None:
         paths += [("model.llm.path", model.llm.path), ("model.llm.tokenizer", model.llm.tokenizer)]
     if model.visual is not None:
@@ -375,8 +358,8 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
 
 
 RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
-    _length, _parts, _one_of_path_and_tiny, _visual_inputs, _heads, _images, _batch, _long_text, _data, _precision,
-    _zero_choice, _texts, _gloss_order, _paths, _augment, parts_problems, sequence_problems,
+    _length, _parts, _one_of_path_and_tiny, visual_input_problems, _heads, _images, _batch, _long_text, _data,
+    _precision, _zero_choice, _texts, _gloss_order, _paths, _augment, parts_problems, sequence_problems,
     transfer_problems,
 )  # fmt: skip
 

@@ -52,6 +52,7 @@ STAND_INS: dict[str, Any] = {
     "train.micro_batch": 1,
     "train.optimizer": {"lr": 1.0},
     "train.optimizer.lr": 1.0,
+    "train.early_stop.patience": 1,
 }
 
 

@@ -50,10 +50,14 @@ def _unread(path: str, part: PartConfig) -> Iterator[Problem]:
 
 
 def _lost(recipe: Recipe, path: str, part: PartConfig) -> Iterator[Problem]:
-    """Frozen weights are in no checkpoint, because they are where they came from; new ones come from nowhere."""
+    """Frozen weights are in no checkpoint, because they are where they came from; new ones come from nowhere. What the
+    exports of `model.init_from` hold is seen when they are opened."""
     llm, visual = recipe.model.llm, recipe.model.visual
     backbone = None if visual is None else visual.backbone
-    tiny = {"llm": llm is not None and llm.tiny, BACKBONE: backbone is not None and backbone.tiny}
+    initial = recipe.model.init_from
+    new_llm = llm is not None and llm.tiny is not None and not (initial.llm or initial.model)
+    new_backbone = backbone is not None and backbone.tiny is not None and not (initial.visual or initial.model)
+    tiny = {"llm": new_llm, BACKBONE: new_backbone}
     new = next((name for name, is_new in tiny.items() if is_new and part_of(path, [name])), "")
     if new and part.mode != "trained":
         text = (

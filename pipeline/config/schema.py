@@ -85,6 +85,11 @@ class BackboneConfig(Section):
     """Hugging Face folder or hub id of a vision model."""
     tiny: TinyVit | None = None
     """Sizes of a new one with random weights."""
+    kind: Literal["frame", "video"] = "frame"
+    """`frame`: an image model, frame by frame. `video`: a video model (VideoMAE, TimeSformer, ViViT, V-JEPA 2) over
+    windows of as many frames as it takes; needs `pool: mean`."""
+    window_stride: int = Field(default=0, ge=0)
+    """Frames between the beginnings of a video model's windows; 0 = side by side."""
     train: Literal["frozen", "lora", "full"] = "full"
     """Which backbone weights the contrastive stage changes."""
     lora_rank: int = Field(default=8, gt=0)
@@ -204,6 +209,9 @@ class SourceConfig(Section):
     """Samples of this split."""
     corpus: str | None = None
     """Only samples of this corpus; default all."""
+    pose: str | None = None
+    """Shard set with the keypoints of the same samples, for an encoder that reads them beside frames
+    (docs/inputs.md)."""
     text: str = ""
     """Text column that holds the texts to learn, such as pseudo-labels; samples without one are left out. Empty: the
     samples' own texts."""

@@ -30,6 +30,9 @@ class SequenceTuningConfig(Section):
     clip: float = Field(default=0.2, gt=0, lt=1)
     """grpo: a token's ratio of current to sampling policy counts from 1 - clip to 1 + clip. Samples serve one step, so
     at temperature 1 it is 1 up to rounding."""
+    kl_weight: float = Field(default=0.0, ge=0)
+    """grpo: of the divergence from the start (`model.init_from`), per token as in the paper, which takes 0.04. Above 0
+    only connector and adapters of the LLM may train."""
 
     @property
     def with_reference(self) -> bool:

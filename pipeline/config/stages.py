@@ -34,6 +34,7 @@ STAGES = {
         shards=("text",),
         unread=(
             "contrastive", "connector", "sequence_tuning", "model.visual", "model.text_encoder", "model.connector",
+            "data.train.pose", "data.eval.pose",
             "data.max_frames", "data.frame_stride", "data.image_pixels", "data.frame_budget", "data.pack_tokens",
             "data.length_window", "data.unique_texts", "data.augment", "data.references",
             "data.jitter",
@@ -46,7 +47,7 @@ STAGES = {
         unread=(
             "continued_pretraining", "connector", "sequence_tuning", "model.llm", "model.connector", "model.kernels",
             "data.block_tokens", "data.frame_budget", "data.pack_tokens", "train.peak_tflops",
-            "data.references.eval",
+            "data.references.scored",
         ),
         contrasts=True,
     ),

@@ -19,6 +19,8 @@ class CtcConfig(Section):
     order: Literal["given", "video"] = "given"
     """CTC's order of them: as written, or that in which the head finds them in the clip (arXiv 2505.15438), for glosses
     that were made from a sentence; `video` needs `set_weight`."""
+    start_step: int = Field(default=0, ge=0)
+    """CTC has no weight in the steps before: with `order: video` the head first learns which glosses occur."""
     unusable: Literal["error", "leave_out"] = "error"
     """A clip without glosses, or with more than its word tokens can hold: an error, or left out of both losses and
     counted (`train/gloss_left_out`)."""

@@ -13,11 +13,11 @@ _NEW_ENCODER = ("width", "dropout", "max_frames", "centre_clips", "word", "sente
 _REMOTE = ("access", "cache_gib", "storage_options")
 _HELD_OUT = (
     "train.eval_batches", "connector.eval_samples", "connector.num_beams", "connector.max_new_tokens",
-    "connector.score_protocol", "data.references.eval",
+    "connector.score_protocol", "data.references.scored",
 )  # fmt: skip
 _OF_SAMPLES = ("connector.max_new_tokens", "connector.score_protocol")
 """Those of held-out texts that hold for the texts a stage samples in training, too."""
-_OF_OBJECTIVE = {"minimum_risk": ("sharpness", "include_reference"), "grpo": ("clip",)}
+_OF_OBJECTIVE = {"minimum_risk": ("sharpness", "include_reference"), "grpo": ("clip", "kl_weight")}
 
 
 def unread(recipe: Recipe, origins: Mapping[str, str]) -> Iterator[str]:
@@ -53,6 +53,9 @@ def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield f"data.jitter.{name}", "data.jitter moves no cut: before_seconds and after_seconds are 0"
     if not data.augment.erase:
         yield "data.augment.erase_area", "data.augment.erase is 0"
+    if visual is not None and visual.path is None and visual.pose is None:
+        for name in ("pose_scale", "pose_turn", "pose_shift", "pose_drop"):
+            yield f"data.augment.{name}", "model.visual reads no keypoints"
     if objective != "both":
         yield "contrastive.token_weight", f"contrastive.objective is {objective}, not both"
     ctc, alignment = recipe.contrastive.ctc, recipe.contrastive.alignment
@@ -61,7 +64,8 @@ def _left_out(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if not ctc.used:
         yield "contrastive.ctc.unusable", "contrastive.ctc.weight and set_weight are 0"
     if not ctc.weight:
-        yield "contrastive.ctc.order", "contrastive.ctc.weight is 0"
+        for name in ("order", "start_step"):
+            yield f"contrastive.ctc.{name}", "contrastive.ctc.weight is 0"
     if not ctc.used and not alignment.used:
         yield "contrastive.glosses", "the weights of contrastive.ctc and contrastive.alignment are 0"
     if objective == "token":

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 # global batch nor the numbers computed from them (micro_batch, chunks and ZeRO stage: up to rounding). Where the shards
 # are may change too; the plan's fingerprint checks that they hold the same samples.
 FREE_FIELDS = (
-    "name", "run_dir", "deepspeed", "data.train", "data.eval", "data.references.eval", "data.workers",
+    "name", "run_dir", "deepspeed", "data.train", "data.eval", "data.references.scored", "data.workers",
     "data.max_bad_samples",
     "model.attention", "model.kernels", "model.gradient_checkpointing", "train.micro_batch", "train.world_sizes",
     "train.compile", "train.checkpoint", "train.sequence_parallel", "continued_pretraining.loss_chunk_tokens",

@@ -71,9 +71,9 @@ def evaluate(
 
     split = settings.split
     defaults = EvaluateOptions(split=split, protocol=settings.protocol, device="auto")
-    generation, options = parse_sets(sets, defaults, reserved=("split", "protocol", "generation"))
+    generation, options = parse_sets(sets, defaults, reserved=("split", "protocol", "generation", "pose"))
     device = default_device if options.device == "auto" else options.device
-    options = dataclasses.replace(options, device=device, generation=generation)
+    options = dataclasses.replace(options, device=device, generation=generation, pose=settings.pose)
     target = settings.out or model / "evaluation" / split
     quiet = as_json or ranks.rank != 0
     with contextlib.nullcontext() if quiet else progress("translating samples") as on_progress:
@@ -119,10 +119,12 @@ def translate(
     if isinstance(place, LongOptions):
         translate_subtitles(translator, videos[0], settings, place, generation, as_json)
         return
+    if settings.pose and len(settings.pose) != len(videos):
+        raise RecipeError(f"{len(settings.pose)} times --pose for {len(videos)} videos: give one per video, in order.")
     failed: list[str] = []
-    for path in videos:
+    for path, poses in zip(videos, [[pose] for pose in settings.pose] or [[]] * len(videos), strict=True):
         try:
-            (result,) = translator.translate([VideoFile(path, start, end)], generation)
+            (result,) = translator.translate([VideoFile(path, start, end)], generation, poses)
         except DataError as error:
             failed.append(str(path))
             typer.echo(f"error: {error}", err=True)

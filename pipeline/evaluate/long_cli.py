@@ -30,8 +30,11 @@ SETS_HELP = "; with --long also pause_seconds=0.5, max_seconds=0 and the other v
 
 @dataclass(frozen=True)
 class LongSettings:
-    """The options of `slt translate` for long videos."""
+    """Further options of `slt translate`, most of them for long videos."""
 
+    pose: Annotated[
+        list[Path], typer.Option(help="keypoints of each video, in their order, for a model that reads both")
+    ] = field(default_factory=list)
     long: Annotated[
         bool,
         typer.Option("--long", help="one long video, or - for a stream on stdin: find the sentences, give subtitles"),
@@ -65,6 +68,9 @@ class EvaluateSettings:
     shards: Annotated[
         list[Path],
         typer.Option("--shards", help="shard set of what the model reads: videos, features, keypoints; repeat"),
+    ] = field(default_factory=list)
+    pose: Annotated[
+        list[Path], typer.Option(help="keypoints of the same samples, for a model that reads both; repeat")
     ] = field(default_factory=list)
     split: Annotated[str, typer.Option(help="split to translate")] = "test"
     protocol: Annotated[str, typer.Option(help="how BLEU and ROUGE are computed: phoenix14t, csl_daily, ...")] = (

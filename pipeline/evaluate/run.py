@@ -20,15 +20,17 @@ from pipeline.evaluate.in_turn import Turns, translate_in_turn, turns_of
 from pipeline.evaluate.metrics import Scores, score
 from pipeline.evaluate.protocols import get_protocol
 from pipeline.evaluate.report import merge_predictions, write_part, write_predictions, write_scores
-from pipeline.inference.clips import CollatePrompts, FetchFrames, PromptBatch, check_rows
+from pipeline.inference.clips import CollatePrompts, FetchFrames, PromptBatch, check_poses, check_rows
 from pipeline.inference.cues import CueReader, check_cues, with_cues
 from pipeline.inference.generate import GenerationOptions, Prediction, check_fits, translate
 from pipeline.inference.load import Precision, load_export
 from pipeline.inference.references import texts_of_sample
 from pipeline.models.processing import LlavaSltProcessor
 from pipeline.models.training_texts import warn_of_known_texts
+from pipeline.models.visual import VisualEncoderConfig
 from shards.exchange.previous import IDS
 from shards.format.index import ShardSet, open_index
+from shards.load.beside import Beside
 from shards.load.loader import EvalLoader
 from shards.order.options import PlanOptions, Source
 from shards.order.plan import Plan
@@ -44,6 +46,8 @@ class EvaluateOptions:
     split: str = "test"
     corpus: str | None = None
     """Only samples of this corpus; default all."""
+    pose: list[Path] = field(default_factory=list)
+    """Shard sets with the keypoints of the same samples, for a model that reads them beside frames."""
     references: str | None = None
     """Text columns of the shard sets, separated by commas, whose texts are references too (`slt shards texts`)."""
     protocol: str = "default"
@@ -111,9 +115,12 @@ def evaluate_export(
     check_fits(model, processor, options.generation, str(export_dir))
     sets = [open_index(path) for path in shards]
     processor = _with_source(processor, options.previous)
-    loader = _loader(sets, CollatePrompts(processor, model.visual.config.clip_sizes()), options, ranks)
+    beside = _beside(options, model.visual.config)
+    loader = _loader(sets, CollatePrompts(processor, model.visual.config.clip_sizes()), beside, options, ranks)
     check_cues(loader.plan, CueReader(processor.options), train=False)
     check_rows(loader.plan, model.visual.config)
+    if beside is not None:
+        beside.check(loader.plan)
     count = _counter(len(range(ranks.rank, loader.n_items, ranks.world_size)), on_progress)
     turns = turns_of(loader, expected_keys(loader), processor) if _predicted(processor) else None
     if turns is not None:
@@ -154,13 +161,23 @@ def _counter(total: int, on_progress: Callable[[int, int], None] | None) -> Call
     return count
 
 
-def _loader(sets: list[ShardSet], collate: CollatePrompts, options: EvaluateOptions, ranks: EvalRanks) -> EvalLoader:
+def _beside(options: EvaluateOptions, config: VisualEncoderConfig) -> Beside | None:
+    """The keypoints that the model reads beside frames; None if it reads none."""
+    sources = [Source(open_index(path), options.split, options.corpus) for path in options.pose]
+    poses = Plan(sources, PlanOptions("clip", shuffle=False)) if sources else None
+    check_poses(poses, config, "name their shards with --pose")
+    return None if poses is None else Beside(poses)
+
+
+def _loader(
+    sets: list[ShardSet], collate: CollatePrompts, beside: Beside | None, options: EvaluateOptions, ranks: EvalRanks
+) -> EvalLoader:
     """This rank's batches of the split, in the order of the shard sets."""
     sizes = collate.processor.options
     columns = (*options.reference_columns(), *text_columns(sizes.prompt, sizes.prompts, train=False))
     predicted = _predicted(collate.processor)
     columns += (sizes.prompts.previous.column + IDS,) if predicted else ()
-    frames = FetchFrames(sizes.max_frames, sizes.frame_stride, sizes.image_pixels)
+    frames = FetchFrames(sizes.max_frames, sizes.frame_stride, sizes.image_pixels, beside=beside)
     plan = Plan(
         [Source(shard_set, options.split, options.corpus, columns=columns) for shard_set in sets],
         PlanOptions("clip", shuffle=False, max_frames=sizes.max_frames, frame_stride=sizes.frame_stride),

@@ -49,7 +49,8 @@ class Contents:
         dtype = export_dtype(resolved)
         entries = [*checkpoint_entries(checkpoint, dtype), *frozen_entries(resolved, plan, dtype, sources)]
         model, heads = _named_as_exported(entries, plan)
-        adapters = Adapters.of(model, config, plan, bases_of(resolved.recipe.model, plan))
+        adapters = Adapters.of([*model, *heads], config, plan, bases_of(resolved.recipe.model, plan))
+        heads = adapters.merge(heads)
         if lora == "keep":
             check_kept(adapters)
             # a plain language model's config has no place for them: its own files hold it as it was

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.config.augment_schema import AugmentConfig
 from pipeline.errors import RecipeError
+from pipeline.inference.pose_augment import CHANCES, move_joints
 from shards.load.draws import Draw, Purpose, turn
 from shards.load.features import read_views
 from shards.load.reader import SampleReader
@@ -61,6 +62,13 @@ class Augment:
         wanted = self.config.of_pictures()
         view = turn(Purpose.VIEW, self.seed, sample, showing, len(views_KTP)) if wanted else 0
         return views_KTP[view][numbers]
+
+    def keypoints(self, rows_TK: NDArray[np.float16], sample: int, showing: int) -> NDArray[np.float16]:
+        """Keypoints [T, 3 J] of a clip, moved and thinned out."""
+        joints = rows_TK.shape[1] // 3
+        return move_joints(
+            rows_TK, self.config, Draw(Purpose.KEYPOINTS, self.seed, sample, showing).randoms(CHANCES + joints)
+        )
 
     def frame_numbers(self, sample: int, showing: int, stored: int, max_frames: int, stride: int) -> list[int]:
         """Numbers of the stored frames to show, in order; a slowed clip repeats some.

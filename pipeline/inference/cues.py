@@ -152,6 +152,8 @@ def example_pool(samples: Samples, prompt: str, prompts: PromptsConfig, seed: in
     of, pool = prompts.example, dict[int, tuple[str, str]]()
     for sample in np.argsort(draw.randoms(len(samples)), kind="stable").tolist():
         row = samples.row(sample)
+        if not row.text.strip():
+            continue
         gloss = gloss_of(prompts, samples, sample, row) if "gloss" in fields_of(of.template) else ""
         pool.setdefault(row.text_hash, (example_text(of.template, row.text, gloss), row.text))
         if len(pool) == of.pool:

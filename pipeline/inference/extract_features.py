@@ -90,6 +90,11 @@ def extract(
     encoder = build_visual(visual, loaded.data.image_pixels, dtype)
     if encoder.config.backbone_config is None:
         raise RecipeError(f"{recipe}: model.visual has no backbone; it reads rows that are stored already")
+    if encoder.config.clip_stride:
+        raise RecipeError(
+            f"{recipe}: features of a video model depend on the frames it reads together, which data.frame_stride and"
+            " data.max_frames choose in training; train on the videos"
+        )
     if not encoder.config.backbone_fingerprint:
         raise RecipeError(
             f"{recipe}: model.visual.backbone must be pretrained (path) and frozen (train: frozen); features of one"

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.errors import CheckpointError
-from pipeline.inference.clips import VideoPrompts
+from pipeline.errors import CheckpointError, RecipeError
+from pipeline.inference.clips import ClipArray, FusedClip, VideoPrompts, clip_length, pack_arrays
 from pipeline.inference.cues import StatedCues, stated_cues
 from pipeline.inference.generate import GenerationOptions, check_fits, translate_batch
 from pipeline.inference.load import VIDEO_FORM, Precision, load_export
@@ -24,6 +24,7 @@ from pipeline.inference.rows import ROWS_FORM, RowForms, read_row_forms
 from pipeline.models.clip_layout import ClipLayout
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
 from pipeline.models.processing import LlavaSltProcessor
+from shards.load.beside import fitted
 from shards.load.reader import wanted_frames
 from shards.media.rows import RowsForm
 from shards.media.video import VideoOptions, decode, probe, transcode
@@ -93,8 +94,10 @@ class Translator:
         self.model, self.processor, self.form, self.rows = model, processor, form, rows or RowForms()
         self.stated = StatedCues()
         """What the prompt shows of every video, beyond the sentences that were translated before."""
-        self.reads_rows = model.visual.config.backbone_config is None
-        if self.reads_rows and self.rows.alone is None:
+        config = model.visual.config
+        self.reads_rows = config.backbone_config is None
+        self.fused = config.reads_frames and bool(config.pose_layout)
+        if (self.reads_rows and self.rows.alone is None) or (self.fused and self.rows.pose is None):
             raise CheckpointError(f"the model reads stored rows, but has no {ROWS_FORM}; export the run again.")
         self._fitting: GenerationOptions | None = None
 
@@ -104,9 +107,9 @@ class Translator:
     ) -> Translator:
         """Load an exported folder. Raises CheckpointError when it cannot be used."""
         model, processor = load_export(export_dir, device, precision)
-        if model.visual.config.backbone_config is None:
-            return cls(model, processor, VideoOptions(), read_row_forms(export_dir))
-        return cls(model, processor, read_video_form(export_dir))
+        reads_rows = model.visual.config.backbone_config is None
+        form = VideoOptions() if reads_rows else read_video_form(export_dir)
+        return cls(model, processor, form, read_row_forms(export_dir))
 
     def with_prompt(self, prompt: str) -> Translator:
         """The same model with another prompt template. Raises RecipeError when it lacks ``{video}``."""
@@ -123,19 +126,27 @@ class Translator:
         stated_cues(self.processor, stated)
         return other
 
-    def read(self, media: VideoFile) -> np.ndarray:
+    def read(self, media: VideoFile, pose: Path | None = None) -> ClipArray:
         """Frames uint8 [T, H, W, 3] as the encoder sees them in training: stored form, stride, limit, square crop. Rows
-        [T, W] of a file of keypoints or features, where the model reads these.
+        [T, W] of a file of keypoints or features, where the model reads these; both, with the keypoints of ``pose``.
 
         Raises:
-            DataError: missing or damaged media, or nothing between the two times.
+            DataError: missing or damaged media, nothing between the two times, or keypoints of another length.
         """
+        sizes, times = self.processor.options, (media.start_seconds, media.end_seconds)
         if self.reads_rows:
-            sizes = self.processor.options
-            rows_TW = self._form().read(RowsFile(media.path, media.start_seconds, media.end_seconds))
-            chosen = wanted_frames(len(rows_TW), sizes.max_frames, sizes.frame_stride)
-            return rows_TW if chosen is None else rows_TW[chosen]
-        return self.frames(transcode(media, self.form), str(media.path))
+            rows_TW = self._form().read(RowsFile(media.path, *times))
+            stored, chosen = len(rows_TW), wanted_frames(len(rows_TW), sizes.max_frames, sizes.frame_stride)
+            frames = rows_TW if chosen is None else rows_TW[chosen]
+        else:
+            payload = transcode(media, self.form)
+            stored, frames = probe(payload).frames, self.frames(payload, str(media.path))
+        if pose is None:
+            return frames
+        assert self.rows.pose is not None  # checked when the translator was made
+        rows_TK = fitted(self.rows.pose.read(RowsFile(pose, *times)), stored, str(pose))
+        chosen = wanted_frames(stored, sizes.max_frames, sizes.frame_stride)
+        return FusedClip(frames, rows_TK if chosen is None else rows_TK[chosen])
 
     def frames(self, payload: bytes, where: str) -> np.ndarray:
         """Frames uint8 [T, H, W, 3] of a video in the stored form, as the encoder sees them in training."""
@@ -143,23 +154,33 @@ class Translator:
         frame_numbers = wanted_frames(stored, sizes.max_frames, sizes.frame_stride)
         return decode(payload, stored, frame_numbers, sizes.image_pixels, where=where)
 
-    def translate(self, media: Sequence[VideoFile], options: GenerationOptions | None = None) -> list[Translation]:
-        """Translate videos (or parts of them) as one batch. Raises as `read`, and RecipeError for more new tokens than
-        the LLM has positions for."""
+    def translate(
+        self, media: Sequence[VideoFile], options: GenerationOptions | None = None, poses: Sequence[Path] = ()
+    ) -> list[Translation]:
+        """Translate videos (or parts of them) as one batch; ``poses``: their keypoints, for a model that reads both.
+
+        Raises as `read`, and RecipeError for more new tokens than the LLM has positions for, or keypoints that the
+        model lacks or does not read.
+        """
         options = options or GenerationOptions()
         self.check(options)
+        if len(poses) != (len(media) if self.fused else 0):
+            what = "reads keypoints beside frames: give one file of them per video"
+            what = what if self.fused else "does not read keypoints beside frames: leave them out"
+            raise RecipeError(f"{len(poses)} files of keypoints for {len(media)} clips, but the model {what} (--pose).")
         media = [located(video) for video in media]
-        clips = [self.read(video) for video in media]
+        files: list[Path | None] = [*poses] or [None] * len(media)
+        clips = [self.read(video, pose) for video, pose in zip(media, files, strict=True)]
         texts = self.translate_clips(clips, options)
         return [
-            Translation(video.path, text, len(clip), self._seconds(video))
+            Translation(video.path, text, clip_length(clip), self._seconds(video))
             for video, text, clip in zip(media, texts, clips, strict=True)
         ]
 
     def translate_clips(
-        self, clips: Sequence[np.ndarray], options: GenerationOptions, before: Sequence[str] = ()
+        self, clips: Sequence[ClipArray], options: GenerationOptions, before: Sequence[str] = ()
     ) -> list[str]:
-        """Texts of clips uint8 [T, H, W, 3] as `frames` gives them, translated as one batch.
+        """Texts of clips as `read` or `frames` gives them, translated as one batch.
 
         Args:
             clips: their frames.
@@ -172,9 +193,9 @@ class Translator:
         """
         cues = stated_cues(self.processor, self.stated, before)
         self.check(options)
-        lengths = [len(frames_THWC) for frames_THWC in clips]
+        lengths = [clip_length(clip) for clip in clips]
         batch: VideoPrompts = {
-            "frames_NHWC": torch.from_numpy(np.concatenate(clips)),
+            "frames_NHWC": pack_arrays(clips),
             "frame_lengths_B": torch.tensor(lengths),
             "layout": ClipLayout.of(lengths, self.model.visual.config.clip_sizes()),
             **self.processor(lengths, cues=[cues] * len(lengths)),

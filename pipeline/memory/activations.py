@@ -159,13 +159,17 @@ def backbone_bytes(parts: Parts, frames: int, per_pass: int, recompute: float) -
         parts.traced["backbone", recompute] = (_passes(parts, 1), _passes(parts, 2))
     one, two = parts.traced["backbone", recompute]
     kept, at_work = two - one, one - (two - one)
-    return (kept * frames + at_work * min(per_pass or frames, frames)) // _FRAMES_TRACED
+    traced = parts.visual.config.clip_sizes().clip_frames or _FRAMES_TRACED
+    return (kept * frames + at_work * min(per_pass or frames, frames)) // traced
 
 
 def _passes(parts: Parts, passes: int) -> int:
     backbone = parts.visual.backbone
     side = backbone.image_pixels
-    pixels = [torch.empty(_FRAMES_TRACED, 3, side, side, dtype=parts.dtype, device="meta") for _ in range(passes)]
+    shape: tuple[int, ...] = (_FRAMES_TRACED, 3, side, side)
+    if frames := parts.visual.config.clip_sizes().clip_frames:  # one window, counted as so many frames below
+        shape = (1, frames, 3, side, side)
+    pixels = [torch.empty(shape, dtype=parts.dtype, device="meta") for _ in range(passes)]
 
     def run() -> None:
         with torch.set_grad_enabled(backbone.trains):

@@ -29,6 +29,10 @@ class ClipSizes(NamedTuple):
     """Frames merged into one word token."""
     max_frames: int
     """Longest clip."""
+    clip_frames: int = 0
+    """Frames that a video model reads at once; 0 where frames are read one by one."""
+    clip_stride: int = 0
+    """Frames from the beginning of one of its windows to that of the next."""
 
 
 class ClipLayout(NamedTuple):
@@ -61,6 +65,10 @@ class ClipLayout(NamedTuple):
     """One row per sample, in the order of `samples`: the queries of attention pooling."""
     longest_frames: int
     """Frames of the longest clip. The longest in words is ``samples.longest``."""
+    clip_frames_GF: Tensor | None = None
+    """int64: packed frame at every place of every window of a video model; None for other encoders."""
+    clip_slots_N: Tensor | None = None
+    """int64: place (window * F + place in it) of every frame, in the window whose middle is nearest."""
 
     @classmethod
     def of(cls, frame_lengths: Sequence[int], sizes: ClipSizes) -> ClipLayout:
@@ -75,6 +83,7 @@ class ClipLayout(NamedTuple):
         frame_samples_N, frame_positions_N = _enumerate(frames_B)
         word_samples_M, word_positions_M = _enumerate(words_B)
         first_word_B = words_B.cumsum() - words_B
+        clip_windows = _clip_windows(frames_B, sizes) if sizes.clip_frames else (None, None)
         counts_M = np.minimum(sizes.stride, frames_B[word_samples_M] - word_positions_M * sizes.stride)
         return cls(
             sizes=sizes,
@@ -92,6 +101,8 @@ class ClipLayout(NamedTuple):
             samples=Spans.of(words_B),
             queries=Spans.of(np.ones_like(words_B), beside=words_B),
             longest_frames=int(frames_B.max()),
+            clip_frames_GF=clip_windows[0],
+            clip_slots_N=clip_windows[1],
         )
 
     def to(self, device: torch.device | str) -> ClipLayout:
@@ -114,6 +125,23 @@ class ClipLayout(NamedTuple):
 
     def _shape(self, longest: int) -> tuple[int, int]:
         return len(self.frame_lengths_B), longest
+
+
+def _clip_windows(frames_B: np.ndarray, sizes: ClipSizes) -> tuple[Tensor, Tensor]:
+    """`ClipLayout.clip_frames_GF` and ``clip_slots_N``: windows begin every ``clip_stride`` frames until one reaches
+    the clip's end; places behind it repeat the clip's last frame."""
+    size, stride = sizes.clip_frames, sizes.clip_stride
+    windows_B = np.maximum(0, -(-(frames_B - size) // stride)) + 1
+    sample_G, number_G = _enumerate(windows_B)
+    places_GF = number_G[:, None] * stride + np.arange(size)
+    first_B = frames_B.cumsum() - frames_B
+    frames_GF = first_B[sample_G, None] + np.minimum(places_GF, frames_B[sample_G, None] - 1)
+    sample_N, position_N = _enumerate(frames_B)
+    nearest_N = np.rint((position_N - (size - 1) / 2) / stride).astype(np.int64)
+    window_N = nearest_N.clip(0, windows_B[sample_N] - 1)
+    first_window_B = windows_B.cumsum() - windows_B
+    slots_N = (first_window_B[sample_N] + window_N) * size + position_N - window_N * stride
+    return torch.from_numpy(frames_GF), torch.from_numpy(slots_N)
 
 
 def window_lengths(length_B: np.ndarray, size: int, shift: int = 0) -> np.ndarray:

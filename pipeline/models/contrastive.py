@@ -66,6 +66,13 @@ class ContrastiveModel(nn.Module):
             if not name.startswith("visual."):
                 parameter.data = parameter.data.to(visual.dtype)
 
+    def train(self, mode: bool = True) -> ContrastiveModel:
+        """As `nn.Module.train`, but a fully frozen encoder stays in eval mode: no dropout in what never learns."""
+        super().train(mode)
+        if mode and not any(parameter.requires_grad for parameter in self.visual.parameters()):
+            self.visual.eval()
+        return self
+
     def set_text_statistics(self, statistics: dict[str, torch.Tensor]) -> None:
         """Centre and scale text features by `TextFeatureCache.statistics`."""
         for name, value in statistics.items():

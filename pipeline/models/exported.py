@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from pipeline.config.schema import ModelConfig
 from pipeline.errors import RecipeError
+from pipeline.models.pretrained import refuse_adapters
 from pipeline.models.weight_files import head_files, weight_files
 
 MODEL_PARTS = ("visual", "connector", "llm")
@@ -26,6 +27,11 @@ def part_of(name: str) -> str:
     return first if first in MODEL_PARTS else HEADS
 
 
+def plain(name: str) -> str:
+    """A parameter's name without the adapter around its layer (`pipeline.models.lora`)."""
+    return name.replace(".base_layer.", ".")
+
+
 class Export:
     """An exported folder, or one like it from elsewhere; no tensor is read before it is asked for.
 
@@ -33,17 +39,18 @@ class Export:
         folder: with config.json and safetensors files.
 
     Raises:
-        RecipeError: it holds no such files, or none that can be read.
+        RecipeError: it holds no such files, none that can be read, or its weights without their adapters.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        refuse_adapters(str(folder), "model.init_from")
         try:
             self.config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             self._prefix = _PREFIXES.get(self.config.get("model_type", ""), "llm.")
             files = [(path, self._prefix) for path in weight_files(folder) if path.suffix == ".safetensors"]
             files += [(path, "") for path in head_files(folder)]
-            self._held = {f"{prefix}{name}": (path, name) for path, prefix in files for name in _names(path)}
+            self._held = {plain(f"{prefix}{name}"): (path, name) for path, prefix in files for name in _names(path)}
         except (OSError, ValueError) as error:
             text = f"model.init_from: {folder} cannot be read: {error}; give a folder of `slt export`"
             raise RecipeError(text) from error
@@ -56,7 +63,7 @@ class Export:
         return sorted({part_of(name) for name in self._held})
 
     def names(self, part: str) -> list[str]:
-        """Of the tensors of a part, as a stage's module calls them."""
+        """Of the tensors of a part, as a stage's module calls them before it adds adapters."""
         return [name for name in self._held if part_of(name) == part]
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -85,4 +92,4 @@ def _names(path: Path) -> Iterator[str]:
         yield from file.keys()
 
 
-__all__ = ["HEADS", "MODEL_PARTS", "Export", "init_folders", "part_of"]
+__all__ = ["HEADS", "MODEL_PARTS", "Export", "init_folders", "part_of", "plain"]

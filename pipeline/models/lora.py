@@ -7,7 +7,8 @@ starting values, so that its files fit; the base layer and its weight stay as th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -104,6 +105,19 @@ def add_described(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> None
         add_lora(model, group["layers"], group["rank"], group["alpha"])
 
 
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """Inside, the model computes as if none of its layers had an adapter."""
+    scales = {layer: layer.alpha for layer in adapted_layers(model).values()}
+    for layer in scales:
+        layer.alpha = 0.0
+    try:
+        yield
+    finally:
+        for layer, alpha in scales.items():
+            layer.alpha = alpha
+
+
 def record_adapters(model: nn.Module) -> None:
     """Write into the configs which layers have adapters, so that exports carry them: each into the innermost model
     whose config has a place for it."""
@@ -128,4 +142,5 @@ __all__ = [
     "linear_layers",
     "matching",
     "record_adapters",
+    "without_adapters",
 ]

@@ -22,6 +22,7 @@ from pipeline.config.prompt_schema import PromptsConfig
 from pipeline.config.schema import BackboneConfig, DataConfig, ModelConfig, TextEncoderConfig, TinyVit, VisualConfig
 from pipeline.errors import RecipeError
 from pipeline.models import frame_level
+from pipeline.models.clip_level import window_frames
 from pipeline.models.fingerprint import export_fingerprint, weights_digest
 from pipeline.models.language import embedding_rms, load_language, load_llm, load_tokenizer
 from pipeline.models.llava_slt import LlavaSltConfig, LlavaSltForConditionalGeneration
@@ -72,6 +73,9 @@ def new_encoder_config(
         raise RecipeError("model.visual: give path (an exported encoder) or backbone, features or pose.")
     backbone = config.backbone or BackboneConfig(train="frozen")
     mean, std = _normalisation(backbone.path)
+    clip_stride = 0
+    if backbone.kind == "video" and backbone_config is not None:
+        clip_stride = backbone.window_stride or window_frames(backbone_config)
     joints = None if pose is None else LAYOUTS[pose.layout]
     return VisualEncoderConfig(
         backbone_config=backbone_config,
@@ -91,6 +95,7 @@ def new_encoder_config(
         backbone_train=backbone.train,
         frames_per_pass=backbone.frames_per_pass,
         centre_clips=config.centre_clips,
+        clip_stride=clip_stride,
         backbone_fingerprint="" if features is None else features.fingerprint,
         features_width=0 if features is None else features.width,
         pose_layout="" if pose is None else pose.layout,
@@ -202,8 +207,7 @@ def _exported_visual(path: str, image_pixels: int, dtype: torch.dtype) -> Hierar
             f" set it to {config.image_pixels}."
         )
     if not config.backbone_fingerprint and config.backbone_config is not None:
-        # trained with the encoder: its backbone comes from this export
-        config.backbone_fingerprint = export_fingerprint(Path(path), config)
+        config.backbone_fingerprint = export_fingerprint(Path(path), config)  # its backbone comes from this export
     encoder = HierarchicalVisualEncoder.from_pretrained(path, config=config, dtype=dtype)
     encoder.freeze_backbone()
     if encoder.backbone.trains:
@@ -254,6 +258,8 @@ def _fingerprint(config: BackboneConfig, image_pixels: int, normalisation: tuple
     config_file = cached_file(config.path, "config.json")
     assert config_file is not None  # the backbone has been loaded from there
     identity = [weights_digest(Path(config_file).parent), config.pool, image_pixels, *normalisation]
+    if config.kind == "video":
+        identity += [config.kind, config.window_stride]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 
 

@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 
 from pipeline.config.schema import ModelConfig
 from pipeline.errors import CheckpointError
-from pipeline.models.exported import init_folders, part_of
+from pipeline.models.exported import HEADS, Export, init_folders, part_of
 from pipeline.models.weight_files import files_of
 
 Digests = dict[str, dict[str, dict[str, Any]]]
@@ -51,7 +51,11 @@ def source_prefixes(model: ModelConfig) -> tuple[str, ...]:
         "visual.": None if visual is None else visual.path,
         "visual.backbone.": backbone,
     }
-    return tuple(prefix for prefix, path in paths.items() if path is not None)
+    loaded = [prefix for prefix, path in paths.items() if path is not None]
+    for part, folder in init_folders(model).items():
+        heads = (name.partition(".")[0] for name in Export(folder).names(HEADS)) if part == HEADS else ()
+        loaded += [*heads] or [f"{part}."]
+    return tuple(loaded)
 
 
 class SourceDigests:

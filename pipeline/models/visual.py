@@ -28,6 +28,7 @@ from pipeline.errors import RecipeError
 from pipeline.models import frame_level
 from pipeline.models.attention import Reach, choose, ragged_attention
 from pipeline.models.clip_layout import ClipLayout, ClipSizes
+from pipeline.models.clip_level import ClipBackbone, window_frames
 from pipeline.models.lora import add_described
 from pipeline.models.pose_level import CHANNELS, PoseLevel
 from pipeline.models.streams import Inputs, Streams, frames_of
@@ -57,6 +58,7 @@ class VisualEncoderConfig(PreTrainedConfig):
             all of its frames (as cepstral mean normalisation does for a speaker's channel). Still clips keep theirs.
         backbone_fingerprint: identity of a pretrained backbone's weights and preprocessing, from `build_visual`;
             empty if training made or changed them. Says which stored frame features belong to it.
+        clip_stride: frames between the windows of a video model; 0 for an image model.
         features_width: numbers per row of the stored features that it reads in place of a backbone's; 0 = none.
         pose_layout, pose_groups, pose_width, pose_fingerprint: keypoints that it reads, alone or beside frames: their
             layout, the joints of every group, the width of a group, and which stored keypoints fit. Empty = none.
@@ -87,6 +89,7 @@ class VisualEncoderConfig(PreTrainedConfig):
     frames_per_pass: int = _BACKBONE.frames_per_pass
     centre_clips: bool = _RECIPE.centre_clips
     backbone_fingerprint: str = ""
+    clip_stride: int = 0
     features_width: int = 0
     pose_layout: str = ""
     pose_groups: Sequence[int] = ()
@@ -125,7 +128,10 @@ class VisualEncoderConfig(PreTrainedConfig):
 
     def clip_sizes(self) -> ClipSizes:
         """What `ClipLayout.of` needs to know of this encoder."""
-        return ClipSizes(self.window_frames, self.stride, self.max_frames)
+        sizes = ClipSizes(self.window_frames, self.stride, self.max_frames)
+        if not self.clip_stride:
+            return sizes
+        return sizes._replace(clip_frames=window_frames(self.backbone_config), clip_stride=self.clip_stride)
 
     def _check(self) -> None:
         for name, heads in (("word.heads", self.word_heads), ("sentence.heads", self.sentence_heads)):
@@ -231,13 +237,14 @@ class HierarchicalVisualEncoder(PreTrainedModel):
         add_described(self, config.adapters)
         self.post_init()
 
-    def _frames(self, backbone: PreTrainedModel | None) -> frame_level.FrameBackbone:
+    def _frames(self, backbone: PreTrainedModel | None) -> frame_level.FrameBackbone | ClipBackbone:
         config = self.config
         model = frame_level.new_backbone(config.backbone_config) if backbone is None else backbone
         config.backbone_config = model.config
         if config.lora_rank:
             frame_level.add_adapters(model, config.lora_rank, config.lora_alpha, config.lora_targets)
-        return frame_level.FrameBackbone(model, config.pool, config.image_pixels)
+        kind = ClipBackbone if config.clip_stride else frame_level.FrameBackbone
+        return kind(model, config.pool, config.image_pixels)
 
     def stored_width(self) -> int:
         """Numbers of a row that may stand for a frame: pooled backbone features, stored features, or keypoints."""
@@ -286,12 +293,22 @@ class HierarchicalVisualEncoder(PreTrainedModel):
         for block in (*self.sentence_blocks, self.sentence_pool):
             block.attention = backend_of[sentence]
 
-    def pooled(self, frames_NHWC: Tensor) -> Tensor:
+    def pooled(self, frames_NHWC: Tensor, layout: ClipLayout | None = None) -> Tensor:
         """uint8 frames -> pooled backbone features [N, pooled width], as feature shards store them.
 
-        Frames are normalised pass by pass: as uint8 they take a quarter of the memory.
+        Frames are normalised pass by pass: as uint8 they take a quarter of the memory. ``layout``: of these clips,
+        for a video model.
         """
         config = self.config
+        if isinstance(self.backbone, ClipBackbone):
+            assert layout is not None  # a video model reads clips
+            at_once = config.frames_per_pass and max(1, config.frames_per_pass // self.backbone.frames)
+            return self.backbone.over_clips(
+                frames_NHWC,
+                layout,
+                at_once,
+                lambda part: frame_level.normalise(part, config.image_mean, config.image_std, self.dtype),
+            )
         passes = frames_NHWC.split(config.frames_per_pass) if config.frames_per_pass else (frames_NHWC,)
         mean, std = config.image_mean, config.image_std
         return torch.cat([self.backbone(frame_level.normalise(part, mean, std, self.dtype)) for part in passes])
@@ -320,19 +337,19 @@ class HierarchicalVisualEncoder(PreTrainedModel):
         layout = self._layout(frames, frame_lengths_B) if layout is None else layout
         check_inputs(frames_NHWC, layout, self._expected())
         config = self.config
-        pooled_NP, frames_ND = self._project(frames_NHWC)
+        pooled_NP, frames_ND = self._project(frames_NHWC, layout)
         frames_ND = self.frame_norm(_centred(frames_ND, layout) if config.centre_clips else frames_ND)
         rows_MD = self.word_level(frames_ND, layout)
         words_MD = self.word_norm(rows_MD)
         sentence_BD: Any = self._sentences(rows_MD, layout) if sentences else None
         return VisualOutput(frames_ND, words_MD, sentence_BD, layout, pooled_NP)
 
-    def _project(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    def _project(self, inputs: Inputs, layout: ClipLayout) -> tuple[Tensor, Tensor]:
         """Pooled features (or keypoints) and their projection [N, D]; of two streams the sum of both projections."""
         frames = frames_of(inputs)
         if not self.config.reads_frames:
             return frames, self.pose_projection(self.pose_level(frames))
-        pooled_NP = frames.to(self.dtype) if frames.is_floating_point() else self.pooled(frames)
+        pooled_NP = frames.to(self.dtype) if frames.is_floating_point() else self.pooled(frames, layout)
         frames_ND = self.frame_projection(pooled_NP)
         if isinstance(inputs, Streams):
             frames_ND = frames_ND + self.pose_projection(self.pose_level(inputs.pose_NK))

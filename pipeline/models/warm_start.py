@@ -18,7 +18,7 @@ from transformers import AutoConfig
 
 from pipeline.config.schema import LlmConfig, ModelConfig
 from pipeline.errors import RecipeError
-from pipeline.models.exported import HEADS, Export, init_folders, part_of
+from pipeline.models.exported import HEADS, Export, init_folders, part_of, plain
 from pipeline.models.fingerprint import export_fingerprint
 from pipeline.models.language import load_tokenizer
 from shards.text import tokenizer_fingerprint
@@ -29,6 +29,7 @@ _SHOWN = 50
 _MEANING = {
     "visual": (
         "pool", "stride", "window_frames", "word_heads", "sentence_heads", "centre_clips", "image_mean", "image_std",
+        "pose_layout", "pose_groups", "pose_fingerprint", "features_width",
     ),
     "llm": ("model_type", "num_attention_heads", "num_key_value_heads", "hidden_act", "rope_parameters"),
     "connector": ("connector_tokens",),
@@ -40,7 +41,7 @@ def warm_start(module: nn.Module, model: ModelConfig, only: Collection[str] | No
     """Copy the weights of `model.init_from` into a stage's module. All ranks must call.
 
     Args:
-        module: complete, its parameters whole or partitioned by ZeRO-3, no adapters added yet.
+        module: complete, its parameters whole or partitioned by ZeRO-3; adapters are best added later.
         model: the recipe's section.
         only: load no other parts; None = all that are given.
 
@@ -75,7 +76,7 @@ def warm_start(module: nn.Module, model: ModelConfig, only: Collection[str] | No
 
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters, tied ones once, and saved buffers."""
-    found: dict[str, torch.Tensor] = dict(module.named_parameters())
+    found: dict[str, torch.Tensor] = {plain(name): tensor for name, tensor in module.named_parameters()}
     for prefix, owner in module.named_modules():
         for name, buffer in owner.named_buffers(recurse=False):
             if name not in owner._non_persistent_buffers_set:
@@ -84,11 +85,16 @@ def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _wanted(part: str, export: Export, own: Collection[str]) -> tuple[list[str], list[str]]:
-    """Names of the part in the module and in the export; of heads only those modules that both have."""
+    """Names of the part in the module and in the export; of heads only those modules that both have.
+
+    Adapters that only the module has change nothing while they are new.
+    """
     mine, theirs = [name for name in own if part_of(name) == part], export.names(part)
     if part == HEADS:
         shared = {name.partition(".")[0] for name in mine} & {name.partition(".")[0] for name in theirs}
         mine, theirs = ([n for n in names if n.partition(".")[0] in shared] for names in (mine, theirs))
+    if not any(".lora_" in name for name in theirs):
+        mine = [name for name in mine if ".lora_" not in name]
     return mine, theirs
 
 
@@ -108,6 +114,8 @@ def _problems(
     for name in _MEANING.get(part, ()):
         if before.get(name) != now.get(name):
             yield f"{name} is {before.get(name)!r} in the export, {now.get(name)!r} in the model"
+    if part == "visual" and now.get("features_width") and before["backbone_fingerprint"] != now["backbone_fingerprint"]:
+        yield "the stored features it was trained on are others than those of model.visual.features"
     if part == "llm" and llm is not None:
         yield from _tokenizer_problems(llm, export.folder)
 
@@ -164,6 +172,8 @@ def _copy(target: Any, value: torch.Tensor) -> None:
 def _take_over_identity(config: Any, export: Export) -> None:
     """Stored features must belong to the backbone that was loaded, not to the one that was built."""
     before = _exported_config(export, "visual")
+    if before.backbone_config is None:
+        return
     config.backbone_fingerprint = before.backbone_fingerprint
     if not before.backbone_fingerprint and export.config["model_type"] == "slt_visual":
         config.backbone_fingerprint = export_fingerprint(export.folder, before)

@@ -118,8 +118,7 @@ class Stage(abc.ABC, Generic[Batch]):
         parts = self.recipe.train.parts
         self.trainable = apply_freeze_plan(module, self.freeze_plan(), parts, unreached(self.recipe))
         """Names of the parameters that train."""
-        started = [name for name in frozen_names(module) if part_of(name) in self.started_from]
-        check_held(module, parts, (*source_prefixes(self.recipe.model), *started))
+        check_held(module, parts, source_prefixes(self.recipe.model))
         self._folders = source_folders(self.recipe.model, frozen_names(module)) if context.rank == 0 else {}
         self._sources = SourceDigests(self._folders)
         others = {part: folder for part, folder in self.started_from.items() if part not in self._folders}
@@ -242,11 +241,10 @@ class Stage(abc.ABC, Generic[Batch]):
 
     def export_plan(self, prefix: str, tied: list[str]) -> ExportPlan:
         """Which parameters are exported, and where those come from that the checkpoint leaves out."""
-        resumed, sources = self.context.resumed, self._sources.get()
+        resumed, sources, adapters = self.context.resumed, self._sources.get(), described(adapted_layers(self.module))
         initial = {part: files for part, files in sources.items() if part in self.started_from} | self._initial.get()
         if resumed is not None:
             initial = resumed.get("initial", {})
-        adapters = described(adapted_layers(self.module))
         return ExportPlan(prefix, tied, frozen_names(self.module), sources, adapters, initial)
 
     def changed_source(self, recorded: Digests) -> str:

@@ -74,7 +74,7 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
     @classmethod
     def text_columns(cls, recipe: Recipe, train: bool) -> tuple[str, ...]:
         shown = prompt_columns(recipe.connector.prompt, recipe.connector.prompts, train)
-        held_out = () if train else recipe.data.references.eval
+        held_out = () if train else recipe.data.references.scored
         return (*super().text_columns(recipe, train), *shown, *held_out)
 
     @classmethod
@@ -155,7 +155,7 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
 
     def held_out_references(self, sources: list[SourceConfig]) -> Callable[[int, str], list[str]]:
         """``references(sample, text)`` of these held-out sources: the sample's text, and those of text columns."""
-        if not (columns := self.recipe.data.references.eval):
+        if not (columns := self.recipe.data.references.scored):
             return lambda sample, text: [text]
         samples = self.plan(self.recipe, sources, train=False).samples
         return lambda sample, text: texts_of_sample(samples, sample, text, columns)
@@ -178,12 +178,19 @@ class ConnectorStage(VideoStage[TranslationBatch], SummedStage[TranslationBatch]
         stored = open_set(self.recipe.data, self.recipe.data.train[0].shards).manifest.options
         if "video" in stored:
             (folder / VIDEO_FORM).write_text(json.dumps(stored["video"], indent=1), encoding="utf-8")
-        if self.visual.config.backbone_config is None:
-            kind = "frames" if self.visual.config.reads_frames else "pose"
-            record = json.dumps({kind: stored["features"]}, indent=1)
-            (folder / ROWS_FORM).write_text(record, encoding="utf-8")
+        if records := self._row_records(stored):
+            (folder / ROWS_FORM).write_text(json.dumps(records, indent=1), encoding="utf-8")
         tied = ["llm.lm_head.weight"] if getattr(self.module.llm.config, "tie_word_embeddings", False) else []
         return self.export_plan(prefix="", tied=tied)
+
+    def _row_records(self, stored: dict[str, Any]) -> dict[str, Any]:
+        """What says how files of keypoints or features are read; ``stored``: options of the training shards."""
+        config, source, records = self.visual.config, self.recipe.data.train[0], dict[str, Any]()
+        if config.backbone_config is None:
+            records["frames" if config.reads_frames else "pose"] = stored["features"]
+        if source.pose is not None:
+            records["pose"] = open_set(self.recipe.data, source.pose).manifest.options["features"]
+        return records
 
     @classmethod
     def exported(cls, folder: Path, probe: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -39,6 +39,7 @@ from pipeline.stages.glosses import (
     GlossTargets,
     Recognised,
     aligned_texts,
+    check_warm_start,
     gloss_metrics,
 )
 from pipeline.stages.held_out_retrieval import HeldOutPair, held_out_metrics, pairs_of
@@ -102,6 +103,8 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
         checkpoint_gradients(visual, share_of(model))
         config = recipe.contrastive
         targets = GlossTargets.of(plans.train, visual, config) if config.ctc.used else None
+        if targets is not None:
+            check_warm_start(model, targets.vocabulary)
         module = ContrastiveModel(visual, encoder.width, config, len(targets.vocabulary) if targets else 0)
         check_texts(plans.train)
         check_video(context, plans, visual, model.text_encoder.path)

@@ -40,7 +40,7 @@ def contrastive_loss(
         features: of every micro-batch of this rank, from `ContrastiveModel`.
         batches: the micro-batches themselves, `ContrastiveBatch`; equal texts are not negatives of each other.
         config: objective, weights and the largest logit scale.
-        normaliser: the samples of the global batch.
+        normaliser: the samples of the global batch, and the step.
 
     Raises:
         ValueError: the ranks do not bring equally many samples.
@@ -73,7 +73,8 @@ def contrastive_loss(
         losses |= _glosses(features, batches, config, lengths)
         sums["gloss_left_out"] = torch.full_like(scale.detach().sum(), lengths.count(0))
     weights |= {"frame": config.alignment.frame_weight, "segment": config.alignment.segment_weight}
-    weights |= {"ctc": config.ctc.weight, "set": config.ctc.set_weight}
+    started = normaliser.step >= config.ctc.start_step
+    weights |= {"ctc": config.ctc.weight if started else 0.0, "set": config.ctc.set_weight}
     total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
     sums |= {f"{name}_loss": loss.detach() * count for name, loss in losses.items()}
     sums |= {"loss": total.detach() * count, "logit_scale": scale.detach().sum() * count}

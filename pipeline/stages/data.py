@@ -97,6 +97,25 @@ def open_plan(
     return Plan(opened, options, count)
 
 
+def pose_plan(data: DataConfig, sources: Sequence[SourceConfig]) -> Plan | None:
+    """The keypoints that the sources name beside their samples; None if none does.
+
+    Raises:
+        RecipeError: some sources name keypoints and others do not.
+    """
+    named = list(dict.fromkeys((s.pose, s.split, s.corpus) for s in sources))
+    given = [(pose, split, corpus) for pose, split, corpus in named if pose is not None]
+    if not given:
+        return None
+    if len(given) < len(named):
+        without = next(s.shards for s in sources if s.pose is None)
+        raise RecipeError(
+            f"data: the source {without} names no pose, others do; name the keypoints of all sources, or of none."
+        )
+    sets = [Source(open_set(data, pose), split, corpus) for pose, split, corpus in given]
+    return Plan(sets, PlanOptions(kind="clip", shuffle=False))
+
+
 def held_out_loader(
     context: StageContext,
     plan: Plan,

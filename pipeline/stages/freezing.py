@@ -48,7 +48,7 @@ def check_held(module: nn.Module, parts: Mapping[str, PartConfig], sources: Sequ
         if path and not name.startswith(tuple(sources)):
             raise RecipeError(
                 f"train.parts.{path}.mode={parts[path].mode} leaves {name} as it is, but its weights are new and in no"
-                " folder, so no checkpoint and no export would hold them; train it, or load it from a folder"
+                " folder, so no checkpoint and no export would hold them; train it, or name a folder (model.init_from)"
             )
 
 

@@ -13,13 +13,14 @@ from typing import Any, Self, TypedDict
 import numpy as np
 import torch
 
-from pipeline.config.schema import ContrastiveConfig
+from pipeline.config.schema import ContrastiveConfig, ModelConfig
 from pipeline.config.supervision_schema import CtcConfig
 from pipeline.errors import DataError, RecipeError
 from pipeline.evaluate.word_errors import word_errors
 from pipeline.inference.clips import Clip, Clips
 from pipeline.losses.gloss import words_needed
-from pipeline.models.gloss_vocabulary import GlossVocabulary
+from pipeline.models.exported import HEADS, init_folders
+from pipeline.models.gloss_vocabulary import VOCABULARY_NAME, GlossVocabulary
 from pipeline.models.text_cache import TextFeatureCache
 from pipeline.models.visual import HierarchicalVisualEncoder
 from shards.load.reader import SampleReader
@@ -144,6 +145,24 @@ class AlignedGlosses:
             "gloss_token_lengths": found.lengths,
             "frame_lengths": clips["frame_lengths_B"].tolist(),
         }
+
+
+def check_warm_start(model: ModelConfig, vocabulary: GlossVocabulary) -> None:
+    """Refuse the gloss head of an export that tells other glosses apart: its classes would mean others here.
+
+    Raises RecipeError for `model.init_from` with heads of another vocabulary.
+    """
+    folder = init_folders(model).get(HEADS)
+    if folder is None or not (folder / VOCABULARY_NAME).is_file():
+        return
+    theirs = GlossVocabulary.load(folder)
+    if theirs != vocabulary:
+        known = len(set(theirs.glosses) & set(vocabulary.glosses))
+        raise RecipeError(
+            f"model.init_from: the gloss head of {folder} tells {len(theirs.glosses)} glosses apart, this run"
+            f" {len(vocabulary.glosses)}, of which {known} are the same; take only `visual` from that export, or train"
+            " on the same glosses"
+        )
 
 
 def aligned_texts(plan: Plan, source: str) -> Iterator[str]:

@@ -12,16 +12,17 @@ from typing import Any, TypeVar
 import torch
 
 from pipeline import dist
-from pipeline.config.schema import Recipe
+from pipeline.config.schema import DataConfig, Recipe
 from pipeline.errors import RecipeError
 from pipeline.inference.augment import Augment, check_augment
-from pipeline.inference.clips import FetchFrames, check_rows, holds_features
+from pipeline.inference.clips import FetchFrames, check_poses, check_rows, holds_features
 from pipeline.inference.jitter import Jitter, check_margins
 from pipeline.models.streams import Inputs, Streams, frames_of
 from pipeline.models.training_texts import warn_of_known_texts
 from pipeline.models.visual import HierarchicalVisualEncoder, VisualEncoderConfig
 from pipeline.stages.base import Batch, Stage
-from pipeline.stages.data import Plans, StageContext
+from pipeline.stages.data import Plans, StageContext, pose_plan, remote
+from shards.load.beside import Beside
 from shards.order.options import PlanOptions
 from shards.order.plan import Plan
 
@@ -61,7 +62,9 @@ class VideoStage(Stage[Batch]):
         augment = Augment(data.augment, self.recipe.seed) if train and data.augment.changed() else None
         references = tuple(data.references.train) if train else ()
         jitter = Jitter(data.jitter, self.recipe.seed) if train and data.jitter.most_seconds else None
-        return FetchFrames(data.max_frames, data.frame_stride, data.image_pixels, augment, references, jitter)
+        poses = pose_plan(data, data.train if train else data.eval)
+        beside = None if poses is None else Beside(poses, remote(data))
+        return FetchFrames(data.max_frames, data.frame_stride, data.image_pixels, augment, references, jitter, beside)
 
     def probe(self, model: Callable[..., Any]) -> dict[str, torch.Tensor]:
         inputs, lengths_B = probe_inputs(self.visual.config, self.device)
@@ -91,7 +94,9 @@ def check_video(
     Raises:
         RecipeError: as `check_margins`, `check_augment`, `check_features` and `check_passes`.
     """
-    check_margins(plans.train, context.recipe.data.jitter)
+    check_beside(context.recipe.data, plans, encoder.config)
+    fused = encoder.config.reads_frames and bool(encoder.config.pose_layout)
+    check_margins(plans.train, context.recipe.data.jitter, fused)
     check_augment(plans.train, context.recipe.data.augment)
     for plan in plans.all():
         check_features(plan, encoder)
@@ -126,6 +131,23 @@ def check_features(plan: Plan, encoder: HierarchicalVisualEncoder) -> None:
             " the backbone change; set it to frozen, or train on the video shards."
         )
     check_rows(plan, encoder.config)
+
+
+def check_beside(data: DataConfig, plans: Plans, config: VisualEncoderConfig) -> None:
+    """Refuse sources without the keypoints that the encoder reads beside frames, or with keypoints it does not read.
+
+    Raises:
+        RecipeError: as said, or keypoints of another layout.
+        DataError: a sample without keypoints, or with another number of frames.
+    """
+    for sources, held in ((data.train, [plans.train]), (data.eval, plans.held_out)):
+        poses = pose_plan(data, sources)
+        if sources:
+            check_poses(poses, config, "name them under data.train.N.pose and data.eval.N.pose")
+        if poses is not None:
+            beside = Beside(poses, remote(data))
+            for plan in held:
+                beside.check(plan)
 
 
 def merge_over_ranks(value_of_sample: dict[int, T]) -> list[T]:

@@ -11,6 +11,9 @@
 
 Splits: ``train``; ``dev`` and ``test`` (unseen sentences, seen signers); ``test_signer`` (unseen sentences and an
 unseen signer). A held-out sentence occurs in no other split and in no text file. ``Synthetic`` reads such a folder.
+
+With ``german`` every row of the three files has ``text_de``. With ``dialogue`` above 1 the videos are conversations:
+`slt shards previous --pattern '(?P<video>[a-z_]+-\d+)-(?P<start>\d)'` finds the sentences before.
 """
 
 from __future__ import annotations
@@ -29,13 +32,14 @@ from typing import ClassVar
 import numpy as np
 
 from shards.corpora import synthetic_grammar as grammar
+from shards.corpora.synthetic_german import translate as in_german
 from shards.corpora.synthetic_joints import keypoints
 from shards.corpora.synthetic_render import RENDER_VERSION, SIGNERS, UNSEEN_SIGNER, encode, render
 from shards.errors import DataError
 from shards.schema import Segment, VideoFile
 
 NAME = "synthetic"
-LANGUAGE, SIGN_LANGUAGE = "en", "xsl"
+LANGUAGE, GERMAN, SIGN_LANGUAGE = "en", "de", "xsl"
 
 OPTIONS_FILE, SEGMENTS_FILE = "options.json", "segments.jsonl"
 VIDEO_FOLDER, TEXT_FOLDER, POSE_FOLDER = "videos", "text", "poses"
@@ -66,6 +70,11 @@ class SyntheticOptions:
     """Frame width and height in pixels."""
     fps: float = 12.5
     crf: int = 18
+    dialogue: int = 1
+    """Sentences per conversation: those after the first are about its subject, by a sign that does not say who it is.
+    Each is a video of its own; the ids of a conversation differ in their last number."""
+    german: bool = False
+    """Give every signed sentence in German, too: a second segment of the same video, its id ending in ``-de``."""
     poses: bool = False
     """Write the keypoints of every frame, too."""
 
@@ -75,6 +84,8 @@ class SyntheticOptions:
             for name in ("train", "dev", "test", "test_signer", "text_train", "text_dev")
             if getattr(self, name) < 0
         ]
+        if not 1 <= self.dialogue <= 8:
+            problems.append(f"dialogue is {self.dialogue}, but must lie between 1 and 8 sentences")
         if self.size < 32 or self.size % 2:
             problems.append(f"size is {self.size}, but must be even and at least 32 pixels")
         if not 8 <= self.fps <= 60:
@@ -89,16 +100,19 @@ class SyntheticOptions:
 
     def to_dict(self) -> dict[str, object]:
         options = {"render_version": RENDER_VERSION, **dataclasses.asdict(self)}
-        return {name: value for name, value in options.items() if name != "poses" or value}  # older corpora lack it
+        newer = {"poses": False, "dialogue": 1, "german": False}  # older corpora lack them
+        return {name: value for name, value in options.items() if name not in newer or value != newer[name]}
 
 
 @dataclass(frozen=True, slots=True)
 class _Sentence:
     text: str
     glosses: tuple[str, ...]
+    referent: grammar.Referent | None = None
 
-    def row(self) -> dict[str, str]:
-        return {"text": self.text, "gloss": " ".join(self.glosses)}
+    def row(self, german: bool) -> dict[str, str]:
+        texts = {"text": self.text, "gloss": " ".join(self.glosses)}
+        return {**texts, "text_de": in_german(self.glosses, self.referent)} if german else texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +143,7 @@ def generate(root: Path, options: SyntheticOptions, workers: int, on_progress: P
         _start(root, options)
         videos, texts = _draw_sentences(options)
         for name, sentences in texts.items():
-            _write_rows(root / TEXT_FOLDER / f"{name}.jsonl", [sentence.row() for sentence in sentences])
+            _write_rows(root / TEXT_FOLDER / f"{name}.jsonl", [sentence.row(options.german) for sentence in sentences])
         _write_rows(root / SEGMENTS_FILE, _make_videos(root, options, videos, workers, on_progress))
         os.replace(root / UNFINISHED_FILE, root / OPTIONS_FILE)
     except OSError as error:
@@ -190,31 +204,46 @@ def _draw_sentences(options: SyntheticOptions) -> tuple[list[_Video], dict[str, 
     """Every sentence of the corpus. Held-out ones come first, so that all later draws can leave them out."""
     held_out: set[str] = set()
 
-    def distinct(name: str, count: int, taken: set[str]) -> list[_Sentence]:
+    def distinct(name: str, count: int, taken: set[str], length: int) -> list[_Sentence]:
         rng = random.Random(f"{options.seed}/{name}")
         sentences: list[_Sentence] = []
         while len(sentences) < count:
-            text, glosses = grammar.sample(rng)
-            if text not in taken:
-                taken.add(text)
-                sentences.append(_Sentence(text, glosses))
-        return sentences
+            drawn = _conversation(rng, length)
+            if taken.isdisjoint(sentence.text for sentence in drawn):
+                taken.update(sentence.text for sentence in drawn)
+                sentences += drawn
+        return sentences[:count]
 
-    splits = {name: distinct(name, getattr(options, name), held_out) for name in ("dev", "test", "test_signer")}
-    texts = {"dev": distinct("text/dev", options.text_dev, held_out)}
-    texts["train"] = distinct("text/train", options.text_train, set(held_out))
+    long = options.dialogue
+    splits = {name: distinct(name, getattr(options, name), held_out, long) for name in ("dev", "test", "test_signer")}
+    texts = {"dev": distinct("text/dev", options.text_dev, held_out, 1)}
+    texts["train"] = distinct("text/train", options.text_train, set(held_out), 1)
     rng = random.Random(f"{options.seed}/train")
     train: list[_Sentence] = []
     while len(train) < options.train:  # a sentence may be signed more than once, as in real corpora
-        text, glosses = grammar.sample(rng)
-        if text not in held_out:
-            train.append(_Sentence(text, glosses))
+        drawn = _conversation(rng, long)
+        if held_out.isdisjoint(sentence.text for sentence in drawn):
+            train += drawn
     videos = [
-        _Video(f"{split}-{number:06d}", split, sentence, -1 if split == "test_signer" else number % len(SIGNERS))
-        for split, sentences in {"train": train, **splits}.items()
+        _Video(_id(split, number, long), split, sentence, _signer(split, number // long))
+        for split, sentences in {"train": train[: options.train], **splits}.items()
         for number, sentence in enumerate(sentences)
     ]
     return videos, texts
+
+
+def _conversation(rng: random.Random, length: int) -> list[_Sentence]:
+    """A sentence, and others about its subject."""
+    text, glosses = grammar.sample(rng)
+    return [_Sentence(text, glosses), *(_Sentence(*grammar.follow(rng, glosses)) for _ in range(length - 1))]
+
+
+def _id(split: str, number: int, long: int) -> str:
+    return f"{split}-{number:06d}" if long == 1 else f"{split}-{number // long:06d}-{number % long}"
+
+
+def _signer(split: str, number: int) -> int:
+    return -1 if split == "test_signer" else number % len(SIGNERS)
 
 
 def _make_videos(
@@ -254,7 +283,7 @@ def _make_some(task: tuple[Path, SyntheticOptions, Sequence[_Video]]) -> list[di
         if options.poses:
             np.save(root / POSE_FOLDER / f"{video.id}.npy", keypoints(signed))
         facts = {"signer": signer.name, "frames": len(signed.poses), "video": file, "boundaries": signed.starts}
-        rows.append({"id": video.id, "split": video.split, **video.sentence.row(), **facts})
+        rows.append({"id": video.id, "split": video.split, **video.sentence.row(options.german), **facts})
     return rows
 
 
@@ -292,12 +321,13 @@ class Synthetic:
                 f"cannot be read: {error.strerror}", where=str(path), fix="delete the folder and generate it again"
             ) from error
         for number, line in enumerate(lines, start=1):
-            yield self._segment(line, f"{SEGMENTS_FILE}:{number}")
+            yield from self._segments(line, f"{SEGMENTS_FILE}:{number}")
 
-    def _segment(self, line: str, origin: str) -> Segment:
+    def _segments(self, line: str, origin: str) -> Iterator[Segment]:
+        """A signed sentence in each of its languages."""
         try:
             row = json.loads(line)
-            return Segment(
+            english = Segment(
                 corpus=NAME,
                 id=row["id"],
                 split=row["split"],
@@ -309,9 +339,13 @@ class Synthetic:
                 gloss=row["gloss"],
                 origin=origin,
             )
-        except (ValueError, KeyError, TypeError) as error:
+            german = str(row.get("text_de", ""))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"not a row of a synthetic corpus: {error!r}",
                 where=f"{self.root}/{origin}",
                 fix="delete the folder and generate it again",
             ) from error
+        yield english
+        if german:
+            yield dataclasses.replace(english, id=f"{english.id}-{GERMAN}", text=german, language=GERMAN)

@@ -4,13 +4,16 @@ The order of signs is TIME PLACE SUBJECT MODIFIER OBJECT MODIFIER VERB NOT. The 
 needs what no sign shows: tense (decided by the time sign), agreement (decided by MANY), prepositions (decided by the
 place), articles (decided by the verb, and by the sound of the next word), possessives (decided by the noun). So one
 sign sequence has exactly one right translation, but translating sign by sign is wrong.
+
+In a conversation, a later sentence may point at the subject of the one before (IX). Whether that is *he*, *she*, *it*
+or *they* is said nowhere in its own signs.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shards.errors import DataError
@@ -92,8 +95,16 @@ MANY, NOT = "MANY", "NOT"
 SUBJECT_MODIFIERS = ("OLD", "BIG", "SMALL", "HAPPY", MANY)
 OBJECT_MODIFIERS = ("OLD", "BIG", "SMALL", "RED", "BLUE", "GREEN", MANY)
 
+POINT = "IX"
+"""The pointing sign of conversations: who is meant was said in the sentence before."""
+PRONOUNS = {
+    "TEACHER": "he", "DOCTOR": "she", "FARMER": "he", "MOTHER": "she", "FRIEND": "he", "NEIGHBOUR": "she",
+    "CHILD": "it", "WOMAN": "she", "DOG": "it", "CAT": "it",
+}  # fmt: skip
+"""What the pointing sign is in English, by whom it points at; *they* for many."""
+
 VOCABULARY: tuple[str, ...] = (*TIMES, *PLACES, *SUBJECTS, *OBJECTS, *ADJECTIVES, *VERBS, MANY, NOT)
-"""Every sign, in a fixed order."""
+"""Every sign of single sentences, in a fixed order."""
 
 FUNCTION_WORDS: frozenset[str] = frozenset(
     ["a", "an", "the", "my", "our", "in", "at", "on", "by", "did", "do", "does", "is", "are", "will"]
@@ -151,31 +162,102 @@ def _usually(rng: random.Random, options: tuple[str, ...], usual: tuple[str, ...
     return rng.choices(options, [USUAL_WEIGHT if option in usual else 1.0 for option in options])[0]
 
 
-def translate(glosses: Sequence[str]) -> str:
-    """The one right English text of a sign sequence. Raises DataError for a sequence the grammar does not have."""
+@dataclass(frozen=True, slots=True)
+class Referent:
+    """Who the pointing sign points at: the subject of the sentence before."""
+
+    gloss: str
+    plural: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A sign sequence taken apart; what is not there is empty."""
+
+    time: str
+    place: str
+    subject: str
+    subject_modifier: str
+    object: str
+    object_modifier: str
+    verb: str
+    negated: bool
+    referent: Referent | None = None
+    """In place of a subject."""
+
+    @property
+    def plural(self) -> bool:
+        """Whether the subject is."""
+        return self.referent.plural if self.referent is not None else self.subject_modifier == MANY
+
+    @property
+    def indefinite(self) -> bool:
+        """Whether the object is new to the listener; the verb decides."""
+        return VERBS[self.verb].article == "a"
+
+
+def parts_of(glosses: Sequence[str], referent: Referent | None = None) -> Parts:
+    """A sign sequence taken apart.
+
+    Raises:
+        DataError: the grammar does not have it, or the pointing sign points at nobody.
+    """
     rest = list(glosses)
 
-    def take(options: Sequence[str] | dict[str, str] | dict[str, Noun] | dict[str, Verb]) -> str:
+    def take(options: Sequence[str] | Mapping[str, object]) -> str:
         return rest.pop(0) if rest and rest[0] in options else ""
 
     time, place = take(TIMES), take(PLACES)
-    subject, subject_modifier = take(SUBJECTS), take(SUBJECT_MODIFIERS)
+    pointed = take((POINT,))
+    subject = "" if pointed else take(SUBJECTS)
+    subject_modifier = "" if pointed else take(SUBJECT_MODIFIERS)
     obj = take(OBJECTS)
     object_modifier = take(OBJECT_MODIFIERS) if obj else ""
     verb, negated = take(VERBS), take((NOT,))
-    if rest or not subject or not verb or bool(obj) != bool(VERBS[verb].article):
+    if rest or not (subject or pointed) or not verb or bool(obj) != bool(VERBS[verb].article):
         raise DataError(
             f"{' '.join(glosses)!r} is not a sentence of the synthetic sign language",
             where="synthetic grammar",
             fix="keep the order TIME PLACE SUBJECT MODIFIER OBJECT MODIFIER VERB NOT; "
             f"{', '.join(_WITHOUT_OBJECT)} take no object, the other verbs need one",
         )
-    words = [TIMES[time]] if time else []
-    words += _noun_phrase(SUBJECTS[subject], subject_modifier, SUBJECTS[subject].determiner)
-    words += _verb_phrase(VERBS[verb], time, plural=subject_modifier == MANY, negated=bool(negated))
-    words += _noun_phrase(OBJECTS[obj], object_modifier, VERBS[verb].article) if obj else []
-    words += [PLACES[place]] if place else []
-    return " ".join(words)
+    if pointed and referent is None:
+        what = f"{' '.join(glosses)!r} does not say who is meant"
+        raise DataError(what, where="synthetic grammar", fix="give the subject of the sentence before")
+    whom = referent if pointed else None
+    return Parts(time, place, subject, subject_modifier, obj, object_modifier, verb, bool(negated), whom)
+
+
+def translate(glosses: Sequence[str], referent: Referent | None = None) -> str:
+    """The one right English text of a sign sequence. Raises as `parts_of`.
+
+    Args:
+        glosses: the signs.
+        referent: who the pointing sign points at.
+    """
+    parts = parts_of(glosses, referent)
+    words = [TIMES[parts.time]] if parts.time else []
+    if parts.referent is not None:
+        words.append("they" if parts.plural else PRONOUNS[parts.referent.gloss])
+    else:
+        noun = SUBJECTS[parts.subject]
+        words += _noun_phrase(noun, parts.subject_modifier, noun.determiner)
+    words += _verb_phrase(VERBS[parts.verb], parts.time, parts.plural, parts.negated)
+    if parts.object:
+        words += _noun_phrase(OBJECTS[parts.object], parts.object_modifier, VERBS[parts.verb].article)
+    return " ".join([*words, *([PLACES[parts.place]] if parts.place else [])])
+
+
+def follow(rng: random.Random, glosses: Sequence[str]) -> tuple[str, tuple[str, ...], Referent]:
+    """Draw a sentence about the subject of another one: its English text, its signs, and who they point at."""
+    parts = parts_of(glosses)
+    referent = Referent(parts.subject, parts.plural)
+    while True:
+        drawn = parts_of(_sample_glosses(rng))
+        rest = (drawn.object, drawn.object_modifier, drawn.verb, NOT if drawn.negated else "")
+        signs = tuple(filter(None, (drawn.time, drawn.place, POINT, *rest)))
+        if len(signs) >= MIN_SIGNS:
+            return translate(signs, referent), signs, referent
 
 
 def _noun_phrase(noun: Noun, modifier: str, determiner: str) -> list[str]:
@@ -251,7 +333,7 @@ def _lexicon(seed: int) -> dict[str, Sign]:
     """The minimal pairs, and random signs that differ from all others in at least two parts."""
     rng = random.Random(f"lexicon/{seed}")
     signs = dict(MINIMAL_PAIRS)
-    for index, gloss in enumerate(VOCABULARY):
+    for index, gloss in enumerate((*VOCABULARY, POINT)):
         while gloss not in signs:
             sign = _draw_sign(rng, HANDSHAPES[index % len(HANDSHAPES)])
             if all(sign.differences(other) >= 2 for other in signs.values()):

@@ -93,7 +93,7 @@ def previous_sentences(
     Args:
         folder: the set.
         places: (video, start) of every sample, in the order of the index.
-        count: most sentences before each.
+        count: most sentences before each; a clip without text says nothing, but has sentences before it.
         name: of the column.
         replace: as in `write_column`.
 
@@ -104,8 +104,10 @@ def previous_sentences(
     texts, keys = shard_set.table["text"].to_pylist(), keys_of(shard_set)
     before: dict[int, list[int]] = {}
     for rows in _videos(shard_set, places):
-        for number, row in enumerate(rows):
-            before[row] = rows[max(0, number - count) : number]
+        said: list[int] = []
+        for row in rows:
+            before[row] = said[-count:]
+            said += [row] if texts[row].strip() else []
     chosen = [before[row] for row in range(len(shard_set))]
     about: Mapping[str, object] = {"count": count, "videos": len({video for video, _ in places})}
     write_column(shard_set, name + IDS, [[keys[n] for n in rows] for rows in chosen], about, replace=replace)

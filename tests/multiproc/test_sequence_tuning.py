@@ -26,7 +26,7 @@ SETTINGS = {
 }  # fmt: skip
 OBJECTIVES = {
     "minimum_risk": {"sequence_tuning__objective": "minimum_risk", "sequence_tuning__sharpness": 0.5},
-    "grpo": {"sequence_tuning__cross_entropy_weight": 0.5},
+    "grpo": {"sequence_tuning__cross_entropy_weight": 0.5, "sequence_tuning__kl_weight": 0.1},
 }
 ZERO_3 = {"deepspeed__overrides": "{zero_optimization: {stage: 3}}"}
 
@@ -34,21 +34,33 @@ Runs = Callable[[str], Path]
 
 
 @pytest.fixture(scope="module")
-def two(world: World, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def start(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """A few steps of stage 3, which the runs go on from."""
+    folder = tmp_path_factory.mktemp("stage_3")
+    run_job("connector", world.sets("connector", folder / "run", 1, train__steps=3), 1)
+    export(folder / "run", folder / "export")
+    return {**SETTINGS, "model__init_from__connector": folder / "export"}
+
+
+@pytest.fixture(scope="module")
+def two(world: World, start: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Four uninterrupted steps of an objective on two ranks with two micro-batches each, by ZeRO-3."""
 
     @cache
     def run(objective: str) -> Path:
         run_dir = tmp_path_factory.mktemp("two") / objective
-        run_job(STAGE, world.sets(STAGE, run_dir, 2, **SETTINGS, **OBJECTIVES[objective], **ZERO_3), 2)
+        run_job(STAGE, world.sets(STAGE, run_dir, 2, **start, **OBJECTIVES[objective], **ZERO_3), 2)
         return run_dir
 
     return run
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_one_big_batch_is_the_oracle(objective: str, world: World, two: Runs, tmp_path: Path) -> None:
-    big = {**SETTINGS, **OBJECTIVES[objective], **ZERO_3, "train__micro_batch": 8}
+def test_one_big_batch_is_the_oracle(
+    objective: str, world: World, start: dict[str, object], two: Runs, tmp_path: Path
+) -> None:
+    """One rank with one micro-batch and ZeRO stage 2 takes the steps of two ranks with two and ZeRO-3."""
+    big = {**start, **OBJECTIVES[objective], "train__micro_batch": 8}
     run_job(STAGE, world.sets(STAGE, tmp_path / "one", 1, **big), 1)
     assert len(rows(tmp_path / "one")) == 4
     for name in ("train/loss", "train/reward", "train/candidate_tokens", "train/distinct_candidates"):
@@ -60,13 +72,15 @@ def test_one_big_batch_is_the_oracle(objective: str, world: World, two: Runs, tm
     assert newest(tmp_path / "one").state().data == newest(two(objective)).state().data
 
 
-def test_a_resumed_run_is_bit_equal(world: World, two: Runs, tmp_path: Path) -> None:
+def test_a_resumed_run_is_bit_equal(world: World, start: dict[str, object], two: Runs, tmp_path: Path) -> None:
+    """Also what it is held near to is the start of the run, not of the attempt."""
     run_dir = tmp_path / "resumed"
     shutil.copytree(two("grpo"), run_dir)
     shutil.rmtree(run_dir / "checkpoints" / "step-000004")
-    output = run_job(STAGE, world.sets(STAGE, run_dir, 2, **SETTINGS, **OBJECTIVES["grpo"], **ZERO_3), 2)
+    output = run_job(STAGE, world.sets(STAGE, run_dir, 2, **start, **OBJECTIVES["grpo"], **ZERO_3), 2)
     assert "step-000002 at step 2" in output
-    for name in ("train/loss", "train/reward", "train/candidate_tokens"):
+    assert rows(run_dir, "train/divergence")[1] == pytest.approx(0, abs=1e-6)
+    for name in ("train/loss", "train/reward", "train/candidate_tokens", "train/divergence"):
         assert rows(run_dir, name) == rows(two("grpo"), name)
     assert weights(run_dir) == weights(two("grpo"))
 

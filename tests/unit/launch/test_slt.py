@@ -47,7 +47,7 @@ def test_every_verb_is_there() -> None:
     expected = (
         "shards build, shards index, shards lint, shards stats, recipe check, recipe show, recipe diff, launch plan,"
         " launch run, train, evaluate, translate, recognise, export, ckpt list, ckpt inspect, ckpt verify,"
-        " ckpt average, ckpt reshard, demo, demo-ablations"
+        " ckpt average, ckpt reshard, vocab extend, demo, demo-ablations"
     )
     assert {f"slt {verb}" for verb in expected.split(", ")} <= set(VERBS)
 

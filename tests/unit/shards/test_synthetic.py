@@ -24,6 +24,7 @@ from shards.corpora.synthetic_grammar import (
     LOCATIONS,
     MINIMAL_PAIRS,
     OBJECTS,
+    POINT,
     VOCABULARY,
     sample,
     translate,
@@ -100,7 +101,7 @@ def test_translate_refuses_what_is_no_sentence(glosses: str) -> None:
 
 
 def test_signs_are_pairwise_distinct() -> None:
-    assert set(LEXICON) == set(VOCABULARY) and 40 <= len(VOCABULARY) <= 48
+    assert set(LEXICON) == {*VOCABULARY, POINT} and 40 <= len(VOCABULARY) <= 48
     close = []
     for (name, sign), (other_name, other) in itertools.combinations(LEXICON.items(), 2):
         assert sign.differences(other) >= 1, (name, other_name)

@@ -162,7 +162,9 @@ def test_notes_name_settings_the_stage_never_reads(tmp_path: Path) -> None:
     assert load(write(tmp_path, CONNECTOR), ["train.optimizer.warmup_steps=11"]).notes == (note,)
 
 
-TUNING = CONNECTOR.replace("stage: connector", "stage: sequence_tuning")
+TUNING = CONNECTOR.replace("stage: connector", "stage: sequence_tuning").replace(
+    "model:\n", "model:\n  init_from: {connector: models/stage3}\n"
+)
 
 UNREAD_CASES = [
     (PRETRAINING, "data.length_window=8", "is not read by the continued_pretraining stage"),
@@ -170,8 +172,8 @@ UNREAD_CASES = [
     (CONNECTOR, "data.block_tokens=99", "is not read by the connector stage"),
     (PRETRAINING, "data.augment.flip=0.5", "is not read by the continued_pretraining stage"),
     (PRETRAINING, "data.references.train=[paraphrase]", "is not read by the continued_pretraining stage"),
-    (CONTRASTIVE, "data.references.eval=[paraphrase]", "is not read by the contrastive stage"),
-    (CONNECTOR, "data.references.eval=[paraphrase]", "is not read: data.eval is empty"),
+    (CONTRASTIVE, "data.references.scored=[paraphrase]", "is not read by the contrastive stage"),
+    (CONNECTOR, "data.references.scored=[paraphrase]", "is not read: data.eval is empty"),
     (PRETRAINING, "data.jitter.before_seconds=0.5", "is not read by the continued_pretraining stage"),
     (CONTRASTIVE, "data.jitter.probability=0.5", "is not read: data.jitter moves no cut"),
     (CONTRASTIVE, "data.augment.erase_area=[0.1, 0.2]", "is not read: data.augment.erase is 0"),

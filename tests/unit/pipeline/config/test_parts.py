@@ -92,6 +92,11 @@ def test_parts_that_do_not_fit_their_recipe(tmp_path: Path, text: str, parts: st
     assert message in str(raised.value)
 
 
+def test_new_weights_that_an_export_replaces_may_be_frozen(tmp_path: Path) -> None:
+    sets = ["model.init_from.llm=runs/export"]
+    assert load_recipe(write(tmp_path, PRETRAINING, "{llm: {mode: lora}}"), sets).train.parts["llm"].mode == "lora"
+
+
 def test_what_a_stage_does_not_reach(tmp_path: Path) -> None:
     assert unreached(load_recipe(write(tmp_path, CONTRASTIVE, "{}"))) == ()
     recipe = load_recipe(write(tmp_path, CONNECTOR, "{visual.word: {mode: trained, lr: 1e-4}}"))

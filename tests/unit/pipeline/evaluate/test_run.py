@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import CheckpointError, RecipeError
-from pipeline.evaluate.metrics import Scores
+from pipeline.evaluate.metrics import Scores, score
 from pipeline.evaluate.report import read_predictions
 from pipeline.evaluate.run import CollatePrompts, EvalRanks, EvaluateOptions, FetchFrames, evaluate_export
 from pipeline.inference.generate import GenerationOptions, translate, translate_batch
@@ -24,6 +24,7 @@ from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
 from shards.errors import DataError
 from shards.exchange.adopt import adopt
 from shards.format.index import read_index, write_index
+from shards.format.text_columns import write_column
 from shards.load.loader import EvalLoader
 from shards.order.options import PlanOptions, Source
 from shards.order.plan import Plan
@@ -83,6 +84,25 @@ def test_any_number_of_ranks_gives_the_same_files(
     assert together == alone
     tables = [read_predictions(tmp_path / name / "predictions.parquet") for name in ("one", "many")]
     assert tables[0] == tables[1]
+
+
+def test_text_columns_are_further_references(export_dir: Path, shard_dir: Path, tmp_path: Path) -> None:
+    shards = Path(shutil.copytree(shard_dir, tmp_path / "shards"))
+    alone = evaluate(export_dir, shards, tmp_path / "alone")
+    hypotheses = [p.hypothesis for p in read_predictions(tmp_path / "alone" / "predictions.parquet")]
+    said = [[text] if text.strip() else [] for text in hypotheses]
+    write_column(read_index(shards), "said", said, {})
+    write_column(read_index(shards), "nothing", [[] for _ in said], {})
+    assert evaluate(export_dir, shards, tmp_path / "same", references="nothing") == alone
+    together = evaluate(export_dir, shards, tmp_path / "more", 2, references="nothing,said")
+    expected = [
+        [p.reference, *own]
+        for p, own in zip(read_predictions(tmp_path / "more" / "predictions.parquet"), said, strict=True)
+    ]
+    assert together == score(hypotheses, expected, "default") and together.chrf > alone.chrf
+    assert json.loads((tmp_path / "more" / "scores.json").read_text())["references"] == "nothing,said"
+    with pytest.raises(DataError, match="no text column 'missing'"):
+        evaluate(export_dir, shards, tmp_path / "missing", references="missing")
 
 
 def test_first_samples_only(export_dir: Path, shard_dir: Path, tmp_path: Path) -> None:

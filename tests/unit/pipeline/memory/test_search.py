@@ -42,8 +42,9 @@ def _recipe(folder: Path, stage: str, *sets: str) -> Recipe:
         return load_recipe(write(folder, CONTRASTIVE), [f"model.text_encoder.path={folder / 'text'}", *sets])
     tiny = json.dumps(llm_config(folder).model_dump(mode="json"))
     backbone = {"backbone": {"tiny": {"width": 24, "layers": 1, "heads": 2, "feed_forward": 32}}, "width": 32}
+    start = ["model.init_from.connector=models/stage3"] if stage == "sequence_tuning" else []
     sets = (f"model.llm={tiny}", f"model.visual={json.dumps(backbone)}", *sets)
-    return load_recipe(write(folder, CONNECTOR), [f"stage={stage}", *sets])
+    return load_recipe(write(folder, CONNECTOR), [f"stage={stage}", *start, *sets])
 
 
 @pytest.fixture

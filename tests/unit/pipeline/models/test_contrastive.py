@@ -173,3 +173,10 @@ def test_a_frozen_backbones_output_takes_the_place_of_its_images() -> None:
     again = model(first.pop("pooled_NP"), lengths_B, *texts)
     assert again.keys() == first.keys()
     assert all(torch.equal(again[name], value) for name, value in first.items())
+
+
+def test_a_frozen_encoder_drops_nothing_out() -> None:
+    model = ContrastiveModel(build_visual(visual_config(dropout=0.5), PIXELS, torch.float32), 2, ContrastiveConfig())
+    assert model.train().visual.training
+    model.visual.requires_grad_(False)
+    assert model.train().training and not model.visual.training

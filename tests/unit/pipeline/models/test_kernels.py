@@ -16,9 +16,11 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from pipeline.config.parts_schema import PartConfig
 from pipeline.errors import RecipeError
 from pipeline.losses import IGNORE_LABEL, ScaledHead, token_cross_entropy
 from pipeline.models import kernels
+from pipeline.models.parts import apply_parts
 from tests.unit.pipeline.models.tiny import shake
 
 SIZES: dict[str, Any] = {
@@ -194,6 +196,30 @@ def test_fused_layers_of_a_family(family: str) -> None:
     torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-4, atol=1e-5)
     for (name, _), grad, wanted in zip(plain.named_parameters(), results[1][1], results[0][1], strict=True):
         torch.testing.assert_close(grad, wanted, rtol=1e-3, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_fused_layers_with_adapters() -> None:
+    """Adapters come after the kernels, which find them in the place of the linear layers."""
+    plain = tiny("llama")
+    modeling: Any = importlib.import_module(type(plain).__module__)
+    before = modeling.apply_rotary_pos_emb
+    fused = copy.deepcopy(plain)
+    kernels.fuse_layers(fused)
+    ids_BL = torch.randint(3, 37, (2, 7), generator=torch.Generator().manual_seed(1))
+    results = []
+    for llm in (plain, fused):
+        torch.manual_seed(2)  # of the adapters
+        apply_parts(llm, {}, {"model": PartConfig(mode="lora", lora_rank=2), "lm_head": PartConfig(mode="frozen")})
+        shake(llm, 0.3)
+        logits_BLV = llm(ids_BL, use_cache=False).logits
+        logits_BLV.square().mean().backward()
+        results.append((logits_BLV, {n: p.grad for n, p in llm.named_parameters() if p.grad is not None}))
+    modeling.apply_rotary_pos_emb = before
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-4, atol=1e-5)
+    assert results[0][1].keys() == results[1][1].keys() and all(".lora_" in name for name in results[0][1])
+    for name, wanted in results[0][1].items():
+        torch.testing.assert_close(results[1][1][name], wanted, rtol=1e-3, atol=2e-5)
 
 
 @pytest.mark.usefixtures("interpreter")

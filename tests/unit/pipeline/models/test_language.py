@@ -12,6 +12,7 @@ import torch
 from pipeline.config.schema import LlmConfig, TextEncoderConfig
 from pipeline.errors import RecipeError
 from pipeline.models import language, text_encoder
+from pipeline.models.exported import Export
 from pipeline.models.language import load_llm, load_tokenizer
 from pipeline.models.text_encoder import TextEncoder
 
@@ -30,6 +31,8 @@ def test_an_export_that_keeps_its_adapters_apart(tmp_path: Path) -> None:
         load_llm(LlmConfig(path=str(tmp_path)), torch.float32)
     with pytest.raises(RecipeError, match=rf"model\.text_encoder\.path: .*{message}"):
         TextEncoder.from_config(TextEncoderConfig(kind="llm", path=str(tmp_path)))
+    with pytest.raises(RecipeError, match=rf"model\.init_from: .*{message}"):
+        Export(tmp_path)
 
 
 def test_a_slow_tokenizer_of_the_llm(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,8 @@ def test_an_export_plan_names_what_the_run_started_with_also_after_a_resume(
         return dict.fromkeys(("visual", "llm") if only is None else sorted(only), tmp_path)
 
     monkeypatch.setattr(base, "warm_start", load)
-    recipe: Any = SimpleNamespace(model=ModelConfig(init_from=InitFromConfig(model=str(tmp_path))))
+    started = ModelConfig(init_from=InitFromConfig(model=str(tmp_path)))
+    recipe: Any = SimpleNamespace(model=started, train=SimpleNamespace(parts={}), stage="connector")
     stage = Frozen(StageContext(recipe, 0, 1, torch.device("cpu")), model())  # type: ignore[abstract]
     assert stage.started_from == {"visual": tmp_path, "llm": tmp_path}
     plan = stage.export_plan(prefix="", tied=[])

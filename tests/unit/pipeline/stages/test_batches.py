@@ -18,6 +18,7 @@ from pipeline.models.processing import LlavaSltProcessor, ProcessorOptions
 from pipeline.models.text_cache import TextFeatureCache
 from pipeline.stages.batches import ContrastiveCollate, PackCollate, TranslationCollate, to_device
 from shards.load.documents import Pack
+from shards.schema import text_hash
 from tests.unit.pipeline.models.test_contrastive import TableEncoder, cached
 from tests.unit.pipeline.models.tiny import bpe_tokenizer
 
@@ -105,6 +106,17 @@ def test_clips_are_packed_over_items(texts: TextFeatureCache) -> None:
     assert batch["word_lengths"] == batch["layout"].word_lengths_B.tolist(), "a list, which stays on the host"
     assert len(pack_clips(items, SIZES)["rows"]) == 3
     assert batch["layout"].sizes == SIZES and batch["layout"].frame_samples_N.tolist() == [0, 0, 1, 2, 2, 2]
+
+
+def test_another_text_of_a_sample_has_its_own_features_and_the_sample_s_identity(tmp_path: Path) -> None:
+    named = {text: text_hash(text) for text in ("one", "uno")}
+    features = {"one": ([1.0], [[1.0]]), "uno": ([2.0], [[2.0]] * 3)}
+    table = pa.table({"text": list(named), "text_hash": list(named.values())})
+    collate = ContrastiveCollate(SIZES, cached(tmp_path, TableEncoder(features), table), several=True)
+    frames = np.zeros((2, 2, 2, 3), np.uint8)
+    batch = collate([[(frames, Row("uno", named["one"])), (frames, Row("one", named["one"]))]])
+    assert batch["text_BD"].tolist() == [[2.0], [1.0]] and batch["token_lengths"] == [3, 1]
+    assert batch["text_ids_B"].tolist() == [named["one"]] * 2, "neither is the other's negative"
 
 
 def test_layouts_move_with_the_batch(texts: TextFeatureCache) -> None:

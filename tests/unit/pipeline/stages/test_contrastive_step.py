@@ -180,6 +180,15 @@ def test_the_weighted_sum_and_the_clips_left_out_are_reported(tmp_path: Path) ->
     assert found["gloss_left_out"] == pytest.approx(1 / 6), "one clip has no glosses"
 
 
+def test_ctc_begins_at_its_step(tmp_path: Path) -> None:
+    stage = stage_of(tmp_path, "full", ctc={"weight": 0.7, "unusable": "leave_out", "start_step": 5})
+    batches = batches_of(stage, [[0, 1, 2, 3, 4, 5]])
+    features = [stage.features(stage.module, batches[0])]
+    before, after = (stage.contrast(features, batches, Normaliser(6, 1, step=step)).sums for step in (4, 5))
+    assert before["ctc_loss"] == after["ctc_loss"] > 0, "shown all the time"
+    assert float(after["loss"] - before["loss"]) == pytest.approx(0.7 * float(after["ctc_loss"]))
+
+
 class Waiting(TorchDispatchMode):
     """Operations for which the host would wait for a device."""
 

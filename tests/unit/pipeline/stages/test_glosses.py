@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.config.schema import ContrastiveConfig
+from pipeline.config.augment_schema import ReferencesConfig
+from pipeline.config.schema import ContrastiveConfig, ModelConfig
 from pipeline.config.supervision_schema import AlignmentConfig, CtcConfig
 from pipeline.errors import DataError, RecipeError
 from pipeline.inference.clips import pack_clips
@@ -21,7 +22,14 @@ from pipeline.models.text_cache import TextFeatureCache
 from pipeline.stages.batches import ContrastiveCollate
 from pipeline.stages.contrastive import Contrastive, texts_of
 from pipeline.stages.data import Plans
-from pipeline.stages.glosses import AlignedGlosses, FetchWithGlosses, GlossTargets, gloss_metrics, gloss_texts
+from pipeline.stages.glosses import (
+    AlignedGlosses,
+    FetchWithGlosses,
+    GlossTargets,
+    check_warm_start,
+    gloss_metrics,
+    gloss_texts,
+)
 from shards.format.index import read_index
 from shards.format.text_columns import write_column
 from shards.order.options import PlanOptions, Source
@@ -87,6 +95,17 @@ def test_equal_glosses_need_a_blank_between_them() -> None:
     assert given.problem(["A", "A"], 2) == "2 glosses need 3 word tokens, the clip has 2"
     assert given.problem(["A", "B", "A"], 3) == ""
     assert video.problem(["A", "B", "A"], 3) == "3 glosses need 4 word tokens, the clip has 3"
+
+
+def test_a_gloss_head_of_other_glosses_is_not_taken_over(tmp_path: Path) -> None:
+    """As many classes, which nothing else would notice."""
+    model = ModelConfig.model_validate({"init_from": {"heads": str(tmp_path)}})
+    check_warm_start(model, GlossVocabulary(("A", "B")))
+    check_warm_start(ModelConfig(), GlossVocabulary(("A", "B")))
+    GlossVocabulary(("A", "B")).save(tmp_path)
+    check_warm_start(model, GlossVocabulary(("A", "B")))
+    with pytest.raises(RecipeError, match=r"tells 2 glosses apart, this run 2, of which 1 are the same; take only"):
+        check_warm_start(model, GlossVocabulary(("B", "C")))
 
 
 # --- micro-batches
@@ -175,7 +194,8 @@ def test_a_text_column_takes_the_place_of_the_index(tmp_path: Path) -> None:
      ({"glosses": "pseudo", "alignment": AlignmentConfig(frame_weight=1)}, ("pseudo",))],
 )  # fmt: skip
 def test_a_column_is_opened_where_it_is_read(section: dict[str, Any], columns: tuple[str, ...]) -> None:
-    recipe: Any = SimpleNamespace(contrastive=ContrastiveConfig(**section))
+    data = SimpleNamespace(references=ReferencesConfig())
+    recipe: Any = SimpleNamespace(contrastive=ContrastiveConfig(**section), data=data)
     assert Contrastive.text_columns(recipe, train=True) == Contrastive.text_columns(recipe, train=False) == columns
 
 

@@ -8,15 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from pipeline.config.schema import Recipe
+from pipeline.config.transfer_schema import InitFromConfig
+from pipeline.errors import RecipeError
 from pipeline.evaluate.metrics import sentence_bleu, sentence_rouge_l
 from pipeline.evaluate.protocols import get_protocol
 from pipeline.inference.sample import Candidate
 from pipeline.losses.sequence import minimum_risk, policy_gradient
+from pipeline.models.lora import adapted_layers
 from pipeline.stages import sequence_tuning
 from pipeline.stages.base import Normaliser
 from pipeline.stages.candidates import Group, table_of
+from pipeline.stages.connector import ConnectorStage
 from pipeline.stages.data import StageContext
 from pipeline.stages.sequence_tuning import SequenceTuning, reward_of
 from shards.format.index import ShardSet
@@ -28,14 +33,33 @@ shards = test_connector.shards
 
 
 def stage_of(folder: Path, **settings: Any) -> SequenceTuning:
+    recipe = tuning_recipe(folder, **settings)
+    if not (folder / "start").exists():
+        stage_3(folder)
+    context = StageContext(recipe, 0, 1, torch.device("cpu"))
+    stage = SequenceTuning.build(context, SequenceTuning.plans(recipe))
+    shake(stage.module, 0.3)
+    stage.module.train()
+    return stage
+
+
+def tuning_recipe(folder: Path, parts: Any = None, **settings: Any) -> Recipe:
     bpe_tokenizer(folder)
     content = test_connector.recipe_of(folder).model_dump()
     content |= {"stage": "sequence_tuning", "sequence_tuning": {"samples": 5, **settings}}
     content["connector"] |= {"max_new_tokens": 4}
-    context = StageContext(Recipe.model_validate(content), 0, 1, torch.device("cpu"))
-    stage = SequenceTuning.build(context, SequenceTuning.plans(context.recipe))
-    shake(stage.module, 0.3)
-    stage.module.train()
+    content["model"]["init_from"] = {"model": str(folder / "start")}
+    content["train"]["parts"] = parts or {}
+    return Recipe.model_validate(content)
+
+
+def stage_3(folder: Path) -> ConnectorStage:
+    """A stage of the tests of stage 3, exported to ``folder / "start"``."""
+    context = StageContext(test_connector.recipe_of(folder), 0, 1, torch.device("cpu"))
+    stage = ConnectorStage.build(context, ConnectorStage.plans(context.recipe))
+    shake(stage.module.connector, 0.3)
+    stage.write_export_files(folder / "start")
+    save_file({n: p.data.clone() for n, p in stage.module.named_parameters()}, folder / "start" / "model.safetensors")
     return stage
 
 
@@ -184,3 +208,44 @@ def test_an_export_repeats_the_live_model(tmp_path: Path, shards: ShardSet) -> N
     stage.module.save_pretrained(folder)
     torch.testing.assert_close(SequenceTuning.exported(folder, probe, torch.float32)["logits"], probe["logits"])
     assert len(TEXTS) == 6
+
+
+def test_it_starts_where_stage_3_ended(tmp_path: Path, shards: ShardSet) -> None:
+    recipe, before = tuning_recipe(tmp_path), stage_3(tmp_path)
+    stage = SequenceTuning.build(StageContext(recipe, 0, 1, torch.device("cpu")), SequenceTuning.plans(recipe))
+    for name, parameter in before.module.connector.named_parameters():
+        assert torch.equal(stage.module.connector.get_parameter(name), parameter)
+    assert stage.start is None, "nothing looks back at it"
+
+
+def test_the_start_is_that_of_the_export_whatever_was_learned_since(tmp_path: Path, shards: ShardSet) -> None:
+    """Connector and adapters of the LLM are left out of it; the divergence is that of the slow way."""
+    stage = stage_of(tmp_path, parts={"llm": {"mode": "lora", "lora_rank": 2}}, kl_weight=0.3)
+    connector, llm = stage.module.connector, stage.module.llm
+    (batch,) = batches_of(stage, 2)
+    with torch.no_grad():
+        part = stage.loss(stage.module, batch, Normaliser(2, 1))
+        assert float(part.sums["divergence"]) > 0
+        for layer in adapted_layers(llm).values():
+            layer.lora_B["default"].weight.zero_()
+        connector.load_state_dict({n: p.clone() for n, p in stage.start.named_parameters()})  # type: ignore[union-attr]
+        part = stage.loss(stage.module, batch, Normaliser(2, 1))
+    assert float(part.sums["divergence"]) == pytest.approx(0, abs=1e-6)
+    assert stage.module.connector is connector and stage.module.training
+    assert {layer.alpha for layer in adapted_layers(llm).values()} == {16.0}
+
+
+def test_what_else_trains_than_the_start_can_leave_out_is_refused(tmp_path: Path, shards: ShardSet) -> None:
+    said = r"sequence_tuning.kl_weight: \d+ parameters train besides the connector, first visual.word_level"
+    with pytest.raises(RecipeError, match=said):
+        stage_of(tmp_path, parts={"visual.word": {"mode": "trained"}}, kl_weight=0.3)
+
+
+def test_an_export_without_a_connector_is_no_start(tmp_path: Path, shards: ShardSet) -> None:
+    recipe, before = tuning_recipe(tmp_path), stage_3(tmp_path)
+    before.module.llm.save_pretrained(tmp_path / "llm")
+    recipe = recipe.model_copy(
+        update={"model": recipe.model.model_copy(update={"init_from": InitFromConfig(model=str(tmp_path / "llm"))})}
+    )
+    with pytest.raises(RecipeError, match=r"model.init_from.model: .*llm holds no connector, and a new one writes"):
+        SequenceTuning.build(StageContext(recipe, 0, 1, torch.device("cpu")), SequenceTuning.plans(recipe))

@@ -22,7 +22,7 @@ def set_of(folder: Path, ids: list[str] = IDS, **columns: list[str]) -> Path:
     shard_set = read_index(folder)
     values = {"split": SPLITS, **columns}
     rows = [
-        row._replace(sample_id=name, text=f"said {name}", **{key: of[n] for key, of in values.items()})
+        row._replace(sample_id=name, **{"text": f"said {name}"} | {key: of[n] for key, of in values.items()})
         for n, (row, name) in enumerate(zip(shard_set.rows(), ids, strict=True))
     ]
     table = rows_to_table(rows)
@@ -42,6 +42,12 @@ def test_the_nearest_sentences_of_the_same_video_and_split_the_oldest_first(tmp_
     ids = open_column(read_index(folder), "previous_ids")
     assert ids.texts(0) == ["made/talk-00100-1", "made/talk-00500-1"] and column.about == {"count": 2, "videos": 2}
     assert previous_sentences(folder, places, 1, "near").texts(0) == ["said talk-00500-1"]
+
+
+def test_a_clip_without_text_says_nothing_but_has_a_context(tmp_path: Path) -> None:
+    folder = set_of(tmp_path / "set", text=["c", "a", "", "x", "y"])
+    column = previous_sentences(folder, places_by_pattern(read_index(folder), PATTERN), 2)
+    assert column.texts(0) == ["a"] and column.texts(2) == ["a"]
 
 
 def test_each_spoken_language_has_its_own_sentences(tmp_path: Path) -> None:
