@@ -69,14 +69,13 @@ def whole_ctc(logits: Tokens, glosses: list[list[int]]) -> Tensor:
 
 
 def whole_gloss_set(logits: Tokens, glosses: list[list[int]]) -> Tensor:
-    """Cross-entropy of "occurs" for every gloss, whose odds are the sum over word tokens of those against the blank;
-    clips as in `whole_ctc`."""
+    """Cross-entropy of "occurs" for every gloss, which at least one word token must be; clips as in `whole_ctc`."""
     losses = []
     for rows_KV, own in zip(logits.features_NE.softmax(-1).split(list(logits.lengths)), glosses, strict=True):
         if own:
-            odds_V = (rows_KV[:, 1:] / rows_KV[:, :1]).sum(0)
-            target_V = torch.tensor([float(gloss in own) for gloss in range(1, rows_KV.shape[1])]).to(odds_V.dtype)
-            losses.append(F.binary_cross_entropy(odds_V / (1 + odds_V), target_V, reduction="sum"))
+            occurs_V = 1 - (1 - rows_KV).prod(0)
+            target_V = torch.tensor([float(gloss in own) for gloss in range(rows_KV.shape[1])]).to(occurs_V.dtype)
+            losses.append(F.binary_cross_entropy(occurs_V[1:], target_V[1:], reduction="sum"))
     return torch.stack(losses).mean()
 
 

@@ -131,14 +131,14 @@ def translate_long(
     Raises:
         DataError: the video cannot be read; subtitles until then have been given.
         OptionError: the spans do not fit what the model takes at once.
-        RecipeError: more new tokens than the LLM has positions for, a batch of sentences that need each other, or a
-            model that reads no videos.
+        RecipeError: more new tokens than the LLM has positions for, a model that reads no pictures, or a batch of
+            sentences that need each other.
     """
     translator.check(options)
     if translator.reads_rows or translator.fused:
         raise RecipeError(
-            "--long cuts whole videos, but this model reads keypoints or stored features; translate the"
-            " files of its segments instead."
+            "this model reads keypoints or stored features, a long video holds pictures: cut the rows of each sentence"
+            " instead (`slt translate FILE --between 12.5-20`)."
         )
     if video.batch > 1 and "previous" in translator.processor.cues:
         raise RecipeError(

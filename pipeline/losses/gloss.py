@@ -121,14 +121,14 @@ def _ctc(tile: GlossTile, classes_IL: Tensor) -> Tensor:
 def gloss_set(tile: GlossTile) -> Tensor:
     """Binary cross-entropy of every gloss of the vocabulary: does it occur in the clip?
 
-    The order-invariant classifier of arXiv 2505.15438. Ours: the odds that a gloss occurs are the sum over word tokens
-    of its odds against the blank, and all glosses count alike. Glosses do not compete for a word token here, as they do
-    in a softmax over all of them: there, the blank soon wins everywhere, and nothing is learned any more.
+    The order-invariant classifier of arXiv 2505.15438. Ours: a gloss occurs if at least one word token is it, tokens
+    being independent (noisy or), and all glosses count alike.
     """
-    logits_IKV = tile.log_probs_IKV[..., BLANK + 1 :] - tile.log_probs_IKV[..., BLANK, None]
+    glosses_IKV = tile.log_probs_IKV[..., BLANK + 1 :].clamp(max=-1e-6)
+    absent_IV = (torch.log1p(-glosses_IKV.exp()) * tile.real_IK()[..., None]).sum(1)
     occurs_IV = torch.zeros_like(tile.log_probs_IKV[:, 0]).scatter(1, tile.classes_IL, 1.0)[:, BLANK + 1 :]
-    sums_IV = logits_IKV.masked_fill(~tile.real_IK()[..., None], -torch.inf).logsumexp(1)
-    return F.binary_cross_entropy_with_logits(sums_IV, occurs_IV, reduction="sum")
+    present_IV = torch.log(-torch.expm1(absent_IV.clamp(max=-1e-12)))
+    return -(occurs_IV * present_IV + (1 - occurs_IV) * absent_IV).sum()
 
 
 def words_needed(classes: Sequence[object], any_order: bool = False) -> int:

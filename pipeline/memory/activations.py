@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.schema import TILE_MIB, Recipe
+from pipeline.config.prompt_schema import cues_of
+from pipeline.config.schema import TILE_MIB, ConnectorStageConfig, Recipe
 from pipeline.memory.lines import BACKWARD, ENCODING, GENERATION, START, Line
 from pipeline.memory.parts import Parts
 from pipeline.memory.trace import peak_bytes
@@ -30,6 +31,7 @@ _BACKWARD = frozenset({BACKWARD})
 _BLOCK_NUMBERS = 18
 _FRAMES_TRACED = 4
 _TEXT_TOKENS = 64  # the longest caption of a contrastive batch that is counted
+_SENTENCE_TOKENS = 64  # of each sentence that a prompt shows besides the video
 _TILE_COPIES = 8  # of a tile of token similarities while its gradient is made
 _FRAME_FIELDS = ("train.micro_batch", "data.max_frames", "data.frame_stride")
 
@@ -227,12 +229,20 @@ def _images(recipe: Recipe, parts: Parts, frames: int, phases: frozenset[str]) -
     yield Line("frame backbone", backbone_bytes(parts, frames, per_pass, recompute), rule, phases, fields)
 
 
+def most_sentences(config: ConnectorStageConfig) -> int:
+    """Sentences that the prompt may show of other samples, a gloss included."""
+    shown, prompts = cues_of(config.prompt), config.prompts
+    counts = {"previous": prompts.previous.count, "gloss": 1, "example": prompts.example.count}
+    return sum(counts.get(name, 0) for name in shown)
+
+
 def _translation(recipe: Recipe, parts: Parts) -> Iterator[Line]:
     yield from _frames(recipe, parts, trains=any(p.requires_grad for p in parts.visual.parameters()))
     micro, stride, packed = recipe.train.micro_batch, _stride(recipe, parts), recipe.data.pack_tokens
     tokens = -(-clip_frames(recipe, stride) // stride) + micro
     # a prompt has hardly more tokens than half its characters
-    answers = micro * (len(recipe.connector.prompt) // 2 + recipe.connector.max_new_tokens)
+    prompt = len(recipe.connector.prompt) // 2 + _SENTENCE_TOKENS * most_sentences(recipe.connector)
+    answers = micro * (prompt + recipe.connector.max_new_tokens)
     in_row = (micro * packed if packed else tokens + answers) * _candidates(recipe)
     own = ("sequence_tuning.samples",) if recipe.stage == "sequence_tuning" else ()
     yield from _llm(recipe, parts, in_row, ("data.pack_tokens", *own, *_FRAME_FIELDS))

@@ -29,7 +29,7 @@ _SHOWN = 50
 _MEANING = {
     "visual": (
         "pool", "stride", "window_frames", "word_heads", "sentence_heads", "centre_clips", "image_mean", "image_std",
-        "pose_layout", "pose_groups", "pose_fingerprint", "features_width",
+        "pose_layout", "pose_groups", "pose_fingerprint", "features_width", "clip_stride",
     ),
     "llm": ("model_type", "num_attention_heads", "num_key_value_heads", "hidden_act", "rope_parameters"),
     "connector": ("connector_tokens",),

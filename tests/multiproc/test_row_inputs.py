@@ -127,7 +127,7 @@ def test_from_files_to_translations(trained: Path, signs: Path) -> None:
     assert (part.frames, part.duration_seconds) == (5, pytest.approx(0.8))
     with pytest.raises(RecipeError, match=r"files of keypoints for 1 clips, but the model (reads|does not read)"):
         translator.translate([VideoFile(file)], GREEDY, [] if kind.beside else [file])
-    with pytest.raises(RecipeError, match="--long cuts whole videos, but this model reads keypoints or stored"):
+    with pytest.raises(RecipeError, match="this model reads keypoints or stored features, a long video holds"):
         next(translate_long(translator, LongVideo(file), GREEDY))
 
 

@@ -9,7 +9,7 @@ import pytest
 import sacrebleu
 from rouge_score import rouge_scorer
 
-from pipeline.evaluate.metrics import lcs_length, rouge_l, score, sentence_bleu
+from pipeline.evaluate.metrics import lcs_length, rouge_l, score, sentence_bleu, sentence_rouge_l
 from pipeline.evaluate.protocols import PROTOCOLS, get_protocol
 from shards.errors import DataError
 
@@ -173,3 +173,11 @@ def test_samples_with_fewer_references_are_not_scored_against_an_empty_one() -> 
     pairs = ["regen", "der wind weht schwach"], [["im norden regen und im sueden sonne ."], ["der wind weht", "wind"]]
     scores = score(*pairs, "default")
     assert scores.reference_tokens == 8 + 3 and "nrefs:var" in scores.signatures["bleu"]
+
+
+@pytest.mark.parametrize("protocol", ["default", "phoenix14t", "csl_daily"])
+def test_rouge_of_a_sentence_is_what_the_corpus_figure_is_the_mean_of(protocol: str) -> None:
+    pairs = [("morgen regnet es", "morgen regnet es im norden"), ("", "hier"), ("im norden", "im norden")]
+    each = [sentence_rouge_l(text, [reference], protocol) for text, reference in pairs]
+    whole = score([text for text, _ in pairs], [reference for _, reference in pairs], protocol)
+    assert sum(each) / len(each) == pytest.approx(whole.rouge_l)

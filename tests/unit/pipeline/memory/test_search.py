@@ -84,6 +84,16 @@ def test_a_plan_of_every_stage(stage: str, tmp_path: Path) -> None:
     assert not {name for name in offered if name.startswith(STAGES[stage].unread)}
 
 
+def test_what_a_prompt_shows_of_each_sample_counts(tmp_path: Path) -> None:
+    def peak(*sets: str) -> int:
+        recipe = _recipe(tmp_path, "connector", "data.max_frames=16", *sets)
+        return sum(line.bytes for line in plan_of(recipe, 1, parts_of(recipe)).lines)
+
+    shows = "connector.prompt='{video} {previous}'", "connector.prompts.previous.empty=none"
+    assert peak("connector.prompt='{video} previous'") < peak(*shows)
+    assert peak(*shows) < peak(*shows, "connector.prompts.previous.count=3")
+
+
 def test_a_gloss_head_counts_by_its_vocabulary(tmp_path: Path) -> None:
     """Of the training split; where no index can be read, by a large one."""
     recipe = _recipe(tmp_path, "contrastive", "contrastive.ctc.weight=1", "train.global_batch=8", "data.max_frames=16")

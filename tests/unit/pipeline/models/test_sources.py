@@ -7,10 +7,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from pipeline.config.schema import BackboneConfig, LlmConfig, ModelConfig, TinyLlm, VisualConfig
+from pipeline.config.transfer_schema import InitFromConfig
 from pipeline.errors import CheckpointError
-from pipeline.models.sources import SourceDigests, check_unchanged, digests_of, source_folders
+from pipeline.models.sources import SourceDigests, check_unchanged, digests_of, source_folders, source_prefixes
 from pipeline.models.weight_files import weight_files
 
 
@@ -82,3 +85,17 @@ def test_a_file_that_changed_is_named(tmp_path: Path, change: object, problem: s
     with pytest.raises(CheckpointError, match=message) as raised:
         check_unchanged(recorded, {"llm": llm})
     assert str(llm) in str(raised.value) and raised.value.exit_code == 2
+
+
+def test_an_export_that_a_run_starts_from_comes_before_the_part_s_own_folder(tmp_path: Path) -> None:
+    encoder = folder_of(tmp_path / "encoder")
+    save_file({"word_norm.bias": torch.zeros(1)}, encoder / "model.safetensors")
+    save_file({"word_head.weight": torch.zeros(1), "log_scale": torch.zeros(1)}, encoder / "heads.safetensors")
+    (encoder / "config.json").write_text('{"model_type": "slt_visual"}')
+    model = ModelConfig(visual=VisualConfig(path="own"), init_from=InitFromConfig(model=str(encoder)))
+    assert source_folders(model, ["visual.word_norm.bias", "log_scale"]) == {"visual": encoder, "heads": encoder}
+    assert set(source_prefixes(model)) == {"visual.", "word_head", "log_scale"}
+    digests = digests_of({"visual": encoder, "heads": encoder})
+    assert {part: list(files) for part, files in digests.items()} == {
+        "visual": ["model.safetensors"], "heads": ["heads.safetensors"],
+    }  # fmt: skip

@@ -14,15 +14,25 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from pipeline.config.schema import ContrastiveConfig, ModelConfig, TinyLlm, WordLevelConfig
+from pipeline.config.inputs_schema import FeaturesConfig
+from pipeline.config.schema import BackboneConfig, ContrastiveConfig, ModelConfig, TinyLlm, TinyVit, WordLevelConfig
 from pipeline.config.transfer_schema import InitFromConfig
 from pipeline.errors import RecipeError
 from pipeline.models.contrastive import ContrastiveModel
 from pipeline.models.exported import Export, init_folders, part_of
 from pipeline.models.llava_slt import LlavaSltForConditionalGeneration
 from pipeline.models.registry import build_llava_slt, build_visual
+from pipeline.models.visual import HierarchicalVisualEncoder
 from pipeline.models.warm_start import warm_start
-from tests.unit.pipeline.models.tiny import PIXELS, bpe_tokenizer, data_config, model_config, shake, visual_config
+from tests.unit.pipeline.models.tiny import (
+    PIXELS,
+    bpe_tokenizer,
+    clips,
+    data_config,
+    model_config,
+    shake,
+    visual_config,
+)
 
 TEXT_WIDTH = 12
 
@@ -193,3 +203,32 @@ def test_what_is_no_export(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"holds no safetensors files; give a folder of `slt export`"):
         Export(tmp_path)
     assert part_of("log_scale") == part_of("word_head.weight") == "heads" and part_of("llm.model.x") == "llm"
+
+
+def test_new_adapters_stay_around_the_layers_that_are_loaded(folder: Path) -> None:
+    backbone = BackboneConfig(tiny=TinyVit(width=24, layers=1, heads=2, feed_forward=32), train="lora", lora_rank=2)
+    torch.manual_seed(3)
+    encoder = build_visual(visual_config(backbone=backbone), PIXELS, torch.float32)
+    model = ContrastiveModel(encoder, TEXT_WIDTH, ContrastiveConfig(embed=8))
+    warm_start(model, recipe(folder, visual=folder / "encoder"))
+    stored, own = load_file(folder / "encoder" / "model.safetensors"), dict(encoder.named_parameters())
+    adapted = [name for name in own if ".base_layer." in name]
+    assert adapted and all(torch.equal(own[name], stored[name.replace(".base_layer.", ".")]) for name in adapted)
+    assert all(value.eq(0).all() for name, value in own.items() if ".lora_B." in name), "as new ones are"
+    frames_NHWC, lengths_B = clips(5, 3)
+    plain = HierarchicalVisualEncoder.from_pretrained(folder / "encoder").eval()
+    with torch.no_grad():
+        words = [part.eval()(frames_NHWC, lengths_B).words_MD for part in (plain, encoder)]
+    assert torch.allclose(*words, atol=1e-6)
+
+
+def test_stored_features_of_another_kind(folder: Path, tmp_path: Path) -> None:
+    def reading(fingerprint: str) -> ContrastiveModel:
+        features = FeaturesConfig(fingerprint=fingerprint, width=20)
+        visual = build_visual(visual_config(backbone=None, features=features), PIXELS, torch.float32)
+        return ContrastiveModel(visual, TEXT_WIDTH, ContrastiveConfig(embed=8))
+
+    export(reading("i3d").visual, tmp_path)
+    assert warm_start(reading("i3d"), recipe(folder, visual=tmp_path)).keys() == {"visual"}
+    text = refusal(reading("s3d"), recipe(folder, visual=tmp_path))
+    assert "the stored features it was trained on are others than those of model.visual.features" in text
