@@ -37,9 +37,22 @@ class Jitter:
         return int(place * (before + after + 1)) - before if moved else 0
 
 
-def check_margins(plan: Plan, config: JitterConfig) -> None:
-    """Refuse shard sets that keep less around their clips than a cut may move. Raises RecipeError, also for a corpus
-    that no source has."""
+def check_margins(plan: Plan, config: JitterConfig, fused: bool = False) -> None:
+    """Refuse shard sets that keep less around their clips than a cut may move.
+
+    Args:
+        plan: of training.
+        config: how far.
+        fused: whether keypoints are read beside the frames; they are stored without margins.
+
+    Raises:
+        RecipeError: too little margin, or none for keypoints; or a corpus that no source has.
+    """
+    if fused and config.most_seconds:
+        raise RecipeError(
+            "data.jitter moves the cuts of videos, but this encoder reads keypoints beside them, which are stored"
+            " without margins; leave data.jitter out."
+        )
     if config.corpora and (unknown := sorted(set(config.corpora) - set(plan.samples.distinct("corpus")))):
         raise RecipeError(
             f"data.jitter.corpora: {', '.join(unknown)} is in no source of data.train; there are"

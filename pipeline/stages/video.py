@@ -95,7 +95,8 @@ def check_video(
         RecipeError: as `check_margins`, `check_augment`, `check_features` and `check_passes`.
     """
     check_beside(context.recipe.data, plans, encoder.config)
-    check_margins(plans.train, context.recipe.data.jitter)
+    fused = encoder.config.reads_frames and bool(encoder.config.pose_layout)
+    check_margins(plans.train, context.recipe.data.jitter, fused)
     check_augment(plans.train, context.recipe.data.augment)
     for plan in plans.all():
         check_features(plan, encoder)

@@ -118,7 +118,9 @@ def _joined(raws: list[list[tuple[np.ndarray, object]]]) -> dict[str, bytes]:
 def test_sets_without_margins_are_refused(plans: tuple[Plan, Plan]) -> None:
     plain, wide = plans
     check_margins(wide, CONFIG)
-    check_margins(plain, JitterConfig())
+    check_margins(plain, JitterConfig(), fused=True)
+    with pytest.raises(RecipeError, match="reads keypoints beside them, which are stored"):
+        check_margins(wide, CONFIG, fused=True)
     message = r"data\.jitter moves cuts by up to 0\.8 s, but \S+plain keeps nothing around the clips of aligned, weak"
     with pytest.raises(RecipeError, match=rf"{message}.*--store margin_seconds=0\.8"):
         check_margins(plain, CONFIG)
