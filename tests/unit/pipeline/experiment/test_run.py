@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,9 +158,15 @@ def test_the_command(content: dict[str, Any], tmp_path: Path, monkeypatch: pytes
 def test_commands_run_in_processes_of_their_own_which_hear_of_signals(tmp_path: Path) -> None:
     assert run_module.call_slt(["recipe", "show", str(tmp_path / "none.yaml")]) == 2
     before = signal.getsignal(signal.SIGTERM)
+
+    def ask() -> None:
+        while signal.getsignal(signal.SIGTERM) == before:  # until then it would end this process
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "status.json").write_text(json.dumps({"launch_id": "a", "state": "running", "written": 0}))
     with hold(tmp_path, "a"):  # `--watch` goes on as long as a launch runs there
-        threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        threading.Thread(target=ask).start()
         code = run_module.call_slt(["launch", "status", str(tmp_path), "--watch"])
     assert code == -signal.SIGTERM and signal.getsignal(signal.SIGTERM) == before
