@@ -6,13 +6,17 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from pipeline.config.augment_schema import AugmentConfig
+from pipeline.config.schema import DataConfig, SourceConfig
+from pipeline.errors import RecipeError
 from pipeline.inference.augment import Augment
 from pipeline.inference.clips import FetchFrames, FusedClip, holds_keypoints, pack_clips
 from pipeline.inference.pose_augment import CHANCES, move_joints
 from pipeline.models.clip_layout import ClipSizes
 from pipeline.models.streams import Streams
+from pipeline.stages.data import pose_plan
 from shards.build.build import BuildOptions, build
 from shards.format.index import read_index
 from shards.load.beside import Beside
@@ -91,3 +95,11 @@ def test_keypoints_alone_and_beside_frames_follow_the_showing(tmp_path: Path) ->
     assert isinstance(plain, FusedClip) and plain.pose_TK.shape == (4, 90)
     batch = pack_clips([FetchFrames(6, 2, 0, beside=beside)(reader, item)], ClipSizes(4, 2, 8))
     assert isinstance(batch["frames_NHWC"], Streams) and batch["frames_NHWC"].pose_NK.shape == (8, 90)
+
+
+def test_all_sources_name_keypoints_or_none() -> None:
+    named, without = SourceConfig(shards="a", pose="p"), SourceConfig(shards="b")
+    data = DataConfig(train=[named, without])
+    assert pose_plan(data, [without]) is None
+    with pytest.raises(RecipeError, match="the source b names no pose, others do"):
+        pose_plan(data, data.train)
