@@ -108,6 +108,8 @@ def translate(
 
     if settings.long and (len(videos) > 1 or between is not None):
         raise RecipeError("--long takes one video, and all of it: give one file, without --between.")
+    if settings.pose and len(settings.pose) != len(videos):
+        raise RecipeError(f"{len(settings.pose)} times --pose for {len(videos)} videos: give one per video, in order.")
     generation, place = parse_sets(sets, LongOptions() if settings.long else PlaceOptions())
     start, end = parse_between(between)
     device = str(device_for(Ranks(0, 0, 1))) if place.device == "auto" else place.device
@@ -119,8 +121,6 @@ def translate(
     if isinstance(place, LongOptions):
         translate_subtitles(translator, videos[0], settings, place, generation, as_json)
         return
-    if settings.pose and len(settings.pose) != len(videos):
-        raise RecipeError(f"{len(settings.pose)} times --pose for {len(videos)} videos: give one per video, in order.")
     failed: list[str] = []
     for path, poses in zip(videos, [[pose] for pose in settings.pose] or [[]] * len(videos), strict=True):
         try:

@@ -13,8 +13,7 @@ import pytest
 import torch
 import yaml
 
-from pipeline.config.augment_schema import AugmentConfig
-from pipeline.config.weak_schema import JitterConfig
+from pipeline.config.schema import DataConfig, SourceConfig
 from pipeline.models.training_texts import training_texts, warn_of_known_texts
 from pipeline.stages.data import Plans, StageContext
 from pipeline.stages.video import check_video
@@ -86,15 +85,14 @@ def test_texts_that_cannot_be_compared(llm: Path, texts: Path, caplog: pytest.Lo
 
 
 def test_a_stage_tells_it_once_before_training(llm: Path, caplog: pytest.LogCaptureFixture) -> None:
-    recipe: Any = SimpleNamespace(
-        data=SimpleNamespace(storage_options={}, jitter=JitterConfig(), augment=AugmentConfig())
-    )
+    recipe: Any = SimpleNamespace(data=DataConfig(train=[SourceConfig(shards="x")]))
     videos = [SimpleNamespace(shard_set=SimpleNamespace(manifest=SimpleNamespace(kind="video")))]
     train, dev = (
         SimpleNamespace(samples=SimpleNamespace(column=lambda _, t=t: pa.chunked_array([t])), sources=videos)
         for t in (KNOWN, ["sun", "new"])
     )
-    encoder: Any = SimpleNamespace(config=SimpleNamespace(backbone_config={}, rows_fingerprint=""))
+    settings = SimpleNamespace(backbone_config={}, rows_fingerprint="", reads_frames=True, pose_layout="")
+    encoder: Any = SimpleNamespace(config=settings)
     for rank in (1, 0):
         context = StageContext(recipe, rank, 2, torch.device("cpu"))
         check_video(context, Plans(train, [dev]), encoder, str(llm))  # type: ignore[arg-type, list-item]
