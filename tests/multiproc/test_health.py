@@ -93,7 +93,9 @@ def train(stage: str, sets: list[str], world_size: int, way: str) -> Run:
             return {}
 
     with WAYS[way](training):
-        Trainer(training, [*(kind(training) for kind in OBSERVERS), Watch(training)], []).fit()
+        Trainer(
+            training, [*(kind(training) for kind in OBSERVERS if kind.enabled(training.recipe)), Watch(training)], []
+        ).fit()
     digest = digest_of(training.engine)
     training.engine.destroy()
     return Run(losses, norms, applied, training.state.skipped_total, slowest, digest)

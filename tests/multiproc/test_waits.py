@@ -70,7 +70,7 @@ def count_steps_of(stage: str, sets: list[str], world_size: int) -> list[dict[st
     Path(resolved.recipe.run_dir).mkdir(parents=True, exist_ok=True)
     training = prepare(resolved, stage_class(stage), dist.ranks_from_environment(), STAND_IN, StopFlag(), Phases())
     count = Count(training)
-    Trainer(training, [*(kind(training) for kind in OBSERVERS), count], []).fit()
+    Trainer(training, [*(kind(training) for kind in OBSERVERS if kind.enabled(training.recipe)), count], []).fit()
     training.engine.destroy()
     return [dict(by_function(lines)) for lines in count.steps]
 
