@@ -6,13 +6,12 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.rank_server import Rank, rank_server
 from tests.source_tree import ROOT
 
 TINY_LLM = "{tiny: {width: 32, layers: 2, heads: 2, feed_forward: 64, max_positions: 256}, tokenizer: TOKENIZER}"
@@ -81,34 +80,25 @@ def start_ranks(
     sets: list[str],
     world_size: int,
     env: dict[str, str] | None = None,
-    preexec: Callable[[], None] | None = None,
     script: str = "launch/train.py",
-) -> list[subprocess.Popen[str]]:
-    """Start every rank of a job; the caller waits. ``preexec`` runs in each child before it starts ``script``."""
+) -> list[Rank]:
+    """Start every rank of a job; the caller waits."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    arguments = [sys.executable, str(ROOT / script), f"demo_{stage}"]
+    arguments = [f"demo_{stage}"]
     for value in sets:
         arguments += ["--set", value]
     common = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     common |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return [
-        subprocess.Popen(
-            arguments,
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank), **(env or {})},
-            text=True,
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=preexec,
-        )
+    envs = [
+        {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank), **(env or {})}
         for rank in range(world_size)
     ]
+    return [rank_server().start(ROOT / script, arguments, each) for each in envs]
 
 
-def finish(ranks: list[subprocess.Popen[str]], timeout: float = 180.0) -> tuple[list[int], str]:
+def finish(ranks: list[Rank], timeout: float = 180.0) -> tuple[list[int], str]:
     """Exit codes and joined output; ranks still running at the timeout are killed and fail the test."""
     deadline = time.monotonic() + timeout
     outputs = []
@@ -130,7 +120,7 @@ def run_job(stage: str, sets: list[str], world_size: int, env: dict[str, str] | 
     return output
 
 
-def wait_for(condition: Callable[[], bool], ranks: list[subprocess.Popen[str]], timeout: float = 120.0) -> None:
+def wait_for(condition: Callable[[], bool], ranks: list[Rank], timeout: float = 120.0) -> None:
     """Until the condition holds; fails when a rank ends first."""
     deadline = time.monotonic() + timeout
     while not condition():

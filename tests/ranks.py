@@ -1,10 +1,9 @@
-"""Real gloo ranks for tests: spawned processes, a file instead of a port, no hang outlives its timeout."""
+"""Real gloo ranks for tests: processes of their own, a file instead of a port, no hang outlives its timeout."""
 
 from __future__ import annotations
 
 import datetime
 import faulthandler
-import multiprocessing
 import multiprocessing.connection
 import os
 import pickle
@@ -12,10 +11,11 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from tests.rank_server import Rank, rank_server
 
 
 class RankFailure(AssertionError):
@@ -40,52 +40,48 @@ def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout: floa
     Raises:
         RankFailure: some rank raised, exited or was still running at the timeout.
     """
-    context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="slt-ranks-") as name:
-        folder = Path(name)
-        children = [
-            context.Process(target=_child, args=(fn, rank, world_size, args, folder, timeout), name=f"rank-{rank}")
-            for rank in range(world_size)
-        ]
-        for child in children:
-            child.start()
+        folder, children = Path(name), {}
+        for rank in range(world_size):
+            call = folder / f"rank-{rank}.call"
+            call.write_bytes(pickle.dumps((fn, rank, world_size, args, folder, timeout)))
+            script = Path(__file__).with_name("rank_call.py")
+            children[f"rank-{rank}"] = rank_server().start(script, [str(call)], dict(os.environ))
         try:
             _wait(children, folder, time.monotonic() + timeout, timeout)
         finally:
-            _end(children)
+            _end(children.values())
         return [pickle.loads((folder / f"rank-{rank}.result").read_bytes()) for rank in range(world_size)]
 
 
-def _wait(children: Sequence[BaseProcess], folder: Path, deadline: float, timeout: float) -> None:
+def _wait(children: Mapping[str, Rank], folder: Path, deadline: float, timeout: float) -> None:
     """Until every child has ended well; the first failure ends the wait."""
-    running = {child.sentinel: child for child in children}
+    running = dict(children)
     while running:
         wait_seconds = max(deadline - time.monotonic(), 0)
-        ended = [s for s in multiprocessing.connection.wait(list(running), wait_seconds) if isinstance(s, int)]
+        multiprocessing.connection.wait(list(running.values()), wait_seconds)
+        ended = [name for name, child in running.items() if child.poll() is not None]
         if not ended:
-            stacks = "\n".join(_note(folder, child, "stack") for child in running.values())
-            names = ", ".join(child.name for child in running.values())
-            raise RankFailure(f"{names} still running after {timeout:g} s\n{stacks}")
-        for sentinel in ended:
-            child = running.pop(sentinel)
-            child.join()
-            if child.exitcode != 0:
-                raise RankFailure(f"{child.name} exited with {child.exitcode}\n{_note(folder, child, 'error')}")
+            stacks = "\n".join(_note(folder, name, "stack") for name in running)
+            raise RankFailure(f"{', '.join(running)} still running after {timeout:g} s\n{stacks}")
+        for name in ended:
+            code = running.pop(name).wait()
+            if code != 0:
+                raise RankFailure(f"{name} exited with {code}\n{_note(folder, name, 'error')}")
 
 
-def _note(folder: Path, child: BaseProcess, kind: str) -> str:
-    file = folder / f"{child.name}.{kind}"
-    return f"-- {child.name}\n{file.read_text()}" if file.exists() else f"-- {child.name} left no {kind}"
+def _note(folder: Path, name: str, kind: str) -> str:
+    file = folder / f"{name}.{kind}"
+    return f"-- {name}\n{file.read_text()}" if file.exists() else f"-- {name} left no {kind}"
 
 
-def _end(children: Sequence[BaseProcess]) -> None:
+def _end(children: Iterable[Rank]) -> None:
     for child in children:
-        if child.is_alive():
-            child.kill()
-        child.join()
+        child.kill()
+        child.wait()
 
 
-def _child(
+def child(
     fn: Callable[..., Any], rank: int, world_size: int, args: tuple[Any, ...], folder: Path, timeout: float
 ) -> None:
     """One rank: join, run, leave the result or the traceback as a file."""
