@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.inference.translate import Translator
 
 STREAM = "-"
+_NO_POSE = "--pose gives the keypoints of single clips; --long takes models that read pictures alone."
 SETS_HELP = "; with --long also pause_seconds=0.5, max_seconds=0 and the other values of docs/long-video.md"
 
 
@@ -59,6 +60,8 @@ class LongSettings:
     def __post_init__(self) -> None:
         if not self.long and (self.out, self.segments, self.tiers, self.crop) != (None, None, [], None):
             raise RecipeError("--out, --segments, --tier and --crop belong to --long: add it, or leave them out.")
+        if self.long and self.pose:
+            raise RecipeError(_NO_POSE)
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,8 @@ class EvaluateSettings:
             raise RecipeError(
                 "slt evaluate scores either the samples of --shards or the whole videos of --long: give one."
             )
+        if self.long is not None and self.pose:
+            raise RecipeError(_NO_POSE)
         others = (self.subtitles, self.tracks, self.tiers, self.given_times, self.crop)
         if self.long is None and others != (None, [], [], False, None):
             raise RecipeError("--subtitles, --track, --tier, --given-times and --crop belong to --long.")

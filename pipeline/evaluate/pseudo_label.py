@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.config.prompt_schema import text_columns
 from pipeline.errors import RecipeError
 from pipeline.evaluate.run import EvalRanks
-from pipeline.inference.clips import CollatePrompts, FetchFrames, PromptBatch, check_rows
+from pipeline.inference.clips import CollatePrompts, FetchFrames, PromptBatch, check_poses, check_rows
 from pipeline.inference.confidence import confidences
 from pipeline.inference.cues import CueReader, check_cues, with_cues
 from pipeline.inference.generate import GenerationOptions, check_fits, translate_batch
@@ -110,6 +110,7 @@ def pseudo_label(
     )
     check_cues(plan, CueReader(sizes), train=False)
     check_rows(plan, model.visual.config)
+    check_poses(None, model.visual.config, "this command takes none")
     loader = EvalLoader(
         plan, with_cues(FetchFrames(sizes.max_frames, sizes.frame_stride, sizes.image_pixels), processor),
         CollatePrompts(processor, model.visual.config.clip_sizes()), rank=ranks.rank, world_size=ranks.world_size,

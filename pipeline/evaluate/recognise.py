@@ -17,7 +17,7 @@ from pipeline.config.resolve import ResolvedRecipe
 from pipeline.config.schema import DataConfig
 from pipeline.errors import CheckpointError
 from pipeline.evaluate.word_errors import WordErrors, word_errors
-from pipeline.inference.clips import Clip, Clips, FetchFrames, check_rows, pack_clips
+from pipeline.inference.clips import Clip, Clips, FetchFrames, check_poses, check_rows, pack_clips
 from pipeline.models.clip_layout import ClipSizes
 from pipeline.models.gloss_vocabulary import GlossVocabulary
 from pipeline.models.visual import HierarchicalVisualEncoder
@@ -117,6 +117,7 @@ def recognise_export(
     sources = [Source(open_index(path), options.split) for path in shards]
     plan = Plan(sources, PlanOptions("clip", shuffle=False, max_frames=data.max_frames, frame_stride=data.frame_stride))
     check_rows(plan, reader.encoder.config)
+    check_poses(None, reader.encoder.config, "this command takes none")
     loader = EvalLoader(
         plan, FetchFrames(data.max_frames, data.frame_stride, data.image_pixels),
         _Collate(reader.encoder.config.clip_sizes()), micro_batch=options.micro_batch, max_samples=options.max_samples,

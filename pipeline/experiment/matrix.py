@@ -16,7 +16,9 @@ from pipeline.config.source import read_document
 from pipeline.errors import RecipeError
 
 Settings = dict[str, Any]
-"""Dotted setting of a recipe -> value. ``{step}`` in a text stands for the folder that this step exports."""
+"""Dotted setting of a recipe -> value. ``{step}`` in a text stands for the folder that this step exports, except in
+prompts, whose fields are written alike."""
+_PROMPTS = ("connector", "connector.prompt", "connector.prompts")
 _REFERENCE = re.compile(r"\{([a-z0-9_]+)\}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 
@@ -47,6 +49,8 @@ class ScoreSpec(Section):
     """Scoring protocol."""
     metric: str | None = None
     """Instead of shards: a held-out metric (`eval/video_to_text/r1`); its value at the exported checkpoint."""
+    pose: list[str] = []
+    """Keypoints beside the shards, for a model that reads both."""
     options: Settings = {}
     """Of `slt evaluate --set`."""
 
@@ -152,22 +156,33 @@ def specs_of(matrix: Matrix, arm: Arm) -> list[StepSpec]:
     return found
 
 
-def references(value: Any) -> set[str]:
-    """Names of the steps whose export a setting's value names."""
+def references(settings: Settings) -> set[str]:
+    """Names of the steps whose export the settings name."""
+    return {name for key, value in settings.items() if not _is_prompt(key) for name in _names(value)}
+
+
+def replaced(settings: Settings, exports: Mapping[str, str]) -> Settings:
+    """Settings with the exports of earlier steps in the place of their names."""
+    return {key: value if _is_prompt(key) else _replaced(value, exports) for key, value in settings.items()}
+
+
+def _is_prompt(key: str) -> bool:
+    return key in _PROMPTS or key.startswith("connector.prompts.")
+
+
+def _names(value: Any) -> set[str]:
     if isinstance(value, str):
-        return set(_REFERENCE.findall(value)) - {"video"}
-    if isinstance(value, Mapping):
-        return {name for item in value.values() for name in references(item)}
-    return {name for item in value for name in references(item)} if isinstance(value, list) else set()
+        return set(_REFERENCE.findall(value))
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return {name for item in items for name in _names(item)}
 
 
-def replaced(value: Any, exports: Mapping[str, str]) -> Any:
-    """A setting's value with the exports of earlier steps in the place of their names."""
+def _replaced(value: Any, exports: Mapping[str, str]) -> Any:
     if isinstance(value, str):
         return _REFERENCE.sub(lambda found: exports.get(found[1], found[0]), value)
     if isinstance(value, Mapping):
-        return {key: replaced(item, exports) for key, item in value.items()}
-    return [replaced(item, exports) for item in value] if isinstance(value, list) else value
+        return {key: _replaced(item, exports) for key, item in value.items()}
+    return [_replaced(item, exports) for item in value] if isinstance(value, list) else value
 
 
 def _contradictions(matrix: Matrix) -> Iterator[str]:
@@ -235,6 +250,8 @@ def _score_problems(matrix: Matrix, steps: list[str]) -> Iterator[str]:
     for score in matrix.scores:
         if (score.shards is None) == (score.metric is None):
             yield f"score {score.name}: give either shards, which the model translates, or a metric of training"
+        if "references" in score.options:
+            yield f"score {score.name}: the table compares with one reference per sample; leave out options.references"
         if score.step is not None and score.step not in steps:
             yield f"score {score.name}: no step {score.step!r}; the steps are {', '.join(steps)}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import signal
 import subprocess
@@ -104,6 +105,7 @@ def _option(name: str, value: Any) -> list[str]:
 def _evaluate(matrix: Matrix, trial: Trial, score: ScoreSpec) -> list[str]:
     assert score.shards is not None
     sets = [word for name, value in score.options.items() for word in ("--set", f"{name}={value}")]
+    sets += [word for shards in score.pose for word in ("--pose", shards)]
     return [
         "evaluate", str(trial.step(score.step).export), "--shards", score.shards, "--split", score.split,
         "--protocol", score.protocol, "--out", str(folder_of(matrix, trial, score)), *sets,
@@ -111,6 +113,8 @@ def _evaluate(matrix: Matrix, trial: Trial, score: ScoreSpec) -> list[str]:
 
 
 def folder_of(matrix: Matrix, trial: Trial, score: ScoreSpec) -> Path:
-    """Where the predictions of a trial for a score are. Named after the step, because other arms may share it."""
-    step = trial.step(score.step)
-    return Path(matrix.out) / "scores" / f"{score.name}-{step.folder.name}"
+    """Where the predictions of a trial for a score are. Named after the step, because other arms may share it, and
+    after what is translated how, so that a changed score meets no old predictions."""
+    how = score.model_dump_json(exclude={"name", "step", "metric"})
+    digest = hashlib.sha256(how.encode()).hexdigest()[:8]
+    return Path(matrix.out) / "scores" / f"{score.name}-{digest}-{trial.step(score.step).folder.name}"

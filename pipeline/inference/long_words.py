@@ -35,7 +35,13 @@ def halo_frames(config: VisualEncoderConfig) -> int:
 
 def pooled_frames(encoder: HierarchicalVisualEncoder, clips: Iterable[Tensor]) -> Tensor:
     """Backbone features [T, P] of a long video, given as uint8 frames [n, H, W, 3] piece by piece: each frame's feature
-    depends on that frame alone, so the pieces may be of any length."""
+    depends on that frame alone, so the pieces may be of any length.
+
+    Raises:
+        RecipeError: the backbone is a video model.
+    """
+    if encoder.config.clip_stride:
+        raise RecipeError("long_words takes features of single frames; this encoder's backbone reads several at once.")
     with torch.inference_mode():
         return torch.cat([encoder.pooled(frames_NHWC.to(encoder.device)) for frames_NHWC in clips])
 

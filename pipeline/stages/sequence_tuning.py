@@ -82,7 +82,7 @@ class SequenceTuning(ConnectorStage):
         if visual.backbone.trains or frames_NHWC.is_floating_point():
             return batch
         with torch.no_grad():
-            return {**batch, "frames_NHWC": with_frames(inputs, visual.pooled(frames_NHWC))}
+            return {**batch, "frames_NHWC": with_frames(inputs, visual.pooled(frames_NHWC, batch["layout"]))}
 
     def _samples(self, batch: SequenceBatch, step: int) -> list[list[Candidate]]:
         """Translations of every clip by the model as it is."""

@@ -26,7 +26,7 @@ def synth(
     """Generate the synthetic sign corpus that the demo and the experiments use.
 
     `slt shards build synthetic --root OUT` packs its videos; with --poses also
-    `--rows 'OUT/poses/{id}.npy' --rows-are layout=synthetic --rows-are rate=12.5`.
+    `--rows 'OUT/poses/{media}.npy' --rows-are layout=synthetic --rows-are rate=12.5`.
     """
     from shards.corpora.synthetic import SyntheticOptions, generate
 

@@ -184,3 +184,5 @@ def test_options_of_long_videos_need_long(app: typer.Typer, long_command: list[s
     command = [word for word in long_command if word != "--long"]
     result = CliRunner().invoke(app, [*command, "--out", "a.vtt"])
     assert isinstance(result.exception, RecipeError) and "belong to --long" in str(result.exception)
+    result = CliRunner().invoke(app, [*long_command, "--pose", "a.npy"])
+    assert isinstance(result.exception, RecipeError) and "--pose gives the keypoints of" in str(result.exception)

@@ -88,6 +88,7 @@ def test_the_command(served: Path, videos: Path, tmp_path: Path) -> None:
     [
         ([], "either the samples of --shards or the whole videos of --long: give one"),
         (["--shards", "a", "--long", "b"], "either the samples of --shards or the whole videos of --long: give one"),
+        (["--long", "a", "--pose", "b"], "--pose gives the keypoints of single clips; --long takes models that read"),
         (["--shards", "a", "--given-times"], "--given-times and --crop belong to --long"),
         (["--shards", "a", "--language", "de"], "--language and --sign-language belong to --long: a sample"),
     ],

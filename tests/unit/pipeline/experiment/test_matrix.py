@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import RecipeError
-from pipeline.experiment.matrix import Matrix, arms, baseline, specs_of
+from pipeline.experiment.matrix import Matrix, arms, baseline, references, replaced, specs_of
 
 Read = Callable[[dict[str, Any]], Matrix]
 
@@ -71,6 +71,7 @@ TWO_AXES = {"a": {"x": {}, "y": {"encoder": {"seed": 1}}}, "b": {"x": {}, "y": {
         (change("scores/0/metric", "eval/loss"), "score test: give either shards, which the model translates, or a"),
         (change("scores/0/step", "decoder"), "score test: no step 'decoder'; the steps are encoder, translator"),
         (change("scores/1/name", "test"), "score 'test' is given twice"),
+        (change("scores/0/options", {"references": "more"}), "score test: the table compares with one reference per"),
         (change("steps/0/recipes", "x"), "steps.0.recipes: Extra inputs are not permitted"),
         (change("steps", []), "steps: List should have at least 1 item"),
     ],
@@ -90,3 +91,12 @@ def test_a_file_that_is_no_yaml(tmp_path: Any) -> None:
     (tmp_path / "m.yaml").write_text("a: [")
     with pytest.raises(RecipeError, match=r"m\.yaml:1: is not valid YAML"):
         read_matrix(tmp_path / "m.yaml")
+
+
+def test_fields_of_prompts_are_no_steps(content: dict[str, Any], read: Read) -> None:
+    content["steps"][1]["set"] |= {"connector.prompt": "{language} {encoder} {video}"}
+    content["axes"]["warmup"]["long"]["translator"] |= {"connector.prompts.example.template": "{gloss} = {text}"}
+    _, translator = specs_of(read(content), arms(read(content))[1])
+    assert references(translator.set) == {"encoder"}
+    shown = replaced(translator.set, {"encoder": "runs/x"})
+    assert shown["model.visual.path"] == "runs/x" and shown["connector.prompt"] == "{language} {encoder} {video}"

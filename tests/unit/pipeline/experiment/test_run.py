@@ -80,6 +80,16 @@ def test_stopped_twice_it_ends_with_the_table_of_one_left_alone(content: dict[st
     assert undisturbed["report.md"] == again["report.md"]
 
 
+def test_a_changed_score_is_not_read_from_old_predictions(
+    content: dict[str, Any], read: Read, commands: Commands
+) -> None:
+    reports(read(content), commands)
+    content["scores"][0] |= {"split": "dev", "pose": ["data/pose"]}
+    again = Commands()
+    reports(read(content), again)
+    assert len(again.lines) == 4 and all("--split dev" in line and "--pose data/pose" in line for line in again.lines)
+
+
 def test_the_table_compares_with_the_baseline(content: dict[str, Any], read: Read) -> None:
     matrix = read(content)
     long = {trial.steps[1].folder.name for trial in plan(matrix) if "long" in trial.arm.name}

@@ -87,3 +87,6 @@ def test_keypoints_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder.config, "pose_layout", "openpose")
     with pytest.raises(RecipeError, match="long_words takes features of frames alone"):
         long_words(encoder, torch.zeros(200, 24), 90)
+    monkeypatch.setattr(encoder.config, "clip_stride", 2)
+    with pytest.raises(RecipeError, match="long_words takes features of single frames; this encoder's backbone reads"):
+        pooled_frames(encoder, [])
