@@ -38,6 +38,10 @@ def input_problems(recipe: Recipe) -> Iterator[Problem]:
             continue
         try:
             found = open_source(place, source, STAGES[recipe.stage].shards)
+            if source.pose is not None and not is_remote(source.pose):
+                beside = source.model_copy(update={"shards": source.pose, "pose": None, "text": ""})
+                poses = open_source(place, beside, ("features",), "pose")
+                found = poses if isinstance(poses, Problem) else found
         except OSError as error:  # permissions, a network disk that is gone
             text = f"{place}.shards={source.shards} cannot be read: {error.filename}: {error.strerror}"
             found = Problem(f"{text}; correct its permissions or its mount", (f"{place}.shards",))
@@ -64,13 +68,18 @@ def _sources(recipe: Recipe) -> Iterator[tuple[str, SourceConfig]]:
 # -- samples ---------------------------------------------------------------------------------------------------------
 def _text_problems(recipe: Recipe) -> Iterator[Problem]:
     """``data.unique_texts`` needs as many distinct texts as a global batch has clips."""
-    if not recipe.data.unique_texts or not STAGES[recipe.stage].contrasts:
+    if not recipe.data.unique_texts or not STAGES[recipe.stage].contrasts or _other_texts(recipe):
         return
     texts = distinct_texts(recipe)
     if isinstance(texts, Problem):
         yield texts
     elif text := too_few_texts(recipe.train.global_batch, texts):
         yield Problem(text, ("train.global_batch", "data.unique_texts"))
+
+
+def _other_texts(recipe: Recipe) -> bool:
+    """Whether texts to learn are in text columns, which only the run opens."""
+    return any(source.text for source in recipe.data.train)
 
 
 def distinct_texts(recipe: Recipe) -> int | Problem:
@@ -102,7 +111,7 @@ def few_texts(recipe: Recipe) -> str:
     Equal texts are no negatives of each other, so the batch is only larger, not harder.
     """
     remote = any(is_remote(source.shards) for source in recipe.data.train)
-    if recipe.data.unique_texts or not STAGES[recipe.stage].contrasts or remote:
+    if recipe.data.unique_texts or not STAGES[recipe.stage].contrasts or remote or _other_texts(recipe):
         return ""
     texts = distinct_texts(recipe)
     if isinstance(texts, Problem) or texts >= recipe.train.global_batch:

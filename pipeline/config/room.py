@@ -61,6 +61,8 @@ def checkpoint_bytes(recipe: Recipe) -> int:
 def _trained_weights(recipe: Recipe) -> int:
     """Weights with an optimizer state that come from a folder of this machine; small new parts are left out."""
     model = recipe.model
+    if any(part.mode != "trained" for part in recipe.train.parts.values()):  # how much of a part, only its model tells
+        return 0
     if recipe.stage == "continued_pretraining" and model.llm is not None and model.llm.path is not None:
         return weights_in(Path(model.llm.path))
     backbone = model.visual.backbone if model.visual is not None else None

@@ -39,15 +39,16 @@ def folder_of(source: SourceConfig) -> Path:
     return Path(source.shards.removeprefix("file://"))
 
 
-def open_source(place: str, source: SourceConfig, kinds: tuple[str, ...]) -> SetFacts | Problem:
+def open_source(place: str, source: SourceConfig, kinds: tuple[str, ...], field: str = "shards") -> SetFacts | Problem:
     """The set of a source, or the first thing that is wrong with it.
 
     Args:
         place: where the recipe names the source, ``data.train.0``.
         source: one on this machine.
         kinds: what the stage reads.
+        field: of the source, that names the set.
     """
-    folder, name = folder_of(source), f"{place}.shards"
+    folder, name = folder_of(source), f"{place}.{field}"
     what = f"{name}={source.shards}"
     if not folder.is_dir():
         return Problem(f"{what} does not exist; build it with `slt shards build`, or correct the path", (name,))

@@ -40,7 +40,11 @@ class Base:
 def bases_of(model: ModelConfig, plan: Mapping[str, Any]) -> list[Base]:
     """The models that the adapters of a recipe's export may belong to."""
     backbone = None if model.visual is None or model.visual.backbone is None else model.visual.backbone.path
-    llm = None if model.llm is None else model.llm.path
+    llm, started = None if model.llm is None else model.llm.path, model.init_from
+    if started.visual or started.model:  # an encoder's export holds the backbone, but is no model of its own
+        backbone = None
+    if started.llm or started.model:
+        llm = started.llm or (started.model if plan["prefix"] == "llm." else None)
     found = (
         Base("backbone_adapter", "visual.backbone.model.".removeprefix(plan["prefix"]), backbone),
         Base(ADAPTER_FOLDER, "llm.".removeprefix(plan["prefix"]), llm),

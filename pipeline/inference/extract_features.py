@@ -84,6 +84,11 @@ def extract(
     visual = loaded.model.visual
     if visual is None:
         raise RecipeError(f"{recipe}: has no model.visual, so there is no backbone to compute features with")
+    if loaded.model.init_from.visual or loaded.model.init_from.model:
+        raise RecipeError(
+            f"{recipe}: model.init_from gives the encoder other weights than model.visual says; name that export as"
+            " model.visual.path"
+        )
     change = _change(loaded, options.views, str(recipe))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if loaded.train.precision == "bf16" else torch.float32

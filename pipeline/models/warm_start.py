@@ -111,7 +111,8 @@ def _problems(
         if name in mine and (stored := export.shape(name)) != (here := _shape(own[name])):
             yield f"{name} is {stored} in the export, {here} in the model"
     before, now = _settings(_exported_config(export, part)), _settings(_config(module, part))
-    for name in _MEANING.get(part, ()):
+    scales = ("lora_alpha", "adapters") if any(".lora_" in name for name in theirs) else ()
+    for name in (*_MEANING.get(part, ()), *scales):
         if before.get(name) != now.get(name):
             yield f"{name} is {before.get(name)!r} in the export, {now.get(name)!r} in the model"
     if part == "visual" and now.get("features_width") and before["backbone_fingerprint"] != now["backbone_fingerprint"]:

@@ -89,8 +89,7 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
     @classmethod
     def text_columns(cls, recipe: Recipe, train: bool) -> tuple[str, ...]:
         config = recipe.contrastive
-        read = (config.ctc.used or config.alignment.used) and config.glosses != IN_INDEX
-        return (*super().text_columns(recipe, train), *([config.glosses] if read else []))
+        return (*super().text_columns(recipe, train), *([config.glosses] if _reads_column(config) else []))
 
     @classmethod
     def build(cls, context: StageContext, plans: Plans) -> Self:
@@ -107,13 +106,15 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
             check_warm_start(model, targets.vocabulary)
         module = ContrastiveModel(visual, encoder.width, config, len(targets.vocabulary) if targets else 0)
         check_texts(plans.train)
-        check_video(context, plans, visual, model.text_encoder.path)
         cache = TextFeatureCache(Path(recipe.run_dir) / "text_features")
         texts = texts_of(plans, config, recipe.data.references.train)
         cache.build(texts, encoder, context.rank, context.world_size, dist.barrier)
         module.set_text_statistics(cache.statistics())
         log.info("contrastive loss: tiles of %d MiB", tile_mib(config, context.device))
-        return cls(context, module, cache, targets)
+        stage = cls(context, module, cache, targets)
+        # only now is it known which backbone the encoder has (`model.init_from`), and whether it trains
+        check_video(context, plans, visual, model.text_encoder.path)
+        return stage
 
     def freeze_plan(self) -> dict[str, bool]:
         towers = ("visual", "sentence_head", "word_head", "text_sentence_head", "text_token_head")
@@ -122,8 +123,8 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
 
     def fetch(self, train: bool) -> Callable[..., Any]:
         """Clips whose rows hold the glosses that the recipe names."""
-        source, clips = self.recipe.contrastive.glosses, super().fetch(train)
-        return clips if source == IN_INDEX else FetchWithGlosses(clips, source)
+        config, clips = self.recipe.contrastive, super().fetch(train)
+        return FetchWithGlosses(clips, config.glosses) if _reads_column(config) else clips
 
     def collate(self) -> ContrastiveCollate:
         aligned = AlignedGlosses(self.texts) if self.recipe.contrastive.alignment.used else None
@@ -213,6 +214,11 @@ class Contrastive(VideoStage[ContrastiveBatch], CachedStage[ContrastiveBatch]):
             glosses_MV = F.linear(output.words_MD, heads["gloss_head.weight"], heads["gloss_head.bias"])
             outputs["glosses_BSV"] = output.layout.pad_words(glosses_MV)[0]
         return outputs
+
+
+def _reads_column(config: ContrastiveConfig) -> bool:
+    """Whether glosses are learned that are not those of the index."""
+    return (config.ctc.used or config.alignment.used) and config.glosses != IN_INDEX
 
 
 def texts_of(plans: Plans, config: ContrastiveConfig, references: Sequence[str] = ()) -> pa.Table:

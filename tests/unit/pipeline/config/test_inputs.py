@@ -195,6 +195,15 @@ def test_splits_and_corpora(world: Path) -> None:
     )
 
 
+def test_keypoints_beside_a_source(world: Path) -> None:
+    (found,) = refused(CONNECTOR, "data.train.0.pose=shards/pose")
+    assert found.endswith(
+        "data.train.0.pose=shards/pose does not exist; build it with `slt shards build`, or correct the path"
+    )
+    (found,) = refused(CONNECTOR, "data.train.0.pose=shards/video")
+    assert "data.train.0.pose=shards/video holds video, but this stage reads features" in found
+
+
 def test_distinct_texts_against_the_global_batch(world: Path) -> None:
     sets = ["data.unique_texts=true", "train.micro_batch=1"]
     check_inputs(load(write(world, CONTRASTIVE), [*sets, "train.global_batch=5"]))
@@ -212,6 +221,10 @@ def test_distinct_texts_against_the_global_batch(world: Path) -> None:
     assert "its index.parquet cannot be read (" in refused(CONTRASTIVE, *sets)[0]
     remote = [*sets, "data.train.0.shards='s3://b/set'", "data.cache_dir=cache", "train.global_batch=256"]
     check_inputs(load(write(world, CONTRASTIVE), remote))
+    labelled = [*sets, "data.train=[{shards: shards/video, text: label}]", "train.global_batch=6"]
+    (world / "shards" / "video" / "index.parquet").unlink()
+    make_set(world / "set")
+    check_inputs(load(write(world, CONTRASTIVE), [text.replace("shards/video", "set") for text in labelled]))
 
 
 def test_pretrained_parts(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

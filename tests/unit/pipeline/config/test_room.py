@@ -44,6 +44,8 @@ def test_only_weights_with_an_optimizer_state_count(tmp_path: Path) -> None:
     visual = "model.visual={backbone: {path: X, train: Y}}".replace("X", str(llm))
     assert checkpoint_bytes(recipe(tmp_path, CONTRASTIVE, visual.replace("Y", "full"))) == 100_050 * 12
     assert checkpoint_bytes(recipe(tmp_path, CONTRASTIVE, visual.replace("Y", "frozen"))) == 0
+    adapted = "train.parts={llm: {mode: lora}}"
+    assert checkpoint_bytes(recipe(tmp_path, PRETRAINING, path, adapted)) == 0, "adapters are small"
     (llm / "model.safetensors").write_bytes(b"damaged")
     assert weights_in(llm) == 0
 

@@ -116,3 +116,15 @@ def test_bases_by_stage() -> None:
     assert named["visual."] == [Base("backbone_adapter", "backbone.model.", "vit")]
     assert [base.prefix for base in named[""]] == ["visual.backbone.model.", "llm."]
     assert [base.path for base in bases_of(ModelConfig(), {"prefix": ""})] == [None, None]
+
+
+def test_the_base_is_what_the_run_started_with() -> None:
+    parts = {"llm": {"path": "lm"}, "visual": {"backbone": {"path": "vit"}}}
+
+    def paths(prefix: str, **init_from: str) -> list[str | None]:
+        model = ModelConfig.model_validate(parts | {"init_from": init_from})
+        return [base.path for base in bases_of(model, {"prefix": prefix})]
+
+    assert paths("llm.", llm="later") == paths("llm.", model="later") == ["later"]
+    assert paths("visual.", visual="encoder") == [None], "the backbone in an encoder is no model of its own"
+    assert paths("", llm="later") == ["vit", "later"] and paths("", model="whole") == [None, None]

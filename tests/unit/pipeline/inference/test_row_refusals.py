@@ -61,6 +61,13 @@ def test_features_of_an_encoder_without_backbone(monkeypatch: pytest.MonkeyPatch
         extract_features.extract("demo_contrastive", [], tmp_path, tmp_path / "out", FeatureOptions())  # type: ignore[arg-type]
 
 
+def test_features_of_an_encoder_that_is_loaded_over(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"model\.init_from gives the encoder other weights.*name that export as"):
+        extract_features.extract(
+            "demo_contrastive", ["model.init_from.visual=runs/x/export"], tmp_path, tmp_path / "out", FeatureOptions()
+        )  # type: ignore[arg-type]
+
+
 def test_an_export_whose_form_of_rows_is_gone_or_damaged(tmp_path: Path) -> None:
     model: Any = SimpleNamespace(visual=SimpleNamespace(config=encoder(backbone_config=None)))
     with pytest.raises(CheckpointError, match=f"the model reads stored rows, but has no {ROWS_FORM}; export the run"):
