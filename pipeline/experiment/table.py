@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.config.resolve import installed_versions, project_commit
 from pipeline.engine.goodput import read_rows, split
 from pipeline.engine.metrics import read_metrics
-from pipeline.evaluate.intervals import Difference, Interval, bleu_counts, difference, interval
+from pipeline.evaluate.intervals import Difference, Interval, bleu_counts, bleu_of, difference, interval
 from pipeline.evaluate.protocols import get_protocol
 from pipeline.evaluate.report import PREDICTIONS, read_predictions
 from pipeline.experiment.matrix import Arm, Matrix, ScoreSpec, arms, baseline
@@ -62,13 +62,16 @@ def table(matrix: Matrix, trials: Sequence[Trial]) -> list[Row]:
     """A row per arm, the baseline first; only what is finished counts."""
     reference = baseline(matrix)
     rows = []
-    base_counts = {score.name: _counts(matrix, _of(trials, reference), score) for score in matrix.scores}
+    base_counts: dict[str, np.ndarray | None] = {}  # of the baseline, which comes first
     base_compute = [_compute(matrix, trial) for trial in _of(trials, reference)]
     for arm in arms(matrix):
         mine = _of(trials, arm)
         cells = {}
         for score in matrix.scores:
-            cell = _cell(matrix, mine, score, base_counts[score.name] if arm != reference else None)
+            counts = _counts(matrix, mine, score)
+            cell = _cell(mine, score, counts, base_counts.get(score.name))
+            if arm == reference:
+                base_counts[score.name] = counts
             if cell is not None:
                 cells[score.name] = cell
         compute = [_compute(matrix, trial) for trial in mine]
@@ -174,14 +177,13 @@ def _counts(matrix: Matrix, trials: Sequence[Trial], score: ScoreSpec) -> np.nda
     return np.stack(runs) if runs else None
 
 
-def _cell(matrix: Matrix, trials: Sequence[Trial], score: ScoreSpec, base: np.ndarray | None) -> Cell | None:
+def _cell(trials: Sequence[Trial], score: ScoreSpec, runs: np.ndarray | None, base: np.ndarray | None) -> Cell | None:
     if score.metric is not None:
         values = [value for trial in trials if (value := _metric(trial, score)) is not None]
         return Cell(values) if values else None
-    runs = _counts(matrix, trials, score)
     if runs is None:
         return None
-    values = [interval(run[None], resamples=1).score for run in runs]
+    values = bleu_of(runs.sum(1)).tolist()
     return Cell(values, interval(runs), None if base is None else difference(runs, base))
 
 
