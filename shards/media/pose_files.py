@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,14 +31,19 @@ def read_points(path: Path, columns: str) -> tuple[Points, float]:
     Raises:
         DataError: an unreadable file, one without frames or people, or of another shape.
     """
-    reader = _folder if path.is_dir() else READERS.get(path.suffix.lower())
-    if reader is None:
+    suffix = path.suffix.lower()
+    reader = read_folder if path.is_dir() else _PEOPLE.get(suffix)
+    if reader is None and suffix != ".npy":
         raise DataError(
             f"no keypoint file: the name ends in {path.suffix!r}",
             where=str(path),
-            fix=f"readable are {', '.join(READERS)} and folders of OpenPose",
+            fix=f"readable are {', '.join(['.npy', *_PEOPLE])} and folders of OpenPose",
         )
-    points_TKC, rate = reader(path, columns)
+    if reader is None:
+        points_TKC, rate = _array(path, columns)
+    else:
+        people, rate = reader(path)
+        points_TKC = one_person(people, path)
     if not len(points_TKC):
         raise DataError("holds no frame", where=str(path), fix=FIX_FILE)
     return points_TKC, rate
@@ -83,31 +89,7 @@ def one_person(frames: Iterable[Iterable[Person]], path: Path) -> Points:
     return with_confidence(points, "xyc")
 
 
-def _json(path: Path, columns: str) -> tuple[Points, float]:
-    del columns
-    frames, rate = read_json(path)
-    return one_person(frames, path), rate
-
-
-def _folder(path: Path, columns: str) -> tuple[Points, float]:
-    del columns
-    frames, rate = read_folder(path)
-    return one_person(frames, path), rate
-
-
-def _pose(path: Path, columns: str) -> tuple[Points, float]:
-    del columns
-    people, rate = read_pose(path)
-    return one_person(people, path), rate
-
-
-def _pickle(path: Path, columns: str) -> tuple[Points, float]:
-    del columns
-    people, rate = read_pickle(path)
-    return one_person(people, path), rate
-
-
-READERS: dict[str, Callable[[Path, str], tuple[Points, float]]] = {
-    ".npy": _array, ".json": _json, ".pkl": _pickle, ".pickle": _pickle, ".pose": _pose,
+_PEOPLE: dict[str, Callable[[Path], tuple[Any, float]]] = {
+    ".json": read_json, ".pkl": read_pickle, ".pickle": read_pickle, ".pose": read_pose,
 }  # fmt: skip
-"""By the suffix of the name."""
+"""By the suffix of the name: formats that may hold several people, and say themselves which columns they have."""
